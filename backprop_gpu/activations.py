@@ -1,0 +1,406 @@
+"""Activation functions a = σ(z) and their derivatives σ'(z).
+
+Every built-in writes into a buffer it is given, so that a training step
+allocates nothing. The same functions stand in ``kernels/cuda/activations.cuh``
+and ``kernels/numba_cuda/activations.py``; the tests hold the three together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+
+Array = Any  # numpy.ndarray, cupy.ndarray or a Numba device array
+Function = Callable[[Array], Array]
+
+
+class Activation:
+    """An elementwise function a = σ(z) with its derivative.
+
+    Parameters
+    ----------
+    name : str
+        What ``Network(activation=...)`` and saved models call it.
+    function, derivative : callable
+        σ and σ', each taking z and returning an array of the same shape. On the
+        CUDA backends Numba compiles both for one scalar, so write them with
+        arithmetic, ``math`` or NumPy's elementwise functions.
+    range : (float, float), optional
+        The open interval in which a lies. Given, costs that need another one are
+        refused; left out, every cost is allowed.
+
+    Examples
+    --------
+    >>> square = Activation("square", lambda z: z * z, lambda z: 2 * z)
+    >>> square.function(3.0), square.derivative(3.0)
+    (9.0, 6.0)
+    """
+
+    elementwise: bool = True
+    #: What σ' is computed from: "a" spares storing z, "z" needs it.
+    derivative_from: str = "z"
+    builtin: bool = False
+
+    def __init__(
+        self,
+        name: str,
+        function: Function,
+        derivative: Function,
+        *,
+        range: tuple[float, float] | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"name must be a Python identifier, got {name!r}")
+        for argument, value in (("function", function), ("derivative", derivative)):
+            if not callable(value):
+                raise TypeError(
+                    f"{argument} of activation {name!r} must be callable, got {value!r}"
+                )
+        self.name = name
+        self.range = range
+        self.function = function
+        self.derivative = derivative
+
+    def __repr__(self) -> str:
+        return f"<activation {self.name}>"
+
+    def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        """out = σ(z). z and out may be the same array; scratch has their shape."""
+        out[...] = _same_shape(self.function(z), z, f"function of activation {self.name!r}")
+
+    def evaluate_derivative(
+        self, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        """out = σ'(z). Built-ins read z or a, whichever `derivative_from` names."""
+        out[...] = _same_shape(self.derivative(z), z, f"derivative of activation {self.name!r}")
+
+    def pull_back(
+        self,
+        error: np.ndarray,
+        z: np.ndarray,
+        a: np.ndarray,
+        scratch: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        """error ← error ⊙ σ'(z): from ∂C/∂a to δ = ∂C/∂z, in place."""
+        self.evaluate_derivative(z, a, scratch[0], scratch[1])
+        np.multiply(error, scratch[0], out=error)
+
+
+def _same_shape(result: Any, z: np.ndarray, what: str) -> Any:
+    if np.shape(result) != np.shape(z):
+        raise ValueError(
+            f"{what} must be elementwise: it gave shape {np.shape(result)} for {np.shape(z)}"
+        )
+    return result
+
+
+class _Builtin(Activation):
+    builtin = True
+    name: str
+    interval: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+
+    def __init__(self) -> None:
+        self.range = self.interval
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return get, (self.name,)
+
+    def function(self, z: Array) -> np.ndarray:
+        """σ(z) in a new array."""
+        z = np.atleast_1d(_as_float(z))
+        out = np.empty_like(z)
+        self.evaluate(z, out, np.empty_like(z))
+        return out
+
+    def derivative(self, z: Array) -> np.ndarray:
+        """σ'(z) in a new array."""
+        z = np.atleast_1d(_as_float(z))
+        out = np.empty_like(z)
+        self.evaluate_derivative(z, self.function(z), out, np.empty_like(z))
+        return out
+
+
+def _as_float(z: Array) -> np.ndarray:
+    z = np.asarray(z)
+    return z if z.dtype.kind == "f" else z.astype(np.float64)
+
+
+class Sigmoid(_Builtin):
+    """σ(z) = 1 / (1 + e^-z),  σ' = a (1 - a)."""
+
+    name = "sigmoid"
+    interval = (0.0, 1.0)
+    derivative_from = "a"
+
+    def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        # e^-z may overflow to inf, and 1 / inf = 0 is the right answer.
+        np.negative(z, out=out)
+        np.exp(out, out=out)
+        np.add(out, 1.0, out=out)
+        np.reciprocal(out, out=out)
+
+    def evaluate_derivative(
+        self, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.subtract(1.0, a, out=out)
+        np.multiply(out, a, out=out)
+
+
+class Tanh(_Builtin):
+    """σ(z) = tanh z,  σ' = 1 - a²."""
+
+    name = "tanh"
+    interval = (-1.0, 1.0)
+    derivative_from = "a"
+
+    def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        np.tanh(z, out=out)
+
+    def evaluate_derivative(
+        self, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.multiply(a, a, out=out)
+        np.subtract(1.0, out, out=out)
+
+
+class Relu(_Builtin):
+    """σ(z) = max(z, 0),  σ' = [a > 0]."""
+
+    name = "relu"
+    interval = (math.nextafter(0.0, -1.0), math.inf)  # open, and 0 itself is reached
+    derivative_from = "a"
+
+    def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        np.maximum(z, 0.0, out=out)
+
+    def evaluate_derivative(
+        self, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.greater(a, 0.0, out=out)
+
+
+class LeakyRelu(_Builtin):
+    """σ(z) = max(z, 0.01 z),  σ' = 1 where a > 0, else 0.01."""
+
+    name = "leaky_relu"
+    derivative_from = "a"
+    slope: ClassVar[float] = 0.01
+
+    def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        np.multiply(z, self.slope, out=scratch)
+        np.maximum(z, scratch, out=out)
+
+    def evaluate_derivative(
+        self, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.greater(a, 0.0, out=out)
+        np.maximum(out, self.slope, out=out)
+
+
+class Elu(_Builtin):
+    """σ(z) = z where z > 0, else e^z - 1;  σ' = 1 where z > 0, else a + 1."""
+
+    name = "elu"
+    interval = (-1.0, math.inf)
+    derivative_from = "a"
+
+    def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        # e^z - 1 >= z everywhere, so the larger of z and e^min(z,0) - 1 is right.
+        np.minimum(z, 0.0, out=scratch)
+        np.expm1(scratch, out=scratch)
+        np.maximum(z, scratch, out=out)
+
+    def evaluate_derivative(
+        self, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.minimum(a, 0.0, out=out)
+        np.add(out, 1.0, out=out)
+
+
+class Gelu(_Builtin):
+    """σ(z) = z Φ(z),  σ' = Φ(z) + z φ(z), with the exact normal Φ (Hendrycks & Gimpel 2016)."""
+
+    name = "gelu"
+    interval = (-0.17, math.inf)
+
+    @staticmethod
+    def _cdf(z: np.ndarray, out: np.ndarray) -> None:
+        from scipy.special import erfc  # here: SciPy would double the package's import time
+
+        # erfc keeps the digits of the left tail that 1 + erf cancels.
+        np.multiply(z, -math.sqrt(0.5), out=out)
+        erfc(out, out=out)
+        np.multiply(out, 0.5, out=out)
+
+    def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        self._cdf(z, scratch)
+        np.multiply(z, scratch, out=out)
+
+    def evaluate_derivative(
+        self, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.multiply(z, z, out=out)
+        np.multiply(out, -0.5, out=out)
+        np.exp(out, out=out)
+        np.multiply(out, 1.0 / math.sqrt(2.0 * math.pi), out=out)
+        np.multiply(out, z, out=out)
+        self._cdf(z, scratch)
+        np.add(out, scratch, out=out)
+
+
+class Silu(_Builtin):
+    """σ(z) = z s(z) with s the sigmoid,  σ' = s + a (1 - s)."""
+
+    name = "silu"
+    interval = (-0.2785, math.inf)
+
+    def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        _SIGMOID.evaluate(z, scratch, scratch)
+        np.multiply(z, scratch, out=out)
+
+    def evaluate_derivative(
+        self, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        _SIGMOID.evaluate(z, scratch, scratch)
+        np.subtract(1.0, scratch, out=out)
+        np.multiply(out, a, out=out)
+        np.add(out, scratch, out=out)
+
+
+class Softplus(_Builtin):
+    """σ(z) = ln(1 + e^z),  σ' = 1 - e^-a."""
+
+    name = "softplus"
+    interval = (0.0, math.inf)
+    derivative_from = "a"
+
+    def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        np.logaddexp(z, 0.0, out=out)
+
+    def evaluate_derivative(
+        self, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.negative(a, out=out)
+        np.expm1(out, out=out)
+        np.negative(out, out=out)
+
+
+class Identity(_Builtin):
+    """σ(z) = z,  σ' = 1."""
+
+    name = "identity"
+    derivative_from = "a"
+
+    def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        if out is not z:
+            np.copyto(out, z)
+
+    def evaluate_derivative(
+        self, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        out.fill(1.0)
+
+
+class Exponential(_Builtin):
+    """σ(z) = e^z,  σ' = a: the output whose Poisson cost has δ = a - y."""
+
+    name = "exponential"
+    interval = (0.0, math.inf)
+    derivative_from = "a"
+
+    def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        np.exp(z, out=out)
+
+    def evaluate_derivative(
+        self, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.copyto(out, a)
+
+
+class Softmax(_Builtin):
+    """a_j = e^z_j / Σ_k e^z_k over a row; output layers only.
+
+    Its Jacobian ∂a_k/∂z_j = a_k ([j = k] - a_j) couples the outputs of a sample.
+    """
+
+    name = "softmax"
+    interval = (0.0, 1.0)
+    derivative_from = "a"
+    elementwise = False
+
+    def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        column = scratch[:, :1]
+        np.max(z, axis=1, keepdims=True, out=column)
+        np.subtract(z, column, out=out)
+        np.exp(out, out=out)
+        np.sum(out, axis=1, keepdims=True, out=column)
+        np.divide(out, column, out=out)
+
+    def pull_back(
+        self,
+        error: np.ndarray,
+        z: np.ndarray,
+        a: np.ndarray,
+        scratch: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        """error_j ← a_j (error_j - Σ_k error_k a_k)."""
+        product, column = scratch[0], scratch[1][:, :1]
+        np.multiply(error, a, out=product)
+        np.sum(product, axis=1, keepdims=True, out=column)
+        np.subtract(error, column, out=error)
+        np.multiply(error, a, out=error)
+
+    def function(self, z: Array) -> np.ndarray:
+        return super().function(np.atleast_2d(_as_float(z))).reshape(np.shape(z))
+
+    def derivative(self, z: Array) -> np.ndarray:
+        raise TypeError("softmax is not elementwise: it has a Jacobian, not a σ'(z)")
+
+
+_SIGMOID = Sigmoid()
+_BUILTINS: tuple[_Builtin, ...] = (
+    _SIGMOID, Tanh(), Relu(), LeakyRelu(), Elu(), Gelu(), Silu(), Softplus(),
+    Identity(), Exponential(), Softmax(),
+)  # fmt: skip
+_REGISTRY: dict[str, Activation] = {activation.name: activation for activation in _BUILTINS}
+
+
+def names() -> tuple[str, ...]:
+    """The names `get` knows: the built-ins and what `register` added."""
+    return tuple(_REGISTRY)
+
+
+def get(activation: str | Activation) -> Activation:
+    """The activation of that name, or the `Activation` itself."""
+    if isinstance(activation, Activation):
+        return activation
+    if not isinstance(activation, str):
+        raise TypeError(f"activation must be a name or an Activation, got {activation!r}")
+    if activation not in _REGISTRY:
+        raise ValueError(f"unknown activation {activation!r}; known: {', '.join(_REGISTRY)}")
+    return _REGISTRY[activation]
+
+
+def register(activation: Activation) -> Activation:
+    """Make an activation known by its name, to `Network` and to `Network.load`.
+
+    Raises
+    ------
+    ValueError
+        If the name is a built-in's, or a function does not keep its argument's shape.
+    """
+    if not isinstance(activation, Activation):
+        raise TypeError(f"register takes an Activation, got {activation!r}")
+    current = _REGISTRY.get(activation.name)
+    if current is not None and current.builtin:
+        raise ValueError(f"{activation.name!r} is a built-in activation; choose another name")
+    probe = np.linspace(-1.0, 1.0, 6).reshape(2, 3)
+    _same_shape(activation.function(probe), probe, f"function of activation {activation.name!r}")
+    _same_shape(
+        activation.derivative(probe), probe, f"derivative of activation {activation.name!r}"
+    )
+    _REGISTRY[activation.name] = activation
+    return activation

@@ -1,0 +1,108 @@
+"""Backends: each runs one equation on one kind of array. `base.Backend` is the interface.
+
+This module knows which there are, what keeps each from being used on this
+machine, and how to make one. Asking never creates a CUDA context.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .base import Backend
+
+
+def _numpy_obstacle() -> str | None:
+    return None
+
+
+def _cuda_obstacle() -> str | None:
+    for module, package in (("cupy", "CuPy"), ("cuda.core", "cuda.core")):
+        if not _installed(module):
+            return f"{package} is not installed (pip install 'backprop_gpu[cu13]')"
+    try:
+        import cupy
+
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # a broken driver shows itself in many ways
+        return f"no CUDA device ({_first_line(error)})"
+    return None if count else "no CUDA device"
+
+
+def _numba_cuda_obstacle() -> str | None:
+    if not _installed("numba.cuda"):
+        return "numba-cuda is not installed (pip install 'backprop_gpu[cu13]')"
+    if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
+        return None
+    try:
+        from numba import cuda
+
+        cuda.gpus[0]
+    except Exception as error:
+        return (
+            f"no CUDA device ({_first_line(error)}); with NUMBA_ENABLE_CUDASIM=1 in the "
+            "environment it runs in Numba's simulator, slowly"
+        )
+    return None
+
+
+def _make_numpy(dtype: np.dtype[Any]) -> Backend:
+    from .numpy import NumpyBackend
+
+    return NumpyBackend(dtype)
+
+
+def _make_cuda(dtype: np.dtype[Any]) -> Backend:
+    from .cuda import CudaBackend, CupyRuntime
+
+    return CudaBackend(dtype, CupyRuntime())
+
+
+def _make_numba_cuda(dtype: np.dtype[Any]) -> Backend:
+    from .numba_cuda import NumbaCudaBackend
+
+    return NumbaCudaBackend(dtype)
+
+
+#: name -> (what keeps it from being used here, how to make one)
+_BACKENDS: dict[str, tuple[Callable[[], str | None], Callable[[np.dtype[Any]], Backend]]] = {
+    "numpy": (_numpy_obstacle, _make_numpy),
+    "cuda": (_cuda_obstacle, _make_cuda),
+    "numba_cuda": (_numba_cuda_obstacle, _make_numba_cuda),
+}
+
+
+class Obstacles(dict[str, "str | None"]):
+    """For every backend why it cannot be used here, or None; looked up when asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(_BACKENDS))
+
+    def __getitem__(self, name: str) -> str | None:
+        return _BACKENDS[name][0]()
+
+
+def names() -> tuple[str, ...]:
+    """The backends that exist, usable here or not."""
+    return tuple(_BACKENDS)
+
+
+def create(name: str, dtype: np.dtype[Any]) -> Backend:
+    """A new backend for arrays of that dtype."""
+    return _BACKENDS[name][1](dtype)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

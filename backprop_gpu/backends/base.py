@@ -1,0 +1,115 @@
+"""The interface between an engine and the arrays it works on.
+
+Shapes, for a batch of m rows: a, z, δ of layer l are (m, n_l), w[l] is
+(n_l, n_{l-1}), b[l] is (n_l,). Every method writes into the arrays it is given
+and allocates nothing that outlives the call. All arrays are C-contiguous and of
+the backend's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..activations import Activation
+from ..costs import Cost
+from ..optimizers import Optimizer
+from ..parameters import Parameters
+
+Array = Any
+
+
+class Epoch(Protocol):
+    """What a step reads by its number: the shuffled order and the update coefficients.
+
+    The step number itself lives where the arrays live, so that one captured step
+    can be replayed for a whole epoch without the host.
+    """
+
+    def load(self, order: np.ndarray, coefficients: np.ndarray) -> None:
+        """Start an epoch at step 0. order (n,), coefficients (steps, 4), both on the host."""
+
+    def costs(self) -> np.ndarray:
+        """The mean cost of every step so far, (steps,), float64, on the host."""
+
+
+class Backend(Protocol):
+    """One way to run the equations."""
+
+    name: str
+    dtype: np.dtype[Any]
+
+    # memory
+    def asarray(self, host: np.ndarray) -> Array: ...
+    def to_numpy(self, array: Array) -> np.ndarray: ...
+    def empty(self, shape: Sequence[int]) -> Array: ...
+    def zeros(self, shape: Sequence[int]) -> Array: ...
+    def copy(self, source: Array, out: Array) -> None: ...
+    def all_finite(self, array: Array) -> bool: ...
+    def release(self) -> None:
+        """Forget scratch memory and captured steps."""
+
+    # the equations
+    def forward(
+        self, w: Array, b: Array, a_prev: Array, activation: Activation, z: Array | None, a: Array
+    ) -> None:
+        """z = a_prev wᵀ + b, a = σ(z). With z None only a is kept."""
+
+    def output_error(
+        self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost, out: Array
+    ) -> None:
+        """BP1: out = ∇_a C_x ⊙ σ'(z); a - y where cost and activation collapse."""
+
+    def hidden_error(
+        self,
+        w_next: Array,
+        delta_next: Array,
+        z: Array | None,
+        a: Array,
+        activation: Activation,
+        out: Array,
+    ) -> None:
+        """BP2: out = (δ_next w_next) ⊙ σ'(z)."""
+
+    def bias_gradient(self, delta: Array, out: Array) -> None:
+        """BP3: out = mean of δ over the rows."""
+
+    def weight_gradient(self, delta: Array, a_prev: Array, out: Array) -> None:
+        """BP4: out = δᵀ a_prev / m."""
+
+    def hadamard(self, s: Array, t: Array, out: Array) -> None:
+        """out = s ⊙ t."""
+
+    def cost(
+        self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost
+    ) -> float:
+        """C: the mean of C_x over the rows, on the host."""
+
+    # one step of an epoch
+    def epoch(self, rows: int, batch: int) -> Epoch: ...
+
+    def gather(self, source: Array, epoch: Any, out: Array) -> None:
+        """out = the rows of `source` that this step's part of the order names."""
+
+    def record_cost(
+        self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost, epoch: Any
+    ) -> None:
+        """C of this step, into the epoch's costs."""
+
+    def update(
+        self,
+        parameters: Parameters,
+        gradients: Parameters,
+        slots: tuple[Array, ...],
+        optimizer: Optimizer,
+        epoch: Any,
+    ) -> None:
+        """One step of the optimizer over all parameters. May use the gradients as scratch."""
+
+    def advance(self, epoch: Any) -> None:
+        """The step is over."""
+
+    def repeat(self, step: Callable[[], None], times: int) -> None:
+        """Run a step that many times; a device may capture it once and replay it."""

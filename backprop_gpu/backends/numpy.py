@@ -1,0 +1,247 @@
+"""The equations in NumPy: the reference that every other backend is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import costs
+from ..activations import Activation
+from ..costs import Cost
+from ..optimizers import Optimizer
+from ..parameters import Parameters
+
+
+class NumpyEpoch:
+    """Order, coefficients and costs of an epoch, with the step number, on the host."""
+
+    def __init__(self, rows: int, batch: int) -> None:
+        self.order = np.empty(rows, np.intp)
+        self.batch = batch
+        self.step = 0
+        self._costs = np.empty(-(-rows // batch), np.float64)
+
+    def load(self, order: np.ndarray, coefficients: np.ndarray) -> None:
+        self.order[...] = order
+        self.coefficients = coefficients.tolist()
+        self.step = 0
+
+    def costs(self) -> np.ndarray:
+        return self._costs[: self.step].copy()
+
+
+class NumpyBackend:
+    """Runs each equation with NumPy's own operations, in place.
+
+    Scratch arrays are made once for each shape that is asked for, so that a
+    training step allocates nothing after the first batch.
+    """
+
+    name = "numpy"
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = np.dtype(dtype)
+        self._scratch: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
+
+    def asarray(self, host: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(host, self.dtype)
+
+    def to_numpy(self, array: np.ndarray) -> np.ndarray:
+        return array.copy()
+
+    def empty(self, shape: Sequence[int]) -> np.ndarray:
+        return np.empty(shape, self.dtype)
+
+    def zeros(self, shape: Sequence[int]) -> np.ndarray:
+        return np.zeros(shape, self.dtype)
+
+    def copy(self, source: np.ndarray, out: np.ndarray) -> None:
+        np.copyto(out, source)
+
+    def all_finite(self, array: np.ndarray) -> bool:
+        return bool(np.isfinite(array).all())
+
+    def release(self) -> None:
+        self._scratch.clear()
+
+    def scratch(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Two arrays of that shape, free between any two calls of this backend."""
+        pair = self._scratch.get(shape)
+        if pair is None:
+            pair = self._scratch[shape] = (self.empty(shape), self.empty(shape))
+        return pair
+
+    def forward(
+        self,
+        w: np.ndarray,
+        b: np.ndarray,
+        a_prev: np.ndarray,
+        activation: Activation,
+        z: np.ndarray | None,
+        a: np.ndarray,
+    ) -> None:
+        z = a if z is None else z
+        np.matmul(a_prev, w.T, out=z)
+        np.add(z, b, out=z)
+        activation.evaluate(z, a, self.scratch(a.shape)[0])
+
+    def output_error(
+        self,
+        z: np.ndarray | None,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        cost: Cost,
+        out: np.ndarray,
+    ) -> None:
+        if costs.collapses(activation, cost):
+            np.subtract(a, y, out=out)
+        else:
+            scratch = self.scratch(a.shape)
+            cost.evaluate_gradient(a, y, out, scratch[0])
+            activation.pull_back(out, a if z is None else z, a, scratch)
+
+    def hidden_error(
+        self,
+        w_next: np.ndarray,
+        delta_next: np.ndarray,
+        z: np.ndarray | None,
+        a: np.ndarray,
+        activation: Activation,
+        out: np.ndarray,
+    ) -> None:
+        np.matmul(delta_next, w_next, out=out)
+        activation.pull_back(out, a if z is None else z, a, self.scratch(a.shape))
+
+    def bias_gradient(self, delta: np.ndarray, out: np.ndarray) -> None:
+        np.add.reduce(delta, axis=0, out=out)
+        np.divide(out, len(delta), out=out)
+
+    def weight_gradient(self, delta: np.ndarray, a_prev: np.ndarray, out: np.ndarray) -> None:
+        mean = self.scratch(delta.shape)[0]
+        np.divide(delta, len(delta), out=mean)  # m is divided out of δ, the smaller factor
+        np.matmul(mean.T, a_prev, out=out)
+
+    def hadamard(self, s: np.ndarray, t: np.ndarray, out: np.ndarray) -> None:
+        np.multiply(s, t, out=out)
+
+    def cost(
+        self, z: np.ndarray | None, a: np.ndarray, y: np.ndarray, activation: Activation, cost: Cost
+    ) -> float:
+        return cost.mean(z, a, y, activation, self.scratch(a.shape))
+
+    def epoch(self, rows: int, batch: int) -> NumpyEpoch:
+        return NumpyEpoch(rows, batch)
+
+    def gather(self, source: np.ndarray, epoch: NumpyEpoch, out: np.ndarray) -> None:
+        start = epoch.step * epoch.batch
+        # mode="clip" is what makes take write into out directly; the order is a permutation.
+        source.take(epoch.order[start : start + len(out)], axis=0, out=out, mode="clip")
+
+    def record_cost(
+        self,
+        z: np.ndarray | None,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        cost: Cost,
+        epoch: NumpyEpoch,
+    ) -> None:
+        epoch._costs[epoch.step] = self.cost(z, a, y, activation, cost)
+
+    def update(
+        self,
+        parameters: Parameters,
+        gradients: Parameters,
+        slots: tuple[np.ndarray, ...],
+        optimizer: Optimizer,
+        epoch: NumpyEpoch,
+    ) -> None:
+        row = epoch.coefficients[epoch.step]
+        clip(gradients.flat, optimizer)
+        penalize(parameters, gradients, optimizer, self.scratch(parameters.flat.shape)[0])
+        apply_rule(parameters, gradients.flat, slots, optimizer, row, self.scratch)
+
+    def advance(self, epoch: NumpyEpoch) -> None:
+        epoch.step += 1
+
+    def repeat(self, step: Callable[[], None], times: int) -> None:
+        for _ in range(times):
+            step()
+
+
+def clip(g: np.ndarray, optimizer: Optimizer) -> None:
+    """g ← g clipped by value, then by norm."""
+    if optimizer.clip_value is not None:
+        np.clip(g, -optimizer.clip_value, optimizer.clip_value, out=g)
+    if optimizer.clip_norm is not None:
+        norm = float(np.dot(g, g)) ** 0.5
+        if norm > optimizer.clip_norm:
+            np.multiply(g, optimizer.clip_norm / norm, out=g)
+
+
+def penalize(
+    parameters: Parameters, gradients: Parameters, optimizer: Optimizer, scratch: np.ndarray
+) -> None:
+    """g ← g + l2 w + l1 sign(w), on weights only."""
+    if optimizer.l2 == 0.0 and optimizer.l1 == 0.0:
+        return
+    end = parameters.layout.weights_end
+    w, g, term = parameters.flat[:end], gradients.flat[:end], scratch[:end]
+    if optimizer.l2:
+        np.multiply(w, optimizer.l2, out=term)
+        np.add(g, term, out=g)
+    if optimizer.l1:
+        np.sign(w, out=term)
+        np.multiply(term, optimizer.l1, out=term)
+        np.add(g, term, out=g)
+
+
+def apply_rule(
+    parameters: Parameters,
+    g: np.ndarray,
+    slots: tuple[np.ndarray, ...],
+    optimizer: Optimizer,
+    row: Sequence[float],
+    scratch: Callable[[tuple[int, ...]], tuple[np.ndarray, np.ndarray]],
+) -> None:
+    """The five rules of `optimizers`, with its names for the coefficients. g is overwritten."""
+    c0, c1, c2, c3 = row
+    p = parameters.flat
+    if optimizer.rule == "sgd":
+        np.multiply(g, c0, out=g)
+        np.subtract(p, g, out=p)
+    elif optimizer.rule in ("momentum", "nesterov"):
+        (v,) = slots
+        mu = optimizer.constants[0]
+        np.multiply(g, c0, out=g)
+        np.multiply(v, mu, out=v)
+        np.subtract(v, g, out=v)
+        if optimizer.rule == "momentum":
+            np.add(p, v, out=p)
+        else:
+            np.subtract(p, g, out=p)
+            np.multiply(v, mu, out=g)
+            np.add(p, g, out=p)
+    else:
+        m, v = slots
+        beta1, beta2, epsilon = optimizer.constants
+        term = scratch(p.shape)[0]
+        if c3:
+            w = p[: parameters.layout.weights_end]
+            np.multiply(w, 1.0 - c3, out=w)
+        np.multiply(m, beta1, out=m)
+        np.multiply(g, 1.0 - beta1, out=term)
+        np.add(m, term, out=m)
+        np.multiply(v, beta2, out=v)
+        np.multiply(g, g, out=g)
+        np.multiply(g, 1.0 - beta2, out=g)
+        np.add(v, g, out=v)
+        np.sqrt(v, out=term)
+        np.multiply(term, c2, out=term)
+        np.add(term, epsilon, out=term)
+        np.divide(m, term, out=term)
+        np.multiply(term, c1, out=term)
+        np.subtract(p, term, out=p)

@@ -1,0 +1,347 @@
+"""Cost functions C = 1/n Σ_x C_x, each C_x a function of the outputs a^L and the target y.
+
+`collapses` is the one place that knows the pairs of output activation and cost
+for which BP1 reads δ^L = a^L - y: there the division in ∇_a C and the factor
+σ'(z^L) cancel, and leaving both out is faster and does not lose digits where σ
+is saturated. The cost of such a pair is computed from z^L for the same reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .activations import Activation
+
+Array = Any
+
+
+class Cost:
+    """A cost C_x(a, y) of one sample, with its gradient ∇_a C_x.
+
+    Parameters
+    ----------
+    name : str
+        What ``Network(cost=...)`` and saved models call it.
+    function : callable
+        (a, y), both (m, n_L) -> (m,): C_x of every sample.
+    gradient : callable
+        (a, y), both (m, n_L) -> (m, n_L): ∂C_x/∂a_j. On the CUDA backends both are
+        called with device arrays, so write them with operators and NumPy functions.
+
+    Examples
+    --------
+    >>> quartic = Cost("quartic", lambda a, y: ((a - y) ** 4).sum(axis=1),
+    ...                 lambda a, y: 4 * (a - y) ** 3)
+    """
+
+    #: The open interval in which outputs must lie, and the closed one for targets.
+    domain: tuple[float, float] = (-math.inf, math.inf)
+    targets: tuple[float, float] = (-math.inf, math.inf)
+    #: Whether the targets of a sample must sum to 1.
+    distribution: bool = False
+    #: The output activation with which BP1 collapses to a - y.
+    partner: str | None = None
+    builtin: bool = False
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[Array, Array], Array],
+        gradient: Callable[[Array, Array], Array],
+    ) -> None:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"name must be a Python identifier, got {name!r}")
+        for argument, value in (("function", function), ("gradient", gradient)):
+            if not callable(value):
+                raise TypeError(f"{argument} of cost {name!r} must be callable, got {value!r}")
+        self.name = name
+        self.function = function
+        self.gradient = gradient
+
+    def __repr__(self) -> str:
+        return f"<cost {self.name}>"
+
+    def samples(self, a: Array, y: Array) -> Array:
+        """C_x of every sample, (m,)."""
+        value = self.function(a, y)
+        if np.shape(value) != (a.shape[0],):
+            raise ValueError(
+                f"function of cost {self.name!r} must give one number a sample: "
+                f"expected shape {(a.shape[0],)}, got {np.shape(value)}"
+            )
+        return value
+
+    def mean(
+        self,
+        z: np.ndarray | None,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        scratch: tuple[np.ndarray, np.ndarray],
+    ) -> float:
+        """C, the mean of C_x over the rows."""
+        return float(np.mean(self.samples(a, y)))
+
+    def evaluate_gradient(
+        self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        """out = ∇_a C_x, row by row."""
+        value = self.gradient(a, y)
+        if np.shape(value) != np.shape(a):
+            raise ValueError(
+                f"gradient of cost {self.name!r} must have the shape of a, {np.shape(a)}, "
+                f"got {np.shape(value)}"
+            )
+        out[...] = value
+
+
+class _Builtin(Cost):
+    """C_x = Σ_j c(a_j, y_j), so that one elementwise map and one sum are the whole cost."""
+
+    builtin = True
+    name: str
+
+    def __init__(self) -> None:
+        pass
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return get, (self.name,)
+
+    def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        """out = c(a_j, y_j)."""
+        raise NotImplementedError
+
+    def terms_from_z(
+        self, z: np.ndarray, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        """out = c(σ(z_j), y_j) for the partner σ, without the rounding of a."""
+        raise NotImplementedError
+
+    def mean(
+        self,
+        z: np.ndarray | None,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        scratch: tuple[np.ndarray, np.ndarray],
+    ) -> float:
+        if z is not None and activation.name == self.partner:
+            self.terms_from_z(z, a, y, *scratch)
+        else:
+            self.terms(a, y, *scratch)
+        return float(np.add.reduce(scratch[0], axis=None)) / a.shape[0]
+
+    def function(self, a: Array, y: Array) -> np.ndarray:
+        a, y = np.broadcast_arrays(*map(np.atleast_2d, (a, y)))
+        out = np.empty(a.shape, np.result_type(a, y, np.float32))
+        self.terms(a, y, out, np.empty_like(out))
+        return np.asarray(out.sum(axis=1))
+
+    def gradient(self, a: Array, y: Array) -> np.ndarray:
+        a, y = np.broadcast_arrays(*map(np.atleast_2d, (a, y)))
+        out = np.empty(a.shape, np.result_type(a, y, np.float32))
+        self.evaluate_gradient(a, y, out, np.empty_like(out))
+        return out
+
+
+def _clip(a: np.ndarray, domain: tuple[float, float], out: np.ndarray) -> None:
+    """Move a to the floats strictly inside the domain: rounding may have put it on the edge."""
+    info = np.finfo(a.dtype)
+    upper = 1.0 - float(info.epsneg) if domain[1] == 1.0 else None
+    np.clip(a, float(info.tiny), upper, out=out)
+
+
+class Quadratic(_Builtin):
+    """C_x = ½ ‖y - a‖²,  ∂C_x/∂a_j = a_j - y_j."""
+
+    name = "quadratic"
+    partner = "identity"
+
+    def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        np.subtract(a, y, out=out)
+        np.multiply(out, out, out=out)
+        np.multiply(out, 0.5, out=out)
+
+    def terms_from_z(
+        self, z: np.ndarray, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        self.terms(a, y, out, scratch)
+
+    def evaluate_gradient(
+        self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.subtract(a, y, out=out)
+
+
+class BinaryCrossEntropy(_Builtin):
+    """C_x = -Σ_j [y_j ln a_j + (1 - y_j) ln(1 - a_j)],  ∂C_x/∂a_j = (a_j - y_j) / (a_j (1 - a_j)).
+
+    With sigmoid, c = ln(1 + e^z) - y z.
+    """
+
+    name = "binary_cross_entropy"
+    domain = (0.0, 1.0)
+    targets = (0.0, 1.0)
+    partner = "sigmoid"
+
+    def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        # -(ln(1-a) + y (ln a - ln(1-a)))
+        _clip(a, self.domain, out)
+        np.negative(out, out=scratch)
+        np.log1p(scratch, out=scratch)
+        np.log(out, out=out)
+        np.subtract(out, scratch, out=out)
+        np.multiply(out, y, out=out)
+        np.add(out, scratch, out=out)
+        np.negative(out, out=out)
+
+    def terms_from_z(
+        self, z: np.ndarray, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.logaddexp(z, 0.0, out=out)
+        np.multiply(y, z, out=scratch)
+        np.subtract(out, scratch, out=out)
+
+    def evaluate_gradient(
+        self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        _clip(a, self.domain, scratch)
+        np.subtract(1.0, scratch, out=out)
+        np.multiply(scratch, out, out=scratch)
+        np.subtract(a, y, out=out)
+        np.divide(out, scratch, out=out)
+
+
+class CategoricalCrossEntropy(_Builtin):
+    """C_x = -Σ_j y_j ln a_j,  ∂C_x/∂a_j = -y_j / a_j;  Σ_j y_j = 1.
+
+    With softmax, c = y_j (ln Σ_k e^z_k - z_j).
+    """
+
+    name = "categorical_cross_entropy"
+    domain = (0.0, 1.0)
+    targets = (0.0, 1.0)
+    distribution = True
+    partner = "softmax"
+
+    def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        _clip(a, (0.0, math.inf), scratch)
+        np.log(scratch, out=scratch)
+        np.multiply(y, scratch, out=out)
+        np.negative(out, out=out)
+
+    def terms_from_z(
+        self, z: np.ndarray, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        column = scratch[:, :1]
+        np.max(z, axis=1, keepdims=True, out=column)
+        np.subtract(z, column, out=out)
+        # ln Σ e^(z - max): the exponentials would need a third buffer, a gives them back
+        # as a = e^(z - max) / Σ, and the largest a is exactly 1 / Σ.
+        np.max(a, axis=1, keepdims=True, out=column)
+        np.log(column, out=column)
+        np.add(out, column, out=out)
+        np.multiply(out, y, out=out)
+        np.negative(out, out=out)
+
+    def evaluate_gradient(
+        self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        _clip(a, (0.0, math.inf), scratch)
+        np.divide(y, scratch, out=out)
+        np.negative(out, out=out)
+
+
+class Poisson(_Builtin):
+    """C_x = Σ_j (a_j - y_j ln a_j),  ∂C_x/∂a_j = 1 - y_j / a_j: the negative log-likelihood
+    of counts y with mean a, less ln y!. With exponential, c = a - y z.
+    """
+
+    name = "poisson"
+    domain = (0.0, math.inf)
+    targets = (0.0, math.inf)
+    partner = "exponential"
+
+    def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        _clip(a, self.domain, scratch)
+        np.log(scratch, out=scratch)
+        np.multiply(y, scratch, out=out)
+        np.subtract(a, out, out=out)
+
+    def terms_from_z(
+        self, z: np.ndarray, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.multiply(y, z, out=out)
+        np.subtract(a, out, out=out)
+
+    def evaluate_gradient(
+        self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        _clip(a, self.domain, scratch)
+        np.divide(y, scratch, out=out)
+        np.subtract(1.0, out, out=out)
+
+
+_REGISTRY: dict[str, Cost] = {
+    cost.name: cost
+    for cost in (Quadratic(), BinaryCrossEntropy(), CategoricalCrossEntropy(), Poisson())
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names `get` knows: the built-ins and what `register` added."""
+    return tuple(_REGISTRY)
+
+
+def get(cost: str | Cost) -> Cost:
+    """The cost of that name, or the `Cost` itself."""
+    if isinstance(cost, Cost):
+        return cost
+    if not isinstance(cost, str):
+        raise TypeError(f"cost must be a name or a Cost, got {cost!r}")
+    if cost not in _REGISTRY:
+        raise ValueError(f"unknown cost {cost!r}; known: {', '.join(_REGISTRY)}")
+    return _REGISTRY[cost]
+
+
+def register(cost: Cost) -> Cost:
+    """Make a cost known by its name, to `Network` and to `Network.load`."""
+    if not isinstance(cost, Cost):
+        raise TypeError(f"register takes a Cost, got {cost!r}")
+    current = _REGISTRY.get(cost.name)
+    if current is not None and current.builtin:
+        raise ValueError(f"{cost.name!r} is a built-in cost; choose another name")
+    _REGISTRY[cost.name] = cost
+    return cost
+
+
+def collapses(activation: Activation, cost: Cost) -> bool:
+    """Whether BP1 is δ^L = a^L - y for this pair."""
+    return activation.builtin and cost.builtin and cost.partner == activation.name
+
+
+def check_pair(activation: Activation, cost: Cost) -> None:
+    """Refuse an output activation whose values the cost is not defined for.
+
+    Raises
+    ------
+    ValueError
+        Naming both intervals and the activation that suits the cost.
+    """
+    if activation.range is None:
+        return
+    low, high = activation.range
+    if low < cost.domain[0] or high > cost.domain[1]:
+        raise ValueError(
+            f"cost {cost.name!r} needs outputs in {_interval(cost.domain)}, but activation "
+            f"{activation.name!r} gives {_interval(activation.range)}; "
+            f"{cost.partner!r} suits it"
+        )
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    return f"({ends[0]:.3g}, {ends[1]:.3g})"

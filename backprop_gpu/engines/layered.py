@@ -1,0 +1,265 @@
+"""The layered engine: one backend call an equation. Any shape, any option."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import costs
+from ..activations import Activation
+from ..backends.base import Backend, Epoch
+from ..costs import Cost
+from ..optimizers import Optimizer
+from ..parameters import Parameters
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What an epoch of gradient descent needs beside data and parameters.
+
+    ``coefficients`` is ``optimizer.coefficients(...)``, one row a step.
+    """
+
+    batch_size: int
+    optimizer: Optimizer
+    coefficients: np.ndarray
+
+
+class Batch:
+    """Activations and, for training, errors of m rows. Index l is layer l, 0 the input."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        sizes: tuple[int, ...],
+        keeps_z: tuple[bool, ...],
+        rows: int,
+        errors: bool = True,
+    ) -> None:
+        self.rows = rows
+        self.a = [backend.empty((rows, n)) for n in sizes]
+        self.z = [
+            backend.empty((rows, n)) if keep else None
+            for n, keep in zip(sizes, keeps_z, strict=True)
+        ]
+        self.y = backend.empty((rows, sizes[-1]))
+        self.delta = [None, *(backend.empty((rows, n)) for n in sizes[1:])] if errors else []
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """The buffers and bound steps of one `fit`, kept from epoch to epoch."""
+
+    arguments: tuple[Any, ...]
+    epoch: Epoch
+    whole_step: Callable[[], None]
+    last_step: Callable[[], None]
+
+
+class LayeredEngine:
+    """Forward, BP1–BP4 and the update as calls to a backend, layer by layer.
+
+    Parameters
+    ----------
+    backend : Backend
+    sizes : tuple of int
+        (n_0, …, n_L).
+    activations : tuple of Activation
+        σ of layers 1 … L.
+    cost : Cost
+    """
+
+    name = "layered"
+
+    def __init__(
+        self,
+        backend: Backend,
+        sizes: tuple[int, ...],
+        activations: tuple[Activation, ...],
+        cost: Cost,
+    ) -> None:
+        self.backend = backend
+        self.sizes = sizes
+        self.depth = len(sizes) - 1
+        self.activations = activations
+        self.output: Activation = activations[-1]
+        self.cost = cost
+        # σ' takes a where it can. The output layer's z serves the cost of a collapsing pair.
+        self._keeps_z = (
+            False,
+            *(activation.derivative_from == "z" for activation in activations[:-1]),
+            self.output.derivative_from == "z" or costs.collapses(self.output, cost),
+        )
+        self._run: Run | None = None
+
+    # -- an epoch ---------------------------------------------------------------
+
+    def run_epoch(
+        self,
+        parameters: Parameters,
+        slots: tuple[Array, ...],
+        X: Array,
+        Y: Array,
+        order: np.ndarray,
+        hyperparameters: Hyperparameters,
+        on_step: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Gradient descent over all rows once, in mini-batches, in the given order.
+
+        Parameters
+        ----------
+        parameters : Parameters
+            Updated in place, like the optimizer's `slots`.
+        X, Y : (n, n_0), (n, n_L) backend arrays
+        order : (n,) int array on the host
+        on_step : callable, optional
+            Called with the step's number after each step; costs the replay of captured steps.
+
+        Returns
+        -------
+        (steps,) float64 array
+            The mean cost of each mini-batch, before its update.
+        """
+        whole, rest = divmod(len(order), hyperparameters.batch_size)
+        run = self._prepare(parameters, slots, X, Y, len(order), hyperparameters)
+        run.epoch.load(order, hyperparameters.coefficients)
+        if on_step is None:
+            self.backend.repeat(run.whole_step, whole)
+            if rest:
+                run.last_step()
+        else:
+            for number in range(whole + bool(rest)):
+                (run.whole_step if number < whole else run.last_step)()
+                on_step(number)
+        return run.epoch.costs()
+
+    def _prepare(
+        self,
+        parameters: Parameters,
+        slots: tuple[Array, ...],
+        X: Array,
+        Y: Array,
+        rows: int,
+        hyperparameters: Hyperparameters,
+    ) -> Run:
+        m, optimizer = hyperparameters.batch_size, hyperparameters.optimizer
+        arguments = (parameters, slots, X, Y, optimizer, m, rows)
+        if self._run is not None and all(
+            old is new or (isinstance(new, int) and old == new)
+            for old, new in zip(self._run.arguments, arguments, strict=True)
+        ):
+            return self._run
+        self.release()
+        epoch = self.backend.epoch(rows, m)
+        gradients = self._zeros_like(parameters)
+
+        def step_of(size: int) -> Callable[[], None]:
+            batch = Batch(self.backend, self.sizes, self._keeps_z, size)
+            return lambda: self._step(parameters, gradients, slots, X, Y, batch, optimizer, epoch)
+
+        whole = step_of(m)
+        self._run = Run(arguments, epoch, whole, step_of(rows % m) if rows % m else whole)
+        return self._run
+
+    def _step(
+        self,
+        parameters: Parameters,
+        gradients: Parameters,
+        slots: tuple[Array, ...],
+        X: Array,
+        Y: Array,
+        batch: Batch,
+        optimizer: Optimizer,
+        epoch: Epoch,
+    ) -> None:
+        self.backend.gather(X, epoch, batch.a[0])
+        self.backend.gather(Y, epoch, batch.y)
+        self._forward(parameters, batch)
+        self.backend.record_cost(batch.z[-1], batch.a[-1], batch.y, self.output, self.cost, epoch)
+        self._backward(parameters, gradients, batch)
+        self.backend.update(parameters, gradients, slots, optimizer, epoch)
+        self.backend.advance(epoch)
+
+    def _forward(self, parameters: Parameters, batch: Batch) -> None:
+        for l in range(1, self.depth + 1):
+            self.backend.forward(
+                parameters.weights[l - 1],
+                parameters.biases[l - 1],
+                batch.a[l - 1],
+                self.activations[l - 1],
+                batch.z[l],
+                batch.a[l],
+            )
+
+    def _backward(self, parameters: Parameters, gradients: Parameters, batch: Batch) -> None:
+        a, z, delta = batch.a, batch.z, batch.delta
+        self.backend.output_error(z[-1], a[-1], batch.y, self.output, self.cost, delta[-1])
+        for l in range(self.depth, 0, -1):
+            self.backend.bias_gradient(delta[l], gradients.biases[l - 1])
+            self.backend.weight_gradient(delta[l], a[l - 1], gradients.weights[l - 1])
+            if l > 1:
+                self.backend.hidden_error(
+                    parameters.weights[l - 1],
+                    delta[l],
+                    z[l - 1],
+                    a[l - 1],
+                    self.activations[l - 2],
+                    delta[l - 1],
+                )
+
+    # -- without training -------------------------------------------------------
+
+    def predict(self, parameters: Parameters, X: np.ndarray, chunk: int) -> np.ndarray:
+        """a^L of every row of a host array, (n, n_L), `chunk` rows at a time."""
+        return self._outputs(parameters, X, None, chunk)[1]
+
+    def evaluate(
+        self, parameters: Parameters, X: np.ndarray, Y: np.ndarray, chunk: int
+    ) -> tuple[float, np.ndarray]:
+        """(C, a^L) of the rows of host arrays."""
+        return self._outputs(parameters, X, Y, chunk)
+
+    def gradients(self, parameters: Parameters, X: np.ndarray, Y: np.ndarray) -> Parameters:
+        """∂C/∂w and ∂C/∂b of the mean cost over all rows."""
+        gradients = self._zeros_like(parameters)
+        batch = Batch(self.backend, self.sizes, self._keeps_z, len(X))
+        self.backend.copy(self.backend.asarray(X), batch.a[0])
+        self.backend.copy(self.backend.asarray(Y), batch.y)
+        self._forward(parameters, batch)
+        self._backward(parameters, gradients, batch)
+        return gradients
+
+    def _outputs(
+        self, parameters: Parameters, X: np.ndarray, Y: np.ndarray | None, chunk: int
+    ) -> tuple[float, np.ndarray]:
+        total = 0.0
+        out = np.empty((len(X), self.sizes[-1]), self.backend.dtype)
+        batch: Batch | None = None
+        for start in range(0, len(X), chunk):
+            part = X[start : start + chunk]
+            if batch is None or batch.rows != len(part):
+                batch = Batch(self.backend, self.sizes, self._keeps_z, len(part), errors=False)
+            self.backend.copy(self.backend.asarray(part), batch.a[0])
+            self._forward(parameters, batch)
+            if Y is not None:
+                self.backend.copy(self.backend.asarray(Y[start : start + chunk]), batch.y)
+                cost = self.backend.cost(batch.z[-1], batch.a[-1], batch.y, self.output, self.cost)
+                total += len(part) * cost
+            out[start : start + chunk] = self.backend.to_numpy(batch.a[-1])
+        return total / len(X), out
+
+    # -- memory -----------------------------------------------------------------
+
+    def _zeros_like(self, parameters: Parameters) -> Parameters:
+        layout = parameters.layout
+        return Parameters(layout, self.backend.zeros((layout.length,)))
+
+    def release(self) -> None:
+        """Forget the buffers of the last run."""
+        self._run = None
+        self.backend.release()

@@ -1,0 +1,60 @@
+"""Initial weights. Every one draws all weights first, layer by layer, then the biases.
+
+`fan_in` is n_{l-1}, `fan_out` is n_l; N(0, s²) is the normal distribution.
+
+    book      w ~ N(0, 1/fan_in), b ~ N(0, 1)     Nielsen, chapter 3
+    book_large  w ~ N(0, 1), b ~ N(0, 1)          Nielsen, chapter 1
+    xavier    w ~ U(±√(6/(fan_in+fan_out))), b = 0   Glorot & Bengio 2010
+    he        w ~ N(0, 2/fan_in), b = 0           He et al. 2015
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+Draw = Callable[[np.random.Generator, int, int], np.ndarray]
+
+
+def _normal(scale: Callable[[int], float]) -> Draw:
+    return lambda rng, rows, columns: rng.standard_normal((rows, columns)) * scale(columns)
+
+
+def _xavier(rng: np.random.Generator, fan_out: int, fan_in: int) -> np.ndarray:
+    limit = math.sqrt(6.0 / (fan_in + fan_out))
+    return rng.uniform(-limit, limit, (fan_out, fan_in))
+
+
+#: name -> (how a w is drawn, whether b is drawn from N(0, 1) rather than set to 0)
+_INITIALIZERS: dict[str, tuple[Draw, bool]] = {
+    "book": (_normal(lambda fan_in: 1.0 / math.sqrt(fan_in)), True),
+    "book_large": (_normal(lambda fan_in: 1.0), True),
+    "xavier": (_xavier, False),
+    "he": (_normal(lambda fan_in: math.sqrt(2.0 / fan_in)), False),
+}
+
+
+def names() -> tuple[str, ...]:
+    """The initial weights that `draw` knows."""
+    return tuple(_INITIALIZERS)
+
+
+def draw(
+    chosen: Sequence[str], sizes: Sequence[int], rng: np.random.Generator
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Weights (n_l, n_{l-1}) and biases (n_l,) in float64, `chosen` naming one a layer."""
+    for name in chosen:
+        if name not in _INITIALIZERS:
+            raise ValueError(f"unknown initial_weights {name!r}; known: {', '.join(names())}")
+    kinds = [_INITIALIZERS[name] for name in chosen]
+    weights = [
+        weight(rng, n, fan_in)
+        for (weight, _), fan_in, n in zip(kinds, sizes, sizes[1:], strict=False)
+    ]
+    biases = [
+        rng.standard_normal(n) if random_bias else np.zeros(n)
+        for (_, random_bias), n in zip(kinds, sizes[1:], strict=True)
+    ]
+    return weights, biases

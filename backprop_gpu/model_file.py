@@ -1,0 +1,106 @@
+"""Saved networks: a safetensors file with w1, b1, …, wL, bL and a description in its header."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import activations, costs, validation
+
+if TYPE_CHECKING:
+    from .network import Network
+
+FORMAT = "backprop_gpu"
+VERSION = 1
+
+
+def save(network: Network, path: Any) -> None:
+    """Write to a temporary file beside `path`, then rename: never a half-written model."""
+    import safetensors.numpy
+
+    path = Path(path)
+    tensors: dict[str, np.ndarray] = {}
+    for l, (w, b) in enumerate(zip(network.weights, network.biases, strict=True), start=1):
+        tensors[f"w{l}"], tensors[f"b{l}"] = w, b
+    description = {
+        "version": VERSION,
+        "sizes": network.sizes,
+        "activations": [activation.name for activation in network.activations],
+        "cost": network.cost.name,
+        "dtype": network.dtype.name,
+    }
+    data = safetensors.numpy.save(tensors, {FORMAT: json.dumps(description)})
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp keeps the file to its owner
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(cls: type[Network], path: Any, backend: str) -> Network:
+    """Read a file written by `save`, checking every part before a network is made of it."""
+    import safetensors
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no model file at {path}")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is cut short or not a safetensors file: {error}") from error
+    if FORMAT not in metadata:
+        raise ValueError(f"{path} is a safetensors file, but not a model saved by backprop_gpu")
+    try:
+        description = json.loads(metadata[FORMAT])
+        version = description["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has a damaged description: {error!r}") from error
+    if version != VERSION:
+        raise ValueError(
+            f"{path} has format version {version!r}; this backprop_gpu reads version {VERSION}"
+        )
+    try:
+        sizes = validation.sizes(description["sizes"])
+        names, cost, dtype = (description[key] for key in ("activations", "cost", "dtype"))
+        unknown = [name for name in names if name not in activations.names()]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} has a damaged description: {error!r}") from error
+    if unknown:
+        raise ValueError(
+            f"{path} uses activation {unknown[0]!r}, which is not registered here: call "
+            "activations.register first"
+        )
+    if cost not in costs.names():
+        raise ValueError(
+            f"{path} uses cost {cost!r}, which is not registered here: call costs.register first"
+        )
+    layers = range(1, len(sizes))
+    expected = {f"{kind}{l}" for l in layers for kind in "wb"}
+    if set(tensors) != expected:
+        raise ValueError(f"{path} should hold {sorted(expected)}, but holds {sorted(tensors)}")
+    network = cls(sizes, activation=names, cost=cost, dtype=dtype, backend=backend)
+    try:
+        network.weights = [tensors[f"w{l}"] for l in layers]
+        network.biases = [tensors[f"b{l}"] for l in layers]
+    except ValueError as error:
+        raise ValueError(f"{path} does not fit its description: {error}") from error
+    return network
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,364 @@
+"""A fully connected network: parameters, prediction, training, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import activations, backends, costs, initializers, planning, training, validation
+from .activations import Activation
+from .costs import Cost
+from .engines.layered import LayeredEngine
+from .gradient_check import GradientReport, check_gradients
+from .optimizers import Optimizer
+from .parameters import Layout, Parameters
+from .schedules import Schedule
+from .training import Callback, History
+
+#: Activations whose signal He's wider weights are made for.
+_RECTIFIERS = ("relu", "leaky_relu", "elu", "gelu", "silu", "softplus")
+
+
+class Network:
+    """A fully connected network a^l = σ(w^l a^{l-1} + b^l), trained by gradient descent.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        (n_0, …, n_L): neurons a layer, input first.
+    activation : str, Activation or a sequence of them, default "sigmoid"
+        σ of every layer after the input, or one a layer. A name: sigmoid, tanh, relu,
+        leaky_relu, elu, gelu, silu, softplus, identity, exponential, softmax (output
+        layer only), or one that `activations.register` added.
+    cost : str or Cost, default "quadratic"
+        "quadratic" (½‖y - a‖²), "binary_cross_entropy", "categorical_cross_entropy",
+        "poisson", or one that `costs.register` added.
+    dtype : {"float32", "float64"}
+        Of parameters and arithmetic. float32 is strict: no TF32.
+    backend : {"auto", "numpy", "cuda", "numba_cuda"}
+        "auto" takes cuda where a device is usable, else numpy; ``network.plan`` says
+        which and why.
+    seed : int, optional
+        Makes initial weights and shuffling repeatable: same seed, machine and plan,
+        same bits.
+    initial_weights : str, default "auto"
+        "book" (N(0, 1/n_in), chapter 3), "book_large" (N(0, 1), chapter 1), "xavier",
+        "he"; "auto" takes he for layers of the relu family and book for the rest.
+
+    Attributes
+    ----------
+    sizes : tuple of int
+    plan : planning.Plan
+        What runs and why: the backend from the start, kernels from the last `fit`.
+    history : History or None
+        Of the last `fit`, also of one that was interrupted.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]); Y = np.array([0, 1, 1, 0])
+    >>> net = Network([2, 8, 1], cost="binary_cross_entropy", seed=1, backend="numpy")
+    >>> history = net.fit(X, Y, epochs=500, batch_size=4, learning_rate=2.0)
+    >>> net.accuracy(X, Y)
+    1.0
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        activation: str | Activation | Sequence[str | Activation] = "sigmoid",
+        cost: str | Cost = "quadratic",
+        dtype: Any = "float32",
+        backend: str = "auto",
+        seed: int | None = None,
+        initial_weights: str = "auto",
+    ) -> None:
+        self.sizes = validation.sizes(sizes)
+        self._activations = _activations(activation, len(self.sizes) - 1)
+        self.cost = costs.get(cost)
+        costs.check_pair(self._activations[-1], self.cost)
+        self.dtype = validation.dtype(dtype)
+        if seed is not None:
+            seed = validation.integer("seed", seed, 0)
+        self._rng = np.random.default_rng(seed)
+        self.history: History | None = None
+        chosen = [
+            initial_weights
+            if initial_weights != "auto"
+            else "he"
+            if activation.name in _RECTIFIERS
+            else "book"
+            for activation in self._activations
+        ]
+        weights, biases = initializers.draw(chosen, self.sizes, self._rng)
+
+        self._choice = planning.choose_backend(backend, backends.Obstacles())
+        self._connect()
+        self._parameters = Parameters(self._layout, self._backend.zeros((self._layout.length,)))
+        self.weights, self.biases = tuple(weights), tuple(biases)
+
+    def _connect(self) -> None:
+        """Make backend and engine, and the plan that names them."""
+        self._layout = Layout(self.sizes)
+        self._backend = backends.create(self._choice.backend, self.dtype)
+        self._engine = LayeredEngine(self._backend, self.sizes, self._activations, self.cost)
+        self.plan = self._make_plan(1, [])
+
+    def _make_plan(self, batch_size: int, hooks: list[Callback]) -> planning.Plan:
+        return planning.plan(
+            self.sizes,
+            batch_size,
+            self.dtype.itemsize,
+            self._choice,
+            getattr(self._backend, "device", None),
+            step_callbacks=any(
+                type(hook).on_batch_end is not Callback.on_batch_end for hook in hooks
+            ),
+            user_cost=not self.cost.builtin,
+        )
+
+    def __repr__(self) -> str:
+        names = [activation.name for activation in self._activations]
+        shown = names[0] if len(set(names)) == 1 else names
+        return (
+            f"Network({list(self.sizes)}, activation={shown!r}, cost={self.cost.name!r}, "
+            f"dtype={self.dtype.name!r}, backend={self._choice.backend!r})"
+        )
+
+    # -- parameters ---------------------------------------------------------------
+
+    @property
+    def activations(self) -> tuple[Activation, ...]:
+        """σ of layers 1 … L."""
+        return self._activations
+
+    @property
+    def backend(self) -> str:
+        """The backend in use; ``plan.backend_reason`` says why."""
+        return self._choice.backend
+
+    @property
+    def weights(self) -> tuple[np.ndarray, ...]:
+        """w[1] … w[L], each (n_l, n_{l-1}): read-only copies. Assign a sequence to replace them."""
+        return _read_only(self._layout.views(self._get_flat())[0])
+
+    @weights.setter
+    def weights(self, value: Sequence[Any]) -> None:
+        self._replace("weights", value, self._layout.weight_shapes)
+
+    @property
+    def biases(self) -> tuple[np.ndarray, ...]:
+        """b[1] … b[L], each (n_l,): read-only copies. Assign a sequence to replace them."""
+        return _read_only(self._layout.views(self._get_flat())[1])
+
+    @biases.setter
+    def biases(self, value: Sequence[Any]) -> None:
+        self._replace("biases", value, self._layout.bias_shapes)
+
+    def _replace(self, name: str, value: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> None:
+        if len(value) != len(shapes):
+            raise ValueError(f"{name} must be {len(shapes)} arrays, one a layer, got {len(value)}")
+        arrays = [
+            validation.numbers(f"{name}[{i}]", array, self.dtype) for i, array in enumerate(value)
+        ]
+        for l, (array, shape) in enumerate(zip(arrays, shapes, strict=True), start=1):
+            if array.shape != shape:
+                raise ValueError(
+                    f"{name}[{l - 1}] does not fit layer {l}: expected shape {shape}, "
+                    f"got {array.shape}"
+                )
+        flat = self._get_flat()
+        views = self._layout.views(flat)[0 if name == "weights" else 1]
+        for view, array in zip(views, arrays, strict=True):
+            view[...] = array
+        self._set_flat(flat)
+
+    def _get_flat(self) -> np.ndarray:
+        return self._backend.to_numpy(self._parameters.flat)
+
+    def _set_flat(self, flat: np.ndarray) -> None:
+        self._backend.copy(self._backend.asarray(flat), self._parameters.flat)
+
+    # -- training -------------------------------------------------------------------
+
+    def fit(
+        self,
+        X: Any,
+        Y: Any,
+        *,
+        epochs: int,
+        batch_size: int,
+        learning_rate: float | Schedule,
+        optimizer: str | Optimizer = "sgd",
+        validation_data: tuple[Any, Any] | None = None,
+        callbacks: Iterable[Callback | Callable[[Network, History], bool | None]] = (),
+        progress: bool = False,
+    ) -> History:
+        """Mini-batch gradient descent from the current weights.
+
+        Parameters
+        ----------
+        X : (n, n_0) array
+        Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
+        epochs : int
+            Passes over the rows, each in a new random order; the last mini-batch of a
+            pass may be shorter than the rest.
+        batch_size : int
+            m, in [1, n].
+        learning_rate : float or callable
+            η, or a schedule (see `schedules`) of the time in epochs.
+        optimizer : str or Optimizer
+            "sgd", "momentum", "nesterov", "adam", "adamw", or one of `optimizers`' classes
+            with its settings, penalties and clipping. It starts afresh in every `fit`.
+        validation_data : (X, Y), optional
+        callbacks : iterable of Callback or function (network, history) -> bool
+            A true result stops training after that epoch.
+        progress : bool
+            Show a progress bar.
+
+        Returns
+        -------
+        History
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arguments that do not fit, before anything has changed.
+        FloatingPointError
+            If the cost turns NaN or infinite, naming epoch and batch. The weights are
+            then those at the end of the last good epoch, as they are after Ctrl-C.
+        """
+        return training.fit(
+            self,
+            X,
+            Y,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            validation_data=validation_data,
+            callbacks=callbacks,
+            progress=progress,
+        )
+
+    # -- without training -------------------------------------------------------------
+
+    def predict(self, X: Any) -> np.ndarray:
+        """a^L of every row of X: (n, n_0) -> (n, n_L)."""
+        X = validation.inputs(X, self.sizes[0], self.dtype)
+        return self._engine.predict(self._parameters, X, planning.CHUNK_ROWS)
+
+    def loss(self, X: Any, Y: Any) -> float:
+        """C, the mean cost over the rows, without penalties."""
+        X, Y = self._check_data(X, Y)
+        return self._engine.evaluate(self._parameters, X, Y, planning.CHUNK_ROWS)[0]
+
+    def accuracy(self, X: Any, labels: Any) -> float:
+        """The share of rows whose largest output is the label's; with one output, a >= ½ is 1."""
+        X = validation.inputs(X, self.sizes[0], self.dtype)
+        classes = validation.labels(labels, len(X), self.sizes[-1])
+        return validation.accuracy(
+            self._engine.predict(self._parameters, X, planning.CHUNK_ROWS), classes
+        )
+
+    def gradients(self, X: Any, Y: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+        """[(∂C/∂w[1], ∂C/∂b[1]), …] of the mean cost over all rows (BP1–BP4)."""
+        X, Y = self._check_data(X, Y)
+        flat = self._backend.to_numpy(self._engine.gradients(self._parameters, X, Y).flat)
+        return list(zip(*self._layout.views(flat), strict=True))
+
+    def check_gradients(
+        self, X: Any, Y: Any, *, tolerance: float = 1e-5, max_weights: int = 200
+    ) -> GradientReport:
+        """Compare backpropagation with the demon who nudges z (and w and b), in float64.
+
+        See `gradient_check.check_gradients`.
+        """
+        X, Y = self._check_data(X, Y)
+        return check_gradients(self, X, Y, tolerance=tolerance, max_weights=max_weights)
+
+    def _check_data(
+        self, X: Any, Y: Any, names: tuple[str, str] = ("X", "Y")
+    ) -> tuple[np.ndarray, np.ndarray]:
+        X = validation.inputs(X, self.sizes[0], self.dtype, names[0])
+        Y = validation.targets(
+            Y, len(X), self._activations[-1], self.cost, self.sizes[-1], self.dtype, names[1]
+        )
+        return X, Y
+
+    # -- files and copies -------------------------------------------------------------
+
+    def save(self, path: Any) -> None:
+        """Write the network to a safetensors file, replacing what is there in one step."""
+        from .model_file import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: Any, *, backend: str = "auto") -> Network:
+        """The network in a file written by `save`. Nothing in the file is executed.
+
+        Raises
+        ------
+        ValueError
+            If the file is cut short, is no model of this library, has another version,
+            or names an activation or cost that is not registered.
+        """
+        from .model_file import load
+
+        return load(cls, path, backend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        for name in ("_backend", "_engine", "_parameters", "_layout", "plan"):
+            del state[name]
+        return state | {"flat": self._get_flat()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        flat = state.pop("flat")
+        self.__dict__.update(state)
+        # A copy may be opened on a machine without the device of the original.
+        self._choice = (
+            planning.choose_backend("auto", backends.Obstacles())
+            if (backends.Obstacles()[self._choice.backend] is not None)
+            else self._choice
+        )
+        self._connect()
+        self._parameters = Parameters(self._layout, self._backend.zeros((self._layout.length,)))
+        self._set_flat(flat)
+
+
+def _activations(
+    value: str | Activation | Sequence[str | Activation], layers: int
+) -> tuple[Activation, ...]:
+    if isinstance(value, (str, Activation)):
+        result = (activations.get(value),) * layers
+        if not result[0].elementwise and layers > 1:
+            raise ValueError(
+                f"activation {result[0].name!r} is for the output layer only: name one a layer, "
+                f"for example {['sigmoid'] * (layers - 1) + [result[0].name]}"
+            )
+        return result
+    if not hasattr(value, "__iter__"):
+        raise TypeError(f"activation must be a name, an Activation or one a layer, got {value!r}")
+    result = tuple(activations.get(item) for item in value)
+    if len(result) != layers:
+        raise ValueError(
+            f"activation must name one for each of the {layers} layers after the input, "
+            f"got {len(result)}"
+        )
+    for l, activation in enumerate(result[:-1], start=1):
+        if not activation.elementwise:
+            raise ValueError(
+                f"activation {activation.name!r} is for the output layer only, not layer {l}"
+            )
+    return result
+
+
+def _read_only(arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    for array in arrays:
+        array.flags.writeable = False
+    return arrays

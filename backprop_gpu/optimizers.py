@@ -1,0 +1,210 @@
+"""Optimizers: how a gradient becomes a change of w and b.
+
+An optimizer is a description, not a loop. For every step of an epoch it works
+out on the host, in float64, one row of four coefficients from the learning rate
+and the step number; `kernels/*/update` and the NumPy backend apply a row to all
+parameters in one pass. So a schedule costs a device nothing, and no engine
+needs to know what Adam's bias correction is.
+
+With g the gradient after clipping and after the penalties (weights only)
+
+    g ← g + l2 w + l1 sign(w)
+
+the five rules are, c0 … c3 being the row:
+
+    sgd        p ← p - c0 g
+    momentum   v ← μ v - c0 g,  p ← p + v
+    nesterov   v ← μ v - c0 g,  p ← p + μ v - c0 g
+    adam       m ← β1 m + (1-β1) g,  v ← β2 v + (1-β2) g²,  p ← p - c1 m / (√v c2 + ε)
+    adamw      adam, after w ← w - c3 w
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+COEFFICIENTS = 4
+
+
+def _check(name: str, value: float, span: str) -> None:
+    """Refuse a value outside of a span such as "[0, 1)"."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    low, high = (float(end) for end in span[1:-1].split(","))
+    above = value >= low if span[0] == "[" else value > low
+    below = value <= high if span[-1] == "]" else value < high
+    if not (above and below):
+        raise ValueError(f"{name} must be in {span}, got {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """What every optimizer takes.
+
+    Parameters
+    ----------
+    l1, l2 : float
+        Penalties l1 Σ|w| + ½ l2 Σw² added to C, on weights and not on biases.
+    clip_norm : float, optional
+        Scale the whole gradient down to this Euclidean norm where it is larger
+        (Pascanu et al. 2013), before the penalties.
+    clip_value : float, optional
+        Clip every component of the gradient to ± this value, before `clip_norm`.
+    """
+
+    l1: float = 0.0
+    l2: float = 0.0
+    clip_norm: float | None = None
+    clip_value: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("l1", "l2"):
+            _check(name, getattr(self, name), "[0, inf)")
+        for name in ("clip_norm", "clip_value"):
+            if getattr(self, name) is not None:
+                _check(name, getattr(self, name), "(0, inf)")
+
+    @property
+    def rule(self) -> str:
+        """Which of the five rules."""
+        raise NotImplementedError
+
+    @property
+    def slots(self) -> int:
+        """How many arrays of the parameters' size the rule keeps between steps."""
+        return 0
+
+    @property
+    def constants(self) -> tuple[float, float, float]:
+        """(μ, 0, 0) or (β1, β2, ε)."""
+        return (0.0, 0.0, 0.0)
+
+    def coefficients(self, learning_rates: np.ndarray, first_step: int) -> np.ndarray:
+        """One row (c0, c1, c2, c3) a step, float64; steps count from `first_step` + 1."""
+        rows = np.zeros((len(learning_rates), COEFFICIENTS))
+        rows[:, 0] = learning_rates
+        return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent, p ← p - η g; with `momentum` the book's v (chapter 3).
+
+    Parameters
+    ----------
+    momentum : float
+        μ in [0, 1).
+    nesterov : bool
+        Take the gradient step from where the momentum would lead (Nesterov 1983,
+        in the form of Sutskever et al. 2013).
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("momentum", self.momentum, "[0, 1)")
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError("nesterov=True needs momentum > 0")
+
+    @property
+    def rule(self) -> str:
+        return "nesterov" if self.nesterov else "momentum" if self.momentum else "sgd"
+
+    @property
+    def slots(self) -> int:
+        return 1 if self.momentum else 0
+
+    @property
+    def constants(self) -> tuple[float, float, float]:
+        return (self.momentum, 0.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(Optimizer):
+    """Adam (Kingma & Ba 2015, algorithm 1).
+
+    Parameters
+    ----------
+    beta1, beta2 : float
+        Decay of the running mean of g and of g², in [0, 1).
+    epsilon : float
+        Added to the root of the second moment.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("beta1", self.beta1, "[0, 1)")
+        _check("beta2", self.beta2, "[0, 1)")
+        _check("epsilon", self.epsilon, "(0, inf)")
+
+    @property
+    def rule(self) -> str:
+        return "adam"
+
+    @property
+    def slots(self) -> int:
+        return 2
+
+    @property
+    def constants(self) -> tuple[float, float, float]:
+        return (self.beta1, self.beta2, self.epsilon)
+
+    def coefficients(self, learning_rates: np.ndarray, first_step: int) -> np.ndarray:
+        rows = super().coefficients(learning_rates, first_step)
+        t = np.arange(first_step + 1, first_step + 1 + len(rows), dtype=np.float64)
+        rows[:, 1] = learning_rates / (1.0 - self.beta1**t)
+        rows[:, 2] = 1.0 / np.sqrt(1.0 - self.beta2**t)
+        return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay, w ← w - η λ w (Loshchilov & Hutter 2019)."""
+
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check("weight_decay", self.weight_decay, "[0, inf)")
+
+    @property
+    def rule(self) -> str:
+        return "adamw"
+
+    def coefficients(self, learning_rates: np.ndarray, first_step: int) -> np.ndarray:
+        rows = super().coefficients(learning_rates, first_step)
+        rows[:, 3] = learning_rates * self.weight_decay
+        return rows
+
+
+_NAMED: dict[str, Optimizer] = {
+    "sgd": SGD(),
+    "momentum": SGD(momentum=0.9),
+    "nesterov": SGD(momentum=0.9, nesterov=True),
+    "adam": Adam(),
+    "adamw": AdamW(),
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names `get` knows."""
+    return tuple(_NAMED)
+
+
+def get(optimizer: str | Optimizer) -> Optimizer:
+    """The optimizer of that name with its usual settings, or the `Optimizer` itself."""
+    if isinstance(optimizer, Optimizer):
+        return optimizer
+    if not isinstance(optimizer, str):
+        raise TypeError(f"optimizer must be a name or an Optimizer, got {optimizer!r}")
+    if optimizer not in _NAMED:
+        raise ValueError(f"unknown optimizer {optimizer!r}; known: {', '.join(_NAMED)}")
+    return _NAMED[optimizer]

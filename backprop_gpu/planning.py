@@ -1,0 +1,279 @@
+"""The one place that chooses: backend, engine, kernel, tile and split.
+
+Pure functions of a description (sizes, batch, dtype, device), each answer with
+its reason, so that every choice can be tested on a machine without a device.
+Nothing else in the package looks at a shape to decide something.
+
+The choice of a product's kernel rests on a time predicted from operations,
+bytes and launches (`Product.seconds`). The efficiencies below are estimates
+until a record in ``benchmarks/results`` replaces them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Literal
+
+Layout = Literal["NT", "NN", "TN"]
+
+#: Rows that `predict` and `loss` push through the network at a time: enough to
+#: fill a device, few enough that the activations stay small beside the data.
+CHUNK_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the planner needs to know of a CUDA device.
+
+    ``clock`` is in Hz, ``bandwidth`` in bytes/s, ``shared_memory`` in bytes a block.
+    """
+
+    name: str
+    compute_capability: tuple[int, int]
+    multiprocessors: int
+    clock: float
+    bandwidth: float
+    shared_memory: int = 48 * 1024
+
+    def rate(self, itemsize: int) -> float:
+        """Multiply-adds on the plain cores, in FLOP/s, for 4- or 8-byte floats."""
+        single, double = _LANES.get(self.compute_capability, _LANES[self.compute_capability[0], 0])
+        lanes = single if itemsize == 4 else double
+        return 2.0 * lanes * self.multiprocessors * self.clock
+
+    def library_rate(self, itemsize: int) -> float:
+        """What cuBLAS can reach: as `rate`, but float64 has tensor cores on 8.0, 9.0 and 10.0."""
+        tensor = itemsize == 8 and self.compute_capability in ((8, 0), (9, 0), (10, 0))
+        return self.rate(itemsize) * (2.0 if tensor else 1.0)
+
+
+#: (float32, float64) lanes a multiprocessor, by compute capability (CUDA C++ Programming
+#: Guide, table of arithmetic throughput). An unlisted minor version uses its major's .0.
+_LANES: dict[tuple[int, int], tuple[int, int]] = {
+    (7, 0): (64, 32), (7, 5): (64, 2),
+    (8, 0): (64, 32), (8, 6): (128, 2), (8, 9): (128, 2),
+    (9, 0): (128, 64), (10, 0): (128, 64), (10, 3): (128, 2), (11, 0): (128, 2),
+    (12, 0): (128, 2), (12, 1): (128, 2),
+}  # fmt: skip
+
+#: A stand-in for plans on machines without a device.
+H200 = Device("NVIDIA H200", (9, 0), 132, 1.98e9, 4.3e12, 227 * 1024)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block computes bm × bn of the result, bk of the sum at a time; a thread tm × tn."""
+
+    bm: int
+    bn: int
+    bk: int
+    tm: int
+    tn: int
+    #: Share of the plain rate that a full machine of such blocks reaches, estimated.
+    efficiency: float
+
+    @property
+    def threads(self) -> int:
+        return (self.bm // self.tm) * (self.bn // self.tn)
+
+    def __str__(self) -> str:
+        return f"{self.bm}x{self.bn}x{self.bk}"
+
+
+TILES: tuple[Tile, ...] = (
+    Tile(128, 128, 8, 8, 8, 0.80),
+    Tile(64, 64, 16, 4, 4, 0.60),
+    Tile(32, 32, 32, 2, 4, 0.30),
+    Tile(16, 32, 32, 2, 2, 0.15),
+)
+#: The split counts that are tried where a product's sum is long and its result small.
+SPLITS = (1, 2, 4, 8, 16, 32, 64)
+
+#: Seconds that the shortest kernel of ours, and of cuBLAS, takes inside a CUDA graph.
+LAUNCH = 2.0e-6
+LIBRARY_LAUNCH = 4.0e-6
+LIBRARY_EFFICIENCY = 0.92
+LIBRARY_TILE = 128
+
+
+@dataclass(frozen=True)
+class Product:
+    """How one matrix product of the equations is carried out."""
+
+    kernel: Literal["fused", "cublas"]
+    tile: Tile | None
+    splits: int
+    seconds: float
+    reason: str
+
+
+@lru_cache(maxsize=4096)
+def product(
+    layout: Layout, m: int, n: int, k: int, itemsize: int, device: Device, library: bool = True
+) -> Product:
+    """The kernel for an (m, n) result summed over k.
+
+    Parameters
+    ----------
+    layout : "NT" (forward), "NN" (BP2) or "TN" (BP4)
+        Only BP4, whose sum runs over the batch, may split it: the other two end
+        in an epilogue that is not linear.
+    library : bool
+        Whether cuBLAS is there to be chosen.
+    """
+    candidates = [
+        _fused(tile, splits, m, n, k, itemsize, device)
+        for tile in TILES
+        for splits in (SPLITS if layout == "TN" else (1,))
+        if splits == 1 or k // splits >= tile.bk
+    ]
+    fused = min(candidates, key=lambda c: c.seconds)
+    if not library:
+        return _because(fused, "fused kernel: no cuBLAS on this backend")
+    cublas = _cublas(layout, m, n, k, itemsize, device)
+    us = f"{fused.seconds * 1e6:.1f} µs against {cublas.seconds * 1e6:.1f} µs"
+    if fused.seconds <= cublas.seconds:
+        return _because(fused, f"fused kernel, predicted {us} for cuBLAS and a map")
+    return _because(cublas, f"cuBLAS and a map, predicted faster: fused kernel {us}")
+
+
+def _because(choice: Product, reason: str) -> Product:
+    return Product(choice.kernel, choice.tile, choice.splits, choice.seconds, reason)
+
+
+def _fused(
+    tile: Tile, splits: int, m: int, n: int, k: int, itemsize: int, device: Device
+) -> Product:
+    blocks = math.ceil(m / tile.bm) * math.ceil(n / tile.bn) * splits
+    waves = math.ceil(blocks / device.multiprocessors)
+    steps = math.ceil(math.ceil(k / splits) / tile.bk)
+    flops = 2.0 * tile.bm * tile.bn * tile.bk * steps * waves
+    seconds = LAUNCH + flops / (tile.efficiency * device.rate(itemsize) / device.multiprocessors)
+    seconds += steps * 0.4e-6  # a trip to memory, a barrier: the latency of each step of the sum
+    if splits > 1:
+        seconds += LAUNCH + 2.0 * splits * m * n * itemsize / device.bandwidth
+    return Product("fused", tile, splits, seconds, "")
+
+
+def _cublas(layout: Layout, m: int, n: int, k: int, itemsize: int, device: Device) -> Product:
+    tiles = math.ceil(m / LIBRARY_TILE) * math.ceil(n / LIBRARY_TILE)
+    # The library splits long sums too, so small results do not leave the device idle.
+    waves = math.ceil(tiles / device.multiprocessors)
+    idle = waves * device.multiprocessors / tiles if waves > 1 else 1.0
+    flops = 2.0 * m * n * k * idle
+    seconds = LIBRARY_LAUNCH + flops / (LIBRARY_EFFICIENCY * device.library_rate(itemsize))
+    if layout != "TN":  # the epilogue becomes a map that reads and writes the result
+        seconds += LAUNCH + 2.0 * m * n * itemsize / device.bandwidth
+    return Product("cublas", None, 1, seconds, "")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend and why it was taken."""
+
+    backend: str
+    reason: str
+
+
+def choose_backend(requested: str, obstacles: Mapping[str, str | None]) -> Choice:
+    """The backend to use.
+
+    Parameters
+    ----------
+    requested : str
+        "auto" or a backend's name.
+    obstacles : mapping
+        For every known backend, why it cannot be used here, or None where it can.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, listing the known ones.
+    RuntimeError
+        For a backend that was asked for and cannot be used here, with the obstacle.
+    """
+    known = ("auto", *obstacles)
+    if requested not in known:
+        raise ValueError(f"unknown backend {requested!r}; known: {', '.join(known)}")
+    if requested == "auto":
+        if obstacles["cuda"] is None:
+            return Choice("cuda", "a CUDA device is usable")
+        return Choice("numpy", f"cuda is not usable: {obstacles['cuda']}")
+    obstacle = obstacles[requested]
+    if obstacle is not None:
+        raise RuntimeError(f"backend {requested!r} is not usable here: {obstacle}")
+    return Choice(requested, "asked for")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `fit` will run, and why. ``str(plan)`` is meant to be read."""
+
+    backend: str
+    backend_reason: str
+    engine: str
+    engine_reason: str
+    captured: bool
+    products: tuple[tuple[str, Product], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"backend {self.backend}: {self.backend_reason}",
+            f"engine {self.engine}: {self.engine_reason}",
+        ]
+        for equation, chosen in self.products:
+            tile = f" tile {chosen.tile}" if chosen.tile else ""
+            split = f" split {chosen.splits}" if chosen.splits > 1 else ""
+            lines.append(f"  {equation}: {chosen.kernel}{tile}{split} ({chosen.reason})")
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def plan(
+    sizes: Sequence[int],
+    batch_size: int,
+    itemsize: int,
+    choice: Choice,
+    device: Device | None,
+    *,
+    step_callbacks: bool = False,
+    user_cost: bool = False,
+) -> Plan:
+    """The plan of a training run: which engine, which kernels, and why."""
+    engine_reason = "one backend call an equation; the only engine so far"
+    if choice.backend != "cuda" or device is None:
+        return Plan(choice.backend, choice.reason, "layered", engine_reason, captured=False)
+    notes = []
+    if user_cost:
+        notes.append("a user's cost runs as CuPy array operations: steps are not captured")
+    if step_callbacks:
+        notes.append("a callback after every batch: steps are launched one by one, not captured")
+    captured = not notes
+    if captured:
+        notes.append("whole steps are captured in a CUDA graph and replayed")
+    products = []
+    for l, (fan_in, n) in enumerate(pairwise(sizes), start=1):
+        shapes: list[tuple[str, Layout, int, int, int]] = [
+            (f"forward layer {l}", "NT", batch_size, n, fan_in),
+            (f"BP4 layer {l}", "TN", n, fan_in, batch_size),
+        ]
+        if l > 1:
+            shapes.append((f"BP2 layer {l - 1}", "NN", batch_size, fan_in, n))
+        products += [
+            (label, product(layout, m, columns, k, itemsize, device))
+            for label, layout, m, columns, k in shapes
+        ]
+    return Plan(
+        choice.backend,
+        choice.reason,
+        "layered",
+        engine_reason,
+        captured,
+        tuple(products),
+        tuple(notes),
+    )

@@ -1,0 +1,195 @@
+"""Checks of what a caller passes in. Each names the argument and what was expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .activations import Activation
+from .costs import Cost
+
+
+def sizes(value: Sequence[int]) -> tuple[int, ...]:
+    """(n_0, …, n_L), at least an input and an output layer."""
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        raise TypeError(f"sizes must be a sequence of layer sizes, got {value!r}")
+    result = tuple(integer("sizes", n, 1) for n in value)
+    if len(result) < 2:
+        raise ValueError(f"sizes must name an input and an output layer, got {list(value)}")
+    return result
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """An int in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < low or (high is not None and value > high):
+        span = f">= {low}" if high is None else f"in [{low}, {high}]"
+        raise ValueError(f"{name} must be {span}, got {value}")
+    return int(value)
+
+
+def dtype(value: Any) -> np.dtype[Any]:
+    """float32 or float64."""
+    try:
+        result = np.dtype(value)
+    except TypeError:
+        result = None
+    if result not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"dtype must be 'float32' or 'float64', got {value!r}")
+    return result
+
+
+def numbers(name: str, value: Any, to: np.dtype[Any]) -> np.ndarray:
+    """A C-contiguous, finite array of dtype `to`; copies only where it must."""
+    host = _to_host(value)
+    if not isinstance(host, np.ndarray) and hasattr(host, "toarray"):
+        raise TypeError(f"{name} is a sparse matrix; pass {name}.toarray()")
+    array = np.asarray(host)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"{name} must hold real numbers, got dtype {array.dtype}"
+            + ("; convert it, for example with .astype(float)" if array.dtype.kind == "O" else "")
+        )
+    with np.errstate(over="ignore"):  # too large for `to` becomes inf, and is refused below
+        array = np.ascontiguousarray(array, to)
+    if not np.isfinite(array).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"{name} contains NaN or infinity, first at index {where}")
+    return array
+
+
+def inputs(value: Any, n_inputs: int, to: np.dtype[Any], name: str = "X") -> np.ndarray:
+    """X as (n, n_0) with n >= 1."""
+    array = numbers(name, value, to)
+    if array.ndim != 2:
+        hint = f"; one sample is {name}.reshape(1, -1)" if array.ndim == 1 else ""
+        raise ValueError(f"{name} must have shape (n, {n_inputs}), got {array.shape}{hint}")
+    if array.shape[1] != n_inputs:
+        raise ValueError(
+            f"{name} does not fit layer 0: expected shape (n, {n_inputs}), got {array.shape}"
+        )
+    if len(array) == 0:
+        raise ValueError(f"{name} is empty: shape {array.shape}")
+    return array
+
+
+def targets(
+    value: Any,
+    rows: int,
+    activation: Activation,
+    cost: Cost,
+    n_outputs: int,
+    to: np.dtype[Any],
+    name: str = "Y",
+) -> np.ndarray:
+    """Y as (n, n_L), from numbers of that shape, a column, or integer labels."""
+    value = _to_host(value)
+    array = np.asarray(value)
+    if array.ndim == 1 and n_outputs > 1 and array.dtype.kind in "iub" and len(array):
+        if cost.targets[1] != 1.0 and not (cost.name == "quadratic"):
+            raise ValueError(
+                f"{name} holds integer labels, which have no single meaning for cost "
+                f"{cost.name!r}: pass targets of shape (n, {n_outputs})"
+            )
+        array = one_hot(name, array, n_outputs, to)
+    array = numbers(name, array, to)
+    if array.ndim == 1 and n_outputs == 1:
+        array = array.reshape(-1, 1)
+    if array.ndim != 2 or array.shape[1] != n_outputs:
+        labels = " or integer labels of shape (n,)" if n_outputs > 1 else " or (n,)"
+        raise ValueError(
+            f"{name} does not fit the output layer: expected shape (n, {n_outputs}){labels}, "
+            f"got {array.shape} of dtype {np.asarray(value).dtype}"
+        )
+    if len(array) != rows:
+        raise ValueError(f"X has {rows} rows but {name} has {len(array)}")
+    low, high = cost.targets
+    if (array < low).any() or (array > high).any():
+        raise ValueError(
+            f"cost {cost.name!r} needs {name} in [{low:g}, {high:g}], "
+            f"got values in [{array.min():g}, {array.max():g}]"
+        )
+    if cost.distribution:
+        off = np.abs(array.sum(axis=1, dtype=np.float64) - 1.0)
+        if (off > 1e-4).any():
+            row = int(np.argmax(off))
+            raise ValueError(
+                f"cost {cost.name!r} needs every row of {name} to sum to 1, "
+                f"row {row} sums to {array[row].sum():g}"
+            )
+    return array
+
+
+def one_hot(name: str, labels: np.ndarray, classes: int, to: np.dtype[Any]) -> np.ndarray:
+    """Integer labels (n,) in [0, classes) as rows of the identity, (n, classes)."""
+    check_labels(name, labels, classes)
+    array = np.zeros((len(labels), classes), to)
+    array[np.arange(len(labels)), labels.astype(np.intp)] = 1.0
+    return array
+
+
+def check_labels(name: str, labels: np.ndarray, classes: int) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"{name} holds labels from {low} to {high}; with {classes} outputs they must be "
+            f"in [0, {classes - 1}]"
+        )
+
+
+def labels(value: Any, rows: int, n_outputs: int, name: str = "labels") -> np.ndarray:
+    """Class numbers (n,), from labels, or from one-hot rows or a column of 0 and 1."""
+    array = np.asarray(_to_host(value))
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must be class numbers, got dtype {array.dtype}")
+    if array.ndim == 2 and array.shape[1] == n_outputs:
+        array = array[:, 0] if n_outputs == 1 else array.argmax(axis=1)
+    if array.shape != (rows,):
+        raise ValueError(
+            f"{name} must have shape ({rows},) or ({rows}, {n_outputs}), got {array.shape}"
+        )
+    if not (np.isfinite(array).all() and (array == np.floor(array)).all()):
+        raise ValueError(f"{name} must be whole class numbers")
+    array = array.astype(np.intp)
+    check_labels(name, array, max(n_outputs, 2))
+    return array
+
+
+def accuracy(outputs: np.ndarray, classes: np.ndarray) -> float:
+    """The share of rows whose largest output (with one output: a >= ½) is the right class."""
+    if outputs.shape[1] == 1:
+        predicted = (outputs[:, 0] >= 0.5).astype(np.intp)
+    else:
+        predicted = outputs.argmax(axis=1)
+    return float(np.mean(predicted == classes))
+
+
+def classes_of(Y: np.ndarray) -> np.ndarray | None:
+    """The class numbers in validated targets, or None where they are not classes."""
+    if ((Y != 0.0) & (Y != 1.0)).any():
+        return None
+    if Y.shape[1] == 1:
+        return Y[:, 0].astype(np.intp)
+    if (Y.sum(axis=1) != 1.0).any():
+        return None
+    return np.asarray(Y.argmax(axis=1))
+
+
+def finite(name: str, value: Any, low: float = -math.inf) -> float:
+    """A finite float >= low."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (math.isfinite(value) and value >= low):
+        raise ValueError(f"{name} must be finite and >= {low:g}, got {value!r}")
+    return float(value)
+
+
+def _to_host(value: Any) -> Any:
+    """CuPy arrays and other device arrays come to the host; the rest stays what it is."""
+    if not isinstance(value, np.ndarray) and hasattr(value, "__cuda_array_interface__"):
+        return value.get() if hasattr(value, "get") else value.copy_to_host()
+    return value
