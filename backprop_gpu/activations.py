@@ -108,6 +108,7 @@ class _Builtin(Activation):
     def __reduce__(self) -> tuple[Any, ...]:
         return get, (self.name,)
 
+    @np.errstate(over="ignore")
     def function(self, z: Array) -> np.ndarray:
         """σ(z) in a new array."""
         z = np.atleast_1d(_as_float(z))

@@ -29,8 +29,10 @@ from .backends.numpy import NumpyBackend
 from .costs import Cost
 
 Array = Any
+_quiet = np.errstate(over="ignore")  # e^-z of a saturated σ
 
 
+@_quiet
 def forward(
     w: Array,
     b: Array,
@@ -69,6 +71,7 @@ def forward(
     return call.done(z, given[0]), call.done(result, given[1])
 
 
+@_quiet
 def output_error(
     z: Array,
     a: Array,
@@ -104,6 +107,7 @@ def output_error(
     return call.done(result, out)
 
 
+@_quiet
 def hidden_error(
     w_next: Array,
     delta_next: Array,

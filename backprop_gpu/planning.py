@@ -141,6 +141,16 @@ def product(
     return _because(cublas, f"cuBLAS and a map, predicted faster: fused kernel {us}")
 
 
+def column_splits(m: int, n: int, device: Device) -> int:
+    """Into how many parts BP3 splits the m rows of an (m, n) column sum.
+
+    Enough that its blocks (32 columns each) are twice the multiprocessors, and no more
+    than leaves each of a block's eight warps 16 rows.
+    """
+    wanted = math.ceil(2 * device.multiprocessors / math.ceil(n / 32))
+    return max(1, min(wanted, m // 128, 64))
+
+
 def _because(choice: Product, reason: str) -> Product:
     return Product(choice.kernel, choice.tile, choice.splits, choice.seconds, reason)
 

@@ -200,6 +200,7 @@ class _Loop:
             self.batch_size,
             self.optimizer,
             self.optimizer.coefficients(self.rates[epoch], epoch * steps),
+            network.plan.captured,
         )
         batch_hooks = [h for h in hooks if type(h).on_batch_end is not Callback.on_batch_end]
 

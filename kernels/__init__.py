@@ -1,0 +1,1 @@
+"""Device code only; README.md beside this maps equations to files."""

@@ -111,5 +111,5 @@ class Backend(Protocol):
     def advance(self, epoch: Any) -> None:
         """The step is over."""
 
-    def repeat(self, step: Callable[[], None], times: int) -> None:
-        """Run a step that many times; a device may capture it once and replay it."""
+    def repeat(self, step: Callable[[], None], times: int, captured: bool = True) -> None:
+        """Run a step that many times; `captured` allows a device to record and replay it."""

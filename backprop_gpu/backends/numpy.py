@@ -167,7 +167,7 @@ class NumpyBackend:
     def advance(self, epoch: NumpyEpoch) -> None:
         epoch.step += 1
 
-    def repeat(self, step: Callable[[], None], times: int) -> None:
+    def repeat(self, step: Callable[[], None], times: int, captured: bool = True) -> None:
         for _ in range(times):
             step()
 

@@ -28,6 +28,8 @@ class Hyperparameters:
     batch_size: int
     optimizer: Optimizer
     coefficients: np.ndarray
+    #: Whether a device may capture a step and replay it.
+    captured: bool = True
 
 
 class Batch:
@@ -59,6 +61,10 @@ class Run:
     epoch: Epoch
     whole_step: Callable[[], None]
     last_step: Callable[[], None]
+
+
+#: Overflow has its right answer in σ, and a diverging cost is reported by `fit`.
+_quiet = np.errstate(all="ignore")
 
 
 class LayeredEngine:
@@ -99,6 +105,7 @@ class LayeredEngine:
 
     # -- an epoch ---------------------------------------------------------------
 
+    @_quiet
     def run_epoch(
         self,
         parameters: Parameters,
@@ -129,7 +136,7 @@ class LayeredEngine:
         run = self._prepare(parameters, slots, X, Y, len(order), hyperparameters)
         run.epoch.load(order, hyperparameters.coefficients)
         if on_step is None:
-            self.backend.repeat(run.whole_step, whole)
+            self.backend.repeat(run.whole_step, whole, hyperparameters.captured)
             if rest:
                 run.last_step()
         else:
@@ -224,6 +231,7 @@ class LayeredEngine:
         """(C, a^L) of the rows of host arrays."""
         return self._outputs(parameters, X, Y, chunk)
 
+    @_quiet
     def gradients(self, parameters: Parameters, X: np.ndarray, Y: np.ndarray) -> Parameters:
         """∂C/∂w and ∂C/∂b of the mean cost over all rows."""
         gradients = self._zeros_like(parameters)
@@ -234,6 +242,7 @@ class LayeredEngine:
         self._backward(parameters, gradients, batch)
         return gradients
 
+    @_quiet
     def _outputs(
         self, parameters: Parameters, X: np.ndarray, Y: np.ndarray | None, chunk: int
     ) -> tuple[float, np.ndarray]:

@@ -1,0 +1,486 @@
+"""The equations on a CUDA device: the kernels of ``kernels/cuda`` on CuPy arrays.
+
+`CudaBackend` knows the kernels, their grids and their arguments; a *runtime* knows
+the device. `CupyRuntime` is the real one. The tests bring another, which runs the
+same kernels on the CPU, so that all of this file but `CupyRuntime` is proven
+without a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import ceil
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import activations, compiler, costs, planning
+from ..activations import Activation
+from ..catalogue import Catalogue, Kernel
+from ..costs import Cost
+from ..optimizers import COEFFICIENTS, Optimizer
+from ..parameters import Parameters
+
+Array = Any
+Dimensions = tuple[int, int, int]
+
+MAP_THREADS = 256
+WARPS = 4  # rows a block where a warp takes a row
+
+
+class Runtime(Protocol):
+    """A device: its arrays, its launches."""
+
+    #: The array module: cupy, or numpy on a host that plays the device.
+    xp: Any
+    device: planning.Device
+    #: Whether `product` is there.
+    library: bool
+
+    def launch(
+        self, kernel: Kernel, grid: Dimensions, block: Dimensions, arguments: tuple[Any, ...]
+    ) -> None:
+        """Run a kernel; arrays are passed as pointers, None as a null pointer."""
+
+    def product(
+        self, layout: planning.Layout, a: Array, b: Array, out: Array, scale: float
+    ) -> None:
+        """out = scale · a bᵀ ("NT"), a b ("NN") or aᵀ b ("TN"), by a library."""
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Record the launches of a step without running them; the result replays them."""
+
+    def upload(self, host: np.ndarray, out: Array) -> None: ...
+    def to_numpy(self, array: Array) -> np.ndarray: ...
+
+
+class CupyRuntime:
+    """The current CUDA device through CuPy, on CuPy's current stream."""
+
+    library = True
+
+    def __init__(self) -> None:
+        import cupy
+        from cupy_backends.cuda.libs import cublas
+
+        self.xp = cupy
+        self._cublas = cublas
+        self._functions: dict[Kernel, Any] = {}
+        properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+        major, minor = properties["major"], properties["minor"]
+        self._arch = f"sm_{major}{minor}" + ("a" if major >= 9 else "")
+        attribute = cupy.cuda.Device().attributes
+        self.device = planning.Device(
+            properties["name"].decode(),
+            (major, minor),
+            properties["multiProcessorCount"],
+            # Rates steer the planner only, so a driver that hides them does no harm.
+            1e3 * attribute.get("ClockRate", 1.5e6),
+            # two transfers a clock over the memory bus
+            2e3 * attribute.get("MemoryClockRate", 1e6) * attribute["GlobalMemoryBusWidth"] / 8,
+            attribute["MaxSharedMemoryPerBlockOptin"],
+        )
+
+    def launch(
+        self, kernel: Kernel, grid: Dimensions, block: Dimensions, arguments: tuple[Any, ...]
+    ) -> None:
+        function = self._functions.get(kernel)
+        if function is None:
+            cubin = compiler.compile_kernels([kernel], self._arch)
+            module = self.xp.RawModule(path=str(cubin.path))
+            function = self._functions[kernel] = module.get_function(
+                cubin.symbols[kernel.expression]
+            )
+        function(grid, block, tuple(np.uintp(0) if x is None else x for x in arguments))
+
+    def product(
+        self, layout: planning.Layout, a: Array, b: Array, out: Array, scale: float
+    ) -> None:
+        # cuBLAS counts columns first, so it sees every array transposed: outᵀ = b'ᵀ a'ᵀ.
+        normal, transposed = self._cublas.CUBLAS_OP_N, self._cublas.CUBLAS_OP_T
+        columns, rows = out.shape[1], out.shape[0]
+        summed = a.shape[0] if layout == "TN" else a.shape[1]
+        alpha = np.array([scale, 0.0], out.dtype)
+        gemm = self._cublas.sgemm if out.dtype == np.float32 else self._cublas.dgemm
+        gemm(
+            self.xp.cuda.get_cublas_handle(),
+            transposed if layout == "NT" else normal,
+            transposed if layout == "TN" else normal,
+            columns, rows, summed,
+            alpha.ctypes.data,
+            b.data.ptr, b.shape[1],
+            a.data.ptr, a.shape[1],
+            alpha.ctypes.data + alpha.itemsize,
+            out.data.ptr, columns,
+        )  # fmt: skip
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        # The default stream cannot be captured; a graph runs on any stream.
+        stream = self.xp.cuda.Stream(non_blocking=True)
+        with stream:
+            stream.begin_capture()
+            try:
+                step()
+            finally:
+                graph = stream.end_capture()
+        return lambda: graph.launch(self.xp.cuda.get_current_stream())
+
+    def upload(self, host: np.ndarray, out: Array) -> None:
+        out.set(host)
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        return np.asarray(self.xp.asnumpy(array))
+
+
+class CudaEpoch:
+    """Order, coefficients, costs and step number of an epoch, in device memory."""
+
+    def __init__(self, runtime: Runtime, rows: int, batch: int) -> None:
+        steps = ceil(rows / batch)
+        self._runtime = runtime
+        self.batch = batch
+        self.order = runtime.xp.empty(rows, np.int32)
+        self.coefficients = runtime.xp.empty((steps, COEFFICIENTS), np.float64)
+        self.step_costs = runtime.xp.empty(steps, np.float64)
+        self.step = runtime.xp.zeros(1, np.int32)
+
+    def load(self, order: np.ndarray, coefficients: np.ndarray) -> None:
+        self._runtime.upload(order.astype(np.int32), self.order)
+        self._runtime.upload(np.ascontiguousarray(coefficients), self.coefficients)
+        self.step.fill(0)
+
+    def costs(self) -> np.ndarray:
+        done = int(self._runtime.to_numpy(self.step)[0])
+        return self._runtime.to_numpy(self.step_costs)[:done]
+
+
+class CudaBackend:
+    """Runs each equation with the kernel that `planning.product` chooses.
+
+    Parameters
+    ----------
+    dtype : float32 or float64
+    runtime : Runtime
+    choose : callable, optional
+        Stands in for `planning.product`; the tests use it to try every kernel.
+    """
+
+    name = "cuda"
+
+    def __init__(
+        self,
+        dtype: Any,
+        runtime: Runtime,
+        choose: Callable[..., planning.Product] = planning.product,
+    ) -> None:
+        self.dtype = np.dtype(dtype)
+        self.runtime = runtime
+        self.device = runtime.device
+        self._xp = runtime.xp
+        self._kernels = Catalogue(self.dtype)
+        self._choose = choose
+        self._scratch: dict[tuple[str, int], Array] = {}
+        self._captured: dict[Callable[[], None], Callable[[], None]] = {}
+
+    # -- memory -----------------------------------------------------------------
+
+    def asarray(self, host: Any) -> Array:
+        return self._xp.ascontiguousarray(self._xp.asarray(host, dtype=self.dtype))
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        return self.runtime.to_numpy(array)
+
+    def empty(self, shape: Sequence[int]) -> Array:
+        return self._xp.empty(shape, self.dtype)
+
+    def zeros(self, shape: Sequence[int]) -> Array:
+        return self._xp.zeros(shape, self.dtype)
+
+    def copy(self, source: Array, out: Array) -> None:
+        out[...] = source
+
+    def all_finite(self, array: Array) -> bool:
+        return bool(self._xp.isfinite(array).all())
+
+    def release(self) -> None:
+        self._captured.clear()
+        self._scratch.clear()
+
+    def _work(self, name: str, size: int, dtype: Any = None) -> Array:
+        """A flat scratch array for one use, kept until `release`.
+
+        Never replaced by a larger one: a captured step may hold its address.
+        """
+        array = self._scratch.get((name, size))
+        if array is None:
+            array = self._scratch[name, size] = self._xp.empty(size, dtype or self.dtype)
+        return array
+
+    # -- launches ---------------------------------------------------------------
+
+    def _map(self, kernel: Kernel, count: int, *arguments: Any) -> None:
+        """A thread an element."""
+        grid = (ceil(count / MAP_THREADS), 1, 1)
+        self.runtime.launch(kernel, grid, (MAP_THREADS, 1, 1), arguments)
+
+    def _rows(self, kernel: Kernel, m: int, *arguments: Any) -> None:
+        """A warp a row."""
+        self.runtime.launch(kernel, (ceil(m / WARPS), 1, 1), (32, WARPS, 1), arguments)
+
+    def _scalar(self, value: float) -> Any:
+        return self.dtype.type(value)
+
+    def _product(self, layout: planning.Layout, m: int, n: int, k: int) -> planning.Product:
+        return self._choose(layout, m, n, k, self.dtype.itemsize, self.device, self.runtime.library)
+
+    # -- the equations ------------------------------------------------------------
+
+    def forward(
+        self,
+        w: Array,
+        b: Array,
+        a_prev: Array,
+        activation: Activation,
+        z: Array | None,
+        a: Array,
+    ) -> None:
+        (m, k), n = a_prev.shape, len(b)
+        plan = self._product("NT", m, n, k)
+        # Softmax is a kernel of its own, from z to a.
+        sigma = activation if activation.elementwise else _IDENTITY
+        z_out = z if activation.elementwise else None
+        target = a if activation.elementwise or z is None else z
+        sizes = np.int32(m), np.int32(n)
+        if plan.tile is not None:
+            self.runtime.launch(
+                self._kernels.forward(sigma, plan.tile),
+                (ceil(m / plan.tile.bm), ceil(n / plan.tile.bn), 1),
+                (plan.tile.threads, 1, 1),
+                (w, b, a_prev, z_out, target, *sizes, np.int32(k)),
+            )
+        else:
+            self.runtime.product("NT", a_prev, w, target, 1.0)
+            self._map(self._kernels.bias_activation(sigma), m * n, target, b, z_out, target, *sizes)
+        if not activation.elementwise:
+            self._rows(self._kernels.softmax(), m, target, a, *sizes)
+
+    def output_error(
+        self,
+        z: Array | None,
+        a: Array,
+        y: Array,
+        activation: Activation,
+        cost: Cost,
+        out: Array,
+    ) -> None:
+        m, n = a.shape
+        sizes = np.int32(m), np.int32(n)
+        if costs.collapses(activation, cost):
+            self._map(self._kernels.collapsed_output_error(), m * n, a, y, out, *sizes)
+        elif not cost.builtin:
+            cost.evaluate_gradient(a, y, out, out)
+            self._pull_back(z, a, activation, out)
+        elif activation.elementwise:
+            self._map(
+                self._kernels.output_error(activation, cost),
+                m * n, _saved(z, a, activation), a, y, out, *sizes,
+            )  # fmt: skip
+        else:
+            self._rows(self._kernels.softmax_output_error(cost), m, a, y, out, *sizes)
+
+    def _pull_back(self, z: Array | None, a: Array, activation: Activation, delta: Array) -> None:
+        """δ holds ∂C/∂a and becomes ∂C/∂z."""
+        m, n = a.shape
+        sizes = np.int32(m), np.int32(n)
+        if activation.elementwise:
+            saved = _saved(z, a, activation)
+            self._map(self._kernels.pull_back(activation), m * n, saved, delta, *sizes)
+        else:
+            self._rows(self._kernels.softmax_pull_back(), m, a, delta, *sizes)
+
+    def hidden_error(
+        self,
+        w_next: Array,
+        delta_next: Array,
+        z: Array | None,
+        a: Array,
+        activation: Activation,
+        out: Array,
+    ) -> None:
+        (m, k), n = delta_next.shape, w_next.shape[1]
+        tile = self._product("NN", m, n, k).tile
+        if tile is None:
+            self.runtime.product("NN", delta_next, w_next, out, 1.0)
+            self._pull_back(z, a, activation, out)
+            return
+        sigma = activation if activation.elementwise else _IDENTITY
+        self.runtime.launch(
+            self._kernels.hidden_error(sigma, tile),
+            (ceil(m / tile.bm), ceil(n / tile.bn), 1),
+            (tile.threads, 1, 1),
+            (
+                w_next, delta_next, _saved(z, a, sigma), out,
+                np.int32(m), np.int32(n), np.int32(k),
+            ),
+        )  # fmt: skip
+        if not activation.elementwise:
+            self._pull_back(z, a, activation, out)
+
+    def bias_gradient(self, delta: Array, out: Array) -> None:
+        m, n = delta.shape
+        splits = planning.column_splits(m, n, self.device)
+        rows = ceil(m / splits)
+        parts = out if splits == 1 else self._work("bias parts", splits * n)
+        scale = 1.0 / m if splits == 1 else 1.0
+        self.runtime.launch(
+            self._kernels.bias_gradient(),
+            (ceil(n / 32), splits, 1),
+            (32, 8, 1),
+            (delta, parts, np.int32(m), np.int32(n), np.int32(rows), self._scalar(scale)),
+        )
+        if splits > 1:
+            self._sum_splits(parts, out, n, splits, 1.0 / m)
+
+    def weight_gradient(self, delta: Array, a_prev: Array, out: Array) -> None:
+        (m, n), k = delta.shape, a_prev.shape[1]
+        plan = self._product("TN", n, k, m)
+        if plan.tile is None:
+            self.runtime.product("TN", delta, a_prev, out, 1.0 / m)
+            return
+        tile, splits = plan.tile, plan.splits
+        rows = ceil(ceil(m / splits) / tile.bk) * tile.bk
+        parts = out if splits == 1 else self._work("weight parts", splits * n * k)
+        scale = 1.0 / m if splits == 1 else 1.0
+        self.runtime.launch(
+            self._kernels.weight_gradient(tile),
+            (ceil(n / tile.bm), ceil(k / tile.bn), splits),
+            (tile.threads, 1, 1),
+            (
+                delta, a_prev, parts,
+                np.int32(m), np.int32(n), np.int32(k), np.int32(rows), self._scalar(scale),
+            ),
+        )  # fmt: skip
+        if splits > 1:
+            self._sum_splits(parts, out, n * k, splits, 1.0 / m)
+
+    def _sum_splits(self, parts: Array, out: Array, count: int, splits: int, scale: float) -> None:
+        self._map(
+            self._kernels.sum_splits(), count,
+            parts, out, np.int64(count), np.int32(splits), self._scalar(scale),
+        )  # fmt: skip
+
+    def hadamard(self, s: Array, t: Array, out: Array) -> None:
+        self._map(self._kernels.hadamard(), s.size, s, t, out, np.int64(s.size))
+
+    def cost(
+        self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost
+    ) -> float:
+        result = self._work("cost", 1, np.float64)
+        first = self._work("first step", 1, np.int32)
+        first.fill(0)
+        self._cost(z, a, y, activation, cost, result, first)
+        return float(self.to_numpy(result)[0])
+
+    def _cost(
+        self,
+        z: Array | None,
+        a: Array,
+        y: Array,
+        activation: Activation,
+        cost: Cost,
+        result: Array,
+        step: Array,
+    ) -> None:
+        m, n = a.shape
+        if cost.builtin:
+            samples = self._work("samples", m)
+            from_z = z is not None and costs.collapses(activation, cost)
+            self._rows(
+                self._kernels.sample_costs(cost, from_z), m,
+                z, a, y, samples, np.int32(m), np.int32(n),
+            )  # fmt: skip
+        else:
+            samples = self.asarray(cost.samples(a, y))
+        self.runtime.launch(
+            self._kernels.mean_cost(), (1, 1, 1), (256, 1, 1), (samples, result, step, np.int32(m))
+        )
+
+    # -- one step of an epoch -----------------------------------------------------
+
+    def epoch(self, rows: int, batch: int) -> CudaEpoch:
+        return CudaEpoch(self.runtime, rows, batch)
+
+    def gather(self, source: Array, epoch: CudaEpoch, out: Array) -> None:
+        m, n = out.shape
+        self._map(
+            self._kernels.gather(), m * n,
+            source, epoch.order, epoch.step, out, np.int32(epoch.batch), np.int32(m), np.int32(n),
+        )  # fmt: skip
+
+    def record_cost(
+        self,
+        z: Array | None,
+        a: Array,
+        y: Array,
+        activation: Activation,
+        cost: Cost,
+        epoch: CudaEpoch,
+    ) -> None:
+        self._cost(z, a, y, activation, cost, epoch.step_costs, epoch.step)
+
+    def update(
+        self,
+        parameters: Parameters,
+        gradients: Parameters,
+        slots: tuple[Array, ...],
+        optimizer: Optimizer,
+        epoch: CudaEpoch,
+    ) -> None:
+        count = parameters.layout.length
+        clip_value = np.inf if optimizer.clip_value is None else optimizer.clip_value
+        scale = None
+        if optimizer.clip_norm is not None:
+            scale = self._work("clip scale", 1)
+            blocks = min(256, ceil(count / 256))
+            parts = self._work("norm parts", blocks, np.float64)
+            self.runtime.launch(
+                self._kernels.squared_norm(), (blocks, 1, 1), (256, 1, 1),
+                (gradients.flat, parts, np.int64(count), self._scalar(clip_value)),
+            )  # fmt: skip
+            self.runtime.launch(
+                self._kernels.clip_scale(), (1, 1, 1), (1, 1, 1),
+                (parts, scale, np.int32(blocks), np.float64(optimizer.clip_norm)),
+            )  # fmt: skip
+        first, second = (*slots, None, None)[:2]
+        self._map(
+            self._kernels.update(optimizer.rule), count,
+            parameters.flat, gradients.flat, first, second, epoch.coefficients, epoch.step, scale,
+            np.int64(count), np.int64(parameters.layout.weights_end),
+            *map(self._scalar, (clip_value, optimizer.l1, optimizer.l2, *optimizer.constants)),
+        )  # fmt: skip
+
+    def advance(self, epoch: CudaEpoch) -> None:
+        self.runtime.launch(self._kernels.advance(), (1, 1, 1), (1, 1, 1), (epoch.step,))
+
+    def repeat(self, step: Callable[[], None], times: int, captured: bool = True) -> None:
+        if not captured:
+            for _ in range(times):
+                step()
+            return
+        replay = self._captured.get(step)
+        if replay is None and times > 1:
+            # The first step runs as it is: it compiles kernels and makes scratch memory,
+            # which a capture must not.
+            step()
+            times -= 1
+            replay = self._captured[step] = self.runtime.capture(step)
+        for _ in range(times):
+            (replay or step)()
+
+
+_IDENTITY = activations.get("identity")
+
+
+def _saved(z: Array | None, a: Array, activation: Activation) -> Array:
+    """What σ' is computed from."""
+    return a if activation.derivative_from == "a" else z

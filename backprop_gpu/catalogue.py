@@ -1,0 +1,153 @@
+"""Every CUDA kernel: which file, which template arguments, for which equation.
+
+A `Kernel` is a description; `compiler` turns it into device code and a backend
+launches it. `everything` lists all that a plan can ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import activations, costs
+from .activations import Activation
+from .costs import Cost
+from .planning import TILES, Tile
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel specialisation.
+
+    ``expression`` is the C++ template-id in ``kernels/cuda/<file>``; ``activation`` is set
+    only for a user's σ, whose Python functions are compiled and linked in.
+    """
+
+    file: str
+    expression: str
+    activation: Activation | None = None
+
+
+_TYPES = {"float32": "float", "float64": "double"}
+_SIGMAS = {
+    name: "".join(part.capitalize() for part in name.split("_"))
+    for name in activations.names()
+    if activations.get(name).elementwise
+}
+_COSTS = {name: "".join(part.capitalize() for part in name.split("_")) for name in costs.names()}
+RULES = {
+    "sgd": "Sgd",
+    "momentum": "Momentum",
+    "nesterov": "Nesterov",
+    "adam": "Adam",
+    "adamw": "AdamW",
+}
+
+
+class Catalogue:
+    """The kernels for one dtype, by what they compute."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._type = _TYPES[np.dtype(dtype).name]
+
+    def _kernel(self, file: str, name: str, *arguments: str) -> Kernel:
+        return Kernel(file, f"{name}<{', '.join((self._type, *arguments))}>")
+
+    def _with_sigma(self, file: str, name: str, sigma: Activation, *rest: str) -> Kernel:
+        if sigma.builtin:
+            return self._kernel(file, name, _SIGMAS[sigma.name], *rest)
+        return Kernel(file, self._kernel(file, name, "User", *rest).expression, sigma)
+
+    def forward(self, sigma: Activation, tile: Tile) -> Kernel:
+        return self._with_sigma("forward.cu", "forward", sigma, _tile(tile))
+
+    def bias_activation(self, sigma: Activation) -> Kernel:
+        return self._with_sigma("forward.cu", "bias_activation", sigma)
+
+    def softmax(self) -> Kernel:
+        return self._kernel("forward.cu", "softmax")
+
+    def collapsed_output_error(self) -> Kernel:
+        return self._kernel("output_error.cu", "collapsed_output_error")
+
+    def output_error(self, sigma: Activation, cost: Cost) -> Kernel:
+        return self._with_sigma("output_error.cu", "output_error", sigma, _COSTS[cost.name])
+
+    def softmax_output_error(self, cost: Cost) -> Kernel:
+        return self._kernel("output_error.cu", "softmax_output_error", _COSTS[cost.name])
+
+    def softmax_pull_back(self) -> Kernel:
+        return self._kernel("output_error.cu", "softmax_pull_back")
+
+    def hidden_error(self, sigma: Activation, tile: Tile) -> Kernel:
+        return self._with_sigma("hidden_error.cu", "hidden_error", sigma, _tile(tile))
+
+    def pull_back(self, sigma: Activation) -> Kernel:
+        return self._with_sigma("hidden_error.cu", "pull_back", sigma)
+
+    def bias_gradient(self) -> Kernel:
+        return self._kernel("bias_gradient.cu", "bias_gradient")
+
+    def weight_gradient(self, tile: Tile) -> Kernel:
+        return self._kernel("weight_gradient.cu", "weight_gradient", _tile(tile))
+
+    def sum_splits(self) -> Kernel:
+        return self._kernel("reduce.cu", "sum_splits")
+
+    def sample_costs(self, cost: Cost, from_z: bool) -> Kernel:
+        return self._kernel("cost.cu", "sample_costs", _COSTS[cost.name], str(from_z).lower())
+
+    def mean_cost(self) -> Kernel:
+        return self._kernel("cost.cu", "mean_cost")
+
+    def gather(self) -> Kernel:
+        return self._kernel("gather.cu", "gather")
+
+    def advance(self) -> Kernel:
+        return Kernel("gather.cu", "advance")
+
+    def hadamard(self) -> Kernel:
+        return self._kernel("hadamard.cu", "hadamard")
+
+    def update(self, rule: str) -> Kernel:
+        return self._kernel("update.cu", "update", RULES[rule])
+
+    def squared_norm(self) -> Kernel:
+        return self._kernel("update.cu", "squared_norm")
+
+    def clip_scale(self) -> Kernel:
+        return self._kernel("update.cu", "clip_scale")
+
+
+def everything() -> Iterator[Kernel]:
+    """All specialisations of the built-in activations, costs, optimizers and tiles."""
+    sigmas = [activations.get(name) for name in _SIGMAS]
+    all_costs = [costs.get(name) for name in _COSTS]
+    for name in _TYPES:
+        c = Catalogue(np.dtype(name))
+        for sigma in sigmas:
+            for tile in TILES:
+                yield c.forward(sigma, tile)
+                yield c.hidden_error(sigma, tile)
+            yield c.bias_activation(sigma)
+            yield c.pull_back(sigma)
+            yield from (c.output_error(sigma, cost) for cost in all_costs)
+        for cost in all_costs:
+            yield c.softmax_output_error(cost)
+            yield c.sample_costs(cost, False)
+            yield c.sample_costs(cost, True)
+        yield from (c.weight_gradient(tile) for tile in TILES)
+        yield from (c.update(rule) for rule in RULES)
+        yield from (
+            c.softmax(), c.collapsed_output_error(), c.softmax_pull_back(), c.bias_gradient(),
+            c.sum_splits(), c.mean_cost(), c.gather(), c.hadamard(), c.squared_norm(),
+            c.clip_scale(),
+        )  # fmt: skip
+    yield Catalogue(np.dtype(np.float32)).advance()
+
+
+def _tile(tile: Tile) -> str:
+    return f"Tile<{tile.bm}, {tile.bn}, {tile.bk}, {tile.tm}, {tile.tn}>"

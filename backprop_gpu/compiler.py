@@ -1,0 +1,277 @@
+"""CUDA C++ sources to cubins, with cuda.core, no device needed; cached on disk.
+
+A cubin's name in the cache is a hash of everything that went into it: the source
+with its headers, the template arguments, the architecture, the options and the
+compiler's version. Files are written under a temporary name and then renamed, so
+processes may share a cache. It lies in ``$BACKPROP_GPU_CACHE``, else in
+``$XDG_CACHE_HOME/backprop_gpu``, else in ``~/.cache/backprop_gpu``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from . import catalogue
+from .activations import Activation
+from .catalogue import Kernel
+
+#: What the tests compile for: every generation that CUDA 13 supports, the newest features of
+#: each where they have a suffix.
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90a", "sm_100a", "sm_120a")
+
+INSTALL = "pip install 'backprop_gpu[compile]'"
+
+
+class CompilerNotFoundError(ImportError):
+    """cuda.core or the compiler's library is not installed."""
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """What one kernel takes: registers a thread, bytes of the rest.
+
+    ``shared_memory`` is a block's; ``stack`` and ``spills`` (stores and loads) a thread's.
+    """
+
+    kernel: str
+    arch: str
+    registers: int
+    shared_memory: int
+    stack: int
+    spills: int
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """A compiled file: where it lies, and for each template-id its symbol and its report."""
+
+    path: Path
+    symbols: dict[str, str]
+    reports: tuple[KernelReport, ...]
+
+
+def compile_kernels(kernels: Sequence[Kernel], arch: str) -> Cubin:
+    """Compile kernels of one file for one architecture, or take them from the cache.
+
+    Parameters
+    ----------
+    kernels : sequence of Kernel
+        All of one file and with one user activation, or none.
+    arch : str
+        Such as "sm_90a".
+
+    Raises
+    ------
+    CompilerNotFoundError
+        If cuda.core is not installed, saying how to install it.
+    TypeError
+        If Numba cannot compile a user's activation, naming it.
+    RuntimeError
+        If the CUDA compiler refuses a source, with its log.
+    """
+    (file,) = {kernel.file for kernel in kernels}
+    (activation,) = {kernel.activation for kernel in kernels}
+    expressions = tuple(kernel.expression for kernel in kernels)
+    linked = () if activation is None else _user_code(activation, arch)
+    key = hashlib.sha256()
+    text = "\0".join((arch, *expressions, _compiler_version()))
+    for part in (_sources(file), text.encode(), *linked):
+        key.update(hashlib.sha256(part).digest())
+    path = _cache() / f"{Path(file).stem}-{arch}-{key.hexdigest()[:32]}.cubin"
+    cached = _read(path)
+    if cached is not None:
+        return cached
+
+    code, symbols, log = _build(file, expressions, arch, linked)
+    reports = _parse(log, {symbol: name for name, symbol in symbols.items()}, arch)
+    description = {
+        "sha256": hashlib.sha256(code).hexdigest(),
+        "symbols": symbols,
+        "reports": [asdict(report) for report in reports],
+    }
+    # The description goes first and names the cubin's hash: a pair is whole or not there.
+    _write(path.with_suffix(".json"), json.dumps(description).encode())
+    _write(path, code)
+    return Cubin(path, symbols, reports)
+
+
+def compile_all(arch: str, jobs: int | None = None) -> Iterator[KernelReport]:
+    """Compile every kernel of the catalogue, reporting each as its group is done."""
+    groups: dict[tuple[str, str], list[Kernel]] = {}
+    for kernel in catalogue.everything():
+        name = kernel.expression.partition("<")[2].split(",")
+        sigma = name[1].strip() if kernel.file in ("forward.cu", "hidden_error.cu") else ""
+        groups.setdefault((kernel.file, sigma), []).append(kernel)
+    _compiler_version()  # a missing compiler is one clear error, not one a thread
+    with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+        for cubin in pool.map(lambda group: compile_kernels(group, arch), groups.values()):
+            yield from cubin.reports
+
+
+def _build(
+    file: str, expressions: tuple[str, ...], arch: str, linked: tuple[bytes, ...]
+) -> tuple[bytes, dict[str, str], str]:
+    """(cubin, symbols, log of the assembler)."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode, Program, ProgramOptions
+
+    folder = str(_folder())
+    options: dict[str, Any] = {
+        "arch": arch,
+        "std": "c++17",
+        "name": file,
+        "include_path": [folder],
+        "lineinfo": True,
+    }
+    source = (_folder() / file).read_text(encoding="utf-8")
+    log = io.StringIO()
+    try:
+        if not linked:
+            program = Program(source, "c++", ProgramOptions(ptxas_options=["-v"], **options))
+            built = program.compile("cubin", name_expressions=expressions, logs=log)
+            symbols = built.symbol_mapping
+        else:
+            options |= {
+                "link_time_optimization": True,
+                "relocatable_device_code": True,
+                "define_macro": "BACKPROP_USER_ACTIVATION",
+            }
+            program = Program(source, "c++", ProgramOptions(**options))
+            part = program.compile("ltoir", name_expressions=expressions, logs=log)
+            symbols = part.symbol_mapping
+            objects = [part, *(ObjectCode.from_ltoir(code) for code in linked)]
+            linker = Linker(
+                *objects,
+                options=LinkerOptions(
+                    arch=arch, link_time_optimization=True, ptxas_options=["-v"], verbose=True
+                ),
+            )
+            built = linker.link("cubin")
+            log.write(linker.get_info_log())
+    except Exception as error:
+        raise RuntimeError(
+            f"{file} does not compile for {arch}: {error}\n{log.getvalue()}"
+        ) from error
+    return (
+        bytes(built.code),
+        {name: symbol.decode() for name, symbol in symbols.items()},
+        log.getvalue(),
+    )
+
+
+def _user_code(activation: Activation, arch: str) -> tuple[bytes, ...]:
+    """A user's σ and σ' for both dtypes, compiled by Numba to what the linker can inline."""
+    try:
+        from numba import cuda, types
+    except ImportError as error:
+        raise CompilerNotFoundError(
+            f"activation {activation.name!r} on the cuda backend is compiled by numba-cuda: "
+            "pip install 'backprop_gpu[cu13]'"
+        ) from error
+    digits = re.sub(r"\D", "", arch)
+    capability = (int(digits[:-1]), int(digits[-1]))
+    code = []
+    for role, function in (("value", activation.function), ("derivative", activation.derivative)):
+        for scalar in (types.float32, types.float64):
+            try:
+                compiled, _ = cuda.compile(
+                    function,
+                    scalar(scalar),
+                    device=True,
+                    abi="c",
+                    abi_info={"abi_name": f"backprop_user_{role}_{scalar}"},
+                    cc=capability,
+                    output="ltoir",
+                )
+            except Exception as error:
+                raise TypeError(
+                    f"Numba cannot compile the {role} of activation {activation.name!r} for a "
+                    f"device; write it for one number with arithmetic and math: {error}"
+                ) from error
+            code.append(compiled)
+    return tuple(code)
+
+
+_ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
+
+
+def _parse(log: str, names: dict[str, str], arch: str) -> tuple[KernelReport, ...]:
+    """The assembler's account of each entry function."""
+    reports: list[KernelReport] = []
+    symbol, stack, spills = "", 0, 0
+    for line in log.splitlines():
+        if match := _ENTRY.search(line):
+            symbol = match[1]
+        elif match := _STACK.search(line):
+            stack, spills = int(match[1]), int(match[2]) + int(match[3])
+        elif (match := _USED.search(line)) and symbol in names:
+            shared = int(match[2] or 0)
+            reports.append(KernelReport(names[symbol], arch, int(match[1]), shared, stack, spills))
+            symbol = ""
+    missing = set(names.values()) - {report.kernel for report in reports}
+    if missing:
+        raise RuntimeError(f"the assembler's log does not tell of {sorted(missing)}:\n{log}")
+    return tuple(reports)
+
+
+def _folder() -> Path:
+    return Path(str(resources.files("backprop_gpu.kernels.cuda")))
+
+
+@lru_cache
+def _sources(file: str) -> bytes:
+    """The file and all headers: more than it includes, but never less."""
+    headers = sorted(_folder().rglob("*.cuh"))
+    return b"\0".join(path.read_bytes() for path in (_folder() / file, *headers))
+
+
+@lru_cache
+def _compiler_version() -> str:
+    try:
+        import cuda.core
+        from cuda.bindings import nvrtc
+
+        error, major, minor = nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError) as reason:
+        raise CompilerNotFoundError(f"no CUDA compiler ({reason}): {INSTALL}") from reason
+    if int(error):
+        raise CompilerNotFoundError(f"the CUDA compiler does not start ({error}): {INSTALL}")
+    return f"cuda.core {cuda.core.__version__}, nvrtc {major}.{minor}"
+
+
+def _cache() -> Path:
+    chosen = os.environ.get("BACKPROP_GPU_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    path = Path(chosen) if chosen else Path(base) / "backprop_gpu"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _read(path: Path) -> Cubin | None:
+    try:
+        description = json.loads(path.with_suffix(".json").read_bytes())
+        whole = hashlib.sha256(path.read_bytes()).hexdigest() == description["sha256"]
+        reports = tuple(KernelReport(**report) for report in description["reports"])
+        return Cubin(path, description["symbols"], reports) if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there or damaged: compile again
+
+
+def _write(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    os.replace(temporary, path)

@@ -1,0 +1,622 @@
+"""``python -m benchmarks.gpu_record --out DIR``: what the kernels do on this machine's GPU.
+
+In one call of under eight minutes, with nothing to download: the GPU tests,
+compute-sanitizer on small shapes, the machine's own ceilings (copy, cuBLAS),
+every kernel of a product at a range of shapes, the other kernels, and whole
+training steps beside plain CuPy and PyTorch. Everything is checked against
+float64 before it is timed. One JSON line a measurement goes to ``DIR/gpu.jsonl``,
+also for a check or a stage that failed.
+
+Times are of CUDA graph replays between events, so the gaps between launches are
+those of a graph and not of Python; the data of small shapes stays in the L2 cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backprop_gpu import Network, activations, costs, optimizers, planning
+from backprop_gpu.backends.cuda import CudaBackend, CupyRuntime
+from backprop_gpu.engines.layered import Hyperparameters, LayeredEngine
+from backprop_gpu.parameters import Layout, Parameters
+from benchmarks import records
+
+Record = dict[str, Any]
+
+#: name -> sizes, batch. The last needs about 10 GiB.
+WORKLOADS: dict[str, tuple[tuple[int, ...], int]] = {
+    "nielsen": ((784, 30, 10), 10),
+    "classic": ((784, 128, 128, 10), 128),
+    "tabular": ((64, 512, 512, 512, 1), 1024),
+    "field": ((32, 64, 64, 64, 64, 16), 1 << 16),
+    "wide": ((4096, 4096, 4096, 4096, 4096), 8192),
+}
+#: (m, n, k) of a product's result and sum.
+PRODUCTS = (
+    (10, 30, 784), (128, 128, 784), (128, 128, 128), (512, 512, 784), (1024, 512, 512),
+    (4096, 512, 512), (1 << 16, 64, 64), (2048, 2048, 2048), (4096, 4096, 4096),
+)  # fmt: skip
+
+
+class Clock:
+    """Times device work with events around replays of a captured sequence."""
+
+    def __init__(self, runtime: Any, budget: float) -> None:
+        self.runtime = runtime
+        self.budget = budget
+
+    def __call__(self, work: Callable[[], None]) -> list[float]:
+        """Seconds of one `work`, several samples within the budget."""
+        xp = self.runtime.xp
+        work()  # compiles, and makes scratch memory, which a capture must not
+        once = self._events(work)
+        inner = int(min(50, max(1, 2e-3 / max(once, 1e-7))))
+
+        def several() -> None:
+            for _ in range(inner):
+                work()
+
+        replay = self.runtime.capture(several)
+        replay()
+        samples = []
+        stop = time.perf_counter() + self.budget
+        while len(samples) < 5 or (len(samples) < 200 and time.perf_counter() < stop):
+            samples.append(self._events(replay) / inner)
+        xp.cuda.get_current_stream().synchronize()
+        return samples
+
+    def _events(self, work: Callable[[], None]) -> float:
+        cuda = self.runtime.xp.cuda
+        start, end = cuda.Event(), cuda.Event()
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return float(cuda.get_elapsed_time(start, end)) * 1e-3
+
+
+class Recorder:
+    """Runs the stages and writes a line for each measurement as it is made."""
+
+    def __init__(
+        self, runtime: Any, clock: Any, path: Path, common: Record, seconds: float
+    ) -> None:
+        self.runtime, self.clock, self.path, self.common = runtime, clock, path, common
+        self.stop = time.perf_counter() + seconds
+        self.rng = np.random.default_rng(0)
+
+    def write(self, **record: Any) -> None:
+        records.append(self.path, [self.common | record])
+        shown = {k: v for k, v in record.items() if k not in ("q25_us", "q75_us", "samples")}
+        print("  " + " ".join(f"{k}={v}" for k, v in shown.items()), flush=True)
+
+    def stage(self, name: str, run: Callable[[], None]) -> None:
+        """A stage that fails is a record too, and the next one goes on."""
+        print(f"{name}:", flush=True)
+        if time.perf_counter() > self.stop:
+            self.write(op=name, skipped="out of time")
+            return
+        start = time.perf_counter()
+        try:
+            run()
+        except Exception as error:
+            self.write(op=name, failed=f"{type(error).__name__}: {error}")
+            traceback.print_exc()
+        print(f"  ({time.perf_counter() - start:.1f} s)", flush=True)
+
+    def random(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        return self.runtime.xp.asarray(self.rng.standard_normal(shape).astype(dtype))
+
+    # -- ceilings -----------------------------------------------------------------
+
+    def ceilings(self, size: int = 1 << 28, product: int = 8192) -> None:
+        source = self.random((size // 4,), np.float32)
+        target = self.runtime.xp.empty_like(source)
+        self.runtime.xp.copyto(target, source)
+        seconds = self.clock(lambda: self.runtime.xp.copyto(target, source))
+        self.timed("copy", (size,), np.float32, "cupy", seconds, nbytes=2 * size, error=0.0)
+        for dtype in (np.float32, np.float64):
+            a, b = self.random((product, product), dtype), self.random((product, product), dtype)
+            out = self.runtime.xp.empty_like(a)
+            self.runtime.product("NN", a, b, out, 1.0)
+            error = self.product_error("NN", a, b, out, 1.0)
+            seconds = self.clock(
+                lambda a=a, b=b, out=out: self.runtime.product("NN", a, b, out, 1.0)
+            )
+            shape = (product, product, product)
+            flops = 2 * product**3
+            self.timed("matmul", shape, dtype, "cublas", seconds, flops=flops, error=error)
+
+    def product_error(self, layout: str, a: Any, b: Any, out: Any, scale: float) -> float:
+        """‖out - ref‖ / ‖ref‖ over a sample of rows, the reference in float64."""
+        a, b, out = (self.runtime.to_numpy(x) for x in (a, b, out))
+        left = a.T if layout == "TN" else a
+        right = b.T if layout == "NT" else b
+        rows = np.unique(np.linspace(0, len(left) - 1, 64).astype(int))
+        reference = scale * (left[rows].astype(np.float64) @ right.astype(np.float64))
+        return float(np.linalg.norm(out[rows] - reference) / np.linalg.norm(reference))
+
+    def timed(
+        self, op: str, shape: tuple[int, ...], dtype: Any, plan: str, seconds: list[float], *,
+        error: float, nbytes: int = 0, flops: int = 0, limit: float | None = None,
+    ) -> None:  # fmt: skip
+        limit = limit if limit is not None else 1e-3 if dtype == np.float32 else 1e-11
+        record = {"op": op, "shape": shape, "dtype": np.dtype(dtype).name, "plan": plan}
+        if not error <= limit:  # NaN too
+            self.write(**record, error=error, failed=f"error above {limit:g}; not timed")
+            return
+        median = float(np.median(seconds))
+        rates: Record = {"bytes": nbytes, "flops": flops, "error": error, "samples": len(seconds)}
+        if nbytes:
+            rates["gb_per_s"] = round(nbytes / median / 1e9, 1)
+        if flops:
+            rates["tflop_per_s"] = round(flops / median / 1e12, 3)
+        self.write(**record, **records.quantiles(seconds), **rates)
+
+    # -- products -----------------------------------------------------------------
+
+    def products(self, shapes: Any = PRODUCTS, dtypes: Any = (np.float32, np.float64)) -> None:
+        """Forward, BP2 and BP4 with every tile and with cuBLAS, and what the planner takes."""
+        for dtype in dtypes:
+            for m, n, k in shapes:
+                if time.perf_counter() > self.stop:
+                    self.write(op="products", skipped="out of time", shape=(m, n, k))
+                    return
+                for op in ("forward", "hidden_error", "weight_gradient"):
+                    self.product_kernels(op, m, n, k, dtype)
+
+    def product_kernels(self, op: str, m: int, n: int, k: int, dtype: Any) -> None:
+        layout: planning.Layout = {"forward": "NT", "hidden_error": "NN", "weight_gradient": "TN"}[
+            op
+        ]
+        item = np.dtype(dtype).itemsize
+        # (rows of the result, columns, length of the sum); BP4 sums over the batch m
+        result = (n, k, m) if layout == "TN" else (m, n, k)
+        planned = planning.product(layout, *result, item, self.runtime.device)
+        sigmoid = activations.get("sigmoid")
+        xp = self.runtime.xp
+        bias = self.random((n,), dtype)
+        saved = xp.asarray(self.rng.random((m, n)).astype(dtype))
+        shapes = {"NT": ((m, k), (n, k)), "NN": ((m, k), (k, n)), "TN": ((m, n), (m, k))}[layout]
+        # Scaled so that a sum is of order 1 and σ is not saturated.
+        a, b = (self.random(shape, dtype) / dtype(result[2] ** 0.25) for shape in shapes)
+        a, b = a.astype(dtype), b.astype(dtype)
+        out, z = xp.empty(result[:2], dtype), xp.empty(result[:2], dtype)
+        for choice, name in self.choices(layout, result, item):
+            backend = CudaBackend(dtype, self.runtime, lambda *_, choice=choice: choice)
+            out.fill(np.nan)
+            if op == "forward":
+
+                def work(backend: CudaBackend = backend) -> None:
+                    backend.forward(b, bias, a, sigmoid, z, out)
+            elif op == "hidden_error":
+
+                def work(backend: CudaBackend = backend) -> None:
+                    backend.hidden_error(b, a, None, saved, sigmoid, out)
+            else:
+
+                def work(backend: CudaBackend = backend) -> None:
+                    backend.weight_gradient(a, b, out)
+
+            work()
+            error = self.epilogue_error(op, a, b, bias, saved, out)
+            seconds = self.clock(work)
+            reads = a.size + b.size + (bias.size if op == "forward" else 0)
+            extra = saved.size if op == "hidden_error" else z.size if op == "forward" else 0
+            chosen = "planned" if (choice.tile, choice.splits, choice.kernel) == (
+                planned.tile, planned.splits, planned.kernel) else ""  # fmt: skip
+            self.timed(
+                op, (m, n, k), dtype, f"{name}{' ' + chosen if chosen else ''}", seconds,
+                nbytes=(reads + out.size + extra) * item, flops=2 * m * n * k, error=error,
+            )  # fmt: skip
+
+    def choices(
+        self, layout: planning.Layout, result: tuple[int, int, int], item: int
+    ) -> Iterator[tuple[planning.Product, str]]:
+        for tile in planning.TILES:
+            best = min(
+                (planning._fused(tile, s, *result, item, self.runtime.device)
+                 for s in (planning.SPLITS if layout == "TN" else (1,))
+                 if s == 1 or result[2] // s >= tile.bk),
+                key=lambda c: c.seconds,
+            )  # fmt: skip
+            if best.seconds < 20e-3:  # a small tile on a huge product teaches nothing
+                yield best, f"fused {tile} split {best.splits}"
+        if self.runtime.library:
+            yield planning.Product("cublas", None, 1, 0.0, ""), "cublas and a map"
+
+    def epilogue_error(self, op: str, a: Any, b: Any, bias: Any, saved: Any, out: Any) -> float:
+        a, b, bias, saved, out = (self.runtime.to_numpy(x) for x in (a, b, bias, saved, out))
+        left = a.T if op == "weight_gradient" else a
+        right = b.T if op == "forward" else b
+        rows = np.unique(np.linspace(0, len(left) - 1, 64).astype(int))
+        reference = left[rows].astype(np.float64) @ right.astype(np.float64)
+        if op == "forward":
+            reference = 1.0 / (1.0 + np.exp(-(reference + bias)))
+        elif op == "hidden_error":
+            reference *= saved[rows].astype(np.float64) * (1.0 - saved[rows].astype(np.float64))
+        else:
+            reference /= len(a)
+        return float(np.linalg.norm(out[rows] - reference) / np.linalg.norm(reference))
+
+    # -- the other kernels ----------------------------------------------------------
+
+    def maps(self, shapes: Any = ((128, 128), (1 << 16, 64), (8192, 4096))) -> None:
+        """BP3, BP1, gather and the updates: limited by bytes."""
+        for dtype in (np.float32, np.float64):
+            backend = CudaBackend(dtype, self.runtime)
+            item = np.dtype(dtype).itemsize
+            for m, n in shapes:
+                delta, out = self.random((m, n), dtype), self.runtime.xp.empty((n,), dtype)
+                backend.bias_gradient(delta, out)
+                host = self.runtime.to_numpy(delta).astype(np.float64)
+                error = _relative(
+                    self.runtime.to_numpy(out), host.mean(axis=0), host.std() / m**0.5
+                )
+                seconds = self.clock(lambda d=delta, o=out, b=backend: b.bias_gradient(d, o))
+                self.timed("bias_gradient", (m, n), dtype, "fused", seconds,
+                           nbytes=(m * n + n) * item, flops=m * n, error=error)  # fmt: skip
+                t, product = self.random((m, n), dtype), self.runtime.xp.empty((m, n), dtype)
+                backend.hadamard(delta, t, product)
+                reference = host * self.runtime.to_numpy(t)
+                error = _relative(self.runtime.to_numpy(product), reference, 1.0)
+                seconds = self.clock(lambda d=delta, t=t, p=product, b=backend: b.hadamard(d, t, p))
+                self.timed("hadamard", (m, n), dtype, "fused", seconds,
+                           nbytes=3 * m * n * item, flops=m * n, error=error)  # fmt: skip
+
+    def updates(self, sizes: Any = ((784, 30, 10), (4096, 4096, 4096))) -> None:
+        for layers in sizes:
+            layout = Layout(tuple(layers))
+            for name in optimizers.names():
+                optimizer = optimizers.get(name)
+                backend = CudaBackend(np.float32, self.runtime)
+                p = Parameters(layout, self.random((layout.length,), np.float32))
+                g = Parameters(layout, self.random((layout.length,), np.float32))
+                slots = tuple(backend.zeros((layout.length,)) for _ in range(optimizer.slots))
+                epoch = backend.epoch(1, 1)
+                epoch.load(np.zeros(1, int), optimizer.coefficients(np.array([1e-3]), 0))
+                error = self.update_error(p, g, optimizer, backend, slots, epoch)
+                seconds = self.clock(
+                    lambda b=backend, p=p, g=g, s=slots, o=optimizer, e=epoch: b.update(
+                        p, g, s, o, e
+                    )
+                )
+                moved = (3 + 2 * optimizer.slots) * layout.length * 4
+                self.timed("update", (layout.length,), np.float32, name, seconds,
+                           nbytes=moved, flops=2 * layout.length, error=error)  # fmt: skip
+
+    def update_error(
+        self, p: Parameters, g: Parameters, optimizer: Any, backend: Any, slots: Any, epoch: Any
+    ) -> float:
+        from backprop_gpu.backends.numpy import NumpyBackend
+
+        host = NumpyBackend(np.float64)
+        to_host = lambda x: self.runtime.to_numpy(x).astype(np.float64)  # noqa: E731
+        p64, g64 = Parameters(p.layout, to_host(p.flat)), Parameters(g.layout, to_host(g.flat))
+        s64 = tuple(to_host(s) for s in slots)
+        before = p64.flat.copy()
+        epoch64 = host.epoch(1, 1)
+        epoch64.load(np.zeros(1, int), optimizer.coefficients(np.array([1e-3]), 0))
+        host.update(p64, g64, s64, optimizer, epoch64)
+        backend.update(p, g, slots, optimizer, epoch)
+        moved = float(np.abs(p64.flat - before).max())
+        # A step moves p by far less than p itself, so p's own rounding is allowed for.
+        error = np.abs(to_host(p.flat) - p64.flat).max() - 1e-6 * np.abs(before).max()
+        return max(0.0, float(error)) / moved
+
+    # -- training -------------------------------------------------------------------
+
+    def training(self, names: Any = tuple(WORKLOADS), steps: int = 200) -> None:
+        """Whole steps: ours replayed from a graph, plain CuPy, PyTorch eager and in a graph."""
+        for name in names:
+            sizes, batch = WORKLOADS[name]
+            if time.perf_counter() > self.stop:
+                self.write(op="training_step", workload=name, skipped="out of time")
+                continue
+            count = max(3, min(steps, int(2e12 / (6 * batch * _weights(sizes)))))
+            X = self.rng.random((batch * 2, sizes[0]), dtype=np.float32)
+            Y = self.rng.random((batch * 2, sizes[-1]), dtype=np.float32)
+            start = _initial(sizes)
+            reference = self.reference_steps(sizes, start, X, Y, batch)
+            peers: list[tuple[str, Any]] = [("backprop_gpu", self.ours), ("cupy", self.plain_cupy)]
+            peers += [("torch eager", self.torch_eager), ("torch graph", self.torch_graph)]
+            runs: dict[str, Any] = {}
+            for library, make in peers:
+                try:
+                    parameters, run = make(sizes, start, X, Y, batch, count)
+                except ImportError as error:
+                    self.write(op="training_step", workload=name, plan=library, absent=str(error))
+                    continue
+                error = _relative(parameters, reference, float(np.abs(reference).mean()))
+                runs[library] = (run, error)
+            samples: dict[str, list[float]] = {library: [] for library in runs}
+            for _ in range(7):  # ours, peer, ours, peer: a slow moment hits all of them
+                for library, (run, _error) in runs.items():
+                    samples[library].append(run() / count)
+            flops = 6 * batch * _weights(sizes)
+            ours = np.median(samples.get("backprop_gpu", [np.nan]))
+            for library, seconds in samples.items():
+                self.timed(
+                    "training_step", (*sizes, batch), np.float32, library, seconds,
+                    flops=flops, nbytes=0, error=runs[library][1], limit=1e-3,
+                )  # fmt: skip
+                if library != "backprop_gpu":
+                    ratio = float(np.median(seconds) / ours)
+                    self.write(op="ratio", workload=name, peer=library, ratio=round(ratio, 2))
+            runs.clear()
+            if hasattr(self.runtime.xp, "get_default_memory_pool"):
+                self.runtime.xp.get_default_memory_pool().free_all_blocks()
+
+    def reference_steps(self, sizes: Any, start: Any, X: Any, Y: Any, batch: int) -> np.ndarray:
+        """The first weights' rows after two steps of SGD in float64."""
+        net = Network(sizes, backend="numpy", dtype="float64", seed=0)
+        net.weights, net.biases = start
+        engine = LayeredEngine(net._backend, net.sizes, net.activations, net.cost)
+        engine.run_epoch(
+            net._parameters, (), X.astype(np.float64), Y.astype(np.float64),
+            np.arange(2 * batch), _hyperparameters(batch, 2),
+        )  # fmt: skip
+        return _sample(net.weights)
+
+    def ours(
+        self, sizes: Any, start: Any, X: Any, Y: Any, batch: int, steps: int
+    ) -> tuple[np.ndarray, Callable[[], float]]:
+        backend = CudaBackend(np.float32, self.runtime)
+        sigmas = tuple(activations.get("sigmoid") for _ in sizes[1:])
+        engine = LayeredEngine(backend, tuple(sizes), sigmas, costs.get("quadratic"))
+        layout = Layout(tuple(sizes))
+        host = np.zeros(layout.length, np.float32)
+        for views, arrays in zip(layout.views(host), start, strict=True):
+            for view, array in zip(views, arrays, strict=True):
+                view[...] = array
+        parameters = Parameters(layout, backend.asarray(host))
+        x, y = backend.asarray(X), backend.asarray(Y)
+        order = np.arange(2 * batch)
+        engine.run_epoch(parameters, (), x, y, order, _hyperparameters(batch, 2))
+        result = _sample(layout.views(backend.to_numpy(parameters.flat))[0])
+        long_order = np.tile(order, -(-steps // 2))[: steps * batch]
+        hyperparameters = _hyperparameters(batch, steps)
+
+        def run() -> float:
+            begin = time.perf_counter()
+            engine.run_epoch(parameters, (), x, y, long_order, hyperparameters)
+            return time.perf_counter() - begin
+
+        run()
+        return result, run
+
+    def plain_cupy(
+        self, sizes: Any, start: Any, X: Any, Y: Any, batch: int, steps: int
+    ) -> tuple[np.ndarray, Callable[[], float]]:
+        xp = self.runtime.xp
+        weights = [xp.asarray(w.astype(np.float32)) for w in start[0]]
+        biases = [xp.asarray(b.astype(np.float32)) for b in start[1]]
+        x, y = xp.asarray(X), xp.asarray(Y)
+
+        def step(rows: slice) -> None:
+            a = [x[rows]]
+            for w, b in zip(weights, biases, strict=True):
+                a.append(1.0 / (1.0 + xp.exp(-(a[-1] @ w.T + b))))
+            delta = (a[-1] - y[rows]) * a[-1] * (1.0 - a[-1])
+            for l in range(len(weights) - 1, -1, -1):
+                dw, db = delta.T @ a[l] / np.float32(batch), delta.mean(axis=0)
+                if l:
+                    delta = (delta @ weights[l]) * a[l] * (1.0 - a[l])
+                weights[l] -= RATE * dw
+                biases[l] -= RATE * db
+
+        halves = (slice(0, batch), slice(batch, 2 * batch))
+        for rows in halves:
+            step(rows)
+        result = _sample([self.runtime.to_numpy(w) for w in weights])
+
+        def run() -> float:
+            begin = time.perf_counter()
+            for i in range(steps):
+                step(halves[i % 2])
+            if hasattr(xp, "cuda"):
+                xp.cuda.get_current_stream().synchronize()
+            return time.perf_counter() - begin
+
+        run()
+        return result, run
+
+    def torch_eager(
+        self, sizes: Any, start: Any, X: Any, Y: Any, batch: int, steps: int
+    ) -> tuple[np.ndarray, Callable[[], float]]:
+        torch, weights, step = _torch_step(sizes, start, X, Y, batch)
+        for i in range(2):
+            step(i)
+        result = _sample([w.detach().cpu().numpy() for w in weights])
+
+        def run() -> float:
+            begin = time.perf_counter()
+            for i in range(steps):
+                step(i % 2)
+            torch.cuda.synchronize()
+            return time.perf_counter() - begin
+
+        run()
+        return result, run
+
+    def torch_graph(
+        self, sizes: Any, start: Any, X: Any, Y: Any, batch: int, steps: int
+    ) -> tuple[np.ndarray, Callable[[], float]]:
+        torch, weights, step = _torch_step(sizes, start, X, Y, batch)
+        for i in range(2):
+            step(i)
+        result = _sample([w.detach().cpu().numpy() for w in weights])
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            step(0)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step(0)
+
+        def run() -> float:
+            begin = time.perf_counter()
+            for _ in range(steps):
+                graph.replay()
+            torch.cuda.synchronize()
+            return time.perf_counter() - begin
+
+        run()
+        return result, run
+
+
+RATE = np.float32(0.5)
+
+
+def _torch_step(sizes: Any, start: Any, X: Any, Y: Any, batch: int) -> tuple[Any, Any, Any]:
+    """The step as a PyTorch user writes it: Sequential, MSE as ½ Σ over outputs, SGD."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    layers: list[Any] = []
+    for w, b in zip(*start, strict=True):
+        linear = torch.nn.Linear(w.shape[1], w.shape[0])
+        with torch.no_grad():
+            linear.weight.copy_(torch.from_numpy(w.astype(np.float32)))
+            linear.bias.copy_(torch.from_numpy(b.astype(np.float32)))
+        layers += [linear, torch.nn.Sigmoid()]
+    model = torch.nn.Sequential(*layers).cuda()
+    optimizer = torch.optim.SGD(model.parameters(), lr=float(RATE))
+    x, y = torch.from_numpy(X).cuda(), torch.from_numpy(Y).cuda()
+    parts = [(x[:batch], y[:batch]), (x[batch:], y[batch:])]
+
+    def step(i: int) -> None:
+        optimizer.zero_grad(set_to_none=False)
+        loss = 0.5 * (model(parts[i][0]) - parts[i][1]).square().sum(dim=1).mean()
+        loss.backward()
+        optimizer.step()
+
+    return torch, [layer.weight for layer in layers[::2]], step
+
+
+def _hyperparameters(batch: int, steps: int) -> Hyperparameters:
+    optimizer = optimizers.get("sgd")
+    rates = np.full(steps, float(RATE))
+    return Hyperparameters(batch, optimizer, optimizer.coefficients(rates, 0))
+
+
+def _initial(sizes: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    rng = np.random.default_rng(1)
+    weights = [rng.standard_normal((n, k)) / k**0.5 for k, n in pairwise(sizes)]
+    return weights, [np.zeros(n) for n in sizes[1:]]
+
+
+def _sample(weights: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(w)[:8].ravel() for w in weights]).astype(np.float64)
+
+
+def _weights(sizes: Any) -> int:
+    return sum(k * n for k, n in pairwise(sizes))
+
+
+def _relative(got: np.ndarray, reference: np.ndarray, scale: float) -> float:
+    """The largest error, relative to the larger of |reference| and a natural scale."""
+    return float((np.abs(got - reference) / np.maximum(np.abs(reference), scale)).max())
+
+
+def sanitized_case() -> None:
+    """Small and awkward shapes through every kernel, for compute-sanitizer to watch."""
+    rng = np.random.default_rng(0)
+    for dtype in ("float32", "float64"):
+        for output, cost in (("softmax", "categorical_cross_entropy"), ("sigmoid", "quadratic")):
+            for optimizer in (optimizers.SGD(clip_norm=0.1, l1=1e-3), optimizers.AdamW()):
+                net = Network(
+                    [33, 17, 9, 5], activation=["gelu", "tanh", output], cost=cost,
+                    backend="cuda", dtype=dtype, seed=0,
+                )  # fmt: skip
+                X, y = rng.standard_normal((301, 33)), rng.integers(0, 5, 301)
+                net.fit(X, y, epochs=1, batch_size=130, learning_rate=0.01, optimizer=optimizer)
+                net.loss(X, y)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=records.RESULTS, help="folder for gpu.jsonl")
+    parser.add_argument("--minutes", type=float, default=7.5, help="time for everything")
+    parser.add_argument("--sanitized-case", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.sanitized_case:
+        sanitized_case()
+        return 0
+    begin = time.perf_counter()
+    try:
+        runtime = CupyRuntime()
+    except Exception as error:
+        print(f"no usable CUDA device: {error}", file=sys.stderr)
+        return 2
+    import cupy
+
+    device = runtime.device
+    common = records.environment() | {
+        "gpu": device.name,
+        "compute_capability": device.compute_capability,
+        "driver": cupy.cuda.runtime.driverGetVersion(),
+    }
+    clock = Clock(runtime, budget=0.05)
+    path = arguments.out / "gpu.jsonl"
+    recorder = Recorder(runtime, clock, path, common, arguments.minutes * 60)
+    python = [sys.executable, "-m"]
+
+    def tests() -> None:
+        run = subprocess.run(
+            [*python, "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"],
+            capture_output=True, text=True, timeout=150, check=False,
+        )  # fmt: skip
+        last = run.stdout.strip().splitlines()[-1:] or [run.stderr[-500:]]
+        failed = [line for line in run.stdout.splitlines() if line.startswith("FAILED")]
+        recorder.write(op="gpu tests", result=last[0], code=run.returncode, failures=failed)
+        if run.returncode:
+            print(run.stdout[-6000:], run.stderr[-2000:])
+
+    def sanitizer(tool: str) -> Callable[[], None]:
+        def run() -> None:
+            program = shutil.which("compute-sanitizer")
+            if program is None:
+                recorder.write(op=f"compute-sanitizer {tool}", absent="not on the PATH")
+                return
+            done = subprocess.run(
+                [program, "--tool", tool, "--error-exitcode", "9", *python,
+                 "benchmarks.gpu_record", "--sanitized-case"],
+                capture_output=True, text=True, timeout=100, check=False,
+            )  # fmt: skip
+            summary = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
+            recorder.write(
+                op=f"compute-sanitizer {tool}", code=done.returncode, result=summary[-1:]
+            )
+            if done.returncode:
+                print(done.stdout[-6000:], done.stderr[-2000:])
+
+        return run
+
+    recorder.stage("gpu tests", tests)
+    recorder.stage("ceilings", recorder.ceilings)
+    recorder.stage("training", recorder.training)
+    recorder.stage("maps", recorder.maps)
+    recorder.stage("updates", recorder.updates)
+    recorder.stage("compute-sanitizer memcheck", sanitizer("memcheck"))
+    recorder.stage("compute-sanitizer racecheck", sanitizer("racecheck"))
+    recorder.stage("products", recorder.products)
+    print(f"{path}: {time.perf_counter() - begin:.0f} s in all")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,51 @@
+// Forward:  z = a' wᵀ + b,  a = σ(z)
+//
+//   a_prev (m, k)   w (n, k)   b (n)   ->   z (m, n), a (m, n)
+//
+// m rows of a batch, k neurons in, n out. A block of Tile::threads threads makes
+// BM × BN of the result (gemm.cuh); grid (⌈m/BM⌉, ⌈n/BN⌉). bias_activation is the
+// second half alone, a thread an element, after a product made by cuBLAS.
+// softmax takes z to a where the outputs of a sample are coupled, a warp a row.
+#include "activations.cuh"
+#include "gemm.cuh"
+#include "warp.cuh"
+
+// z may be null: then only a is kept.
+template <class T, class Sigma, class Tile>
+__global__ void __launch_bounds__(Tile::threads)
+    forward(const T* w, const T* b, const T* a_prev, T* z, T* a, int m, int n, int k) {
+  gemm<T, Tile, Contiguous::p, Contiguous::p>(
+      a_prev, w, m, n, 0, k, k, k, [=](int x, int j, T product) {
+        const size_t at = size_t(x) * n + j;
+        const T weighted_input = product + b[j];
+        if (z != nullptr) z[at] = weighted_input;
+        a[at] = Sigma::value(weighted_input);
+      });
+}
+
+// product (m, n) -> z, a; z may be null, and either may be `product` itself.
+template <class T, class Sigma>
+__global__ void bias_activation(const T* product, const T* b, T* z, T* a, int m, int n) {
+  const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (at >= size_t(m) * n) return;
+  const T weighted_input = product[at] + b[at % n];
+  if (z != nullptr) z[at] = weighted_input;
+  a[at] = Sigma::value(weighted_input);
+}
+
+// a_j = e^(z_j - max z) / Σ_k e^(z_k - max z). Block (32, rows); z and a may be one array.
+template <class T>
+__global__ void softmax(const T* z, T* a, int m, int n) {
+  const int x = blockIdx.x * blockDim.y + threadIdx.y;
+  if (x >= m) return;  // a whole warp leaves
+  const T* z_row = z + size_t(x) * n;
+  T* a_row = a + size_t(x) * n;
+
+  T largest = z_row[0];
+  for (int j = threadIdx.x; j < n; j += 32) largest = z_row[j] > largest ? z_row[j] : largest;
+  largest = warp_max(largest);
+  T total = 0;
+  for (int j = threadIdx.x; j < n; j += 32) total += exp(z_row[j] - largest);
+  total = warp_sum(total);
+  for (int j = threadIdx.x; j < n; j += 32) a_row[j] = exp(z_row[j] - largest) / total;
+}

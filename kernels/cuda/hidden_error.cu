@@ -1,0 +1,26 @@
+// BP2:  δ^l = (δ^{l+1} w^{l+1}) ⊙ σ'(z^l)
+//
+//   delta_next (m, k)   w_next (k, n)   saved (m, n)   ->   δ (m, n)
+//
+// k neurons in layer l+1, n in layer l. A block makes BM × BN of the result
+// (gemm.cuh); grid (⌈m/BM⌉, ⌈n/BN⌉). `saved` is z or a, whichever σ' is computed
+// from. pull_back is the second half alone, a thread an element, after a product
+// made by cuBLAS or the gradient of a user's cost.
+#include "activations.cuh"
+#include "gemm.cuh"
+
+template <class T, class Sigma, class Tile>
+__global__ void __launch_bounds__(Tile::threads)
+    hidden_error(const T* w_next, const T* delta_next, const T* saved, T* delta, int m, int n, int k) {
+  gemm<T, Tile, Contiguous::p, Contiguous::result>(
+      delta_next, w_next, m, n, 0, k, k, n, [=](int x, int j, T product) {
+        const size_t at = size_t(x) * n + j;
+        delta[at] = product * Sigma::derivative(saved[at]);
+      });
+}
+
+template <class T, class Sigma>
+__global__ void pull_back(const T* saved, T* delta, int m, int n) {
+  const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (at < size_t(m) * n) delta[at] *= Sigma::derivative(saved[at]);
+}

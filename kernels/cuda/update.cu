@@ -1,0 +1,106 @@
+// One step of an optimizer over all parameters, a thread an element:
+//
+//   g ← clip(g),  g ← g + l2 w + l1 sign(w)  (weights only),  then one of
+//
+//   Sgd        p ← p - c0 g
+//   Momentum   v ← μ v - c0 g,  p ← p + v
+//   Nesterov   v ← μ v - c0 g,  p ← p + μ v - c0 g
+//   Adam       m ← β1 m + (1-β1) g,  v ← β2 v + (1-β2) g²,  p ← p - c1 m / (√v c2 + ε)
+//   AdamW      Adam, after w ← w - c3 w
+//
+//   parameters p, gradients g, state s0, s1 (count)   coefficients (steps, 4)
+//
+// c0 … c3 are this step's row of the coefficients (backprop_gpu/optimizers.py).
+// Weights stand before biases: element < weights_end is a weight.
+struct Sgd {
+  template <class T> static __device__ T apply(T p, T g, T&, T&, const T* c, T, T, T, bool) {
+    return p - c[0] * g;
+  }
+};
+
+struct Momentum {
+  template <class T> static __device__ T apply(T p, T g, T& v, T&, const T* c, T mu, T, T, bool) {
+    v = mu * v - c[0] * g;
+    return p + v;
+  }
+};
+
+struct Nesterov {
+  template <class T> static __device__ T apply(T p, T g, T& v, T&, const T* c, T mu, T, T, bool) {
+    v = mu * v - c[0] * g;
+    return p + mu * v - c[0] * g;
+  }
+};
+
+struct Adam {
+  template <class T>
+  static __device__ T apply(T p, T g, T& m, T& v, const T* c, T beta1, T beta2, T epsilon, bool) {
+    m = beta1 * m + (T(1) - beta1) * g;
+    v = beta2 * v + (T(1) - beta2) * g * g;
+    return p - c[1] * m / (sqrt(v) * c[2] + epsilon);
+  }
+};
+
+struct AdamW {
+  template <class T>
+  static __device__ T apply(T p, T g, T& m, T& v, const T* c, T beta1, T beta2, T epsilon,
+                            bool weight) {
+    if (weight) p -= c[3] * p;
+    return Adam::apply(p, g, m, v, c, beta1, beta2, epsilon, weight);
+  }
+};
+
+template <class T> __device__ T clip_by_value(T g, T limit) {
+  return g > limit ? limit : g < -limit ? -limit : g;
+}
+
+// clip_value is infinite where there is no limit; clip_scale may be null. s0, s1 may be null.
+template <class T, class Rule>
+__global__ void update(T* p, const T* g, T* s0, T* s1, const double* coefficients, const int* step,
+                       const T* clip_scale, long long count, long long weights_end, T clip_value,
+                       T l1, T l2, T d1, T d2, T epsilon) {
+  const long long at = (long long)(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (at >= count) return;
+  const bool weight = at < weights_end;
+  const T old = p[at];
+  T gradient = clip_by_value(g[at], clip_value);
+  if (clip_scale != nullptr) gradient *= *clip_scale;
+  if (weight) {
+    gradient += l2 * old;
+    gradient += old > T(0) ? l1 : old < T(0) ? -l1 : T(0);
+  }
+  T c[4];
+  for (int i = 0; i < 4; ++i) c[i] = T(coefficients[size_t(*step) * 4 + i]);
+  T state0 = s0 != nullptr ? s0[at] : T(0), state1 = s1 != nullptr ? s1[at] : T(0);
+  p[at] = Rule::apply(old, gradient, state0, state1, c, d1, d2, epsilon, weight);
+  if (s0 != nullptr) s0[at] = state0;
+  if (s1 != nullptr) s1[at] = state1;
+}
+
+// Σ g² of a block's share, in float64 and in a fixed order; block 256, any grid.
+template <class T>
+__global__ void __launch_bounds__(256)
+    squared_norm(const T* g, double* parts, long long count, T clip_value) {
+  __shared__ double sums[256];
+  double sum = 0;
+  const long long stride = (long long)(gridDim.x) * 256;
+  for (long long at = (long long)(blockIdx.x) * 256 + threadIdx.x; at < count; at += stride) {
+    const double value = clip_by_value(g[at], clip_value);
+    sum += value * value;
+  }
+  sums[threadIdx.x] = sum;
+  for (int half = 128; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+  }
+  if (threadIdx.x == 0) parts[blockIdx.x] = sums[0];
+}
+
+// clip_scale = min(1, limit / ‖g‖). One thread: there are at most 256 parts.
+template <class T>
+__global__ void clip_scale(const double* parts, T* scale, int count, double limit) {
+  double sum = 0;
+  for (int i = 0; i < count; ++i) sum += parts[i];
+  const double norm = sqrt(sum);
+  *scale = norm > limit ? T(limit / norm) : T(1);
+}
