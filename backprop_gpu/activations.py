@@ -27,7 +27,7 @@ class Activation:
     function, derivative : callable
         σ and σ', each taking z and returning an array of the same shape. On the
         CUDA backends Numba compiles both for one scalar, so write them with
-        arithmetic, ``math`` or NumPy's elementwise functions.
+        arithmetic and NumPy's elementwise functions.
     range : (float, float), optional
         The open interval in which a lies. Given, costs that need another one are
         refused; left out, every cost is allowed.

@@ -31,6 +31,10 @@ from .catalogue import Kernel
 #: each where they have a suffix.
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90a", "sm_100a", "sm_120a")
 
+#: Kernels that `compile_all` builds together: enough to share the front end's work, few
+#: enough to keep all cores busy.
+GROUP = 10
+
 INSTALL = "pip install 'backprop_gpu[compile]'"
 
 
@@ -109,14 +113,17 @@ def compile_kernels(kernels: Sequence[Kernel], arch: str) -> Cubin:
 
 def compile_all(arch: str, jobs: int | None = None) -> Iterator[KernelReport]:
     """Compile every kernel of the catalogue, reporting each as its group is done."""
-    groups: dict[tuple[str, str], list[Kernel]] = {}
+    groups: dict[str, list[Kernel]] = {}
     for kernel in catalogue.everything():
-        name = kernel.expression.partition("<")[2].split(",")
-        sigma = name[1].strip() if kernel.file in ("forward.cu", "hidden_error.cu") else ""
-        groups.setdefault((kernel.file, sigma), []).append(kernel)
+        groups.setdefault(kernel.file, []).append(kernel)
+    parts = [
+        kernels[start : start + GROUP]
+        for kernels in groups.values()
+        for start in range(0, len(kernels), GROUP)
+    ]
     _compiler_version()  # a missing compiler is one clear error, not one a thread
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-        for cubin in pool.map(lambda group: compile_kernels(group, arch), groups.values()):
+        for cubin in pool.map(lambda part: compile_kernels(part, arch), parts):
             yield from cubin.reports
 
 
@@ -174,6 +181,8 @@ def _user_code(activation: Activation, arch: str) -> tuple[bytes, ...]:
     """A user's σ and σ' for both dtypes, compiled by Numba to what the linker can inline."""
     try:
         from numba import cuda, types
+
+        from .kernels.numba_cuda.activations import translated
     except ImportError as error:
         raise CompilerNotFoundError(
             f"activation {activation.name!r} on the cuda backend is compiled by numba-cuda: "
@@ -186,7 +195,7 @@ def _user_code(activation: Activation, arch: str) -> tuple[bytes, ...]:
         for scalar in (types.float32, types.float64):
             try:
                 compiled, _ = cuda.compile(
-                    function,
+                    translated(function),
                     scalar(scalar),
                     device=True,
                     abi="c",

@@ -29,8 +29,9 @@ class Cost:
     function : callable
         (a, y), both (m, n_L) -> (m,): C_x of every sample.
     gradient : callable
-        (a, y), both (m, n_L) -> (m, n_L): ∂C_x/∂a_j. On the CUDA backends both are
-        called with device arrays, so write them with operators and NumPy functions.
+        (a, y), both (m, n_L) -> (m, n_L): ∂C_x/∂a_j. The cuda backend calls both with
+        CuPy arrays, so write them with operators and NumPy functions; numba_cuda copies
+        a and y to the host for them.
 
     Examples
     --------

@@ -11,6 +11,9 @@
 // enough. A thread's rows and columns come in runs of 16 bytes, a run every
 // BM / (TM / run): neighbouring threads read neighbouring runs.
 //
+// Kernels name one block a multiprocessor as their least: left to itself the assembler
+// aims at more blocks than help, and spills for them.
+//
 // The sum over p runs in one fixed order, so the same launch gives the same bits.
 #pragma once
 

@@ -9,7 +9,7 @@
 #include "gemm.cuh"
 
 template <class T, class Tile>
-__global__ void __launch_bounds__(Tile::threads)
+__global__ void __launch_bounds__(Tile::threads, 1)
     weight_gradient(const T* delta, const T* a_prev, T* out, int m, int n, int k, int rows, T scale) {
   const int begin = blockIdx.z * rows;
   const int end = begin + rows < m ? begin + rows : m;

@@ -1,0 +1,340 @@
+"""The equations as the Numba CUDA kernels of ``kernels/numba_cuda``, one launch after another.
+
+Made to be read and to be stepped through: with NUMBA_ENABLE_CUDASIM=1 in the
+environment the same kernels run in Numba's simulator, without a GPU. For speed
+there is the ``cuda`` backend.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import numba
+import numpy as np
+from numba import cuda
+from numba.core.errors import NumbaPerformanceWarning
+
+from .. import costs
+from ..activations import Activation
+from ..costs import Cost
+from ..kernels.numba_cuda import (
+    BLOCK,
+    TILE,
+    bias_gradient,
+    forward,
+    gather,
+    hadamard,
+    hidden_error,
+    output_error,
+    update,
+    weight_gradient,
+)
+from ..kernels.numba_cuda import activations as device_activations
+from ..kernels.numba_cuda import cost as device_cost
+from ..kernels.numba_cuda import costs as device_costs
+from ..optimizers import COEFFICIENTS, Optimizer
+from ..parameters import Parameters
+
+Array = Any  # numba.cuda.cudadrv.devicearray.DeviceNDArray, or the simulator's stand-in
+
+# A mini-batch of a small network does not fill a device, and Numba says so at every launch.
+warnings.filterwarnings("ignore", "Grid size .* low occupancy", NumbaPerformanceWarning)
+
+_TYPES = {"float32": numba.float32, "float64": numba.float64}
+
+#: At most so many blocks add up squares before one block adds up their sums.
+_PARTIALS = 256
+
+
+class NumbaCudaEpoch:
+    """Order, coefficients and costs of an epoch, with the step number, on the device."""
+
+    def __init__(self, rows: int, batch: int, dtype: np.dtype[Any]) -> None:
+        steps = -(-rows // batch)
+        self.batch = batch
+        self.order = cuda.device_array(rows, np.int64)
+        self.coefficients = cuda.device_array((steps, COEFFICIENTS), dtype)
+        self.step = cuda.to_device(np.zeros(1, np.int32))
+        self._costs = cuda.to_device(np.zeros(steps, np.float64))
+
+    def load(self, order: np.ndarray, coefficients: np.ndarray) -> None:
+        self.order.copy_to_device(np.ascontiguousarray(order, np.int64))
+        self.coefficients.copy_to_device(
+            np.ascontiguousarray(coefficients, self.coefficients.dtype)
+        )
+        self.step.copy_to_device(np.zeros(1, np.int32))
+
+    def costs(self) -> np.ndarray:
+        return self._costs.copy_to_host()[: self.step.copy_to_host()[0]]
+
+
+class NumbaCudaBackend:
+    """Runs each equation as a kernel launch on the default stream.
+
+    Built-in activations and costs are compiled into the kernels. A user's σ and σ' are
+    compiled by Numba for one scalar; a user's cost is evaluated on the host by NumPy,
+    which copies a and y there for every batch.
+
+    Parameters
+    ----------
+    dtype : {"float32", "float64"}
+    """
+
+    name = "numba_cuda"
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = np.dtype(dtype)
+        self._T = _TYPES[self.dtype.name]
+        self._scratch: dict[str, Array] = {}
+        self._sigmas: dict[Activation, tuple[Any, Any]] = {}
+
+    # -- memory -----------------------------------------------------------------
+
+    def asarray(self, host: Array) -> Array:
+        """The array on the device; one that is there already, of this dtype, as it is."""
+        if getattr(host, "__cuda_ndarray__", False):
+            if host.dtype == self.dtype and host.is_c_contiguous():
+                return host
+            host = host.copy_to_host()
+        return cuda.to_device(np.ascontiguousarray(host, self.dtype))
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        host: np.ndarray = array.copy_to_host()
+        return host
+
+    def empty(self, shape: Sequence[int]) -> Array:
+        return cuda.device_array(tuple(shape), self.dtype)
+
+    def zeros(self, shape: Sequence[int]) -> Array:
+        return cuda.to_device(np.zeros(tuple(shape), self.dtype))
+
+    def copy(self, source: Array, out: Array) -> None:
+        out.copy_to_device(source)
+
+    def all_finite(self, array: Array) -> bool:
+        return bool(np.isfinite(array.copy_to_host()).all())
+
+    def release(self) -> None:
+        self._scratch.clear()
+
+    def _buffer(self, name: str, size: int, dtype: Any) -> Array:
+        """A small array of zeros, kept by name; the kernels before are done with it."""
+        buffer = self._scratch.get(name)
+        if buffer is None:
+            buffer = self._scratch[name] = cuda.to_device(np.zeros(size, dtype))
+        return buffer
+
+    # -- the equations ------------------------------------------------------------
+
+    def forward(
+        self, w: Array, b: Array, a_prev: Array, activation: Activation, z: Array | None, a: Array
+    ) -> None:
+        sigma, _ = self._device_functions(activation)
+        kernel = forward.make_forward(sigma, self._T, z is not None)
+        kernel[_tiles(a.shape)](w, b, a_prev, a if z is None else z, a)
+        if not activation.elementwise:
+            softmax = device_activations.make_softmax(self._T)
+            softmax[_blocks(a.shape[0])](a if z is None else z, a)
+
+    def output_error(
+        self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost, out: Array
+    ) -> None:
+        if costs.collapses(activation, cost):
+            gradient = device_costs.gradient("quadratic", self._T)
+            _, derivative = device_activations.builtin("identity", self._T)
+            output_error.make_output_error(gradient, derivative)[_tiles(out.shape)](a, a, y, out)
+            return
+        if cost.builtin:
+            gradient = device_costs.gradient(cost.name, self._T)
+        else:
+            out.copy_to_device(self._gradient_on_host(a, y, cost))
+            gradient, y = device_costs.given, out
+        _, derivative = self._device_functions(activation)
+        kernel = output_error.make_output_error(gradient, derivative)
+        kernel[_tiles(out.shape)](a if z is None else z, a, y, out)
+        self._pull_back_rows(activation, a, out)
+
+    def hidden_error(
+        self,
+        w_next: Array,
+        delta_next: Array,
+        z: Array | None,
+        a: Array,
+        activation: Activation,
+        out: Array,
+    ) -> None:
+        _, derivative = self._device_functions(activation)
+        kernel = hidden_error.make_hidden_error(derivative, self._T)
+        kernel[_tiles(out.shape)](w_next, delta_next, a if z is None else z, a, out)
+        self._pull_back_rows(activation, a, out)
+
+    def bias_gradient(self, delta: Array, out: Array) -> None:
+        kernel = bias_gradient.make_bias_gradient(self._T)
+        kernel[-(-out.shape[0] // TILE), (TILE, TILE)](delta, out)
+
+    def weight_gradient(self, delta: Array, a_prev: Array, out: Array) -> None:
+        weight_gradient.make_weight_gradient(self._T)[_tiles(out.shape)](delta, a_prev, out)
+
+    def hadamard(self, s: Array, t: Array, out: Array) -> None:
+        size = prod(out.shape)
+        hadamard.hadamard[_blocks(size)](s.reshape(size), t.reshape(size), out.reshape(size))
+
+    def cost(
+        self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost
+    ) -> float:
+        if not cost.builtin:
+            return self._cost_on_host(a, y, activation, cost)
+        first, result = self._buffer("first", 1, np.int32), self._buffer("cost", 1, np.float64)
+        self._launch_cost(z, a, y, activation, cost, first, result)
+        return float(result.copy_to_host()[0])
+
+    # -- one step of an epoch -------------------------------------------------------
+
+    def epoch(self, rows: int, batch: int) -> NumbaCudaEpoch:
+        return NumbaCudaEpoch(rows, batch, self.dtype)
+
+    def gather(self, source: Array, epoch: NumbaCudaEpoch, out: Array) -> None:
+        gather.gather[_tiles(out.shape)](source, epoch.order, epoch.step, epoch.batch, out)
+
+    def record_cost(
+        self,
+        z: Array | None,
+        a: Array,
+        y: Array,
+        activation: Activation,
+        cost: Cost,
+        epoch: NumbaCudaEpoch,
+    ) -> None:
+        if cost.builtin:
+            self._launch_cost(z, a, y, activation, cost, epoch.step, epoch._costs)
+        else:
+            step = int(epoch.step.copy_to_host()[0])
+            value = np.array([self._cost_on_host(a, y, activation, cost)])
+            epoch._costs[step : step + 1].copy_to_device(value)
+
+    def update(
+        self,
+        parameters: Parameters,
+        gradients: Parameters,
+        slots: tuple[Array, ...],
+        optimizer: Optimizer,
+        epoch: NumbaCudaEpoch,
+    ) -> None:
+        g = gradients.flat
+        length = g.shape[0]
+        number = self.dtype.type
+        if optimizer.clip_value is not None:
+            update.clip_value[_blocks(length)](g, number(optimizer.clip_value))
+        if optimizer.clip_norm is not None:
+            blocks = min(-(-length // BLOCK), _PARTIALS)
+            partials = self._buffer("partials", _PARTIALS, np.float64)[:blocks]
+            norm = self._buffer("norm", 1, np.float64)
+            update.sum_of_squares[blocks, BLOCK](g, partials)
+            update.norm[1, BLOCK](partials, norm)
+            clip_norm = update.make_clip_norm(self._T)
+            clip_norm[_blocks(length)](g, norm, np.float64(optimizer.clip_norm))
+        constants: tuple[float, ...] = optimizer.constants[: len(slots)]  # μ, if there is a v
+        if optimizer.rule in ("adam", "adamw"):
+            beta1, beta2, epsilon = optimizer.constants
+            constants = (beta1, 1.0 - beta1, beta2, 1.0 - beta2, epsilon)
+        update.make_update(optimizer.rule, self._T)[_blocks(length)](
+            parameters.flat,
+            g,
+            *slots,
+            epoch.coefficients,
+            epoch.step,
+            parameters.layout.weights_end,
+            number(optimizer.l2),
+            number(optimizer.l1),
+            *map(number, constants),
+        )
+
+    def advance(self, epoch: NumbaCudaEpoch) -> None:
+        gather.advance[1, 1](epoch.step)
+
+    def repeat(self, step: Callable[[], None], times: int, captured: bool = True) -> None:
+        """A plain loop: Numba's launches are not captured in a graph."""
+        for _ in range(times):
+            step()
+
+    # -- device functions and what runs on the host -----------------------------------
+
+    def _device_functions(self, activation: Activation) -> tuple[Any, Any]:
+        """(σ, σ') for the kernels. Softmax is the identity, followed by a map of rows."""
+        if activation.builtin:
+            name = activation.name if activation.elementwise else "identity"
+            pair: tuple[Any, Any] = device_activations.builtin(name, self._T)
+            return pair
+        if activation not in self._sigmas:
+            self._sigmas[activation] = self._compile(activation)
+        return self._sigmas[activation]
+
+    def _compile(self, activation: Activation) -> tuple[Any, Any]:
+        """A user's (σ, σ'), compiled once here so that an error names the activation.
+
+        Raises
+        ------
+        TypeError
+            With Numba's message.
+        """
+        pair: tuple[Any, Any] = device_activations.user(
+            activation.function, activation.derivative, self._T
+        )
+        if not hasattr(pair[0], "compile_device"):  # the simulator runs Python as it is
+            return pair
+        for what, compiled, arity in (("function", pair[0], 1), ("derivative", pair[1], 2)):
+            try:
+                compiled.compile_device((self._T,) * arity)
+            except Exception as error:
+                raise TypeError(
+                    f"Numba cannot compile the {what} of activation {activation.name!r} for a "
+                    f"scalar on a CUDA device: {error}"
+                ) from error
+        return pair
+
+    def _pull_back_rows(self, activation: Activation, a: Array, error: Array) -> None:
+        """Softmax's part of error ← error ⊙ σ'(z)."""
+        if not activation.elementwise:
+            kernel = device_activations.make_softmax_pull_back(self._T)
+            kernel[_blocks(a.shape[0])](a, error)
+
+    def _launch_cost(
+        self,
+        z: Array | None,
+        a: Array,
+        y: Array,
+        activation: Activation,
+        cost: Cost,
+        step: Array,
+        out: Array,
+    ) -> None:
+        from_z = z is not None and activation.name == cost.partner
+        sample = device_costs.sample(cost.name, self._T, from_z)
+        device_cost.make_cost(sample)[1, BLOCK](z if from_z else a, a, y, step, out)
+
+    # A user's cost sums over a row in whatever way it likes, so it cannot be compiled for
+    # one scalar: NumPy evaluates it on the host. Slow, and the only such thing here.
+
+    def _cost_on_host(self, a: Array, y: Array, activation: Activation, cost: Cost) -> float:
+        a, y = a.copy_to_host(), y.copy_to_host()
+        return cost.mean(None, a, y, activation, (np.empty_like(a), np.empty_like(a)))
+
+    def _gradient_on_host(self, a: Array, y: Array, cost: Cost) -> np.ndarray:
+        a, y = a.copy_to_host(), y.copy_to_host()
+        out = np.empty_like(a)
+        cost.evaluate_gradient(a, y, out, np.empty_like(a))
+        return out
+
+
+def _tiles(shape: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(grid, block) of TILE × TILE threads over a matrix, tiles along rows first."""
+    rows, columns = shape
+    return (-(-rows // TILE), -(-columns // TILE)), (TILE, TILE)
+
+
+def _blocks(length: int) -> tuple[int, int]:
+    """(grid, block) of BLOCK threads over a flat array or the rows of a matrix."""
+    return -(-length // BLOCK), BLOCK

@@ -1,0 +1,25 @@
+"""The mini-batch of a step, and the count of steps, which lives on the device."""
+
+from numba import cuda
+
+from . import TILE
+
+
+@cuda.jit
+def gather(source, order, step, batch, out):
+    """out_i = source row order[step · batch + i].
+
+    source (rows, n), order (rows,) int, step (1,) int, out (m, n) with m ≤ batch: the
+    last mini-batch of an epoch may be short. One thread an element.
+    """
+    i = cuda.blockIdx.x * TILE + cuda.threadIdx.y
+    j = cuda.blockIdx.y * TILE + cuda.threadIdx.x
+    m, n = out.shape
+    if i < m and j < n:
+        out[i, j] = source[order[step[0] * batch + i], j]
+
+
+@cuda.jit
+def advance(step):
+    """step ← step + 1, by one thread."""
+    step[0] += 1
