@@ -1,0 +1,1 @@
+"""Measurements. Their records lie in ``results/``; timing is never a test."""

@@ -1,0 +1,72 @@
+"""The backends that this machine can run, as a fixture, and a count of what it cannot."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+
+import pytest
+
+from backprop_gpu import activations, costs
+from backprop_gpu.backends import Obstacles, names
+
+GPU_BACKENDS = ("cuda", "numba_cuda")
+GPU = ("gpu", True)
+
+
+@functools.cache
+def obstacle(backend: str) -> str | None:
+    return Obstacles()[backend]
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.gpu if name in GPU_BACKENDS else ())
+        for name in names()
+    ]
+)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name of every backend in turn; those that cannot run here skip and say why."""
+    name: str = request.param
+    if obstacle(name) is not None:
+        pytest.skip(f"backend {name}: {obstacle(name)}")
+    return name
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget after the test what it registers."""
+    for module in (activations, costs):
+        monkeypatch.setattr(module, "_REGISTRY", dict(module._REGISTRY))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") is None:
+            continue
+        item.user_properties.append(GPU)  # a report has no marks, and xdist sends reports
+        # A test that carries the mark itself, without the fixture, needs a device just the same.
+        if "backend" not in getattr(item, "fixturenames", ()):
+            reason = obstacle("cuda")
+            if reason is not None:
+                item.add_marker(pytest.mark.skip(reason=f"backend cuda: {reason}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = terminalreporter.stats
+    skipped = [
+        report for report in reports.get("skipped", ()) if GPU in map(tuple, report.user_properties)
+    ]
+    ran = [
+        report
+        for outcome in ("passed", "failed")
+        for report in reports.get(outcome, ())
+        if GPU in map(tuple, report.user_properties) and report.when == "call"
+    ]
+    if not (skipped or ran):
+        return
+    terminalreporter.section("gpu tests")
+    terminalreporter.write_line(f"{len(ran)} gpu tests ran, {len(skipped)} were skipped")
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"  {count} skipped: {reason}")

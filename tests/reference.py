@@ -1,0 +1,190 @@
+"""Forward pass and BP1-BP4 written a second time, in float64, sharing no code with the package.
+
+Every product is an einsum whose indices are those of the notes: x a sample, j a neuron
+of layer l, k one of the layer before. The bounds say how far a computation in
+`dtype` may be from this one; they grow with the size of the terms that are summed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Array = np.ndarray
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def _sigmoid(z: Array) -> Array:
+    small = np.exp(-np.abs(z))
+    return np.where(z >= 0, 1.0 / (1.0 + small), small / (1.0 + small))
+
+
+def _softmax(z: Array) -> Array:
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def _cdf(z: Array) -> Array:
+    return 0.5 * (1.0 + _erf(z / math.sqrt(2.0)))
+
+
+def _pdf(z: Array) -> Array:
+    return np.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)
+
+
+#: name -> (σ, σ'); softmax has a Jacobian instead and stands apart.
+ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+    "sigmoid": (_sigmoid, lambda z: _sigmoid(z) * _sigmoid(-z)),
+    "tanh": (np.tanh, lambda z: 1.0 / np.cosh(np.clip(z, -300, 300)) ** 2),
+    "relu": (lambda z: np.where(z > 0, z, 0.0), lambda z: np.where(z > 0, 1.0, 0.0)),
+    "leaky_relu": (lambda z: np.where(z > 0, z, 0.01 * z), lambda z: np.where(z > 0, 1.0, 0.01)),
+    "elu": (
+        lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
+        lambda z: np.where(z > 0, 1.0, np.exp(np.minimum(z, 0))),
+    ),
+    "gelu": (lambda z: z * _cdf(z), lambda z: _cdf(z) + z * _pdf(z)),
+    "silu": (
+        lambda z: z * _sigmoid(z),
+        lambda z: _sigmoid(z) + z * _sigmoid(z) * _sigmoid(-z),
+    ),
+    "softplus": (lambda z: np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z))), _sigmoid),
+    "identity": (lambda z: z, np.ones_like),
+    "exponential": (np.exp, np.exp),
+}
+
+#: name -> (C_x, ∇_a C_x)
+COSTS: dict[str, tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array]]] = {
+    "quadratic": (lambda a, y: 0.5 * ((y - a) ** 2).sum(axis=1), lambda a, y: a - y),
+    "binary_cross_entropy": (
+        lambda a, y: -(y * np.log(a) + (1 - y) * np.log1p(-a)).sum(axis=1),
+        lambda a, y: (1 - y) / (1 - a) - y / a,
+    ),
+    "categorical_cross_entropy": (
+        lambda a, y: -(y * np.log(a)).sum(axis=1),
+        lambda a, y: -y / a,
+    ),
+    "poisson": (lambda a, y: (a - y * np.log(a)).sum(axis=1), lambda a, y: 1 - y / a),
+}
+
+#: The pairs that make sense, written out rather than asked from the package.
+_ANY = (*ACTIVATIONS, "softmax")
+VALID_PAIRS: tuple[tuple[str, str], ...] = (
+    *((name, "quadratic") for name in _ANY),
+    *((name, "binary_cross_entropy") for name in ("sigmoid", "softmax")),
+    *((name, "categorical_cross_entropy") for name in ("sigmoid", "softmax")),
+    *((name, "poisson") for name in ("sigmoid", "softplus", "exponential", "softmax")),
+)
+INVALID_PAIRS: tuple[tuple[str, str], ...] = tuple(
+    (name, cost) for name in _ANY for cost in COSTS if (name, cost) not in VALID_PAIRS
+)
+
+
+def activate(name: str, z: Array) -> Array:
+    return _softmax(z) if name == "softmax" else ACTIVATIONS[name][0](z)
+
+
+def pull_back(name: str, error: Array, z: Array) -> Array:
+    """∂C/∂z from ∂C/∂a."""
+    if name != "softmax":
+        return error * ACTIVATIONS[name][1](z)
+    a = _softmax(z)
+    jacobian = np.einsum("xk,kj->xkj", a, np.eye(z.shape[1])) - np.einsum("xk,xj->xkj", a, a)
+    return np.einsum("xk,xkj->xj", error, jacobian)
+
+
+def forward(w: Array, b: Array, a: Array, activation: str) -> tuple[Array, Array]:
+    z = np.einsum("jk,xk->xj", *_double(w, a)) + _double(b)[0]
+    return z, activate(activation, z)
+
+
+def output_error(z: Array, y: Array, activation: str, cost: str) -> Array:
+    z, y = _double(z, y)
+    return pull_back(activation, COSTS[cost][1](activate(activation, z), y), z)
+
+
+def hidden_error(w_next: Array, delta_next: Array, z: Array, activation: str) -> Array:
+    w_next, delta_next, z = _double(w_next, delta_next, z)
+    return pull_back(activation, np.einsum("jk,xj->xk", w_next, delta_next), z)
+
+
+def bias_gradient(delta: Array) -> Array:
+    return np.einsum("xj->j", *_double(delta)) / len(delta)
+
+
+def weight_gradient(delta: Array, a_prev: Array) -> Array:
+    return np.einsum("xj,xk->jk", *_double(delta, a_prev)) / len(delta)
+
+
+@dataclass
+class Pass:
+    """Everything a forward and a backward pass compute; index l is layer l."""
+
+    a: list[Array]
+    z: list[Array]
+    cost: float
+    delta: list[Array]
+    gradients: list[tuple[Array, Array]]
+
+
+def backpropagate(
+    weights: Sequence[Array],
+    biases: Sequence[Array],
+    names: Sequence[str],
+    cost: str,
+    X: Array,
+    Y: Array,
+) -> Pass:
+    X, Y = _double(X, Y)
+    a, z = [X], [X]
+    for w, b, name in zip(weights, biases, names, strict=True):
+        layer = forward(w, b, a[-1], name)
+        z.append(layer[0])
+        a.append(layer[1])
+    deltas = [output_error(z[-1], Y, names[-1], cost)]
+    for l in range(len(names) - 1, 0, -1):
+        deltas.insert(0, hidden_error(weights[l], deltas[0], z[l], names[l - 1]))
+    gradients = [
+        (weight_gradient(delta, before), bias_gradient(delta))
+        for delta, before in zip(deltas, a, strict=False)
+    ]
+    mean_cost = float(np.mean(COSTS[cost][0](a[-1], Y)))
+    return Pass(a, z, mean_cost, [X, *deltas], gradients)
+
+
+def product_bound(subscripts: str, s: Array, t: Array, dtype: object, factor: float = 8.0) -> Array:
+    """How far Σ s t, summed in `dtype` in any order, may be from the exact sum.
+
+    A sum of k terms is off by at most about k ε Σ|s||t| (Higham 2002, section 3.1), and by
+    √k ε Σ|s||t| for roundings that do not conspire; the latter times `factor` is what is
+    allowed. A wrong or missing term is far outside of it.
+    """
+    s, t = (np.abs(array) for array in _double(s, t))
+    sizes = dict(
+        zip(subscripts.replace(",", "").partition("->")[0], s.shape + t.shape, strict=True)
+    )
+    output = subscripts.partition("->")[2]
+    terms = math.prod(n for index, n in sizes.items() if index not in output)
+    return factor * math.sqrt(terms + 1) * np.finfo(dtype).eps * np.einsum(subscripts, s, t)
+
+
+def assert_close(got: Array, expected: Array, bound: Array | float, what: str = "") -> None:
+    """|got - expected| <= bound, element by element, naming the worst."""
+    got = np.asarray(got, np.float64)
+    assert got.shape == expected.shape, f"{what}: shape {got.shape}, expected {expected.shape}"
+    error = np.abs(got - expected)
+    excess = error - bound
+    assert np.isfinite(got).all(), f"{what}: not finite"
+    if excess.size and not (excess <= 0).all():
+        worst = np.unravel_index(int(np.argmax(excess)), excess.shape)
+        allowed = np.broadcast_to(bound, error.shape)[worst]
+        raise AssertionError(
+            f"{what} at {worst}: got {got[worst]!r}, expected {expected[worst]!r}, "
+            f"off by {error[worst]:.3g}, allowed {allowed:.3g}"
+        )
+
+
+def _double(*arrays: Array) -> list[Array]:
+    return [np.asarray(array, np.float64) for array in arrays]

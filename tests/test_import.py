@@ -1,0 +1,66 @@
+"""`import backprop_gpu` is light: no device code, no plotting, little more than NumPy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+HEAVY = ("cupy", "cuda", "numba", "sklearn", "matplotlib", "scipy", "safetensors", "tqdm")
+
+
+def python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_import_brings_in_nothing_heavy():
+    loaded = python(
+        "import sys, backprop_gpu; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    ).split()
+    assert "numpy" in loaded
+    assert not set(HEAVY) & set(loaded)
+
+
+def test_numpy_networks_need_no_device_code():
+    """Not even training imports CuPy where the backend is NumPy."""
+    loaded = python(
+        "import sys, backprop_gpu\n"
+        "net = backprop_gpu.Network([2, 3, 1], backend='numpy')\n"
+        "net.fit([[0, 1], [1, 0]], [0, 1], epochs=1, batch_size=1, learning_rate=0.1)\n"
+        "net.check_gradients([[0, 1], [1, 0]], [0, 1])\n"
+        "print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    ).split()
+    assert not {"cupy", "cuda", "numba", "sklearn", "matplotlib", "scipy"} & set(loaded)
+
+
+def test_import_works_without_the_cuda_packages():
+    """As on a machine where only the required packages are installed."""
+    out = python(
+        "import sys\n"
+        "for name in ('cupy', 'cuda', 'numba'): sys.modules[name] = None\n"
+        "import backprop_gpu\n"
+        "net = backprop_gpu.Network([2, 1])\n"
+        "print(net.backend, '|', net.plan)"
+    )
+    assert out.startswith("numpy |")
+    assert "not installed" in out
+
+
+def test_import_time():
+    """Under 0.3 s more than NumPy alone; the best of several, for the machine may be busy."""
+    measure = (
+        "import time, numpy; start = time.perf_counter(); import backprop_gpu; "
+        "print(time.perf_counter() - start)"
+    )
+    best = min(float(python(measure)) for _ in range(3))
+    assert best < 0.3
+
+
+def test_import_creates_no_context():
+    """The answer must not depend on what a driver would say: none is asked."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", "import backprop_gpu"], check=True, env=environment
+    )

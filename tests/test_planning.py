@@ -1,0 +1,229 @@
+"""Planning is pure: no device is needed to see what would run and why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backprop_gpu import Callback, Network, planning
+from backprop_gpu.backends import Obstacles
+from backprop_gpu.planning import H200, SPLITS, TILES, Choice, Device, choose_backend, product
+
+USABLE = {"numpy": None, "cuda": None, "numba_cuda": None}
+BARE = {"numpy": None, "cuda": "no CUDA device", "numba_cuda": "numba-cuda is not installed"}
+SMALL = Device("a small card", (7, 5), 14, 1.5e9, 1.9e11)
+DEVICES = st.sampled_from(
+    [
+        H200,
+        SMALL,
+        Device("A100", (8, 0), 108, 1.41e9, 1.9e12),
+        Device("RTX 4090", (8, 9), 128, 2.5e9, 1.0e12),
+        Device("of tomorrow", (12, 7), 200, 2.5e9, 8.0e12),
+    ]
+)
+SIZE = st.integers(1, 5000)
+
+
+# -- backends -------------------------------------------------------------------------------
+
+
+def test_auto_takes_cuda_where_it_can():
+    chosen = choose_backend("auto", USABLE)
+    assert chosen.backend == "cuda"
+    assert "usable" in chosen.reason
+
+
+def test_auto_takes_numpy_otherwise_and_says_why():
+    chosen = choose_backend("auto", BARE)
+    assert chosen.backend == "numpy"
+    assert "no CUDA device" in chosen.reason
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_what_is_asked_for_is_taken(name):
+    assert choose_backend(name, USABLE) == Choice(name, "asked for")
+
+
+@pytest.mark.parametrize("name", ["cuda", "numba_cuda"])
+def test_what_cannot_be_used_is_refused_with_the_obstacle(name):
+    with pytest.raises(RuntimeError, match=f"{name!r} is not usable here: {BARE[name]}"):
+        choose_backend(name, BARE)
+
+
+@pytest.mark.parametrize("name", ["gpu", "", None, "CUDA", 3])
+def test_unknown_backends_list_the_known(name):
+    with pytest.raises(ValueError, match=r"known: auto, numpy, cuda, numba_cuda") as error:
+        choose_backend(name, USABLE)
+    assert repr(name) in str(error.value)
+
+
+def test_only_the_obstacle_in_question_is_looked_up():
+    class Watched(dict):
+        asked = ()
+
+        def __getitem__(self, name):
+            self.asked += (name,)
+            return super().__getitem__(name)
+
+    for requested, asked in (("numpy", "numpy"), ("auto", "cuda")):
+        obstacles = Watched(BARE)
+        choose_backend(requested, obstacles)
+        assert set(obstacles.asked) == {asked}
+
+
+def test_obstacles_of_this_machine():
+    obstacles = Obstacles()
+    assert list(obstacles) == ["numpy", "cuda", "numba_cuda"]
+    assert obstacles["numpy"] is None
+    for name in obstacles:
+        assert obstacles[name] is None or (obstacles[name] and "\n" not in obstacles[name])
+
+
+# -- products -------------------------------------------------------------------------------
+
+
+@given(
+    layout=st.sampled_from(["NT", "NN", "TN"]),
+    m=SIZE,
+    n=SIZE,
+    k=SIZE,
+    itemsize=st.sampled_from([4, 8]),
+    device=DEVICES,
+    library=st.booleans(),
+)
+@settings(deadline=None, max_examples=200)
+def test_every_product_has_a_kernel(layout, m, n, k, itemsize, device, library):
+    chosen = product(layout, m, n, k, itemsize, device, library)
+    assert chosen.reason
+    assert chosen.seconds > 0.0
+    if chosen.kernel == "cublas":
+        assert library
+        assert chosen.tile is None
+        assert chosen.splits == 1
+    else:
+        assert chosen.tile in TILES
+        assert chosen.splits in SPLITS
+        if chosen.splits > 1:  # the epilogues of the other two are not linear
+            assert layout == "TN"
+            assert k // chosen.splits >= chosen.tile.bk
+    assert chosen == product(layout, m, n, k, itemsize, device, library)
+    if library:
+        assert chosen.seconds <= product(layout, m, n, k, itemsize, device, False).seconds
+
+
+@given(
+    layout=st.sampled_from(["NT", "NN", "TN"]),
+    m=SIZE,
+    n=SIZE,
+    k=SIZE,
+    grow=st.sampled_from("mnk"),
+    itemsize=st.sampled_from([4, 8]),
+    device=DEVICES,
+    library=st.booleans(),
+)
+@settings(deadline=None, max_examples=200)
+def test_twice_the_work_is_not_predicted_to_be_faster(
+    layout, m, n, k, grow, itemsize, device, library
+):
+    sizes = {"m": m, "n": n, "k": k}
+    small = product(layout, *sizes.values(), itemsize, device, library)
+    sizes[grow] *= 2
+    large = product(layout, *sizes.values(), itemsize, device, library)
+    assert large.seconds >= 0.999 * small.seconds
+
+
+@given(layout=st.sampled_from(["NT", "NN", "TN"]), m=SIZE, n=SIZE, k=SIZE)
+@settings(deadline=None, max_examples=50)
+def test_a_faster_device_is_not_predicted_to_be_slower(layout, m, n, k):
+    slow = product(layout, m, n, k, 4, H200)
+    fast = product(layout, m, n, k, 4, replace(H200, clock=2 * H200.clock))
+    assert fast.seconds <= slow.seconds
+
+
+def test_clear_cases():
+    # One small launch beats a library call and a map; a large product is the library's.
+    assert product("NT", 10, 10, 30, 4, H200).kernel == "fused"
+    assert product("NT", 8192, 4096, 4096, 4, H200).kernel == "cublas"
+    # A small gradient of a long batch leaves most of the device idle unless it is split.
+    assert product("TN", 10, 30, 60_000, 4, H200, library=False).splits > 1
+    assert product("TN", 4096, 4096, 64, 4, H200, library=False).splits == 1
+    assert product("NT", 4096, 4096, 4096, 4, H200, library=False).tile == TILES[0]
+
+
+def test_tiles_are_whole():
+    for tile in TILES:
+        assert tile.bm % tile.tm == 0
+        assert tile.bn % tile.tn == 0
+        assert tile.threads % 32 == 0
+        assert tile.threads <= 1024
+        assert 0.0 < tile.efficiency <= 1.0
+        # Two operand tiles in float64 fit the shared memory that every device has.
+        assert 8 * tile.bk * (tile.bm + tile.bn) <= 48 * 1024
+        assert str(tile) == f"{tile.bm}x{tile.bn}x{tile.bk}"
+
+
+def test_rates():
+    # NVIDIA's data sheet of the H200: 67 TFLOP/s in float32, 34 in float64, 67 on tensor cores.
+    assert H200.rate(4) == pytest.approx(67e12, rel=0.02)
+    assert H200.rate(8) == pytest.approx(34e12, rel=0.03)
+    assert H200.library_rate(8) == pytest.approx(67e12, rel=0.02)
+    assert SMALL.rate(8) == SMALL.rate(4) / 32
+    for capability in ((8, 7), (9, 9), (12, 5)):  # unlisted minor versions have a rate too
+        assert replace(H200, compute_capability=capability).rate(4) > 0
+
+
+def test_a_device_of_an_unknown_generation_still_has_a_plan():
+    future = replace(H200, compute_capability=(13, 0))
+    old = replace(H200, compute_capability=(6, 1))
+    for device in (future, old):
+        assert product("NT", 64, 64, 64, 4, device).seconds > 0
+
+
+# -- plans ------------------------------------------------------------------------------------
+
+
+def test_plan_of_numpy():
+    plan = planning.plan([784, 30, 10], 10, 4, Choice("numpy", "because"), None)
+    assert str(plan).startswith("backend numpy: because\nengine layered: ")
+    assert not plan.captured
+    assert plan.products == ()
+
+
+def test_plan_of_a_device_names_every_product():
+    plan = planning.plan([784, 30, 20, 10], 10, 4, Choice("cuda", "it is there"), H200)
+    equations = [equation for equation, _ in plan.products]
+    assert sorted(equations) == sorted(
+        [f"forward layer {l}" for l in (1, 2, 3)]
+        + [f"BP4 layer {l}" for l in (1, 2, 3)]
+        + [f"BP2 layer {l}" for l in (1, 2)]
+    )
+    assert plan.captured
+    text = str(plan)
+    for equation, chosen in plan.products:
+        assert f"{equation}: {chosen.kernel}" in text
+        assert chosen.reason in text
+    assert "graph" in text
+
+
+@pytest.mark.parametrize("hindrance", ["step_callbacks", "user_cost"])
+def test_a_plan_says_why_steps_are_not_captured(hindrance):
+    plan = planning.plan([4, 2], 10, 4, Choice("cuda", "x"), H200, **{hindrance: True})
+    assert not plan.captured
+    assert "not captured" in str(plan)
+
+
+@given(sizes=st.lists(SIZE, min_size=2, max_size=6), batch=SIZE, device=DEVICES)
+@settings(deadline=None, max_examples=30)
+def test_any_network_has_a_plan(sizes, batch, device):
+    assert str(planning.plan(sizes, batch, 4, Choice("cuda", "x"), device))
+
+
+def test_the_plan_of_a_network():
+    net = Network([3, 4, 2], backend="numpy", seed=1)
+    assert "backend numpy: asked for" in str(net.plan)
+    assert "numpy" in repr(net)
+    net.fit([[1, 2, 3]], [1], epochs=1, batch_size=1, learning_rate=0.1, callbacks=[Callback()])
+    assert "engine layered" in str(net.plan)
