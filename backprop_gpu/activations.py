@@ -16,6 +16,12 @@ import numpy as np
 Array = Any  # numpy.ndarray, cupy.ndarray or a Numba device array
 Function = Callable[[Array], Array]
 
+#: The low end of an open interval in which 0 itself lies.
+BELOW_ZERO = math.nextafter(0.0, -1.0)
+
+#: Overflow and underflow have their right answer in σ.
+_quiet = np.errstate(all="ignore")
+
 
 class Activation:
     """An elementwise function a = σ(z) with its derivative.
@@ -52,8 +58,7 @@ class Activation:
         *,
         range: tuple[float, float] | None = None,
     ) -> None:
-        if not isinstance(name, str) or not name.isidentifier():
-            raise ValueError(f"name must be a Python identifier, got {name!r}")
+        check_name(name)
         for argument, value in (("function", function), ("derivative", derivative)):
             if not callable(value):
                 raise TypeError(
@@ -66,6 +71,12 @@ class Activation:
 
     def __repr__(self) -> str:
         return f"<activation {self.name}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Registered, it is pickled and copied by its name: most lambdas cannot be."""
+        if _REGISTRY.get(self.name) is self:
+            return get, (self.name,)
+        return super().__reduce_ex__(protocol)
 
     def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
         """out = σ(z). z and out may be the same array; scratch has their shape."""
@@ -105,20 +116,18 @@ class _Builtin(Activation):
     def __init__(self) -> None:
         self.range = self.interval
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return get, (self.name,)
-
-    @np.errstate(over="ignore")
+    @_quiet
     def function(self, z: Array) -> np.ndarray:
-        """σ(z) in a new array."""
-        z = np.atleast_1d(_as_float(z))
+        """σ(z) in a new array of z's shape."""
+        z = _as_float(z)
         out = np.empty_like(z)
         self.evaluate(z, out, np.empty_like(z))
         return out
 
+    @_quiet
     def derivative(self, z: Array) -> np.ndarray:
-        """σ'(z) in a new array."""
-        z = np.atleast_1d(_as_float(z))
+        """σ'(z) in a new array of z's shape."""
+        z = _as_float(z)
         out = np.empty_like(z)
         self.evaluate_derivative(z, self.function(z), out, np.empty_like(z))
         return out
@@ -171,7 +180,7 @@ class Relu(_Builtin):
     """σ(z) = max(z, 0),  σ' = [a > 0]."""
 
     name = "relu"
-    interval = (math.nextafter(0.0, -1.0), math.inf)  # open, and 0 itself is reached
+    interval = (BELOW_ZERO, math.inf)
     derivative_from = "a"
 
     def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
@@ -385,6 +394,14 @@ def get(activation: str | Activation) -> Activation:
     return _REGISTRY[activation]
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that a user's activation cannot have."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"name must be a Python identifier, got {name!r}")
+    if name in _REGISTRY and _REGISTRY[name].builtin:
+        raise ValueError(f"{name!r} is a built-in activation; choose another name")
+
+
 def register(activation: Activation) -> Activation:
     """Make an activation known by its name, to `Network` and to `Network.load`.
 
@@ -395,9 +412,7 @@ def register(activation: Activation) -> Activation:
     """
     if not isinstance(activation, Activation):
         raise TypeError(f"register takes an Activation, got {activation!r}")
-    current = _REGISTRY.get(activation.name)
-    if current is not None and current.builtin:
-        raise ValueError(f"{activation.name!r} is a built-in activation; choose another name")
+    check_name(activation.name)
     probe = np.linspace(-1.0, 1.0, 6).reshape(2, 3)
     _same_shape(activation.function(probe), probe, f"function of activation {activation.name!r}")
     _same_shape(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .activations import Activation
+from .activations import BELOW_ZERO, Activation
 
 Array = Any
 
@@ -54,8 +54,7 @@ class Cost:
         function: Callable[[Array, Array], Array],
         gradient: Callable[[Array, Array], Array],
     ) -> None:
-        if not isinstance(name, str) or not name.isidentifier():
-            raise ValueError(f"name must be a Python identifier, got {name!r}")
+        check_name(name)
         for argument, value in (("function", function), ("gradient", gradient)):
             if not callable(value):
                 raise TypeError(f"{argument} of cost {name!r} must be callable, got {value!r}")
@@ -65,6 +64,12 @@ class Cost:
 
     def __repr__(self) -> str:
         return f"<cost {self.name}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Registered, it is pickled and copied by its name: most lambdas cannot be."""
+        if _REGISTRY.get(self.name) is self:
+            return get, (self.name,)
+        return super().__reduce_ex__(protocol)
 
     def samples(self, a: Array, y: Array) -> Array:
         """C_x of every sample, (m,)."""
@@ -109,9 +114,6 @@ class _Builtin(Cost):
     def __init__(self) -> None:
         pass
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return get, (self.name,)
-
     def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
         """out = c(a_j, y_j)."""
         raise NotImplementedError
@@ -130,23 +132,30 @@ class _Builtin(Cost):
         activation: Activation,
         scratch: tuple[np.ndarray, np.ndarray],
     ) -> float:
-        if z is not None and activation.name == self.partner:
+        if z is not None and collapses(activation, self):
             self.terms_from_z(z, a, y, *scratch)
         else:
             self.terms(a, y, *scratch)
         return float(np.add.reduce(scratch[0], axis=None)) / a.shape[0]
 
     def function(self, a: Array, y: Array) -> np.ndarray:
-        a, y = np.broadcast_arrays(*map(np.atleast_2d, (a, y)))
-        out = np.empty(a.shape, np.result_type(a, y, np.float32))
-        self.terms(a, y, out, np.empty_like(out))
+        a, y = _rows(a, y)
+        out = np.empty_like(a)
+        self.terms(a, y, out, np.empty_like(a))
         return np.asarray(out.sum(axis=1))
 
     def gradient(self, a: Array, y: Array) -> np.ndarray:
-        a, y = np.broadcast_arrays(*map(np.atleast_2d, (a, y)))
-        out = np.empty(a.shape, np.result_type(a, y, np.float32))
-        self.evaluate_gradient(a, y, out, np.empty_like(out))
+        a, y = _rows(a, y)
+        out = np.empty_like(a)
+        self.evaluate_gradient(a, y, out, np.empty_like(a))
         return out
+
+
+def _rows(a: Array, y: Array) -> tuple[np.ndarray, np.ndarray]:
+    """a and y as floats of one (m, n) shape and dtype."""
+    a, y = np.broadcast_arrays(*map(np.atleast_2d, (a, y)))
+    dtype = np.result_type(a, y, np.float32)
+    return a.astype(dtype), y.astype(dtype)
 
 
 def _clip(a: np.ndarray, domain: tuple[float, float], out: np.ndarray) -> None:
@@ -166,6 +175,18 @@ class Quadratic(_Builtin):
         np.subtract(a, y, out=out)
         np.multiply(out, out, out=out)
         np.multiply(out, 0.5, out=out)
+
+    def mean(
+        self,
+        z: np.ndarray | None,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        scratch: tuple[np.ndarray, np.ndarray],
+    ) -> float:
+        difference = scratch[0]
+        np.subtract(a, y, out=difference)
+        return 0.5 * float(np.vdot(difference, difference)) / a.shape[0]
 
     def terms_from_z(
         self, z: np.ndarray, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
@@ -284,6 +305,7 @@ class Poisson(_Builtin):
     ) -> None:
         _clip(a, self.domain, scratch)
         np.divide(y, scratch, out=out)
+        np.minimum(out, np.finfo(out.dtype).max, out=out)  # σ' will be 0 there, and not NaN
         np.subtract(1.0, out, out=out)
 
 
@@ -309,13 +331,19 @@ def get(cost: str | Cost) -> Cost:
     return _REGISTRY[cost]
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that a user's cost cannot have."""
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"name must be a Python identifier, got {name!r}")
+    if name in _REGISTRY and _REGISTRY[name].builtin:
+        raise ValueError(f"{name!r} is a built-in cost; choose another name")
+
+
 def register(cost: Cost) -> Cost:
     """Make a cost known by its name, to `Network` and to `Network.load`."""
     if not isinstance(cost, Cost):
         raise TypeError(f"register takes a Cost, got {cost!r}")
-    current = _REGISTRY.get(cost.name)
-    if current is not None and current.builtin:
-        raise ValueError(f"{cost.name!r} is a built-in cost; choose another name")
+    check_name(cost.name)
     _REGISTRY[cost.name] = cost
     return cost
 
@@ -345,4 +373,5 @@ def check_pair(activation: Activation, cost: Cost) -> None:
 
 
 def _interval(ends: tuple[float, float]) -> str:
-    return f"({ends[0]:.3g}, {ends[1]:.3g})"
+    low = "[0" if ends[0] == BELOW_ZERO else f"({ends[0]:.3g}"
+    return f"{low}, {ends[1]:.3g})"

@@ -67,6 +67,8 @@ def forward(
         raise ValueError("out must be a pair (z, a)")
     z = call.result("out[0]", given[0], (len(rows), n))
     result = call.result("out[1]", given[1], (len(rows), n))
+    if out is not None and _overlap(*out):
+        raise ValueError("out[0] must not overlap out[1]")
     call.backend.forward(call.array(w), call.array(b), rows, activation, z, result)
     return call.done(z, given[0]), call.done(result, given[1])
 
@@ -146,7 +148,7 @@ def hidden_error(
 def bias_gradient(delta: Array, *, out: Array | None = None) -> Array:
     """BP3: ∂C/∂b = mean of δ over the rows. delta is (m, n) or (n,); returns (n,)."""
     call = _Call(delta=delta)
-    rows = call.rows("delta", delta)
+    rows = _mean_of("delta", call.rows("delta", delta))
     call.single = False
     result = call.result("out", out, (rows.shape[1],))
     call.backend.bias_gradient(rows, result)
@@ -156,7 +158,7 @@ def bias_gradient(delta: Array, *, out: Array | None = None) -> Array:
 def weight_gradient(delta: Array, a_prev: Array, *, out: Array | None = None) -> Array:
     """BP4: ∂C/∂w = δᵀ a_prev / m. delta (m, n) or (n,), a_prev (m, k) or (k,); returns (n, k)."""
     call = _Call(delta=delta, a_prev=a_prev)
-    delta_rows = call.rows("delta", delta)
+    delta_rows = _mean_of("delta", call.rows("delta", delta))
     a_rows = call.rows("a_prev", a_prev, (len(delta_rows), None))
     call.single = False
     result = call.result("out", out, (delta_rows.shape[1], a_rows.shape[1]))
@@ -170,7 +172,8 @@ def hadamard(s: Array, t: Array, *, out: Array | None = None) -> Array:
     if s.shape != t.shape:
         raise ValueError(f"s and t must have one shape, got {s.shape} and {t.shape}")
     result = call.result("out", out, s.shape, may_overlap=True)
-    call.backend.hadamard(call.array(s), call.array(t), result)
+    # A contiguous copy has at least one dimension, s and t may have none.
+    call.backend.hadamard(*(call.array(x).reshape(s.shape) for x in (s, t)), result)
     return call.done(result, out)
 
 
@@ -253,15 +256,23 @@ class _Call:
         return out
 
 
+def _mean_of(name: str, rows: Array) -> Array:
+    if len(rows) == 0:
+        raise ValueError(f"{name} must have at least one row to take a mean, got {rows.shape}")
+    return rows
+
+
 def _overlap(s: Array, t: Array) -> bool:
     if isinstance(s, np.ndarray):
-        return np.may_share_memory(s, t)
+        return np.shares_memory(s, t)
     import cupy
 
     return bool(cupy.may_share_memory(s, t))
 
 
 def _kind(name: str, value: Array) -> str:
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be a plain array, not a masked one")
     if isinstance(value, np.ndarray):
         return "numpy"
     if type(value).__module__.partition(".")[0] == "cupy":

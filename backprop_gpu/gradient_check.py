@@ -3,16 +3,21 @@
 The demon sits at neuron j of layer l and changes its z_j^l by a little; C then
 changes by ∂C/∂z_j^l = δ_j^l times as much. Here it does so for every neuron and
 sample by central differences in float64, and for weights and biases too.
+
+At a kink (relu at z = 0) C has a slope to the left and one to the right, and a
+central difference measures neither. Where it disagrees with backpropagation,
+the demon therefore looks at both sides, and whatever lies between is right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import costs, validation
 from .backends.numpy import NumpyBackend
 from .engines.layered import Batch, LayeredEngine
 from .parameters import Parameters
@@ -20,9 +25,19 @@ from .parameters import Parameters
 if TYPE_CHECKING:
     from .network import Network
 
-#: Nudges, relative to 1 + |value|. A difference that only the largest shows is a kink
-#: (relu at 0) inside the nudge, not a wrong derivative, so the best of the three counts.
+#: Nudges, relative to 1 + |value|; the best of them counts. Large ones drown in curvature
+#: and meet kinks, small ones drown in rounding.
 STEPS = (1e-4, 1e-5, 1e-6)
+
+#: The nudge that looks at one side of a kink, so small that curvature hardly shows.
+SIDE_STEP = 1e-7
+
+#: Slopes of less than this part of C and z^L drown in the rounding of C.
+RESOLUTION = 1e-6
+
+#: (h, aside) -> C_x of every sample, (m,), after a nudge by h and with every z of the
+#: layers above moved by `aside`. Both hold for all samples, or are one number a sample.
+Costs = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -39,9 +54,12 @@ class Nudge:
 class GradientReport:
     """What the demon found.
 
-    ``error`` of a comparison is |predicted - measured| relative to the larger of the two
-    and of the mean size of such predictions in the layer, so that a derivative near zero
-    is held against its neighbours.
+    ``error`` of a comparison is |predicted - measured| relative to the largest of the two
+    and of the mean size, over the samples and the layer, of what predictions are made of:
+    |δ_xj|, and |δ_xj a_xk| for a weight. So a derivative that is near zero, or cancels
+    over the samples, is held against its neighbours, and one that is lost in the rounding
+    of C (`RESOLUTION`) against what float64 can tell. At a kink ``measured`` is the slope
+    nearest to the predicted one; where a number is NaN, ``error`` is inf.
     """
 
     worst_neuron: Nudge
@@ -78,6 +96,7 @@ class GradientReport:
         return "\n".join(lines)
 
 
+@np.errstate(all="ignore")
 def check_gradients(
     network: Network, X: np.ndarray, Y: np.ndarray, *, tolerance: float, max_weights: int
 ) -> GradientReport:
@@ -89,7 +108,7 @@ def check_gradients(
         Its parameters, activations and cost are used, not its backend or dtype.
     X, Y : (n, n_0), (n, n_L)
     tolerance : float
-        The largest relative error that counts as agreement.
+        The largest relative error that counts as agreement, > 0.
     max_weights : int
         Weights, and biases, nudged in each layer, spread evenly; z is nudged for every neuron.
 
@@ -98,115 +117,153 @@ def check_gradients(
     GradientReport
         Naming the worst neuron, weight and bias.
     """
-    demon = _Demon(network, X.astype(np.float64), Y.astype(np.float64))
-    neurons, weights, biases = [], [], []
-    for l in range(1, len(network.sizes)):
-        neurons += demon.nudge_neurons(l)
-        weights += demon.nudge_array("w", l, demon.parameters.weights[l - 1], max_weights)
-        biases += demon.nudge_array("b", l, demon.parameters.biases[l - 1], max_weights)
-    worst = [max(found, key=_badness) for found in (neurons, weights, biases)]
-    count = demon.count
-    return GradientReport(worst[0], worst[1], worst[2], count, tolerance)
-
-
-def _badness(nudge: Nudge) -> float:
-    return np.inf if np.isnan(nudge.error) else nudge.error
+    tolerance = validation.finite("tolerance", tolerance, 0.0)
+    if tolerance <= 0.0:
+        raise ValueError(f"tolerance must be > 0, got {tolerance:g}")
+    max_weights = validation.integer("max_weights", max_weights, 1)
+    demon = _Demon(network, X, Y, tolerance)
+    layers = range(1, len(network.sizes))
+    neurons, weights, biases = (
+        max((nudge for l in layers for nudge in nudges(l)), key=lambda nudge: nudge.error)
+        for nudges in (
+            demon.nudge_neurons,
+            lambda l: demon.nudge_parameters("w", l, max_weights),
+            lambda l: demon.nudge_parameters("b", l, max_weights),
+        )
+    )
+    return GradientReport(neurons, weights, biases, demon.comparisons, tolerance)
 
 
 class _Demon:
-    def __init__(self, network: Network, X: np.ndarray, Y: np.ndarray) -> None:
+    """Nudges one number at a time, and watches C_x of every sample."""
+
+    def __init__(self, network: Network, X: np.ndarray, Y: np.ndarray, tolerance: float) -> None:
+        self.activations, self.cost = network.activations, network.cost
+        self.tolerance = tolerance
+        self.comparisons = 0
         backend = NumpyBackend(np.float64)
-        self.engine = LayeredEngine(backend, network.sizes, network.activations, network.cost)
-        self.backend, self.network, self.X, self.Y = backend, network, X, Y
+        engine = LayeredEngine(backend, network.sizes, self.activations, self.cost)
         self.parameters = Parameters(network._layout, network._get_flat().astype(np.float64))
+        self.gradients = engine._zeros_like(self.parameters)
         self.batch = Batch(backend, network.sizes, (True,) * len(network.sizes), len(X))
         self.batch.a[0][...] = X
         self.batch.y[...] = Y
-        self.engine._forward(self.parameters, self.batch)
-        self.gradients = self.engine._zeros_like(self.parameters)
-        self.engine._backward(self.parameters, self.gradients, self.batch)
-        self.count = 0
+        engine._forward(self.parameters, self.batch)
+        engine._backward(self.parameters, self.gradients, self.batch)
+        z = np.asarray(self.batch.z[-1])
+        self.floor = _mean_size(self._costs_from(len(self.activations), z, np.zeros((1, 1))))
+        if self.cost.builtin:  # of order z where σ is saturated; a user's may have any unit
+            self.floor += _mean_size(z)
+        self.floor *= RESOLUTION
 
-    def costs_from(self, l: int, z: np.ndarray) -> np.ndarray:
-        """C_x of every sample, (m,), when layer l's weighted input is z."""
-        sigma = self.network.activations
-        a = np.empty_like(z)
-        sigma[l - 1].evaluate(z, a, np.empty_like(z))
-        for k in range(l, len(sigma)):
-            z = a @ self.parameters.weights[k].T + self.parameters.biases[k]
-            a = np.empty_like(z)
-            sigma[k].evaluate(z, a, np.empty_like(z))
-        return np.asarray(self.network.cost.samples(a, self.Y))
-
-    def nudge_neurons(self, l: int) -> list[Nudge]:
+    def nudge_neurons(self, l: int) -> Iterator[Nudge]:
         """The worst sample of every neuron j of layer l: samples do not meet in C_x."""
-        z, delta = self.batch.z[l], self.batch.delta[l]
-        assert z is not None
-        assert delta is not None
-        scale = float(np.abs(delta).mean())
-        found = []
+        z, delta = np.asarray(self.batch.z[l]), np.asarray(self.batch.delta[l])
+        scale = _mean_size(delta)
         for j in range(z.shape[1]):
 
-            def change(step: float, j: int = j) -> np.ndarray:
-                h = step * (1.0 + np.abs(z[:, j]))
-                up, down = z.copy(), z.copy()
-                up[:, j] += h
-                down[:, j] -= h
-                return (self.costs_from(l, up) - self.costs_from(l, down)) / (2.0 * h)
+            def costs_of(h: np.ndarray, aside: np.ndarray, j: int = j) -> np.ndarray:
+                nudged = z.copy()
+                nudged[:, j] += h
+                return self._costs_from(l, nudged, aside)
 
-            errors, measured = self._compare(delta[:, j], change, scale)
-            x = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
-            found.append(
-                Nudge(
-                    f"z_{j}^{l} of sample {x}",
-                    float(delta[x, j]),
-                    float(measured[x]),
-                    float(errors[x]),
-                )
-            )
-        return found
+            unit = 1.0 + np.abs(z[:, j])
+            measured, errors = self._compare(delta[:, j], costs_of, unit, scale, np.asarray)
+            x = int(errors.argmax())
+            name = f"z_{j}^{l} of sample {x}"
+            yield Nudge(name, float(delta[x, j]), float(measured[x]), float(errors[x]))
 
-    def nudge_array(self, name: str, l: int, array: np.ndarray, limit: int) -> list[Nudge]:
-        gradient = (self.gradients.weights if name == "w" else self.gradients.biases)[l - 1]
-        scale = float(np.abs(gradient).mean())
-        flat, predicted = array.reshape(-1), gradient.reshape(-1)
-        chosen = np.unique(np.linspace(0, flat.size - 1, min(limit, flat.size)).astype(int))
-        a_prev = self.batch.a[l - 1]
-        found = []
-        for i in chosen:
+    def nudge_parameters(self, letter: str, l: int, limit: int) -> Iterator[Nudge]:
+        """At most `limit` weights ("w") or biases ("b") of layer l: the mean of C_x counts."""
+        w, b = self.parameters.weights[l - 1], self.parameters.biases[l - 1]
+        a, delta = self.batch.a[l - 1], np.asarray(self.batch.delta[l])
+        if letter == "w":
+            array, gradient = w, self.gradients.weights[l - 1]
+            scale = _mean_size(np.abs(delta).mean(axis=1) * np.abs(a).mean(axis=1))
+        else:
+            array, gradient = b, self.gradients.biases[l - 1]
+            scale = _mean_size(delta)
+        for i in np.unique(np.linspace(0, array.size - 1, min(limit, array.size)).astype(int)):
+            index = np.unravel_index(i, array.shape)
+            value = array[index]
 
-            def change(step: float, i: int = int(i)) -> np.ndarray:
-                old, costs = flat[i], []
-                h = step * (1.0 + abs(old))
-                for value in (old + h, old - h):
-                    flat[i] = value
-                    z = a_prev @ self.parameters.weights[l - 1].T + self.parameters.biases[l - 1]
-                    costs.append(self.costs_from(l, z))
-                flat[i] = old
-                return np.atleast_1d(np.mean(costs[0] - costs[1]) / (2.0 * h))
+            def costs_of(
+                h: np.ndarray,
+                aside: np.ndarray,
+                index: tuple[np.intp, ...] = index,
+                value: np.float64 = value,
+            ) -> np.ndarray:
+                array[index] = value + h
+                z = a @ w.T + b
+                array[index] = value
+                return self._costs_from(l, z, aside)
 
-            errors, measured = self._compare(predicted[i : i + 1], change, scale)
-            index = "_".join(str(int(k)) for k in np.unravel_index(i, array.shape))
-            found.append(
-                Nudge(
-                    f"{name}_{index}^{l}", float(predicted[i]), float(measured[0]), float(errors[0])
-                )
-            )
-        return found
+            predicted, unit = gradient[index], 1.0 + np.abs(value)
+            measured, error = self._compare(predicted, costs_of, unit, scale, np.mean)
+            name = f"{letter}_{'_'.join(map(str, index))}^{l}"
+            yield Nudge(name, float(predicted), float(measured), float(error))
+
+    def _costs_from(self, l: int, z: np.ndarray, aside: np.ndarray) -> np.ndarray:
+        """C_x of every sample, (m,), when layer l's weighted input is z."""
+        a, scratch = np.empty_like(z), np.empty_like(z)
+        self.activations[l - 1].evaluate(z, a, scratch)
+        for k in range(l, len(self.activations)):
+            z = a @ self.parameters.weights[k].T + (self.parameters.biases[k] + aside)
+            a, scratch = np.empty_like(z), np.empty_like(z)
+            self.activations[k].evaluate(z, a, scratch)
+        if costs.collapses(self.activations[-1], self.cost):
+            assert isinstance(self.cost, costs._Builtin)
+            out = np.empty_like(z)
+            self.cost.terms_from_z(z, a, self.batch.y, out, scratch)
+            return np.asarray(out.sum(axis=1))
+        return np.asarray(self.cost.samples(a, self.batch.y))
 
     def _compare(
-        self, predicted: np.ndarray, change: Callable[[float], np.ndarray], scale: float
+        self,
+        predicted: np.ndarray,
+        costs_of: Costs,
+        unit: np.ndarray,
+        scale: float,
+        gather: Callable[[np.ndarray], np.ndarray],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(error, measured) of the nudge that agrees best."""
-        self.count += predicted.size
-        best = np.full(predicted.shape, np.inf)
-        measured = np.full(predicted.shape, np.nan)
+        """(measured, error), where `gather` makes the slopes of C_x what was predicted."""
+        self.comparisons += predicted.size
+        scale = max(scale, self.floor)
+        level = np.zeros((1, 1))
+        slopes = []
         for step in STEPS:
-            value = change(step)
-            size = np.maximum(np.maximum(np.abs(predicted), np.abs(value)), scale)
-            with np.errstate(invalid="ignore", divide="ignore"):
-                error = np.abs(predicted - value) / size
-            error = np.where(size == 0.0, 0.0, error)
-            better = (error < best) | np.isnan(measured)
-            best, measured = np.where(better, error, best), np.where(better, value, measured)
-        return best, measured
+            h = step * unit
+            slopes.append(gather((costs_of(h, level) - costs_of(-h, level)) / (2.0 * h)))
+        measured, error = _best(predicted, np.array(slopes), scale)
+        if (error > self.tolerance).any():
+            low, high = map(gather, _sides(costs_of, SIDE_STEP * unit))
+            slopes.append(np.clip(predicted, low, high))
+            measured, error = _best(predicted, np.array(slopes), scale)
+        return measured, error
+
+
+def _sides(costs_of: Costs, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest one-sided slope of every C_x, on both sides of each kink.
+
+    Stepping aside by more than the nudge puts the kinks of the layers above, which may all
+    be met at once (z = 0 where x and b are 0), on one side and then on the other.
+    """
+    slopes = []
+    for aside in (np.reshape(-10.0 * h, (-1, 1)), np.reshape(10.0 * h, (-1, 1))):
+        left, here, right = (costs_of(nudge, aside) for nudge in (-h, 0.0 * h, h))
+        slopes += [(here - left) / h, (right - here) / h]
+    return np.min(slopes, axis=0), np.max(slopes, axis=0)
+
+
+def _best(predicted: np.ndarray, slopes: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """(measured, error) of the slope, along axis 0, that agrees best."""
+    size = np.maximum(np.maximum(np.abs(predicted), np.abs(slopes)), scale)
+    errors = np.abs(predicted - slopes) / np.where(size == 0.0, 1.0, size)
+    errors = np.where(np.isnan(errors), np.inf, errors)
+    best = errors.argmin(axis=0)[np.newaxis]
+    return np.take_along_axis(slopes, best, 0)[0], errors.min(axis=0)
+
+
+def _mean_size(values: np.ndarray) -> float:
+    """The mean of |values|, in which a NaN or infinity counts as 0."""
+    return float(np.nan_to_num(np.abs(values), nan=0.0, posinf=0.0).mean())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import activations, costs, validation
+from .parameters import Layout
 
 if TYPE_CHECKING:
     from .network import Network
@@ -24,6 +25,11 @@ def save(network: Network, path: Any) -> None:
     import safetensors.numpy
 
     path = Path(path)
+    for activation in network.activations:
+        if not activation.builtin:
+            activations.check_name(activation.name)
+    if not network.cost.builtin:
+        costs.check_name(network.cost.name)
     tensors: dict[str, np.ndarray] = {}
     for l, (w, b) in enumerate(zip(network.weights, network.biases, strict=True), start=1):
         tensors[f"w{l}"], tensors[f"b{l}"] = w, b
@@ -48,19 +54,12 @@ def save(network: Network, path: Any) -> None:
         raise
 
 
-def load(cls: type[Network], path: Any, backend: str) -> Network:
+def load(cls: type[Network], path: Any, backend: str, seed: int | None) -> Network:
     """Read a file written by `save`, checking every part before a network is made of it."""
-    import safetensors
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no model file at {path}")
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is cut short or not a safetensors file: {error}") from error
+    metadata, tensors = _read(path)
     if FORMAT not in metadata:
         raise ValueError(f"{path} is a safetensors file, but not a model saved by backprop_gpu")
     try:
@@ -68,13 +67,14 @@ def load(cls: type[Network], path: Any, backend: str) -> Network:
         version = description["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} has a damaged description: {error!r}") from error
-    if version != VERSION:
+    if type(version) is not int or version != VERSION:
         raise ValueError(
             f"{path} has format version {version!r}; this backprop_gpu reads version {VERSION}"
         )
     try:
-        sizes = validation.sizes(description["sizes"])
-        names, cost, dtype = (description[key] for key in ("activations", "cost", "dtype"))
+        layout = Layout(validation.sizes(description["sizes"]))
+        dtype = validation.dtype(description["dtype"])
+        names, cost = description["activations"], description["cost"]
         unknown = [name for name in names if name not in activations.names()]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} has a damaged description: {error!r}") from error
@@ -87,17 +87,51 @@ def load(cls: type[Network], path: Any, backend: str) -> Network:
         raise ValueError(
             f"{path} uses cost {cost!r}, which is not registered here: call costs.register first"
         )
-    layers = range(1, len(sizes))
-    expected = {f"{kind}{l}" for l in layers for kind in "wb"}
-    if set(tensors) != expected:
-        raise ValueError(f"{path} should hold {sorted(expected)}, but holds {sorted(tensors)}")
-    network = cls(sizes, activation=names, cost=cost, dtype=dtype, backend=backend)
+    _check_tensors(path, tensors, layout, dtype)
+    layers = range(1, len(layout.sizes))
     try:
+        network = cls(
+            layout.sizes, activation=names, cost=cost, dtype=dtype, backend=backend, seed=seed
+        )
         network.weights = [tensors[f"w{l}"] for l in layers]
         network.biases = [tensors[f"b{l}"] for l in layers]
     except ValueError as error:
-        raise ValueError(f"{path} does not fit its description: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
     return network
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Header and tensors of a safetensors file."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is cut short or not a safetensors file: {error}") from error
+    except (AttributeError, TypeError) as error:  # BF16 and the like
+        raise ValueError(f"{path} holds tensors of a type unknown to NumPy: {error}") from error
+
+
+def _check_tensors(
+    path: Path, tensors: dict[str, np.ndarray], layout: Layout, dtype: np.dtype[Any]
+) -> None:
+    """Refuse tensors that are not the parameters of such a network, before one is made."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for l, pair in enumerate(zip(layout.weight_shapes, layout.bias_shapes, strict=True), start=1):
+        shapes[f"w{l}"], shapes[f"b{l}"] = pair
+    if set(tensors) != set(shapes):
+        raise ValueError(f"{path} should hold {sorted(shapes)}, but holds {sorted(tensors)}")
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{path}: {name} does not fit layer {name[1:]}: expected shape {shape}, "
+                f"got {tensor.shape}"
+            )
+        if tensor.dtype != dtype:
+            raise ValueError(f"{path}: {name} should be {dtype}, but is {tensor.dtype}")
 
 
 def _umask() -> int:

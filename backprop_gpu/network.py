@@ -78,8 +78,8 @@ class Network:
     ) -> None:
         self.sizes = validation.sizes(sizes)
         self._activations = _activations(activation, len(self.sizes) - 1)
-        self.cost = costs.get(cost)
-        costs.check_pair(self._activations[-1], self.cost)
+        self._cost = costs.get(cost)
+        costs.check_pair(self._activations[-1], self._cost)
         self.dtype = validation.dtype(dtype)
         if seed is not None:
             seed = validation.integer("seed", seed, 0)
@@ -97,14 +97,14 @@ class Network:
 
         self._choice = planning.choose_backend(backend, backends.Obstacles())
         self._connect()
-        self._parameters = Parameters(self._layout, self._backend.zeros((self._layout.length,)))
         self.weights, self.biases = tuple(weights), tuple(biases)
 
     def _connect(self) -> None:
-        """Make backend and engine, and the plan that names them."""
+        """Make backend, engine and parameters, all 0, and the plan that names them."""
         self._layout = Layout(self.sizes)
         self._backend = backends.create(self._choice.backend, self.dtype)
         self._engine = LayeredEngine(self._backend, self.sizes, self._activations, self.cost)
+        self._parameters = Parameters(self._layout, self._backend.zeros((self._layout.length,)))
         self.plan = self._make_plan(1, [])
 
     def _make_plan(self, batch_size: int, hooks: list[Callback]) -> planning.Plan:
@@ -114,9 +114,7 @@ class Network:
             self.dtype.itemsize,
             self._choice,
             getattr(self._backend, "device", None),
-            step_callbacks=any(
-                type(hook).on_batch_end is not Callback.on_batch_end for hook in hooks
-            ),
+            step_callbacks=any(map(training.watches_batches, hooks)),
             user_cost=not self.cost.builtin,
         )
 
@@ -134,6 +132,11 @@ class Network:
     def activations(self) -> tuple[Activation, ...]:
         """σ of layers 1 … L."""
         return self._activations
+
+    @property
+    def cost(self) -> Cost:
+        """C."""
+        return self._cost
 
     @property
     def backend(self) -> str:
@@ -159,6 +162,10 @@ class Network:
         self._replace("biases", value, self._layout.bias_shapes)
 
     def _replace(self, name: str, value: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> None:
+        try:
+            value = list(value)
+        except TypeError:
+            raise TypeError(f"{name} must be a sequence of arrays, got {value!r}") from None
         if len(value) != len(shapes):
             raise ValueError(f"{name} must be {len(shapes)} arrays, one a layer, got {len(value)}")
         arrays = [
@@ -285,7 +292,14 @@ class Network:
     ) -> tuple[np.ndarray, np.ndarray]:
         X = validation.inputs(X, self.sizes[0], self.dtype, names[0])
         Y = validation.targets(
-            Y, len(X), self._activations[-1], self.cost, self.sizes[-1], self.dtype, names[1]
+            Y,
+            len(X),
+            self._activations[-1],
+            self.cost,
+            self.sizes[-1],
+            self.dtype,
+            names[1],
+            names[0],
         )
         return X, Y
 
@@ -298,8 +312,10 @@ class Network:
         save(self, path)
 
     @classmethod
-    def load(cls, path: Any, *, backend: str = "auto") -> Network:
+    def load(cls, path: Any, *, backend: str = "auto", seed: int | None = None) -> Network:
         """The network in a file written by `save`. Nothing in the file is executed.
+
+        `seed` makes the shuffling of further training repeatable.
 
         Raises
         ------
@@ -309,7 +325,7 @@ class Network:
         """
         from .model_file import load
 
-        return load(cls, path, backend)
+        return load(cls, path, backend, seed)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
@@ -320,14 +336,10 @@ class Network:
     def __setstate__(self, state: dict[str, Any]) -> None:
         flat = state.pop("flat")
         self.__dict__.update(state)
-        # A copy may be opened on a machine without the device of the original.
-        self._choice = (
-            planning.choose_backend("auto", backends.Obstacles())
-            if (backends.Obstacles()[self._choice.backend] is not None)
-            else self._choice
-        )
+        obstacles = backends.Obstacles()
+        if obstacles[self.backend] is not None:  # the original had a device, this machine has none
+            self._choice = planning.choose_backend("auto", obstacles)
         self._connect()
-        self._parameters = Parameters(self._layout, self._backend.zeros((self._layout.length,)))
         self._set_flat(flat)
 
 

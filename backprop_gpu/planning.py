@@ -41,7 +41,8 @@ class Device:
 
     def rate(self, itemsize: int) -> float:
         """Multiply-adds on the plain cores, in FLOP/s, for 4- or 8-byte floats."""
-        single, double = _LANES.get(self.compute_capability, _LANES[self.compute_capability[0], 0])
+        major = self.compute_capability[0]
+        single, double = _LANES.get(self.compute_capability) or _LANES.get((major, 0), (128, 2))
         lanes = single if itemsize == 4 else double
         return 2.0 * lanes * self.multiprocessors * self.clock
 
@@ -52,7 +53,8 @@ class Device:
 
 
 #: (float32, float64) lanes a multiprocessor, by compute capability (CUDA C++ Programming
-#: Guide, table of arithmetic throughput). An unlisted minor version uses its major's .0.
+#: Guide, table of arithmetic throughput). An unlisted minor version uses its major's .0,
+#: an unlisted major one what most have, (128, 2).
 _LANES: dict[tuple[int, int], tuple[int, int]] = {
     (7, 0): (64, 32), (7, 5): (64, 2),
     (8, 0): (64, 32), (8, 6): (128, 2), (8, 9): (128, 2),
@@ -127,7 +129,7 @@ def product(
     """
     candidates = [
         _fused(tile, splits, m, n, k, itemsize, device)
-        for tile in TILES
+        for tile in reversed(TILES)  # of equals, min takes the first: the smaller tile
         for splits in (SPLITS if layout == "TN" else (1,))
         if splits == 1 or k // splits >= tile.bk
     ]
@@ -171,10 +173,11 @@ def _fused(
 
 def _cublas(layout: Layout, m: int, n: int, k: int, itemsize: int, device: Device) -> Product:
     tiles = math.ceil(m / LIBRARY_TILE) * math.ceil(n / LIBRARY_TILE)
-    # The library splits long sums too, so small results do not leave the device idle.
+    # The library splits long sums too, so small results do not leave the device idle; from
+    # the second wave on, every wave is a whole one.
     waves = math.ceil(tiles / device.multiprocessors)
-    idle = waves * device.multiprocessors / tiles if waves > 1 else 1.0
-    flops = 2.0 * m * n * k * idle
+    paid = tiles if waves == 1 else waves * device.multiprocessors
+    flops = 2.0 * min(m, LIBRARY_TILE) * min(n, LIBRARY_TILE) * k * paid
     seconds = LIBRARY_LAUNCH + flops / (LIBRARY_EFFICIENCY * device.library_rate(itemsize))
     if layout != "TN":  # the epilogue becomes a map that reads and writes the result
         seconds += LAUNCH + 2.0 * m * n * itemsize / device.bandwidth

@@ -41,6 +41,9 @@ class Callback:
     A plain function ``f(network, history)`` may stand for one with only `on_epoch_end`.
     """
 
+    def check_fit(self, validation_data: tuple[np.ndarray, np.ndarray] | None) -> None:
+        """Before anything changes; raise where the validated data lack what is needed."""
+
     def on_fit_start(self, network: Network) -> None:
         """Before the first epoch."""
 
@@ -52,6 +55,11 @@ class Callback:
 
     def on_fit_end(self, network: Network, history: History) -> None:
         """After the last epoch."""
+
+
+def watches_batches(hook: Callback) -> bool:
+    """Whether `on_batch_end` is overridden, in the class or on the object."""
+    return getattr(hook.on_batch_end, "__func__", None) is not Callback.on_batch_end
 
 
 class _Function(Callback):
@@ -90,6 +98,15 @@ class EarlyStopping(Callback):
         self.min_delta = validation.finite("min_delta", min_delta, 0.0)
         self.restore_best = restore_best
 
+    def check_fit(self, validation_data: tuple[np.ndarray, np.ndarray] | None) -> None:
+        if self.monitor == "loss":
+            return
+        needs = f"EarlyStopping(monitor={self.monitor!r}) needs validation_data"
+        if validation_data is None:
+            raise ValueError(needs)
+        if self.monitor == "val_accuracy" and validation.classes_of(validation_data[1]) is None:
+            raise ValueError(f"{needs} whose targets are classes")
+
     def on_fit_start(self, network: Network) -> None:
         self.best = np.inf
         #: The epoch, counted from 0, of the best value.
@@ -97,10 +114,9 @@ class EarlyStopping(Callback):
         self._best_parameters: np.ndarray | None = None
 
     def on_epoch_end(self, network: Network, history: History) -> bool:
-        values = getattr(history, self.monitor)
-        if not values:
-            raise ValueError(f"EarlyStopping(monitor={self.monitor!r}) needs validation_data")
-        value = -values[-1] if self.monitor == "val_accuracy" else values[-1]
+        value = getattr(history, self.monitor)[-1]
+        if self.monitor == "val_accuracy":
+            value = -value
         if value < self.best - self.min_delta or self.best_epoch < 0:
             self.best, self.best_epoch = value, len(history) - 1
             if self.restore_best:
@@ -132,21 +148,23 @@ def fit(
     epochs = validation.integer("epochs", epochs, 1)
     batch_size = validation.integer("batch_size", batch_size, 1, len(X))
     optimizer = optimizers.get(optimizer)
-    steps = -(-len(X) // batch_size)
-    rates = schedules.evaluate(learning_rate, np.arange(epochs * steps) / steps)
+    rates = _Rates(learning_rate, -(-len(X) // batch_size))
+    rates.check(epochs)
     if validation_data is not None:
         if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
             raise TypeError("validation_data must be a pair (X, Y)")
         validation_data = network._check_data(
             *validation_data, names=("validation X", "validation Y")
         )
+    if not hasattr(callbacks, "__iter__"):
+        raise TypeError(f"callbacks must be a list of Callbacks or functions, got {callbacks!r}")
     hooks = [_as_callback(callback) for callback in callbacks]
+    for hook in hooks:
+        hook.check_fit(validation_data)
 
     network.plan = network._make_plan(batch_size, hooks)
     history = network.history = History()
-    loop = _Loop(
-        network, X, Y, validation_data, batch_size, optimizer, rates.reshape(epochs, steps)
-    )
+    loop = _Loop(network, X, Y, validation_data, batch_size, optimizer, rates)
     for hook in hooks:
         hook.on_fit_start(network)
     try:
@@ -164,6 +182,40 @@ def fit(
     return history
 
 
+class _Rates:
+    """η at every step, an epoch at a time: those of all epochs could fill the memory."""
+
+    def __init__(self, learning_rate: float | schedules.Schedule, steps: int) -> None:
+        self.constant = not callable(learning_rate)
+        self.learning_rate = _explained(learning_rate) if callable(learning_rate) else learning_rate
+        self.steps = steps
+
+    def check(self, epochs: int) -> None:
+        for epoch in range(1 if self.constant else epochs):
+            self.of(epoch)
+
+    def of(self, epoch: int) -> np.ndarray:
+        first = epoch * self.steps
+        times = np.arange(first, first + self.steps) / self.steps
+        return schedules.evaluate(self.learning_rate, times)
+
+
+def _explained(schedule: schedules.Schedule) -> schedules.Schedule:
+    """The schedule, whose errors say how it is called."""
+
+    def call(t: np.ndarray) -> np.ndarray:
+        try:
+            return schedule(t)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(
+                f"learning_rate failed: {error}. It is called with an array of times: "
+                "write np.where(t < 5, 0.1, 0.01) for 0.1 if t < 5 else 0.01"
+            ) from error
+
+    return call
+
+
 class _Loop:
     """The device's side of one `fit`: data, optimizer state and the last good weights."""
 
@@ -175,7 +227,7 @@ class _Loop:
         validation_data: tuple[np.ndarray, np.ndarray] | None,
         batch_size: int,
         optimizer: optimizers.Optimizer,
-        rates: np.ndarray,
+        rates: _Rates,
     ) -> None:
         backend = network._backend
         self.network, self.backend, self.engine = network, backend, network._engine
@@ -193,16 +245,16 @@ class _Loop:
 
     def run(self, epoch: int, hooks: list[Callback], history: History) -> None:
         """One epoch; if it does not end well, the parameters are those before it."""
-        network, steps = self.network, self.rates.shape[1]
+        network, steps = self.network, self.rates.steps
         self.backend.copy(self.parameters.flat, self.good)
         order = network._rng.permutation(len(self.X))
         hyperparameters = Hyperparameters(
             self.batch_size,
             self.optimizer,
-            self.optimizer.coefficients(self.rates[epoch], epoch * steps),
+            self.optimizer.coefficients(self.rates.of(epoch), epoch * steps),
             network.plan.captured,
         )
-        batch_hooks = [h for h in hooks if type(h).on_batch_end is not Callback.on_batch_end]
+        batch_hooks = [hook for hook in hooks if watches_batches(hook)]
 
         def on_step(batch: int) -> None:
             for hook in batch_hooks:
@@ -260,7 +312,7 @@ class _Loop:
 def _as_callback(callback: Any) -> Callback:
     if isinstance(callback, Callback):
         return callback
-    if callable(callback):
+    if callable(callback) and not isinstance(callback, type):
         return _Function(callback)
     raise TypeError(f"callbacks must be Callback objects or functions, got {callback!r}")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .activations import Activation
-from .costs import Cost
+from .costs import Cost, Quadratic
 
 
 def sizes(value: Sequence[int]) -> tuple[int, ...]:
@@ -18,7 +18,7 @@ def sizes(value: Sequence[int]) -> tuple[int, ...]:
         raise TypeError(f"sizes must be a sequence of layer sizes, got {value!r}")
     result = tuple(integer("sizes", n, 1) for n in value)
     if len(result) < 2:
-        raise ValueError(f"sizes must name an input and an output layer, got {list(value)}")
+        raise ValueError(f"sizes must name an input and an output layer, got {list(result)}")
     return result
 
 
@@ -34,32 +34,44 @@ def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 def dtype(value: Any) -> np.dtype[Any]:
     """float32 or float64."""
-    try:
-        result = np.dtype(value)
-    except TypeError:
-        result = None
-    if result not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise ValueError(f"dtype must be 'float32' or 'float64', got {value!r}")
-    return result
+    for known in (np.dtype(np.float32), np.dtype(np.float64)):
+        try:
+            if value is not None and known == value:  # None is float64 to NumPy
+                return known
+        except (TypeError, ValueError):  # a value of which NumPy cannot make a dtype
+            pass
+    raise ValueError(f"dtype must be 'float32' or 'float64', got {value!r}")
 
 
 def numbers(name: str, value: Any, to: np.dtype[Any]) -> np.ndarray:
     """A C-contiguous, finite array of dtype `to`; copies only where it must."""
-    host = _to_host(value)
-    if not isinstance(host, np.ndarray) and hasattr(host, "toarray"):
-        raise TypeError(f"{name} is a sparse matrix; pass {name}.toarray()")
-    array = np.asarray(host)
-    if array.dtype.kind not in "biuf":
+    given = as_array(name, value)
+    if given.dtype.kind not in "biuf":
         raise TypeError(
-            f"{name} must hold real numbers, got dtype {array.dtype}"
-            + ("; convert it, for example with .astype(float)" if array.dtype.kind == "O" else "")
+            f"{name} must hold real numbers, got dtype {given.dtype}"
+            + ("; convert it, for example with .astype(float)" if given.dtype.kind == "O" else "")
         )
     with np.errstate(over="ignore"):  # too large for `to` becomes inf, and is refused below
-        array = np.ascontiguousarray(array, to)
+        array = np.asarray(given, to, order="C")
     if not np.isfinite(array).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        if np.isfinite(given[where]):
+            raise ValueError(f"{name} does not fit {to}: {given[where]} at index {where}")
         raise ValueError(f"{name} contains NaN or infinity, first at index {where}")
     return array
+
+
+def as_array(name: str, value: Any) -> np.ndarray:
+    """An array on the host, of any dtype."""
+    host = _to_host(value)
+    if isinstance(host, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array; pass {name}.filled(...)")
+    if not isinstance(host, np.ndarray) and hasattr(host, "toarray"):
+        raise TypeError(f"{name} is a sparse matrix; pass {name}.toarray()")
+    try:
+        return np.asarray(host)
+    except ValueError as error:  # lists of different lengths
+        raise ValueError(f"{name} must be an array, with rows of one length: {error}") from error
 
 
 def inputs(value: Any, n_inputs: int, to: np.dtype[Any], name: str = "X") -> np.ndarray:
@@ -85,12 +97,12 @@ def targets(
     n_outputs: int,
     to: np.dtype[Any],
     name: str = "Y",
+    inputs_name: str = "X",
 ) -> np.ndarray:
     """Y as (n, n_L), from numbers of that shape, a column, or integer labels."""
-    value = _to_host(value)
-    array = np.asarray(value)
+    given = array = as_array(name, value)
     if array.ndim == 1 and n_outputs > 1 and array.dtype.kind in "iub" and len(array):
-        if cost.targets[1] != 1.0 and not (cost.name == "quadratic"):
+        if cost.targets[1] != 1.0 and not isinstance(cost, Quadratic):
             raise ValueError(
                 f"{name} holds integer labels, which have no single meaning for cost "
                 f"{cost.name!r}: pass targets of shape (n, {n_outputs})"
@@ -103,10 +115,10 @@ def targets(
         labels = " or integer labels of shape (n,)" if n_outputs > 1 else " or (n,)"
         raise ValueError(
             f"{name} does not fit the output layer: expected shape (n, {n_outputs}){labels}, "
-            f"got {array.shape} of dtype {np.asarray(value).dtype}"
+            f"got {array.shape} of dtype {given.dtype}"
         )
     if len(array) != rows:
-        raise ValueError(f"X has {rows} rows but {name} has {len(array)}")
+        raise ValueError(f"{inputs_name} has {rows} rows but {name} has {len(array)}")
     low, high = cost.targets
     if (array < low).any() or (array > high).any():
         raise ValueError(
@@ -133,7 +145,7 @@ def one_hot(name: str, labels: np.ndarray, classes: int, to: np.dtype[Any]) -> n
 
 
 def check_labels(name: str, labels: np.ndarray, classes: int) -> None:
-    low, high = int(labels.min()), int(labels.max())
+    low, high = labels.min(), labels.max()
     if low < 0 or high >= classes:
         raise ValueError(
             f"{name} holds labels from {low} to {high}; with {classes} outputs they must be "
@@ -143,7 +155,7 @@ def check_labels(name: str, labels: np.ndarray, classes: int) -> None:
 
 def labels(value: Any, rows: int, n_outputs: int, name: str = "labels") -> np.ndarray:
     """Class numbers (n,), from labels, or from one-hot rows or a column of 0 and 1."""
-    array = np.asarray(_to_host(value))
+    array = as_array(name, value)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be class numbers, got dtype {array.dtype}")
     if array.ndim == 2 and array.shape[1] == n_outputs:
@@ -154,9 +166,8 @@ def labels(value: Any, rows: int, n_outputs: int, name: str = "labels") -> np.nd
         )
     if not (np.isfinite(array).all() and (array == np.floor(array)).all()):
         raise ValueError(f"{name} must be whole class numbers")
-    array = array.astype(np.intp)
     check_labels(name, array, max(n_outputs, 2))
-    return array
+    return array.astype(np.intp)
 
 
 def accuracy(outputs: np.ndarray, classes: np.ndarray) -> float:

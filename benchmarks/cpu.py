@@ -15,26 +15,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
-import json
-import os
-import platform
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from backprop_gpu import Network
+from benchmarks import records
 
-RESULTS = Path(__file__).parent / "results" / "cpu.jsonl"
+RESULTS = records.RESULTS / "cpu.jsonl"
 LIBRARIES = ("backprop_gpu", "scikit-learn", "numpy loop")
 LEARNING_RATE = 0.1
 
@@ -241,10 +235,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     repetitions = args.repetitions or (3 if args.quick else 11)
     seconds = 0.25 if args.quick else 1.0
 
-    about = environment()
-    print(f"{about['machine']}, {about['cpu_count']} cores; {about['blas']}")
-    if about["load_average"] > 0.5:
-        print(f"note: other work is running here (load average {about['load_average']:.1f})")
+    about = records.environment()
+    machine = about["machine"]
+    print(f"{machine['processor']}, {machine['cores']} cores; {machine['blas']}")
+    if machine["load_average"] > 0.5:
+        print(f"note: other work is running here (load average {machine['load_average']:.1f})")
     print(", ".join(f"{name} {version}" for name, version in about["versions"].items()))
     print(f"median of {repetitions} interleaved repetitions; times in µs a step\n")
     head = f"{'workload':<30} {'library':<13} {'median':>9} {'10%':>9} {'90%':>9} {'ms/epoch':>9}"
@@ -259,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if min(values.min() for values in times.values()) <= 0.0:
             print(f"{load.name}: a long run took less than a short one: the machine is too busy")
             return 1
-        records: list[dict[str, Any]] = []
+        measured: list[dict[str, Any]] = []
         for name, values in times.items():
             ratios = values / times["backprop_gpu"]
             ratio = float(np.median(ratios))
@@ -276,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{np.median(values) * 1e3:>9.1f}  {note}",
                 flush=True,
             )
-            records.append(
+            measured.append(
                 {
                     "workload": load.name,
                     "library": name,
@@ -294,60 +289,34 @@ def main(argv: Sequence[str] | None = None) -> int:
                 }
             )
         if args.record:
-            RESULTS.parent.mkdir(exist_ok=True)
-            with open(RESULTS, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in records)
+            records.append(RESULTS, measured)
     print(f"\n{'every target met' if not missed else f'{missed} target(s) missed'}")
     if args.record:
         print(f"recorded in {RESULTS}")
     return 0
 
 
-def environment() -> dict[str, Any]:
-    """Machine, versions and commit of this run."""
-    here = Path(__file__).parent
-    return {
-        "machine": _processor(),
-        "cpu_count": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "blas": _blas(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("backprop_gpu", "numpy", "scikit-learn")},
-        },
-        "commit": _git(here, "rev-parse", "HEAD"),
-        "dirty": bool(_git(here, "status", "--porcelain", "--", ":!benchmarks/results")),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(l.partition(":")[2].strip() for l in file if l.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _blas() -> str:
-    from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
-
-    found = {
-        f"{info['internal_api']} {info['version']}, {info['num_threads']} threads"
-        for info in threadpool_info()
-        if info["user_api"] == "blas"
-    }
-    return "; ".join(sorted(found)) or "unknown BLAS"
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
+def readme_table() -> str:
+    """README's table of CPU times, from the newest record of each workload and library."""
+    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in records.read(RESULTS):
+        newest[record["workload"], record["library"]] = record
+    any_record = next(iter(newest.values()))
+    lines = [
+        f"µs a step on {any_record['machine']['processor']}, {any_record['machine']['cores']} "
+        f"cores, float32, {any_record['date'][:10]} (`python -m benchmarks.cpu --record`):",
+        "",
+        "| network | backprop_gpu | scikit-learn | plain NumPy loop |",
+        "| --- | --- | --- | --- |",
+    ]
+    for load in WORKLOADS:
+        cells = []
+        for library in LIBRARIES:
+            record = newest[load.name, library]
+            ratio = "" if library == LIBRARIES[0] else f" ({record['ratio_to_ours']:.2f}×)"
+            cells.append(f"{record['median_us_per_step']:,.0f}{ratio}")
+        lines.append(f"| {load.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

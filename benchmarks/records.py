@@ -19,6 +19,10 @@ PACKAGES = ("backprop_gpu", "numpy", "scipy", "scikit-learn", "numba", "numba-cu
             "cupy-cuda13x", "cupy-cuda12x", "torch", "jax")  # fmt: skip
 
 
+#: New records themselves do not make a tree dirty.
+_CHANGES = ("status", "--porcelain", "--", ".", ":!benchmarks/results")
+
+
 def environment() -> dict[str, Any]:
     """What a measurement depends on: machine, versions, commit, and whether the tree was dirty."""
     versions = {"python": platform.python_version()}
@@ -29,10 +33,16 @@ def environment() -> dict[str, Any]:
             continue
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": sys.platform},
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "system": sys.platform,
+            "blas": _blas(),
+            "load_average": round(os.getloadavg()[0], 2),
+        },
         "versions": versions,
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": None if (status := _git("status", "--porcelain")) is None else bool(status),
+        "dirty": None if (changed := _git(*_CHANGES)) is None else bool(changed),
     }
 
 
@@ -71,10 +81,21 @@ def _processor() -> str:
     return platform.processor()
 
 
+def _blas() -> str:
+    from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
+
+    found = {
+        f"{info['internal_api']} {info['version']}, {info['num_threads']} threads"
+        for info in threadpool_info()
+        if info["user_api"] == "blas"
+    }
+    return "; ".join(sorted(found)) or "unknown"
+
+
 def _git(*arguments: str) -> str | None:
     try:
         run = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments],
+            ["git", "-C", str(Path(__file__).parents[1]), *arguments],
             capture_output=True, text=True, check=True, timeout=20,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 from collections import Counter
 
 import pytest
+from host_cuda.backend import create
 
-from backprop_gpu import activations, costs
+from backprop_gpu import activations, backends, costs
 from backprop_gpu.backends import Obstacles, names
 
 GPU_BACKENDS = ("cuda", "numba_cuda")
+
+
+def _host_cuda_obstacle() -> str | None:
+    return None if shutil.which(os.environ.get("CXX", "g++")) else "it needs g++, and there is none"
+
+
+# The CUDA backend with its kernels run on the CPU: wherever a test asks for every backend, the
+# CUDA C++ is under test too, without a device.
+backends._BACKENDS["host_cuda"] = (_host_cuda_obstacle, create)
 GPU = ("gpu", True)
 
 
@@ -28,6 +40,8 @@ def obstacle(backend: str) -> str | None:
 def backend(request: pytest.FixtureRequest) -> str:
     """The name of every backend in turn; those that cannot run here skip and say why."""
     name: str = request.param
+    if name == "host_cuda" and os.environ.get("BACKPROP_GPU_REQUIRE_COMPILERS"):
+        assert obstacle(name) is None, obstacle(name)
     if obstacle(name) is not None:
         pytest.skip(f"backend {name}: {obstacle(name)}")
     return name

@@ -587,6 +587,31 @@ def test_saturated_neurons(name, dtype):
     )
 
 
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_a_function_of_a_number_is_a_number(name):
+    function = activations.get(name)
+    for z in (0, 0.5, np.float32(-1.0)):
+        assert np.shape(function.function(z)) == np.shape(function.derivative(z)) == ()
+
+
+@pytest.mark.parametrize("name", costs.names())
+def test_costs_take_integers(name):
+    cost, a, y = costs.get(name), np.array([[1, 0], [0, 1]]), np.array([[0, 1], [0, 1]])
+    np.testing.assert_array_equal(cost.function(a, y), cost.function(a * 1.0, y * 1.0))
+    np.testing.assert_array_equal(cost.gradient(a, y), cost.gradient(a * 1.0, y * 1.0))
+
+
+@pytest.mark.parametrize(("activation", "cost"), reference.VALID_PAIRS)
+def test_output_error_of_saturated_outputs_is_finite(activation, cost):
+    z = np.float32([[-200, -104, -100, -88, -80, 0, 17, 40]])
+    a = np.empty_like(z)
+    with np.errstate(all="ignore"):
+        activations.get(activation).evaluate(z, a, np.empty_like(z))
+    for y in (0.0, 1.0, 100.0 if cost == "poisson" else 0.5):
+        delta = equations.output_error(z, a, np.full_like(z, y), activation, cost)
+        assert np.isfinite(delta).all()
+
+
 @pytest.mark.gpu
 def test_cupy_in_cupy_out():
     import cupy

@@ -50,6 +50,15 @@ def test_round_trip(backend, dtype, tmp_path):
     same(loaded, Network.load(str(path), backend=backend))
 
 
+def test_a_seed_repeats_further_training(tmp_path):
+    network().save(tmp_path / "net")
+    nets = [Network.load(tmp_path / "net", backend="numpy", seed=seed) for seed in (5, 5, 6)]
+    for net in nets:
+        net.fit(X, [0, 1, 0, 1, 1], epochs=2, batch_size=2, learning_rate=0.1)
+    same(*nets[:2])
+    assert nets[0].predict(X).tobytes() != nets[2].predict(X).tobytes()
+
+
 def test_denormals_and_negative_zero_survive(tmp_path):
     net = network(dtype="float32")
     w = np.array([[-0.0, 1e-45, 3.4e38]] * 4, np.float32)
@@ -183,7 +192,7 @@ def test_write_writes_what_save_does(tmp_path):
     same(network(), Network.load(tmp_path / "net", backend="numpy"))
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, 1.5])
+@pytest.mark.parametrize("version", [0, 2, "1", None, 1.5, True, 1.0])
 def test_another_version(tmp_path, version):
     write(tmp_path / "net", {"version": version})
     with pytest.raises(ValueError, match=f"format version {version!r}; .* reads version 1"):

@@ -441,6 +441,36 @@ def test_early_stopping_arguments(keywords):
         EarlyStopping(**keywords)
 
 
+def test_a_batch_hook_set_on_an_object():
+    X, Y = problem()
+    callback, batches = Callback(), []
+    callback.on_batch_end = lambda net, batch: batches.append(batch)
+    network().fit(
+        X, Y, epochs=2, batch_size=BATCH, learning_rate=0.1, callbacks=[Callback(), callback]
+    )
+    steps = -(-len(X) // BATCH)
+    assert batches == [*range(steps)] * 2
+
+
+def test_schedules_take_no_memory_for_epochs_to_come():
+    X, Y = np.zeros((1000, 1)), np.zeros(1000)
+    net = Network([1, 1], backend="numpy", seed=1)
+    tracemalloc.start()
+    try:
+        net.fit(
+            X,
+            Y,
+            epochs=2000,  # 16 MB of rates
+            batch_size=1,
+            learning_rate=lambda t: 0.1 / (1 + t),
+            callbacks=[lambda n, h: True],
+        )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000
+
+
 def test_early_stopping_needs_its_values_before_anything_changes():
     X, Y = problem()
     net = network()

@@ -44,6 +44,7 @@ class NumpyBackend:
     def __init__(self, dtype: Any) -> None:
         self.dtype = np.dtype(dtype)
         self._scratch: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
+        self._means: dict[int, np.ndarray] = {}
 
     def asarray(self, host: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(host, self.dtype)
@@ -65,6 +66,14 @@ class NumpyBackend:
 
     def release(self) -> None:
         self._scratch.clear()
+        self._means.clear()
+
+    def _mean_of(self, rows: int) -> np.ndarray:
+        """The vector (1/m, …, 1/m), whose product with m rows is their mean."""
+        weights = self._means.get(rows)
+        if weights is None:
+            weights = self._means[rows] = np.full(rows, 1.0 / rows, self.dtype)
+        return weights
 
     def scratch(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Two arrays of that shape, free between any two calls of this backend."""
@@ -83,7 +92,7 @@ class NumpyBackend:
         a: np.ndarray,
     ) -> None:
         z = a if z is None else z
-        np.matmul(a_prev, w.T, out=z)
+        np.dot(a_prev, w.T, out=z)
         np.add(z, b, out=z)
         activation.evaluate(z, a, self.scratch(a.shape)[0])
 
@@ -112,17 +121,16 @@ class NumpyBackend:
         activation: Activation,
         out: np.ndarray,
     ) -> None:
-        np.matmul(delta_next, w_next, out=out)
+        np.dot(delta_next, w_next, out=out)
         activation.pull_back(out, a if z is None else z, a, self.scratch(a.shape))
 
     def bias_gradient(self, delta: np.ndarray, out: np.ndarray) -> None:
-        np.add.reduce(delta, axis=0, out=out)
-        np.divide(out, len(delta), out=out)
+        np.dot(self._mean_of(len(delta)), delta, out=out)  # a BLAS call; a sum along axis 0 is not
 
     def weight_gradient(self, delta: np.ndarray, a_prev: np.ndarray, out: np.ndarray) -> None:
         mean = self.scratch(delta.shape)[0]
         np.divide(delta, len(delta), out=mean)  # m is divided out of δ, the smaller factor
-        np.matmul(mean.T, a_prev, out=out)
+        np.dot(mean.T, a_prev, out=out)
 
     def hadamard(self, s: np.ndarray, t: np.ndarray, out: np.ndarray) -> None:
         np.multiply(s, t, out=out)
@@ -178,6 +186,9 @@ def clip(g: np.ndarray, optimizer: Optimizer) -> None:
         np.clip(g, -optimizer.clip_value, optimizer.clip_value, out=g)
     if optimizer.clip_norm is not None:
         norm = float(np.dot(g, g)) ** 0.5
+        if norm == np.inf:  # the squares overflowed, the norm need not
+            largest = float(np.abs(g).max())
+            norm = largest * float(np.linalg.norm(g / largest))
         if norm > optimizer.clip_norm:
             np.multiply(g, optimizer.clip_norm / norm, out=g)
 

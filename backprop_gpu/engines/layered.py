@@ -240,6 +240,7 @@ class LayeredEngine:
         self.backend.copy(self.backend.asarray(Y), batch.y)
         self._forward(parameters, batch)
         self._backward(parameters, gradients, batch)
+        self._release_between_runs()
         return gradients
 
     @_quiet
@@ -260,6 +261,7 @@ class LayeredEngine:
                 cost = self.backend.cost(batch.z[-1], batch.a[-1], batch.y, self.output, self.cost)
                 total += len(part) * cost
             out[start : start + chunk] = self.backend.to_numpy(batch.a[-1])
+        self._release_between_runs()
         return total / len(X), out
 
     # -- memory -----------------------------------------------------------------
@@ -267,6 +269,11 @@ class LayeredEngine:
     def _zeros_like(self, parameters: Parameters) -> Parameters:
         layout = parameters.layout
         return Parameters(layout, self.backend.zeros((layout.length,)))
+
+    def _release_between_runs(self) -> None:
+        """Scratch of odd sizes must not pile up; during a `fit` captured steps still use it."""
+        if self._run is None:
+            self.backend.release()
 
     def release(self) -> None:
         """Forget the buffers of the last run."""

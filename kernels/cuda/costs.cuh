@@ -13,6 +13,10 @@ template <class T> __device__ T below_one();
 template <> __device__ inline float below_one<float>() { return 0.99999994f; }
 template <> __device__ inline double below_one<double>() { return 0.99999999999999989; }
 
+template <class T> __device__ T largest();
+template <> __device__ inline float largest<float>() { return 3.40282347e+38f; }
+template <> __device__ inline double largest<double>() { return 1.7976931348623157e+308; }
+
 template <class T> __device__ T clip_positive(T a) { return a < smallest<T>() ? smallest<T>() : a; }
 template <class T> __device__ T clip_unit(T a) {
   return a > below_one<T>() ? below_one<T>() : clip_positive(a);
@@ -55,6 +59,10 @@ struct CategoricalCrossEntropy {
 struct Poisson {
   static constexpr bool row_of_softmax = false;
   template <class T> static __device__ T term(T a, T y) { return a - y * log(clip_positive(a)); }
-  template <class T> static __device__ T gradient(T a, T y) { return T(1) - y / clip_positive(a); }
+  // Where y / a would be infinite σ' is 0, and their product should not be NaN.
+  template <class T> static __device__ T gradient(T a, T y) {
+    const T ratio = y / clip_positive(a);
+    return T(1) - (ratio > largest<T>() ? largest<T>() : ratio);
+  }
   template <class T> static __device__ T term_from_z(T z, T a, T y) { return a - y * z; }
 };

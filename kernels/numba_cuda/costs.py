@@ -78,7 +78,7 @@ def categorical_cross_entropy(T):
 
 def poisson(T):
     """C_x = Σ_j (a_j - y_j ln a_j),  ∂C_x/∂a_j = 1 - y_j / a_j. With exponential, c = a - y z."""
-    one = T(1)
+    one, most = T(1), T(np.finfo(as_dtype(T)).max)
     low, _ = _limits(T)
 
     def term(a, y):
@@ -88,7 +88,8 @@ def poisson(T):
         return a - y * z
 
     def gradient(a, y):
-        return one - y / (low if a < low else a)
+        ratio = y / (low if a < low else a)
+        return one - (most if ratio > most else ratio)  # σ' will be 0 there, and not NaN
 
     return term, term_of_z, gradient
 

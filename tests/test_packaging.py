@@ -1,0 +1,68 @@
+"""The wheel holds every module and every kernel source, and puts nothing beside backprop_gpu."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    # From a copy, so that a build folder left in the tree cannot lend the wheel its files.
+    source = tmp_path_factory.mktemp("source")
+    for name in ("backprop_gpu", "kernels"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source],
+        check=True,
+        capture_output=True,
+    )
+    (path,) = out.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_holds_every_source(wheel: zipfile.ZipFile) -> None:
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for pattern in ("*.py", "py.typed")
+        for path in (ROOT / "backprop_gpu").rglob(pattern)
+    }
+    expected |= {
+        f"backprop_gpu/{path.relative_to(ROOT).as_posix()}"
+        for pattern in ("*.py", "*.cu", "*.cuh", "README.md")
+        for path in (ROOT / "kernels").rglob(pattern)
+    }
+    assert expected <= set(wheel.namelist()), expected - set(wheel.namelist())
+    assert "backprop_gpu/kernels/cuda/gemm.cuh" in expected
+
+
+def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
+    tops = {name.partition("/")[0] for name in wheel.namelist()}
+    version = PROJECT["project"]["version"]
+    assert tops == {"backprop_gpu", f"backprop_gpu-{version}.dist-info"}
+
+
+def test_the_versions_agree() -> None:
+    import backprop_gpu
+
+    assert backprop_gpu.__version__ == PROJECT["project"]["version"]
+
+
+def test_tables_of_readme_come_from_the_records() -> None:
+    from benchmarks import cpu
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert cpu.readme_table() in readme
