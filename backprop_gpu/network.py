@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 from . import activations, backends, costs, initializers, planning, training, validation
 from .activations import Activation
 from .costs import Cost
+from .engines.compiled import CompiledEngine
 from .engines.layered import LayeredEngine
 from .gradient_check import GradientReport, check_gradients
 from .optimizers import Optimizer
@@ -105,18 +108,30 @@ class Network:
         self._backend = backends.create(self._choice.backend, self.dtype)
         self._engine = LayeredEngine(self._backend, self.sizes, self._activations, self.cost)
         self._parameters = Parameters(self._layout, self._backend.zeros((self._layout.length,)))
-        self.plan = self._make_plan(1, [])
+        self.plan = self._make_plan(None)
 
-    def _make_plan(self, batch_size: int, hooks: list[Callback]) -> planning.Plan:
-        return planning.plan(
-            self.sizes,
-            batch_size,
-            self.dtype.itemsize,
-            self._choice,
-            getattr(self._backend, "device", None),
-            step_callbacks=any(map(training.watches_batches, hooks)),
-            user_cost=not self.cost.builtin,
-        )
+    def _make_plan(self, run: planning.Training | None) -> planning.Plan:
+        device = getattr(self._backend, "device", None)
+        return planning.plan(self.sizes, self.dtype.itemsize, self._choice, device, run)
+
+    def _engine_for(self, plan: planning.Plan) -> LayeredEngine:
+        if plan.engine == "layered":
+            return self._engine
+        return CompiledEngine(self._backend, self.sizes, self._activations, self._cost)
+
+    def _compiled_obstacle(self) -> str | None:
+        """Why the compiled engine cannot train this network, if it cannot."""
+        for kind, user in (
+            ("activation", [a for a in self._activations if not a.builtin]),
+            ("cost", [] if self._cost.builtin else [self._cost]),
+        ):
+            if user:
+                return f"{kind} {user[0].name!r} is not built in"
+        if importlib.util.find_spec("numba") is None:
+            return "numba is not installed"
+        if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+            return "NUMBA_DISABLE_JIT is set"
+        return None
 
     def __repr__(self) -> str:
         names = [activation.name for activation in self._activations]
@@ -203,6 +218,7 @@ class Network:
         validation_data: tuple[Any, Any] | None = None,
         callbacks: Iterable[Callback | Callable[[Network, History], bool | None]] = (),
         progress: bool = False,
+        engine: str = "auto",
     ) -> History:
         """Mini-batch gradient descent from the current weights.
 
@@ -225,6 +241,9 @@ class Network:
             A true result stops training after that epoch.
         progress : bool
             Show a progress bar.
+        engine : {"auto", "layered", "compiled"}
+            What runs an epoch; "auto" takes what the planner expects to be faster, and
+            ``network.plan`` says which and why.
 
         Returns
         -------
@@ -249,6 +268,7 @@ class Network:
             validation_data=validation_data,
             callbacks=callbacks,
             progress=progress,
+            engine=engine,
         )
 
     # -- without training -------------------------------------------------------------

@@ -50,6 +50,16 @@ class Layout:
         return self._offsets[len(self.weight_shapes)]
 
     @property
+    def weight_starts(self) -> tuple[int, ...]:
+        """Where w[1] … w[L] begin."""
+        return self._offsets[: len(self.weight_shapes)]
+
+    @property
+    def bias_starts(self) -> tuple[int, ...]:
+        """Where b[1] … b[L] begin."""
+        return self._offsets[len(self.weight_shapes) : -1]
+
+    @property
     def count(self) -> int:
         """How many parameters the network has, gaps not counted."""
         return sum(map(prod, (*self.weight_shapes, *self.bias_shapes)))

@@ -20,6 +20,11 @@ from typing import Literal
 
 Layout = Literal["NT", "NN", "TN"]
 
+#: Multiply-adds below which BLAS takes longer to start than a plain compiled loop to finish.
+SMALL_PRODUCT = 1 << 19
+#: Seconds that the compiled engine costs a process before its first step, from Numba's cache.
+LOADING = 2.0
+
 #: Rows that `predict` and `loss` push through the network at a time: enough to
 #: fill a device, few enough that the activations stay small beside the data.
 CHUNK_ROWS = 4096
@@ -184,6 +189,71 @@ def _cublas(layout: Layout, m: int, n: int, k: int, itemsize: int, device: Devic
     return Product("cublas", None, 1, seconds, "")
 
 
+def is_small(m: int, n: int, k: int) -> bool:
+    """Whether the compiled engine forms an (m, n) product over k without BLAS."""
+    return m * n * k <= SMALL_PRODUCT
+
+
+def steps_a_call(parameters: int, batch_size: int) -> int:
+    """Steps that the compiled engine runs before Python may look at Ctrl-C: about 0.1 s."""
+    return max(1, int(3e9 / (6.0 * parameters * batch_size)))
+
+
+def choose_engine(
+    requested: str, backend: str, obstacle: str | None, seconds: float, ready: bool
+) -> tuple[str, str]:
+    """(engine, reason).
+
+    Parameters
+    ----------
+    requested : "auto", "layered" or "compiled"
+    backend : str
+    obstacle : str or None
+        Why the compiled engine cannot run this, if it cannot.
+    seconds : float
+        How long the layered engine is expected to train.
+    ready : bool
+        Whether the compiled loop is in memory already.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or the compiled engine where it cannot run, with the obstacle.
+    """
+    known = ("auto", "layered", "compiled")
+    if requested not in known:
+        raise ValueError(f"unknown engine {requested!r}; known: {', '.join(known)}")
+    if backend != "numpy":
+        obstacle = f"it works on NumPy arrays, and the backend is {backend}"
+    if requested == "layered":
+        return "layered", "asked for"
+    if requested == "compiled":
+        if obstacle is not None:
+            raise ValueError(f"engine 'compiled' cannot run this: {obstacle}")
+        return "compiled", "asked for"
+    if backend != "numpy":
+        return "layered", "one backend call an equation; the only engine of this backend so far"
+    if obstacle is not None:
+        return "layered", f"one backend call an equation; not compiled, because {obstacle}"
+    if ready or seconds > LOADING:
+        return (
+            "compiled",
+            "an epoch is one loop of compiled code; products too large for it by BLAS",
+        )
+    return (
+        "layered",
+        f"one backend call an equation; about {seconds:.1f} s of training do not repay loading "
+        "the compiled loop",
+    )
+
+
+def layered_seconds(sizes: Sequence[int], batch_size: int, rows: int, epochs: int) -> float:
+    """How long the layered engine takes on a CPU core or two, roughly: calls and operations."""
+    steps = epochs * math.ceil(rows / batch_size)
+    weights = sum(k * n for k, n in pairwise(sizes))
+    return steps * (20e-6 * len(sizes) + 6.0 * weights * batch_size / 5e10)
+
+
 @dataclass(frozen=True)
 class Choice:
     """A backend and why it was taken."""
@@ -247,46 +317,69 @@ class Plan:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Training:
+    """A training run, as far as the choice of an engine depends on it."""
+
+    rows: int
+    epochs: int
+    batch_size: int
+    engine: str = "auto"
+    #: Why the compiled engine cannot run it, if it cannot.
+    obstacle: str | None = None
+    #: Whether the compiled loop is in memory already.
+    ready: bool = False
+    step_callbacks: bool = False
+    user_cost: bool = False
+
+
 def plan(
     sizes: Sequence[int],
-    batch_size: int,
     itemsize: int,
     choice: Choice,
     device: Device | None,
-    *,
-    step_callbacks: bool = False,
-    user_cost: bool = False,
+    training: Training | None = None,
 ) -> Plan:
-    """The plan of a training run: which engine, which kernels, and why."""
-    engine_reason = "one backend call an equation; the only engine so far"
+    """The plan of a training run: which engine, which kernels, and why.
+
+    Without `training` it is the plan of a network that has not been asked to train.
+    """
+    if training is None:
+        reason = "one backend call an equation; `fit` chooses its own"
+        return Plan(choice.backend, choice.reason, "layered", reason, captured=False)
+    obstacle = training.obstacle
+    if training.step_callbacks:
+        obstacle = "a callback after every batch needs Python between steps"
+    engine, reason = choose_engine(
+        training.engine,
+        choice.backend,
+        obstacle,
+        layered_seconds(sizes, training.batch_size, training.rows, training.epochs),
+        training.ready,
+    )
     if choice.backend != "cuda" or device is None:
-        return Plan(choice.backend, choice.reason, "layered", engine_reason, captured=False)
+        return Plan(choice.backend, choice.reason, engine, reason, captured=False)
     notes = []
-    if user_cost:
+    if training.user_cost:
         notes.append("a user's cost runs as CuPy array operations: steps are not captured")
-    if step_callbacks:
+    if training.step_callbacks:
         notes.append("a callback after every batch: steps are launched one by one, not captured")
     captured = not notes
     if captured:
         notes.append("whole steps are captured in a CUDA graph and replayed")
+    m = training.batch_size
     products = []
     for l, (fan_in, n) in enumerate(pairwise(sizes), start=1):
         shapes: list[tuple[str, Layout, int, int, int]] = [
-            (f"forward layer {l}", "NT", batch_size, n, fan_in),
-            (f"BP4 layer {l}", "TN", n, fan_in, batch_size),
+            (f"forward layer {l}", "NT", m, n, fan_in),
+            (f"BP4 layer {l}", "TN", n, fan_in, m),
         ]
         if l > 1:
-            shapes.append((f"BP2 layer {l - 1}", "NN", batch_size, fan_in, n))
+            shapes.append((f"BP2 layer {l - 1}", "NN", m, fan_in, n))
         products += [
-            (label, product(layout, m, columns, k, itemsize, device))
-            for label, layout, m, columns, k in shapes
+            (label, product(layout, rows, columns, k, itemsize, device))
+            for label, layout, rows, columns, k in shapes
         ]
     return Plan(
-        choice.backend,
-        choice.reason,
-        "layered",
-        engine_reason,
-        captured,
-        tuple(products),
-        tuple(notes),
+        choice.backend, choice.reason, engine, reason, captured, tuple(products), tuple(notes)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -141,6 +142,7 @@ def fit(
     validation_data: tuple[Any, Any] | None,
     callbacks: Iterable[Callback | Callable[[Network, History], bool | None]],
     progress: bool,
+    engine: str,
 ) -> History:
     """`Network.fit`, which has the documentation."""
     # Everything is checked before anything changes.
@@ -162,7 +164,18 @@ def fit(
     for hook in hooks:
         hook.check_fit(validation_data)
 
-    network.plan = network._make_plan(batch_size, hooks)
+    network.plan = network._make_plan(
+        planning.Training(
+            rows=len(X),
+            epochs=epochs,
+            batch_size=batch_size,
+            engine=engine,
+            obstacle=network._compiled_obstacle(),
+            ready=f"{__package__}.engines.compiled_epoch" in sys.modules,
+            step_callbacks=any(map(watches_batches, hooks)),
+            user_cost=not network.cost.builtin,
+        )
+    )
     history = network.history = History()
     loop = _Loop(network, X, Y, validation_data, batch_size, optimizer, rates)
     for hook in hooks:
@@ -230,7 +243,11 @@ class _Loop:
         rates: _Rates,
     ) -> None:
         backend = network._backend
-        self.network, self.backend, self.engine = network, backend, network._engine
+        self.network, self.backend, self.engine = (
+            network,
+            backend,
+            network._engine_for(network.plan),
+        )
         self.parameters = network._parameters
         self.X, self.Y = backend.asarray(X), backend.asarray(Y)
         self.validation = None
