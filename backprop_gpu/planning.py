@@ -200,9 +200,9 @@ def steps_a_call(parameters: int, batch_size: int) -> int:
 
 
 def choose_engine(
-    requested: str, backend: str, obstacle: str | None, seconds: float, ready: bool
+    requested: str, backend: str, obstacle: str | None, seconds: float
 ) -> tuple[str, str]:
-    """(engine, reason).
+    """(engine, reason). Never depends on what the process ran before: same run, same bits.
 
     Parameters
     ----------
@@ -212,8 +212,6 @@ def choose_engine(
         Why the compiled engine cannot run this, if it cannot.
     seconds : float
         How long the layered engine is expected to train.
-    ready : bool
-        Whether the compiled loop is in memory already.
 
     Raises
     ------
@@ -235,7 +233,7 @@ def choose_engine(
         return "layered", "one backend call an equation; the only engine of this backend so far"
     if obstacle is not None:
         return "layered", f"one backend call an equation; not compiled, because {obstacle}"
-    if ready or seconds > LOADING:
+    if seconds > LOADING:
         return (
             "compiled",
             "an epoch is one loop of compiled code; products too large for it by BLAS",
@@ -327,8 +325,6 @@ class Training:
     engine: str = "auto"
     #: Why the compiled engine cannot run it, if it cannot.
     obstacle: str | None = None
-    #: Whether the compiled loop is in memory already.
-    ready: bool = False
     step_callbacks: bool = False
     user_cost: bool = False
 
@@ -355,7 +351,6 @@ def plan(
         choice.backend,
         obstacle,
         layered_seconds(sizes, training.batch_size, training.rows, training.epochs),
-        training.ready,
     )
     if choice.backend != "cuda" or device is None:
         return Plan(choice.backend, choice.reason, engine, reason, captured=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -171,7 +170,6 @@ def fit(
             batch_size=batch_size,
             engine=engine,
             obstacle=network._compiled_obstacle(),
-            ready=f"{__package__}.engines.compiled_epoch" in sys.modules,
             step_callbacks=any(map(watches_batches, hooks)),
             user_cost=not network.cost.builtin,
         )

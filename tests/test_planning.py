@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from backprop_gpu import Callback, Network, planning
 from backprop_gpu.backends import Obstacles
-from backprop_gpu.planning import H200, SPLITS, TILES, Choice, Device, choose_backend, product
+from backprop_gpu.planning import (
+    H200,
+    SPLITS,
+    TILES,
+    Choice,
+    Device,
+    Training,
+    choose_backend,
+    product,
+)
 
 USABLE = {"numpy": None, "cuda": None, "numba_cuda": None}
 BARE = {"numpy": None, "cuda": "no CUDA device", "numba_cuda": "numba-cuda is not installed"}
@@ -194,14 +203,16 @@ def test_a_device_of_an_unknown_generation_still_has_a_plan():
 
 
 def test_plan_of_numpy():
-    plan = planning.plan([784, 30, 10], 10, 4, Choice("numpy", "because"), None)
+    training = Training(rows=1000, epochs=1, batch_size=10)
+    plan = planning.plan([784, 30, 10], 4, Choice("numpy", "because"), None, training)
     assert str(plan).startswith("backend numpy: because\nengine layered: ")
     assert not plan.captured
     assert plan.products == ()
 
 
 def test_plan_of_a_device_names_every_product():
-    plan = planning.plan([784, 30, 20, 10], 10, 4, Choice("cuda", "it is there"), H200)
+    training = Training(rows=1000, epochs=1, batch_size=10)
+    plan = planning.plan([784, 30, 20, 10], 4, Choice("cuda", "it is there"), H200, training)
     equations = [equation for equation, _ in plan.products]
     assert sorted(equations) == sorted(
         [f"forward layer {l}" for l in (1, 2, 3)]
@@ -218,7 +229,8 @@ def test_plan_of_a_device_names_every_product():
 
 @pytest.mark.parametrize("hindrance", ["step_callbacks", "user_cost"])
 def test_a_plan_says_why_steps_are_not_captured(hindrance):
-    plan = planning.plan([4, 2], 10, 4, Choice("cuda", "x"), H200, **{hindrance: True})
+    training = Training(rows=1000, epochs=1, batch_size=10, **{hindrance: True})
+    plan = planning.plan([4, 2], 4, Choice("cuda", "x"), H200, training)
     assert not plan.captured
     assert "not captured" in str(plan)
 
@@ -226,7 +238,9 @@ def test_a_plan_says_why_steps_are_not_captured(hindrance):
 @given(sizes=st.lists(SIZE, min_size=2, max_size=6), batch=SIZE, device=DEVICES)
 @settings(deadline=None, max_examples=30)
 def test_any_network_has_a_plan(sizes, batch, device):
-    assert str(planning.plan(sizes, batch, 4, Choice("cuda", "x"), device))
+    training = Training(rows=3 * batch, epochs=1, batch_size=batch)
+    assert str(planning.plan(sizes, 4, Choice("cuda", "x"), device, training))
+    assert str(planning.plan(sizes, 4, Choice("cuda", "x"), device))
 
 
 def test_the_plan_of_a_network():

@@ -1,0 +1,197 @@
+"""The compiled engine against the layered one: the same training, within rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from reference import VALID_PAIRS
+
+from backprop_gpu import (
+    SGD,
+    Activation,
+    Adam,
+    AdamW,
+    Callback,
+    Cost,
+    Network,
+    activations,
+    optimizers,
+    planning,
+)
+from backprop_gpu.engines import compiled_epoch
+
+ALL_ON = {"l1": 0.01, "l2": 0.02, "clip_norm": 0.5, "clip_value": 0.1}
+
+
+def problem(output: str, cost: str, rows: int = 70) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(4)
+    X = rng.standard_normal((rows, 11))
+    if cost == "categorical_cross_entropy":
+        return X, rng.dirichlet(np.ones(3), rows)
+    return X, rng.uniform(0.1, 0.9, (rows, 3))
+
+
+def weights_after(engine: str, X: np.ndarray, Y: np.ndarray, **options: Any) -> list[np.ndarray]:
+    training = {"epochs": 3, "batch_size": 32, "learning_rate": 0.02, "optimizer": "sgd"}
+    training |= {key: options.pop(key) for key in list(options) if key in training}
+    net = Network([11, 9, 7, 3], backend="numpy", seed=2, **options)
+    history = net.fit(X, Y, engine=engine, **training)
+    assert net.plan.engine == engine
+    return [*net.weights, *net.biases, np.array(history.loss)]
+
+
+def assert_same_training(X: np.ndarray, Y: np.ndarray, dtype: str, **options: Any) -> None:
+    """A few steps amplify a rounding by little; a wrong term is far outside of this."""
+    pairs = zip(
+        weights_after("layered", X, Y, dtype=dtype, **options),
+        weights_after("compiled", X, Y, dtype=dtype, **options),
+        strict=True,
+    )
+    for expected, got in pairs:
+        scale = 1.0 + np.abs(expected).max()
+        error = float(np.abs(got.astype(float) - expected).max())
+        assert error <= 300 * float(np.finfo(dtype).eps) * scale
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("output", "cost"), VALID_PAIRS)
+def test_every_output_and_cost(output: str, cost: str, dtype: str) -> None:
+    assert_same_training(
+        *problem(output, cost), dtype, activation=["tanh", "sigmoid", output], cost=cost
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", [n for n in activations.names() if n != "softmax"])
+def test_every_hidden_activation(name: str, dtype: str) -> None:
+    assert_same_training(
+        *problem("sigmoid", "quadratic"), dtype, activation=[name, name, "sigmoid"]
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        *optimizers.names(),
+        SGD(momentum=0.5, **ALL_ON),
+        SGD(l1=0.01),
+        Adam(epsilon=1e-3, l2=0.02, clip_value=0.1),
+        AdamW(epsilon=1e-3, weight_decay=0.1, clip_norm=0.5),
+    ],
+    ids=str,
+)
+def test_every_rule(optimizer: Any, dtype: str) -> None:
+    # Early in Adam a rounding of a tiny g changes g / √g² by more than itself.
+    rate = 1e-3 if "adam" in str(optimizer).lower() else 0.02
+    assert_same_training(
+        *problem("sigmoid", "quadratic"), dtype, optimizer=optimizer, learning_rate=rate
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 7, 70])
+def test_batches_and_a_short_last_one(batch: int) -> None:
+    X, Y = problem("sigmoid", "quadratic")
+    assert_same_training(X, Y, "float64", batch_size=batch)
+
+
+def test_same_seed_same_bits() -> None:
+    X, Y = problem("sigmoid", "quadratic")
+    runs = [weights_after("compiled", X, Y) for _ in range(2)]
+    for first, second in zip(*runs, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 7, 5), (5, 1, 3), (3, 4, 9), (10, 30, 785)])
+def test_small_product(shape: tuple[int, int, int]) -> None:
+    m, n, k = shape
+    rng = np.random.default_rng(0)
+    a, w = rng.standard_normal((m, k)), rng.standard_normal((n, k))
+    z = np.full((m, n), np.nan)
+    compiled_epoch.small_product(a, w, z)
+    np.testing.assert_allclose(z, a @ w.T, rtol=0, atol=1e-12 * np.sqrt(k))
+
+
+def test_exponential_is_right_to_the_last_bit_or_two() -> None:
+    """σ, through it, over the whole range of float32, and NaN stays NaN."""
+    z = np.linspace(-87, 88, 200_001, dtype=np.float32).reshape(1, -1)
+    a = z.copy()
+    compiled_epoch.activate(compiled_epoch.SIGMOID, a)
+    exact = 1.0 / (1.0 + np.exp(-z.astype(np.float64)))
+    assert (np.abs(a - exact) / exact).max() < 4 * np.finfo(np.float32).eps
+    extreme = np.array([[-np.inf, -1e9, 1e9, np.inf, np.nan]], np.float32)
+    compiled_epoch.activate(compiled_epoch.SIGMOID, extreme)
+    np.testing.assert_allclose(extreme[0], [0, 0, 1, 1, np.nan], atol=1e-37)
+
+
+def test_a_diverging_cost_is_seen_and_the_weights_kept() -> None:
+    X, Y = problem("identity", "quadratic")
+    net = Network([11, 9, 3], activation="identity", backend="numpy", seed=0)
+    before = net.weights
+    with pytest.raises(FloatingPointError, match="epoch 1, batch"):
+        net.fit(X, Y, epochs=3, batch_size=5, learning_rate=1e6, engine="compiled")
+    for got, expected in zip(net.weights, before, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_ctrl_c_is_heard_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, Y = problem("sigmoid", "quadratic")
+    net = Network([11, 9, 3], backend="numpy", seed=0)
+    before = net.weights
+    monkeypatch.setattr(planning, "steps_a_call", lambda *_: 1)
+    run, calls = compiled_epoch.run_steps, []
+
+    def interrupted(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        run(*arguments)
+
+    monkeypatch.setattr(compiled_epoch, "run_steps", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        net.fit(X, Y, epochs=1, batch_size=10, learning_rate=0.1, engine="compiled")
+    for got, expected in zip(net.weights, before, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+class EveryBatch(Callback):
+    def on_batch_end(self, network: Network, batch: int) -> None: ...
+
+
+MINE = Cost("mine", lambda a, y: ((a - y) ** 2).sum(axis=1), lambda a, y: 2 * (a - y))
+
+
+@pytest.mark.parametrize(
+    ("options", "callbacks", "why"),
+    [
+        ({"activation": Activation("square", lambda z: z * z, lambda z: 2 * z)}, [], "'square'"),
+        ({"cost": MINE}, [], "'mine'"),
+        ({}, [EveryBatch()], "callback after every batch"),
+    ],
+)  # fmt: skip
+def test_what_it_cannot_run_is_refused_or_left_to_layered(
+    options: dict[str, Any], callbacks: list[Callback], why: str
+) -> None:
+    X, Y = problem("sigmoid", "quadratic")
+    net = Network([11, 3], backend="numpy", seed=0, **options)
+    before = net.weights
+    training = {"epochs": 1, "batch_size": 10, "learning_rate": 0.01, "callbacks": callbacks}
+    with pytest.raises(ValueError, match=f"compiled.*{why}"):
+        net.fit(X, Y, engine="compiled", **training)
+    np.testing.assert_array_equal(net.weights[0], before[0])
+    net.fit(X, Y, **training)
+    assert net.plan.engine == "layered"
+    assert why in net.plan.engine_reason
+
+
+def test_the_planner_loads_it_only_where_that_pays() -> None:
+    short, _ = planning.choose_engine("auto", "numpy", None, seconds=0.1)
+    long, _ = planning.choose_engine("auto", "numpy", None, seconds=60.0)
+    assert (short, long) == ("layered", "compiled")
+    assert planning.choose_engine("auto", "cuda", None, 60.0)[0] == "layered"
+    with pytest.raises(ValueError, match="unknown engine 'fast'; known: auto, layered, compiled"):
+        planning.choose_engine("fast", "numpy", None, 1.0)
+    with pytest.raises(ValueError, match="backend is cuda"):
+        planning.choose_engine("compiled", "cuda", None, 1.0)
