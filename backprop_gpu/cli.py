@@ -407,9 +407,10 @@ def _draw(net: Network, history: History, path: Path) -> None:
         axes[1].annotate(
             f"{values[-1]:.4f}",
             (len(values), values[-1]),
-            xytext=(0, -16),
+            xytext=(6, 0),
             textcoords="offset points",
-            ha="right",
+            va="center",
+            annotation_clip=False,
             color="#2a8050",
         )
         axes[1].set_ylim(top=1.0)
