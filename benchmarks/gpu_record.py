@@ -14,6 +14,7 @@ those of a graph and not of Python; the data of small shapes stays in the L2 cac
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -576,9 +577,11 @@ def main(argv: list[str] | None = None) -> int:
     python = [sys.executable, "-m"]
 
     def tests() -> None:
+        # Most of the time goes into compiling, which several processes share.
+        workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []
         run = subprocess.run(
-            [*python, "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"],
-            capture_output=True, text=True, timeout=150, check=False,
+            [*python, "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *workers, "tests"],
+            capture_output=True, text=True, timeout=180, check=False,
         )  # fmt: skip
         last = run.stdout.strip().splitlines()[-1:] or [run.stderr[-500:]]
         failed = [line for line in run.stdout.splitlines() if line.startswith("FAILED")]
