@@ -34,7 +34,7 @@ def _cuda_obstacle() -> str | None:
 
 
 def _numba_cuda_obstacle() -> str | None:
-    if not _installed("numba.cuda"):
+    if not _installed("numba_cuda"):  # Numba's own CUDA target is an older one
         return "numba-cuda is not installed (pip install 'backprop_gpu[cu13]')"
     if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1":
         return None
