@@ -43,6 +43,8 @@ class Device:
     clock: float
     bandwidth: float
     shared_memory: int = 48 * 1024
+    #: Whether cuBLAS is installed.
+    library: bool = True
 
     def rate(self, itemsize: int) -> float:
         """Multiply-adds on the plain cores, in FLOP/s, for 4- or 8-byte floats."""
@@ -372,7 +374,7 @@ def plan(
         if l > 1:
             shapes.append((f"BP2 layer {l - 1}", "NN", m, fan_in, n))
         products += [
-            (label, product(layout, rows, columns, k, itemsize, device))
+            (label, product(layout, rows, columns, k, itemsize, device, device.library))
             for label, layout, rows, columns, k in shapes
         ]
     return Plan(

@@ -127,6 +127,9 @@ class Recorder:
         self.runtime.xp.copyto(target, source)
         seconds = self.clock(lambda: self.runtime.xp.copyto(target, source))
         self.timed("copy", (size,), np.float32, "cupy", seconds, nbytes=2 * size, error=0.0)
+        if not self.runtime.library:
+            self.write(op="matmul", absent="cuBLAS")
+            return
         for dtype in (np.float32, np.float64):
             a, b = self.random((product, product), dtype), self.random((product, product), dtype)
             out = self.runtime.xp.empty_like(a)

@@ -9,6 +9,7 @@ without a device.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import ceil
 from typing import Any, Protocol
 
@@ -55,16 +56,22 @@ class Runtime(Protocol):
 
 
 class CupyRuntime:
-    """The current CUDA device through CuPy, on CuPy's current stream."""
+    """The current CUDA device through CuPy, on CuPy's current stream.
 
-    library = True
+    Without cuBLAS (CuPy installed without the toolkit's libraries) the planner is told so,
+    and every product runs on our kernels.
+    """
 
     def __init__(self) -> None:
         import cupy
-        from cupy_backends.cuda.libs import cublas
 
         self.xp = cupy
-        self._cublas = cublas
+        self._cublas: Any = None
+        with suppress(ImportError):
+            from cupy_backends.cuda.libs import cublas
+
+            self._cublas = cublas
+        self.library = self._cublas is not None
         self._functions: dict[Kernel, Any] = {}
         properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
         major, minor = properties["major"], properties["minor"]
@@ -79,6 +86,7 @@ class CupyRuntime:
             # two transfers a clock over the memory bus
             2e3 * attribute.get("MemoryClockRate", 1e6) * attribute["GlobalMemoryBusWidth"] / 8,
             attribute["MaxSharedMemoryPerBlockOptin"],
+            self.library,
         )
 
     def launch(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ class BackendRuntime:
 
     def __init__(self, sanitizer: Sanitizer = "plain", library: bool = False) -> None:
         self.host = HostRuntime(sanitizer)
-        self.device = self.host.device
+        self.device = dataclasses.replace(self.host.device, library=library)
         self.library = library
         self.launched: set[Kernel] = set()
 
