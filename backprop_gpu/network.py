@@ -83,6 +83,8 @@ class Network:
         self._activations = _activations(activation, len(self.sizes) - 1)
         self._cost = costs.get(cost)
         costs.check_pair(self._activations[-1], self._cost)
+        if self.sizes[-1] == 1 and not self._activations[-1].elementwise:
+            raise ValueError("softmax of one output is always 1: use sigmoid, or two outputs")
         self.dtype = validation.dtype(dtype)
         if seed is not None:
             seed = validation.integer("seed", seed, 0)

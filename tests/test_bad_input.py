@@ -482,3 +482,8 @@ def test_parameters_are_copies():
     assert [w.shape for w in net.weights] == [(4, 3), (2, 4)]
     assert [b.shape for b in net.biases] == [(4,), (2,)]
     net.weights, net.biases = [w.tolist() for w in net.weights], net.biases
+
+
+def test_softmax_of_one_output_is_refused():
+    with pytest.raises(ValueError, match="softmax of one output is always 1"):
+        Network([3, 1], activation="softmax", backend="numpy")
