@@ -354,7 +354,7 @@ def plan(
         obstacle,
         layered_seconds(sizes, training.batch_size, training.rows, training.epochs),
     )
-    if choice.backend != "cuda" or device is None:
+    if device is None:
         return Plan(choice.backend, choice.reason, engine, reason, captured=False)
     notes = []
     if training.user_cost:

@@ -219,6 +219,7 @@ def test_training_takes_every_path(library_runtime: BackendRuntime) -> None:
         net._parameters = Parameters(net._layout, backend.asarray(net._get_flat()))
         net.fit(X, y, epochs=2, batch_size=32, learning_rate=0.05, optimizer="adam")
         nets.append(net)
+    assert nets[1].plan.captured
     for got, exact in zip(nets[1].weights, nets[0].weights, strict=True):
         assert_close(got, exact, 1e-12)
     launched = {kernel.expression.partition("<")[0] for kernel in library_runtime.launched}
