@@ -1,4 +1,4 @@
-"""Every CUDA kernel: which file, which template arguments, for which equation.
+"""Every CUDA kernel: which file, which template arguments, which block, for which equation.
 
 A `Kernel` is a description; `compiler` turns it into device code and a backend
 launches it. `everything` lists all that a plan can ask for.
@@ -6,6 +6,7 @@ launches it. `everything` lists all that a plan can ask for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,19 @@ from .activations import Activation
 from .costs import Cost
 from .planning import TILES, Tile
 
+Dimensions = tuple[int, int, int]
+
+MAP_THREADS = 256
+WARPS = 4  # rows a block where a warp takes a row
+
+_MAP = (MAP_THREADS, 1, 1)
+_ROWS = (32, WARPS, 1)
+_ONE = (1, 1, 1)
+
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel specialisation.
+    """A kernel specialisation and the block it is launched with.
 
     ``expression`` is the C++ template-id in ``kernels/cuda/<file>``; ``activation`` is set
     only for a user's σ, whose Python functions are compiled and linked in.
@@ -28,7 +38,12 @@ class Kernel:
 
     file: str
     expression: str
+    block: Dimensions
     activation: Activation | None = None
+
+    @property
+    def threads(self) -> int:
+        return math.prod(self.block)
 
 
 _TYPES = {"float32": "float", "float64": "double"}
@@ -53,73 +68,85 @@ class Catalogue:
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._type = _TYPES[np.dtype(dtype).name]
 
-    def _kernel(self, file: str, name: str, *arguments: str) -> Kernel:
-        return Kernel(file, f"{name}<{', '.join((self._type, *arguments))}>")
+    def _kernel(
+        self,
+        file: str,
+        name: str,
+        block: Dimensions,
+        *arguments: str,
+        activation: Activation | None = None,
+    ) -> Kernel:
+        expression = f"{name}<{', '.join((self._type, *arguments))}>"
+        return Kernel(file, expression, block, activation)
 
-    def _with_sigma(self, file: str, name: str, sigma: Activation, *rest: str) -> Kernel:
+    def _with_sigma(
+        self, file: str, name: str, block: Dimensions, sigma: Activation, *rest: str
+    ) -> Kernel:
         if sigma.builtin:
-            return self._kernel(file, name, _SIGMAS[sigma.name], *rest)
-        return Kernel(file, self._kernel(file, name, "User", *rest).expression, sigma)
+            return self._kernel(file, name, block, _SIGMAS[sigma.name], *rest)
+        return self._kernel(file, name, block, "User", *rest, activation=sigma)
 
     def forward(self, sigma: Activation, tile: Tile) -> Kernel:
-        return self._with_sigma("forward.cu", "forward", sigma, _tile(tile))
+        return self._with_sigma("forward.cu", "forward", _block(tile), sigma, _tile(tile))
 
     def bias_activation(self, sigma: Activation) -> Kernel:
-        return self._with_sigma("forward.cu", "bias_activation", sigma)
+        return self._with_sigma("forward.cu", "bias_activation", _MAP, sigma)
 
     def softmax(self) -> Kernel:
-        return self._kernel("forward.cu", "softmax")
+        return self._kernel("forward.cu", "softmax", _ROWS)
 
     def collapsed_output_error(self) -> Kernel:
-        return self._kernel("output_error.cu", "collapsed_output_error")
+        return self._kernel("output_error.cu", "collapsed_output_error", _MAP)
 
     def output_error(self, sigma: Activation, cost: Cost) -> Kernel:
-        return self._with_sigma("output_error.cu", "output_error", sigma, _COSTS[cost.name])
+        return self._with_sigma("output_error.cu", "output_error", _MAP, sigma, _COSTS[cost.name])
 
     def softmax_output_error(self, cost: Cost) -> Kernel:
-        return self._kernel("output_error.cu", "softmax_output_error", _COSTS[cost.name])
+        return self._kernel("output_error.cu", "softmax_output_error", _ROWS, _COSTS[cost.name])
 
     def softmax_pull_back(self) -> Kernel:
-        return self._kernel("output_error.cu", "softmax_pull_back")
+        return self._kernel("output_error.cu", "softmax_pull_back", _ROWS)
 
     def hidden_error(self, sigma: Activation, tile: Tile) -> Kernel:
-        return self._with_sigma("hidden_error.cu", "hidden_error", sigma, _tile(tile))
+        return self._with_sigma("hidden_error.cu", "hidden_error", _block(tile), sigma, _tile(tile))
 
     def pull_back(self, sigma: Activation) -> Kernel:
-        return self._with_sigma("hidden_error.cu", "pull_back", sigma)
+        return self._with_sigma("hidden_error.cu", "pull_back", _MAP, sigma)
 
     def bias_gradient(self) -> Kernel:
-        return self._kernel("bias_gradient.cu", "bias_gradient")
+        return self._kernel("bias_gradient.cu", "bias_gradient", (32, 8, 1))
 
     def weight_gradient(self, tile: Tile) -> Kernel:
-        return self._kernel("weight_gradient.cu", "weight_gradient", _tile(tile))
+        return self._kernel("weight_gradient.cu", "weight_gradient", _block(tile), _tile(tile))
 
     def sum_splits(self) -> Kernel:
-        return self._kernel("reduce.cu", "sum_splits")
+        return self._kernel("reduce.cu", "sum_splits", _MAP)
 
     def sample_costs(self, cost: Cost, from_z: bool) -> Kernel:
-        return self._kernel("cost.cu", "sample_costs", _COSTS[cost.name], str(from_z).lower())
+        return self._kernel(
+            "cost.cu", "sample_costs", _ROWS, _COSTS[cost.name], str(from_z).lower()
+        )
 
     def mean_cost(self) -> Kernel:
-        return self._kernel("cost.cu", "mean_cost")
+        return self._kernel("cost.cu", "mean_cost", (256, 1, 1))
 
     def gather(self) -> Kernel:
-        return self._kernel("gather.cu", "gather")
+        return self._kernel("gather.cu", "gather", _MAP)
 
     def advance(self) -> Kernel:
-        return Kernel("gather.cu", "advance")
+        return Kernel("gather.cu", "advance", _ONE)
 
     def hadamard(self) -> Kernel:
-        return self._kernel("hadamard.cu", "hadamard")
+        return self._kernel("hadamard.cu", "hadamard", _MAP)
 
     def update(self, rule: str) -> Kernel:
-        return self._kernel("update.cu", "update", RULES[rule])
+        return self._kernel("update.cu", "update", _MAP, RULES[rule])
 
     def squared_norm(self) -> Kernel:
-        return self._kernel("update.cu", "squared_norm")
+        return self._kernel("update.cu", "squared_norm", (256, 1, 1))
 
     def clip_scale(self) -> Kernel:
-        return self._kernel("update.cu", "clip_scale")
+        return self._kernel("update.cu", "clip_scale", _ONE)
 
 
 def everything() -> Iterator[Kernel]:
@@ -151,3 +178,7 @@ def everything() -> Iterator[Kernel]:
 
 def _tile(tile: Tile) -> str:
     return f"Tile<{tile.bm}, {tile.bn}, {tile.bk}, {tile.tm}, {tile.tn}>"
+
+
+def _block(tile: Tile) -> Dimensions:
+    return tile.threads, 1, 1

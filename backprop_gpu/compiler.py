@@ -26,6 +26,7 @@ from typing import Any
 from . import catalogue
 from .activations import Activation
 from .catalogue import Kernel
+from .occupancy import LIMITS, Occupancy, capability, occupancy
 
 #: What the tests compile for: every generation that CUDA 13 supports, the newest features of
 #: each where they have a suffix.
@@ -44,17 +45,26 @@ class CompilerNotFoundError(ImportError):
 
 @dataclass(frozen=True)
 class KernelReport:
-    """What one kernel takes: registers a thread, bytes of the rest.
+    """What one kernel takes: threads a block, registers a thread, bytes of the rest.
 
     ``shared_memory`` is a block's; ``stack`` and ``spills`` (stores and loads) a thread's.
     """
 
     kernel: str
     arch: str
+    threads: int
     registers: int
     shared_memory: int
     stack: int
     spills: int
+
+    @property
+    def occupancy(self) -> Occupancy | None:
+        """None where the architecture's limits are not known."""
+        found = capability(self.arch)
+        if found not in LIMITS:
+            return None
+        return occupancy(found, self.threads, self.registers, self.shared_memory)
 
 
 @dataclass(frozen=True)
@@ -83,14 +93,16 @@ def compile_kernels(kernels: Sequence[Kernel], arch: str) -> Cubin:
     TypeError
         If Numba cannot compile a user's activation, naming it.
     RuntimeError
-        If the CUDA compiler refuses a source, with its log.
+        If the CUDA compiler refuses a source, with its log, or runs its asynchronous matrix
+        instructions one after the other.
     """
     (file,) = {kernel.file for kernel in kernels}
     (activation,) = {kernel.activation for kernel in kernels}
     expressions = tuple(kernel.expression for kernel in kernels)
     linked = () if activation is None else _user_code(activation, arch)
     key = hashlib.sha256()
-    text = "\0".join((arch, *expressions, _compiler_version()))
+    blocks = (str(kernel.block) for kernel in kernels)  # the reports tell of them
+    text = "\0".join((arch, *expressions, *blocks, _compiler_version()))
     for part in (_sources(file), text.encode(), *linked):
         key.update(hashlib.sha256(part).digest())
     path = _cache() / f"{Path(file).stem}-{arch}-{key.hexdigest()[:32]}.cubin"
@@ -99,7 +111,8 @@ def compile_kernels(kernels: Sequence[Kernel], arch: str) -> Cubin:
         return cached
 
     code, symbols, log = _build(file, expressions, arch, linked)
-    reports = _parse(log, {symbol: name for name, symbol in symbols.items()}, arch)
+    _refuse_serialised(log, file, arch)
+    reports = _parse(log, {symbols[kernel.expression]: kernel for kernel in kernels}, arch)
     description = {
         "sha256": hashlib.sha256(code).hexdigest(),
         "symbols": symbols,
@@ -188,8 +201,6 @@ def _user_code(activation: Activation, arch: str) -> tuple[bytes, ...]:
             f"activation {activation.name!r} on the cuda backend is compiled by numba-cuda: "
             "pip install 'backprop_gpu[cu13]'"
         ) from error
-    digits = re.sub(r"\D", "", arch)
-    capability = (int(digits[:-1]), int(digits[-1]))
     code = []
     for role, function in (("value", activation.function), ("derivative", activation.derivative)):
         for scalar in (types.float32, types.float64):
@@ -200,7 +211,7 @@ def _user_code(activation: Activation, arch: str) -> tuple[bytes, ...]:
                     device=True,
                     abi="c",
                     abi_info={"abi_name": f"backprop_user_{role}_{scalar}"},
-                    cc=capability,
+                    cc=capability(arch),
                     output="ltoir",
                 )
             except Exception as error:
@@ -215,9 +226,17 @@ def _user_code(activation: Activation, arch: str) -> tuple[bytes, ...]:
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
+# C7510, C7515 and others, by cause: a wgmma that waits for the one before it.
+_SERIALISED = re.compile(r"\(C\d+\) Potential Performance Loss: .* serialized .*")
 
 
-def _parse(log: str, names: dict[str, str], arch: str) -> tuple[KernelReport, ...]:
+def _refuse_serialised(log: str, file: str, arch: str) -> None:
+    warnings = [match[0] for match in _SERIALISED.finditer(log)]
+    if warnings:
+        raise RuntimeError(f"{file} for {arch}: " + "\n".join(warnings))
+
+
+def _parse(log: str, kernels: dict[str, Kernel], arch: str) -> tuple[KernelReport, ...]:
     """The assembler's account of each entry function."""
     reports: list[KernelReport] = []
     symbol, stack, spills = "", 0, 0
@@ -226,11 +245,15 @@ def _parse(log: str, names: dict[str, str], arch: str) -> tuple[KernelReport, ..
             symbol = match[1]
         elif match := _STACK.search(line):
             stack, spills = int(match[1]), int(match[2]) + int(match[3])
-        elif (match := _USED.search(line)) and symbol in names:
-            shared = int(match[2] or 0)
-            reports.append(KernelReport(names[symbol], arch, int(match[1]), shared, stack, spills))
+        elif (match := _USED.search(line)) and symbol in kernels:
+            kernel, registers, shared = kernels[symbol], int(match[1]), int(match[2] or 0)
+            reports.append(
+                KernelReport(
+                    kernel.expression, arch, kernel.threads, registers, shared, stack, spills
+                )
+            )
             symbol = ""
-    missing = set(names.values()) - {report.kernel for report in reports}
+    missing = {kernel.expression for kernel in kernels.values()} - {r.kernel for r in reports}
     if missing:
         raise RuntimeError(f"the assembler's log does not tell of {sorted(missing)}:\n{log}")
     return tuple(reports)

@@ -18,6 +18,7 @@ import pytest
 
 import backprop_gpu
 from backprop_gpu import Network, backends, cli, datasets, training
+from backprop_gpu.compiler import KernelReport
 
 FAST = ["--backend", "numpy", "--epochs", "2"]
 
@@ -428,26 +429,31 @@ def test_info_with_a_device(
     assert "supports CUDA 13.1, but cuInit fails with error 100" in capsys.readouterr().out
 
 
+def report(arch: str, kernel: str, registers: int, **rest: int) -> KernelReport:
+    rest = {"threads": 256, "shared_memory": 4096, "stack": 0, "spills": 0} | rest
+    return KernelReport(kernel, arch, registers=registers, **rest)
+
+
 @pytest.fixture
 def fake_compiler(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A compiler whose reports a test may choose; reports[arch] may be an exception."""
 
-    def compile_all(arch: str) -> Iterator[SimpleNamespace]:
+    def compile_all(arch: str) -> Iterator[KernelReport]:
         value = fake.reports[arch]
         if isinstance(value, Exception):
             raise value
-        for kernel, registers, spills in value:
-            yield SimpleNamespace(
-                kernel=kernel, arch=arch, registers=registers, shared_memory=4096, stack=0,
-                spills=spills,
-            )  # fmt: skip
+        yield from value
 
     fake = SimpleNamespace(
         ARCHITECTURES=("sm_80", "sm_90a"),
         compile_all=compile_all,
         reports={
-            "sm_80": [("forward<float>", 40, 0), ("update<float>", 20, 0)],
-            "sm_90a": [("forward<float>", 255, 8)],
+            "sm_80": [
+                report("sm_80", "forward<float>", 140, shared_memory=16896),
+                report("sm_80", "hidden_error<float>", 150),
+                report("sm_80", "update<float>", 20),
+            ],
+            "sm_90a": [report("sm_90a", "forward<float>", 255, spills=8)],
         },
     )
     monkeypatch.setitem(sys.modules, "backprop_gpu.compiler", fake)  # type: ignore[arg-type]
@@ -458,12 +464,20 @@ def fake_compiler(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_compile(fake_compiler: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("compile", "--arch", "sm_80") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["arch", "registers", "shared", "stack", "spills", "kernel"]
-    assert lines[1].split() == ["sm_80", "40", "4096", "0", "0", "forward<float>"]
+    head = "arch threads regs shared stack spills blocks occ. limit kernel"
+    assert lines[0].split() == head.split()
+    # 140 registers: 18 units of 256 a warp, 3 warps a quarter, so one block of 8 warps of 64.
+    row = "sm_80 256 140 16896 0 0 1 12% regs forward<float>"
+    assert lines[1].split() == row.split()
     assert lines[1].index("forward") == lines[0].index("kernel")
+    assert lines[3].split()[6:] == ["8", "100%", "warps", "update<float>"]
+    assert lines[4] == "most registers: sm_80 150"
+    assert lines[5] == "least occupancy (kernels): sm_80 12% (2)"
     assert re.fullmatch(
-        r"2 kernels compiled in [\d.]+ s \(most registers: sm_80 40\); none spills", lines[-1]
+        r"3 kernels compiled in [\d.]+ s; none with spills, a stack frame or too large a block",
+        lines[6],
     )
+    assert len(lines) == 7
 
 
 def test_compile_finds_a_spill(
@@ -472,9 +486,36 @@ def test_compile_finds_a_spill(
     for arguments in ([], ["--arch", "sm_80", "--arch", "sm_90a"], ["--arch", "sm_80,sm_90a"]):
         assert run("compile", *arguments) == 1
         out = capsys.readouterr().out
-        assert re.search(r"sm_90a +255 +4096 +0 +8  forward<float>  <-- spills", out)
-        assert "3 kernels compiled" in out
-        assert out.endswith("1 spill\n")
+        row = r"^sm_90a +256 +255 +4096 +0 +8 +1 +12% regs +forward<float>  <-- spills$"
+        assert re.search(row, out, re.M)
+        assert "4 kernels compiled" in out
+        assert out.endswith("; 1 with spills\n")
+
+
+def test_compile_finds_a_stack_frame_and_a_block_that_does_not_fit(
+    fake_compiler: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_compiler.reports["sm_80"] = [
+        report("sm_80", "forward<float>", 32, stack=16),
+        report("sm_80", "gather<float>", 128, threads=1024),
+        report("sm_80", "update<float>", 32),
+    ]
+    assert run("compile", "--arch", "sm_80") == 1
+    out = capsys.readouterr().out
+    assert re.search(r" +16 +0 +8 +100% warps +forward<float>  <-- a stack frame$", out, re.M)
+    assert re.search(r" +0 +0% regs +gather<float>  <-- too large a block$", out, re.M)
+    assert out.count("<--") == 2
+    assert out.endswith("; 1 with a stack frame, 1 with too large a block\n")
+
+
+def test_compile_for_an_architecture_whose_limits_are_not_known(
+    fake_compiler: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_compiler.reports["sm_70"] = [report("sm_70", "forward<float>", 32)]
+    assert run("compile", "--arch", "sm_70") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^sm_70 +256 +32 +4096 +0 +0 +\? +\? \? +forward<float>$", out, re.M)
+    assert "least occupancy (kernels): sm_70 ?\n" in out
 
 
 def test_compile_errors(fake_compiler: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:

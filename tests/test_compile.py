@@ -1,4 +1,4 @@
-"""Every CUDA C++ kernel compiles for every architecture, with no device, and does not spill.
+"""Every CUDA C++ kernel compiles for every architecture, with no device: no spill, no stack.
 
 Here each kernel meets each tile, activation, cost and rule, though not all combinations of them:
 `backprop-gpu compile`, which CI runs, builds all.
@@ -6,16 +6,22 @@ Here each kernel meets each tile, activation, cost and rule, though not all comb
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections import defaultdict
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from backprop_gpu import Activation, activations, catalogue, compiler, planning
+from backprop_gpu import Activation, activations, catalogue, compiler, costs, optimizers, planning
+from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.catalogue import Catalogue, Kernel
+from backprop_gpu.parameters import Layout, Parameters
 
 
 def _sample() -> list[Kernel]:
@@ -44,18 +50,21 @@ def _compiler_installed() -> None:
 
 
 @pytest.mark.parametrize("arch", compiler.ARCHITECTURES)
-def test_no_kernel_spills(arch: str) -> None:
+def test_what_kernels_take(arch: str) -> None:
     files: dict[str, list[Kernel]] = defaultdict(list)
     for kernel in _sample():
         files[kernel.file].append(kernel)
     for file, kernels in files.items():
         cubin = compiler.compile_kernels(kernels, arch)
-        assert {r.kernel for r in cubin.reports} == {k.expression for k in kernels}
+        threads = {kernel.expression: kernel.threads for kernel in kernels}
+        assert {r.kernel: r.threads for r in cubin.reports} == threads
         for report in cubin.reports:
             assert report.spills == 0, report
             assert report.stack == 0, report
             assert report.shared_memory <= 48 * 1024, report
             assert report.registers <= 255, report
+            assert report.occupancy is not None
+            assert report.occupancy.blocks > 0, report
         assert cubin.path.read_bytes()[:4] == b"\x7fELF", file
 
 
@@ -101,6 +110,16 @@ def test_cache_is_whole_or_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert compiler.compile_kernels([kernel], "sm_80") == first
     assert first.path.read_bytes() == whole
     assert compiler.compile_kernels([kernel], "sm_75").path != first.path
+    smaller = compiler.compile_kernels([replace(kernel, block=(64, 1, 1))], "sm_80")
+    assert [report.threads for report in smaller.reports] == [64]
+
+    description = first.path.with_suffix(".json")
+    for name in ("threads", "registers"):  # written by a version whose reports had other fields
+        entry = json.loads(description.read_text())
+        entry["reports"][0]["other"] = entry["reports"][0].pop(name)
+        description.write_text(json.dumps(entry))
+        assert compiler.compile_kernels([kernel], "sm_80") == first
+        assert "other" not in description.read_text()
 
 
 def test_a_source_that_does_not_compile_shows_the_log(
@@ -109,4 +128,122 @@ def test_a_source_that_does_not_compile_shows_the_log(
     (tmp_path / "broken.cu").write_text("template <class T> __global__ void broken(T* x) { y; }")
     monkeypatch.setattr(compiler, "_folder", lambda: tmp_path)
     with pytest.raises(RuntimeError, match=r"broken\.cu does not compile for sm_80[\s\S]*\"y\""):
-        compiler.compile_kernels([Kernel("broken.cu", "broken<float>")], "sm_80")
+        compiler.compile_kernels([Kernel("broken.cu", "broken<float>", (1, 1, 1))], "sm_80")
+
+
+# A product of 64 × 8, twice, with an accumulator that is changed while it is in use, or not.
+WGMMA = """
+__device__ void multiply(float (&c)[4], unsigned long long a, unsigned long long b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n8k8.f32.tf32.tf32 {%0, %1, %2, %3}, %4, %5, 1, 1, 1;"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "l"(a), "l"(b));
+}
+
+template <bool touched>
+__global__ void twice(float* out, unsigned long long a, unsigned long long b) {
+  float c[4] = {};
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+  multiply(c, a, b);
+  if (touched) c[0] += 1;
+  multiply(c, a + 1, b + 1);
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  for (int i = 0; i < 4; ++i) out[i * 128 + threadIdx.x] = c[i];
+}
+"""
+
+
+def test_serialised_matrix_instructions_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("BACKPROP_GPU_CACHE", str(cache))
+    monkeypatch.setattr(compiler, "_folder", lambda: tmp_path)
+    (tmp_path / "twice.cu").write_text(WGMMA)
+    with pytest.raises(RuntimeError, match=r"twice\.cu for sm_90a: \(C75\d\d\) .* serialized"):
+        compiler.compile_kernels([Kernel("twice.cu", "twice<true>", (128, 1, 1))], "sm_90a")
+    assert not list(cache.iterdir())
+    compiler.compile_kernels([Kernel("twice.cu", "twice<false>", (128, 1, 1))], "sm_90a")
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("code", ["C7510", "C7515"])
+def test_every_code_of_serialised_matrix_instructions(code: str) -> None:
+    warning = (
+        f"ptxas info    : ({code}) Potential Performance Loss: wgmma.mma_async instructions are "
+        "serialized due to insufficient register resources in the function 'f'"
+    )
+    log = f"ptxas info    : 0 bytes gmem\n{warning}\nptxas info    : Used 30 registers"
+    with pytest.raises(RuntimeError, match=rf"^gemm\.cu for sm_90a: \({code}\) .* 'f'$"):
+        compiler._refuse_serialised(log, "gemm.cu", "sm_90a")
+
+
+class Recorder:
+    """A device that only notes which kernels it is asked to launch."""
+
+    xp = np
+
+    def __init__(self, device: planning.Device) -> None:
+        self.device = device
+        self.library = device.library
+        self.launched: set[Kernel] = set()
+
+    def launch(self, kernel: Kernel, grid: Any, arguments: Any) -> None:
+        self.launched.add(kernel)
+
+    def product(self, *_: Any) -> None: ...
+
+    def upload(self, host: np.ndarray, out: np.ndarray) -> None: ...
+
+    def to_numpy(self, array: np.ndarray) -> np.ndarray:
+        return array
+
+
+DEVICES = (
+    planning.H200,
+    planning.Device("Tesla T4", (7, 5), 40, 1.59e9, 3.2e11),
+    planning.Device("NVIDIA A100", (8, 0), 108, 1.41e9, 1.6e12),
+    planning.Device("NVIDIA GeForce RTX 5090", (12, 0), 170, 2.4e9, 1.8e12),
+)
+
+
+@pytest.mark.parametrize("library", [True, False])
+@pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.name)
+def test_the_planner_chooses_from_the_catalogue(device: planning.Device, library: bool) -> None:
+    """At any shape, whatever a step launches is among the kernels that are compiled above."""
+    runtime = Recorder(replace(device, library=library))
+    shapes = np.exp(np.random.default_rng(0).uniform(0, np.log(4096), (300, 3))).astype(int)
+    elementwise = [activations.get(name) for name in catalogue._SIGMAS]
+    for dtype, (m, n, k) in product((np.float32, np.float64), shapes.tolist()):
+        backend = CudaBackend(dtype, runtime)
+        x, w, z, b = (np.empty(shape, dtype) for shape in ((m, k), (n, k), (m, n), n))
+        for sigma in (*elementwise, activations.get("softmax")):
+            backend.forward(w, b, x, sigma, z, z)
+            backend.hidden_error(w, z, x, x, sigma, x)
+        backend.weight_gradient(z, x, w)
+        backend.bias_gradient(z, b)
+        backend.release()
+    _whole_steps(CudaBackend(np.float32, runtime))
+    _whole_steps(CudaBackend(np.float64, runtime))
+    assert runtime.launched <= set(catalogue.everything())
+    assert {kernel.file for kernel in runtime.launched} == {
+        kernel.file for kernel in catalogue.everything()
+    }
+
+
+def _whole_steps(backend: CudaBackend) -> None:
+    """What does not depend on the shape."""
+    z = np.empty((4, 3), backend.dtype)
+    epoch = backend.epoch(8, 4)
+    for activation, cost in product(activations.names(), costs.names()):
+        sigma, c = activations.get(activation), costs.get(cost)
+        backend.output_error(z, z, z, sigma, c, z)
+        backend.record_cost(z, z, z, sigma, c, epoch)
+    parameters = Parameters(Layout((4, 3)), np.empty(Layout((4, 3)).length, backend.dtype))
+    for name in optimizers.names():
+        optimizer = replace(optimizers.get(name), clip_norm=1.0)
+        slots = (parameters.flat,) * optimizer.slots
+        backend.update(parameters, parameters, slots, optimizer, epoch)
+    backend.gather(z, epoch, z)
+    backend.hadamard(z, z, z)
+    backend.advance(epoch)

@@ -17,16 +17,12 @@ import numpy as np
 
 from .. import activations, compiler, costs, planning
 from ..activations import Activation
-from ..catalogue import Catalogue, Kernel
+from ..catalogue import Catalogue, Dimensions, Kernel
 from ..costs import Cost
 from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
 
 Array = Any
-Dimensions = tuple[int, int, int]
-
-MAP_THREADS = 256
-WARPS = 4  # rows a block where a warp takes a row
 
 
 class Runtime(Protocol):
@@ -38,9 +34,7 @@ class Runtime(Protocol):
     #: Whether `product` is there.
     library: bool
 
-    def launch(
-        self, kernel: Kernel, grid: Dimensions, block: Dimensions, arguments: tuple[Any, ...]
-    ) -> None:
+    def launch(self, kernel: Kernel, grid: Dimensions, arguments: tuple[Any, ...]) -> None:
         """Run a kernel; arrays are passed as pointers, None as a null pointer."""
 
     def product(
@@ -89,9 +83,7 @@ class CupyRuntime:
             self.library,
         )
 
-    def launch(
-        self, kernel: Kernel, grid: Dimensions, block: Dimensions, arguments: tuple[Any, ...]
-    ) -> None:
+    def launch(self, kernel: Kernel, grid: Dimensions, arguments: tuple[Any, ...]) -> None:
         function = self._functions.get(kernel)
         if function is None:
             cubin = compiler.compile_kernels([kernel], self._arch)
@@ -99,7 +91,7 @@ class CupyRuntime:
             function = self._functions[kernel] = module.get_function(
                 cubin.symbols[kernel.expression]
             )
-        function(grid, block, tuple(np.uintp(0) if x is None else x for x in arguments))
+        function(grid, kernel.block, tuple(np.uintp(0) if x is None else x for x in arguments))
 
     def product(
         self, layout: planning.Layout, a: Array, b: Array, out: Array, scale: float
@@ -228,12 +220,11 @@ class CudaBackend:
 
     def _map(self, kernel: Kernel, count: int, *arguments: Any) -> None:
         """A thread an element."""
-        grid = (ceil(count / MAP_THREADS), 1, 1)
-        self.runtime.launch(kernel, grid, (MAP_THREADS, 1, 1), arguments)
+        self.runtime.launch(kernel, (ceil(count / kernel.block[0]), 1, 1), arguments)
 
     def _rows(self, kernel: Kernel, m: int, *arguments: Any) -> None:
         """A warp a row."""
-        self.runtime.launch(kernel, (ceil(m / WARPS), 1, 1), (32, WARPS, 1), arguments)
+        self.runtime.launch(kernel, (ceil(m / kernel.block[1]), 1, 1), arguments)
 
     def _scalar(self, value: float) -> Any:
         return self.dtype.type(value)
@@ -263,7 +254,6 @@ class CudaBackend:
             self.runtime.launch(
                 self._kernels.forward(sigma, plan.tile),
                 (ceil(m / plan.tile.bm), ceil(n / plan.tile.bn), 1),
-                (plan.tile.threads, 1, 1),
                 (w, b, a_prev, z_out, target, *sizes, np.int32(k)),
             )
         else:
@@ -325,7 +315,6 @@ class CudaBackend:
         self.runtime.launch(
             self._kernels.hidden_error(sigma, tile),
             (ceil(m / tile.bm), ceil(n / tile.bn), 1),
-            (tile.threads, 1, 1),
             (
                 w_next, delta_next, _saved(z, a, sigma), out,
                 np.int32(m), np.int32(n), np.int32(k),
@@ -343,7 +332,6 @@ class CudaBackend:
         self.runtime.launch(
             self._kernels.bias_gradient(),
             (ceil(n / 32), splits, 1),
-            (32, 8, 1),
             (delta, parts, np.int32(m), np.int32(n), np.int32(rows), self._scalar(scale)),
         )
         if splits > 1:
@@ -362,7 +350,6 @@ class CudaBackend:
         self.runtime.launch(
             self._kernels.weight_gradient(tile),
             (ceil(n / tile.bm), ceil(k / tile.bn), splits),
-            (tile.threads, 1, 1),
             (
                 delta, a_prev, parts,
                 np.int32(m), np.int32(n), np.int32(k), np.int32(rows), self._scalar(scale),
@@ -410,7 +397,7 @@ class CudaBackend:
         else:
             samples = self.asarray(cost.samples(a, y))
         self.runtime.launch(
-            self._kernels.mean_cost(), (1, 1, 1), (256, 1, 1), (samples, result, step, np.int32(m))
+            self._kernels.mean_cost(), (1, 1, 1), (samples, result, step, np.int32(m))
         )
 
     # -- one step of an epoch -----------------------------------------------------
@@ -452,11 +439,11 @@ class CudaBackend:
             blocks = min(256, ceil(count / 256))
             parts = self._work("norm parts", blocks, np.float64)
             self.runtime.launch(
-                self._kernels.squared_norm(), (blocks, 1, 1), (256, 1, 1),
+                self._kernels.squared_norm(), (blocks, 1, 1),
                 (gradients.flat, parts, np.int64(count), self._scalar(clip_value)),
             )  # fmt: skip
             self.runtime.launch(
-                self._kernels.clip_scale(), (1, 1, 1), (1, 1, 1),
+                self._kernels.clip_scale(), (1, 1, 1),
                 (parts, scale, np.int32(blocks), np.float64(optimizer.clip_norm)),
             )  # fmt: skip
         first, second = (*slots, None, None)[:2]
@@ -468,7 +455,7 @@ class CudaBackend:
         )  # fmt: skip
 
     def advance(self, epoch: CudaEpoch) -> None:
-        self.runtime.launch(self._kernels.advance(), (1, 1, 1), (1, 1, 1), (epoch.step,))
+        self.runtime.launch(self._kernels.advance(), (1, 1, 1), (epoch.step,))
 
     def repeat(self, step: Callable[[], None], times: int, captured: bool = True) -> None:
         if not captured:

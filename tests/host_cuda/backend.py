@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,34 +13,72 @@ from backprop_gpu import planning
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.catalogue import Kernel
 
-from .runtime import HostRuntime, Sanitizer
+from .runtime import KERNELS, HostRuntime, Sanitizer
+
+
+class Memory:
+    """NumPy, but fresh memory holds garbage, as a device's does: NaN and -1."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    @staticmethod
+    def empty(shape: Any, dtype: Any) -> np.ndarray:
+        array = np.empty(shape, dtype)
+        array.reshape(-1).view(np.uint8)[:] = 0xFF
+        return array
 
 
 class BackendRuntime:
     """`HostRuntime` behind the interface that `CudaBackend` asks of a device.
 
-    With ``library`` NumPy plays cuBLAS, so that the maps behind a library product run too.
+    Parameters
+    ----------
+    library : bool
+        NumPy plays cuBLAS, so that the maps behind a library product run too.
+    together : kernels
+        When one of them is needed, all of its file are built: sooner than one by one.
+    sources, timeout
+        As of `HostRuntime`.
     """
 
-    xp = np
+    xp = Memory()
 
-    def __init__(self, sanitizer: Sanitizer = "plain", library: bool = False) -> None:
-        self.host = HostRuntime(sanitizer)
+    def __init__(
+        self,
+        sanitizer: Sanitizer = "plain",
+        library: bool = False,
+        together: Iterable[Kernel] = (),
+        sources: Path = KERNELS,
+        timeout: float | None = None,
+    ) -> None:
+        self.host = HostRuntime(
+            sanitizer, sources, **({} if timeout is None else {"timeout": timeout})
+        )
+        self._together = [(kernel.file, kernel.expression) for kernel in together]
         self.device = dataclasses.replace(self.host.device, library=library)
         self.library = library
         self.launched: set[Kernel] = set()
         self._recording: list[Callable[[], None]] | None = None
 
-    def launch(self, kernel: Kernel, grid: Any, block: Any, arguments: tuple[Any, ...]) -> None:
+    def launch(self, kernel: Kernel, grid: Any, arguments: tuple[Any, ...]) -> None:
         self.launched.add(kernel)
         if self._recording is not None:
-            self._recording.append(lambda: self._run(kernel, grid, block, arguments))
+            self._recording.append(lambda: self._run(kernel, grid, arguments))
         else:
-            self._run(kernel, grid, block, arguments)
+            self._run(kernel, grid, arguments)
 
-    def _run(self, kernel: Kernel, grid: Any, block: Any, arguments: tuple[Any, ...]) -> None:
+    def _run(self, kernel: Kernel, grid: Any, arguments: tuple[Any, ...]) -> None:
+        if (kernel.file, kernel.expression) in self._together:
+            self.host.prepare(pair for pair in self._together if pair[0] == kernel.file)
+            self._together = [pair for pair in self._together if pair[0] != kernel.file]
         self.host.launch(
-            kernel.file, kernel.expression, grid, block, arguments, activation=kernel.activation
+            kernel.file,
+            kernel.expression,
+            grid,
+            kernel.block,
+            arguments,
+            activation=kernel.activation,
         )
 
     def product(self, layout: planning.Layout, a: Any, b: Any, out: Any, scale: float) -> None:
