@@ -8,7 +8,8 @@ import shutil
 from collections import Counter
 
 import pytest
-from host_cuda.backend import create
+from host_cuda.backend import BackendRuntime, create
+from host_cuda.build import Sanitizer
 
 from backprop_gpu import activations, backends, costs
 from backprop_gpu.backends import Obstacles, names
@@ -45,6 +46,16 @@ def backend(request: pytest.FixtureRequest) -> str:
     if obstacle(name) is not None:
         pytest.skip(f"backend {name}: {obstacle(name)}")
     return name
+
+
+def host_runtime(sanitizer: Sanitizer = "plain") -> BackendRuntime:
+    """The kernels on the CPU, with NumPy for cuBLAS; where there is no compiler the test skips."""
+    missing = obstacle("host_cuda")
+    if os.environ.get("BACKPROP_GPU_REQUIRE_COMPILERS"):
+        assert missing is None, missing
+    elif missing is not None:
+        pytest.skip(f"CUDA kernels on the CPU: {missing}")
+    return BackendRuntime(sanitizer, library=True)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Array = np.ndarray
-_erf = np.vectorize(math.erf, otypes=[np.float64])
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
 
 def _sigmoid(z: Array) -> Array:
@@ -28,7 +28,7 @@ def _softmax(z: Array) -> Array:
 
 
 def _cdf(z: Array) -> Array:
-    return 0.5 * (1.0 + _erf(z / math.sqrt(2.0)))
+    return 0.5 * _erfc(-z / math.sqrt(2.0))  # 1 + erf would cancel for z < 0
 
 
 def _pdf(z: Array) -> Array:

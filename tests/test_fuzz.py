@@ -1,17 +1,19 @@
-"""Random networks on random data: gradients as the reference has them, training that runs."""
+"""Random calls and random networks: results as the reference has them, training that runs."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
 
+import fuzzed_equations
 import numpy as np
 import pytest
+from conftest import obstacle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import VALID_PAIRS, backpropagate
 
-from backprop_gpu import SGD, Adam, AdamW, Network, activations
+from backprop_gpu import SGD, Adam, AdamW, Network, activations, backends
 
 HIDDEN = [name for name in activations.names() if name not in ("softmax", "exponential")]
 OPTIMIZERS = st.one_of(
@@ -60,6 +62,24 @@ def problems(draw, dtypes=("float32", "float64")):
 def make(described, backend):
     described = dict(described)
     return Network(described.pop("sizes"), backend=backend, **described)
+
+
+@pytest.fixture
+def on_numpy_arrays(backend):
+    """A backend, by name, whose arrays are NumPy's: CuPy's take another way through a call."""
+    if backend not in ("numpy", "host_cuda"):
+        pytest.skip(f"backend {backend} takes no NumPy arrays; its kernels run in other tests")
+    return backend
+
+
+@given(problem=fuzzed_equations.problems())
+@settings(
+    deadline=None,
+    max_examples=100,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_equations(on_numpy_arrays, problem):
+    fuzzed_equations.check(problem, backends.create(on_numpy_arrays, np.dtype(problem.dtype)))
 
 
 @given(problem=problems())
@@ -120,6 +140,34 @@ def test_training_runs(backend, problem, optimizer, batch, rate):
         if len(nets[1].history or ()) == 2:
             np.testing.assert_array_equal(w, v)
     assert np.isfinite(nets[0].predict(X)).all()
+
+
+@given(
+    problem=problems(dtypes=["float64"]),
+    optimizer=OPTIMIZERS,
+    batch=st.integers(1, 40),
+)
+@settings(deadline=None, max_examples=40)
+def test_every_way_to_train_gives_the_same_weights(problem, optimizer, batch):
+    """Engines and backends differ in the order of their sums, and in nothing else."""
+    described, X, Y = problem
+    ways = [("numpy", "layered"), ("numpy", "compiled")]
+    ways += [("host_cuda", "layered")] if obstacle("host_cuda") is None else []
+    results = []
+    for backend, engine in ways:
+        net = make(described, backend)
+        try:
+            net.fit(
+                X, Y, epochs=2, batch_size=min(batch, len(X)), learning_rate=1e-3,
+                optimizer=optimizer, engine=engine,
+            )  # fmt: skip
+        except FloatingPointError:
+            assert "exponential" in described["activation"]
+            return
+        results.append([*net.weights, *net.biases])
+    for other in results[1:]:
+        for got, expected in zip(other, results[0], strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-7, atol=1e-9)
 
 
 @given(problem=problems(dtypes=["float32"]), size=st.sampled_from([1e3, 1e8, 1e30, 1e-30, 1e-44]))

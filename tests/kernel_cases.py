@@ -1,0 +1,495 @@
+"""What every kernel must compute: the cases that each backend with kernels of its own runs.
+
+A case drives a `Backend` with random inputs and poisoned outputs and holds the result against
+the float64 `reference`. `test_kernels.py` runs all of them over CUDA C++ on the CPU (plain and
+under sanitizers) and on a device, `numba_cuda_cases.py` over the Numba kernels, and
+`host_cuda/mutate.py` counts how many broken kernels they catch.
+
+To add a kernel, add a case that launches it: `@case`, a function of a `Subject`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import reference
+from reference import assert_close, product_bound
+
+from backprop_gpu import activations, costs, planning
+from backprop_gpu.activations import Activation
+from backprop_gpu.backends.base import Backend
+from backprop_gpu.backends.cuda import CudaBackend, Runtime
+from backprop_gpu.backends.numpy import NumpyBackend
+from backprop_gpu.costs import Cost
+from backprop_gpu.optimizers import SGD, Adam, AdamW
+from backprop_gpu.parameters import Layout, Parameters
+
+DTYPES = ("float32", "float64")
+#: The ways CUDA C++ runs on the CPU, with the largest shapes, in multiply-adds, of each.
+RUNS = {"plain": np.inf, "asan": np.inf, "tsan": 20_000}
+Shapes = tuple[tuple[int, ...], ...]
+#: (m, n, k): one of everything, prime and odd sizes, and tile edges plus and minus one.
+SHAPES: Shapes = (
+    (1, 1, 1),
+    (1, 17, 5),
+    (5, 1, 31),
+    (17, 5, 2),
+    (31, 33, 17),
+    (33, 65, 129),
+    (130, 31, 9),
+)
+
+
+class Subject:
+    """A backend under test.
+
+    Arrays are drawn in float64 and rounded to the backend's dtype, so that it and the
+    reference are given the same numbers. ``limit``, in multiply-adds, leaves out shapes that
+    would take a slow way to run kernels too long.
+    """
+
+    def __init__(self, backend: Backend, limit: float = np.inf) -> None:
+        self.backend = backend
+        self.dtype = np.dtype(backend.dtype)
+        self.eps = float(np.finfo(self.dtype).eps)
+        self.limit = limit
+        self.rng = np.random.default_rng(0)
+
+    def shapes(self, *shapes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        return (shape for shape in shapes if np.prod(shape) <= self.limit)
+
+    def exact(self, array: Any) -> np.ndarray:
+        return np.asarray(array, self.dtype).astype(np.float64)
+
+    def normal(self, *shape: int) -> np.ndarray:
+        return self.exact(self.rng.standard_normal(shape))
+
+    def put(self, *arrays: np.ndarray) -> tuple[Any, ...]:
+        """Each in an allocation of its own, so that a sanitizer knows its ends."""
+        return tuple(self.backend.asarray(array.astype(self.dtype)) for array in arrays)
+
+    def poisoned(self, *shape: int) -> Any:
+        """An output: NaN where nothing is written."""
+        (array,) = self.put(np.full(shape, np.nan))
+        return array
+
+    def get(self, array: Any) -> np.ndarray:
+        return self.backend.to_numpy(array).astype(np.float64)
+
+
+#: Which kernels carry out products: what the planner takes, the library with a map behind, each
+#: tile in turn, and, for sums that can be split, splits as well.
+Products = Literal["planned", "library", "tiles", "splits"]
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    check: Callable[[Subject], None]
+    products: Products = "planned"
+    #: Calls Python functions of a user, which a sanitizer's process cannot.
+    python: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CASES: list[Case] = []
+
+
+def case(
+    each: Iterable[Any] | None = None, products: Products = "planned", python: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a check; with ``each``, once for every value, which it gets as an argument."""
+
+    def register(check: Callable[..., None]) -> Callable[..., None]:
+        if each is None:
+            CASES.append(Case(check.__name__, check, products, python))
+            return check
+        for value in each:
+            name = "-".join(value) if isinstance(value, tuple) else getattr(value, "name", value)
+            CASES.append(
+                Case(
+                    f"{check.__name__}[{name}]",
+                    lambda subject, value=value: check(subject, value),
+                    products,
+                    python,
+                )
+            )
+        return check
+
+    return register
+
+
+def run_on_cuda(case: Case, dtype: str, runtime: Runtime, limit: float = np.inf) -> None:
+    """A case on CUDA C++ kernels, with every way of forming products that it asks for."""
+    choices: list[tuple[planning.Tile | None, int]] = []
+    if case.products == "planned":
+        case.check(Subject(CudaBackend(dtype, runtime), limit))
+    if case.products in ("tiles", "splits"):
+        choices += [(tile, 1) for tile in reversed(planning.TILES)]
+    if case.products == "splits":
+        # More splits than the sum has slices, too: an empty part must be zero, not garbage.
+        choices += [(planning.TILES[2], 3), (planning.TILES[3], 8)]
+    if case.products != "planned" and runtime.library:
+        choices += [(None, 1)]
+    for tile, splits in choices:
+        kernel = "cublas" if tile is None else "fused"
+        choice = planning.Product(kernel, tile, splits, 0.0, "forced by a test")
+        try:
+            case.check(Subject(CudaBackend(dtype, runtime, lambda *_: choice), limit))  # noqa: B023
+        except AssertionError as error:
+            raise AssertionError(f"{kernel} {tile or ''} splits {splits}: {error}") from error
+
+
+# -- the products -----------------------------------------------------------------------
+
+
+@case(products="tiles")
+def forward(s: Subject, shapes: Shapes = SHAPES) -> None:
+    sigma = activations.get("sigmoid")
+    for m, n, k in s.shapes(*shapes):
+        w, b, a_prev = s.normal(n, k), s.normal(n), s.normal(m, k)
+        arguments = *s.put(w, b, a_prev), sigma
+        z, a = s.poisoned(m, n), s.poisoned(m, n)
+        s.backend.forward(*arguments, z, a)
+        z_exact, a_exact = reference.forward(w, b, a_prev, "sigmoid")
+        bound = product_bound("jk,xk->xj", w, a_prev, s.dtype) + 8 * s.eps * np.abs(b)
+        assert_close(s.get(z), z_exact, bound, f"z {m, n, k}")
+        assert_close(s.get(a), a_exact, 2 * bound + 8 * s.eps, f"a {m, n, k}")
+        only_a = s.poisoned(m, n)
+        s.backend.forward(*arguments, None, only_a)
+        np.testing.assert_array_equal(s.get(only_a), s.get(a))
+
+
+@case(products="tiles")
+def hidden_error(s: Subject, shapes: Shapes = SHAPES) -> None:
+    sigma = activations.get("sigmoid")
+    for m, n, k in s.shapes(*shapes):
+        w_next, delta_next, z = s.normal(k, n), s.normal(m, k), s.normal(m, n)
+        a = s.exact(reference.activate("sigmoid", z))
+        delta = s.poisoned(m, n)
+        s.backend.hidden_error(*s.put(w_next, delta_next, z, a), sigma, delta)
+        exact = reference.hidden_error(w_next, delta_next, z, "sigmoid")
+        bound = product_bound("jk,xj->xk", w_next, delta_next, s.dtype)
+        assert_close(s.get(delta), exact, bound, f"BP2 {m, n, k}")
+
+
+@case(products="splits")
+def weight_gradient(
+    s: Subject, shapes: Shapes = (*SHAPES, (9, 17, 5), (64, 33, 40), (301, 10, 31))
+) -> None:
+    for m, n, k in s.shapes(*shapes):
+        delta, a_prev = s.normal(m, n), s.normal(m, k)
+        gradient, again = s.poisoned(n, k), s.poisoned(n, k)
+        s.backend.weight_gradient(*s.put(delta, a_prev), gradient)
+        bound = product_bound("xj,xk->jk", delta, a_prev, s.dtype) / m
+        assert_close(
+            s.get(gradient), reference.weight_gradient(delta, a_prev), bound, f"BP4 {m, n, k}"
+        )
+        s.backend.weight_gradient(*s.put(delta, a_prev), again)
+        np.testing.assert_array_equal(s.get(gradient), s.get(again))  # the same bits
+
+
+@case()
+def bias_gradient(s: Subject) -> None:
+    for m, n in s.shapes(
+        (1, 1), (7, 31), (9, 70), (255, 33), (300, 70), (1000, 1), (1000, 33), (4000, 5)
+    ):
+        delta = s.normal(m, n)
+        out = s.poisoned(n)
+        s.backend.bias_gradient(*s.put(delta), out)
+        bound = product_bound("xj,x->j", delta, np.ones(m), s.dtype) / m
+        assert_close(s.get(out), reference.bias_gradient(delta), bound, f"BP3 {m, n}")
+
+
+@case()
+def hadamard(s: Subject) -> None:
+    for n in (1, 255, 257, 1000):
+        x, y = s.normal(n), s.normal(n)
+        out = s.poisoned(n)
+        s.backend.hadamard(*s.put(x, y), out)
+        assert_close(s.get(out), x * y, s.eps * np.abs(x * y), f"{n} elements")
+
+
+# -- σ ----------------------------------------------------------------------------------
+
+# Zero, where slopes have corners; both sides of it; where exp, erfc and tanh saturate.
+EDGES = np.array(
+    [-700.0, -85.0, -20.0, -9.0, -1.0, -1e-4, 0.0, 1e-4, 0.7, 3.0, 9.0, 20.0, 85.0, 800.0]
+)
+
+
+@case(each=reference.ACTIVATIONS, products="library")
+def activation(s: Subject, name: str) -> None:
+    """σ and σ' alone: identity matrices make z and ∂C/∂a exact."""
+    sigma = activations.get(name)
+    edges = EDGES[EDGES <= 20] if name == "exponential" else EDGES
+    z = s.exact(np.concatenate([edges, 4 * s.rng.standard_normal(40 - len(edges))])).reshape(8, 5)
+    one, none = s.put(np.eye(5), np.zeros(5))
+    z_got, a = s.poisoned(8, 5), s.poisoned(8, 5)
+    s.backend.forward(one, none, *s.put(z), sigma, z_got, a)
+    np.testing.assert_array_equal(s.get(z_got), z)
+    with np.errstate(all="ignore"):
+        value, slope = (function(z) for function in reference.ACTIVATIONS[name])
+    tiny = float(np.finfo(s.dtype).tiny)
+    # exp(z) of a rounded product is off by |z| ε; Φ's tail likewise by z².
+    bound = 4 * s.eps * (2 + np.abs(z)) * np.abs(value) + tiny
+    if name == "gelu":
+        bound += 4 * s.eps * z * z * np.abs(value)
+    assert_close(s.get(a), value, bound, f"σ = {name}")
+
+    delta_next, y = s.normal(8, 5), s.normal(8, 5)
+    bound = 16 * s.eps * (1 + np.abs(slope) + np.abs(z) * (np.abs(z) < 40))
+    delta = s.poisoned(8, 5)
+    s.backend.hidden_error(one, *s.put(delta_next), z_got, a, sigma, delta)
+    assert_close(s.get(delta), delta_next * slope, bound * np.abs(delta_next), f"BP2 {name}")
+    gradient = s.get(a) - y
+    s.backend.output_error(z_got, a, *s.put(y), sigma, costs.get("quadratic"), delta)
+    assert_close(s.get(delta), gradient * slope, bound * np.abs(gradient), f"BP1 {name}")
+
+
+@case()
+def softmax(s: Subject) -> None:
+    sigma = activations.get("softmax")
+    # Around 0; so low, and so high, that e^z is 0 or infinite if the maximum is not taken off.
+    for (m, n), shift in zip(((1, 2), (5, 31), (3, 33), (6, 70)), (0, -2000, 2000, 0), strict=True):
+        w, b, x = s.normal(n, 3), s.exact(3 * s.normal(n) + shift), 3 * s.normal(m, 3)
+        z, a, only_a = s.poisoned(m, n), s.poisoned(m, n), s.poisoned(m, n)
+        on_device = s.put(w, b, x)
+        s.backend.forward(*on_device, sigma, z, a)
+        s.backend.forward(*on_device, sigma, None, only_a)
+        np.testing.assert_array_equal(s.get(only_a), s.get(a))
+        exact = reference.activate("softmax", s.get(z))
+        bound = 8 * s.eps * (4 + np.ptp(s.get(z), axis=1, keepdims=True)) * exact
+        assert_close(s.get(a), exact, bound, f"softmax {m, n}")
+
+        w_next, delta_next = s.normal(2, n), s.normal(m, 2)
+        delta = s.poisoned(m, n)
+        s.backend.hidden_error(*s.put(w_next, delta_next), z, a, sigma, delta)
+        exact = reference.hidden_error(w_next, delta_next, s.get(z), "softmax")
+        largest = np.abs(delta_next @ w_next).max(axis=1, keepdims=True)
+        assert_close(s.get(delta), exact, 32 * s.eps * largest, f"BP2 softmax {m, n}")
+
+
+SWISH = Activation(
+    "swish_twice",
+    lambda z: 2 * z / (1 + np.exp(-z)),
+    lambda z: 2 / (1 + np.exp(-z)) * (1 + z * (1 - 1 / (1 + np.exp(-z)))),
+)
+BENT = Activation(
+    "bent", lambda z: np.where(z > 0, z, 0.5 * z), lambda z: np.where(z > 0, 1.0, 0.5)
+)
+ARCTAN = Activation("arctan", np.arctan, lambda z: 1 / (1 + z * z))
+
+
+@case(each=(SWISH, BENT, ARCTAN), python=True)
+def user_activation(s: Subject, sigma: Activation) -> None:
+    w, b, x = s.normal(6, 3), s.normal(6), s.normal(5, 3)
+    z, a, delta = s.poisoned(5, 6), s.poisoned(5, 6), s.poisoned(5, 6)
+    s.backend.forward(*s.put(w, b, x), sigma, z, a)
+    z_exact = s.get(z)
+    bound = 16 * s.eps * (1 + np.abs(z_exact))
+    assert_close(s.get(a), sigma.function(z_exact), bound, sigma.name)
+    w_next, delta_next = s.normal(2, 6), s.normal(5, 2)
+    s.backend.hidden_error(*s.put(w_next, delta_next), z, a, sigma, delta)
+    exact = (delta_next @ w_next) * sigma.derivative(z_exact)
+    bound = 3 * product_bound("jk,xj->xk", w_next, delta_next, s.dtype)
+    assert_close(s.get(delta), exact, bound, f"BP2 {sigma.name}")
+    y = s.normal(5, 6)
+    s.backend.output_error(z, a, *s.put(y), sigma, costs.get("quadratic"), delta)
+    exact = (s.get(a) - y) * sigma.derivative(z_exact)
+    assert_close(s.get(delta), exact, 16 * s.eps * (1 + np.abs(exact)), f"BP1 {sigma.name}")
+
+
+# -- the cost and BP1 -------------------------------------------------------------------
+
+CUBIC = Cost(
+    "cubic",
+    lambda a, y: (np.abs(a - y) ** 3).sum(axis=1),
+    lambda a, y: 3 * np.abs(a - y) * (a - y),
+)
+_COSTS = reference.COSTS | {
+    "cubic": (
+        lambda a, y: (np.abs(a - y) ** 3).sum(axis=1),
+        lambda a, y: 3 * np.abs(a - y) * (a - y),
+    )
+}
+PAIRS = (*reference.VALID_PAIRS, ("sigmoid", "cubic"), ("gelu", "cubic"), ("softmax", "cubic"))
+
+
+def _targets(s: Subject, m: int, n: int) -> np.ndarray:
+    """Shares of a whole, the first row of them 0 and 1: a target that every cost takes."""
+    y = s.rng.uniform(size=(m, n))
+    y[0] = np.arange(n) == 0
+    return s.exact(y / y.sum(axis=1, keepdims=True))
+
+
+@case(each=PAIRS)
+def cost_and_output_error(s: Subject, pair: tuple[str, str]) -> None:
+    sigma, cost = activations.get(pair[0]), CUBIC if pair[1] == "cubic" else costs.get(pair[1])
+    function, gradient = _COSTS[cost.name]
+    # A warp a row: fewer columns than lanes, and more; one block of rows, and more; and more rows
+    # than the mean's 256 threads.
+    for m, n in ((1, 2), (5, 3), (7, 37), (300, 2)):
+        z, y = s.normal(m, n), _targets(s, m, n)
+        a = s.exact(reference.activate(sigma.name, z))
+        on_device = s.put(z, a, y)
+        slope = gradient(a, y)
+        delta_exact = reference.pull_back(sigma.name, slope, z)
+        collapses = costs.collapses(sigma, cost)
+        size = np.abs(slope).max(axis=1, keepdims=True)
+        bound = 16 * s.eps * (2 + size) * (1 + np.abs(a) + np.abs(z))
+        # The exact difference of what was given, where BP1 collapses to it.
+        delta_exact, bound = (a - y, s.eps * np.abs(a - y)) if collapses else (delta_exact, bound)
+        terms = 1 + np.abs(z).max() + np.abs(np.log(np.abs(a) + 1e-3)).max()
+        for kept in (True, False):
+            if not kept and sigma.derivative_from == "z":
+                continue
+            arguments = (on_device[0] if kept else None, *on_device[1:], sigma, cost)
+            what = f"{pair} {m, n} z {'kept' if kept else 'not kept'}"
+            got = s.backend.cost(*arguments)
+            exact = float(np.mean(function(a, y)))
+            assert isinstance(got, float), what
+            assert abs(got - exact) <= 16 * n**0.5 * s.eps * terms**2, (what, got, exact)
+            delta = s.poisoned(m, n)
+            s.backend.output_error(*arguments, delta)
+            assert_close(s.get(delta), delta_exact, bound, f"BP1 {what}")
+
+
+@case(
+    each=(
+        ("tanh", "quadratic"),
+        ("softmax", "binary_cross_entropy"),
+        ("sigmoid", "categorical_cross_entropy"),
+        ("softplus", "poisson"),
+    )
+)
+def edge_of_the_domain(s: Subject, pair: tuple[str, str]) -> None:
+    """a = 0 and 1, of which there is no logarithm: moved inside, as NumPy in this dtype does."""
+    same = NumpyBackend(s.dtype)
+    a = np.array([[0.0, 1.0], [1.0, 0.0]], s.dtype)
+    y = np.array([[0.0, 1.0], [0.0, 1.0]], s.dtype)
+    arguments = activations.get(pair[0]), costs.get(pair[1])
+    got = s.backend.cost(None, *s.put(a, y), *arguments)
+    np.testing.assert_allclose(got, same.cost(None, a, y, *arguments), rtol=8 * s.eps)
+    delta, expected = s.poisoned(2, 2), np.empty((2, 2), s.dtype)
+    s.backend.output_error(None, *s.put(a, y), *arguments, delta)
+    same.output_error(None, a, y, *arguments, expected)
+    np.testing.assert_allclose(s.backend.to_numpy(delta), expected, rtol=8 * s.eps, atol=s.eps)
+
+
+@case(each=costs.names())
+def cost_of_saturated_outputs(s: Subject, name: str) -> None:
+    """At |z| = 40 a is rounded to 0 or 1, and the cost of a collapsing pair still is right."""
+    cost = costs.get(name)
+    sigma = activations.get(str(cost.partner))
+    z = np.array([[40.0, -40.0, 3.0], [-40.0, 1.0, 40.0]], s.dtype)
+    y = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], s.dtype)
+    a = np.empty_like(z)
+    with np.errstate(over="ignore"):
+        sigma.evaluate(z, a, np.empty_like(z))
+    expected = NumpyBackend(s.dtype).cost(z, a, y, sigma, cost)
+    got = s.backend.cost(*s.put(z, a, y), sigma, cost)
+    np.testing.assert_allclose(got, expected, rtol=16 * s.eps)
+
+
+@case()
+def nan_is_not_lost(s: Subject) -> None:
+    """Through σ, softmax's maximum and the cost: a network that has diverged must be seen to."""
+    x = np.array([[0.5, 1.0, 0.25], [0.5, np.nan, 0.25]])
+    one, none, on_device = s.put(np.eye(3), np.zeros(3), x)
+    for name in ("relu", "leaky_relu", "elu", "softplus", "softmax"):
+        sigma = activations.get(name)
+        z, a = s.put(x, x)
+        s.backend.forward(one, none, on_device, sigma, z, a)
+        assert np.isnan(s.get(a)[1]).any(), name
+        got = s.backend.cost(None, a, *s.put(np.ones((2, 3))), sigma, costs.get("quadratic"))
+        assert np.isnan(got), name
+
+
+# -- a step of an epoch -----------------------------------------------------------------
+
+
+@case()
+def epoch(s: Subject) -> None:
+    """Gather, record_cost and advance read and count the step on the device."""
+    rows, batch = 7, 3
+    source = s.normal(rows, 90)
+    order = np.array([6, 0, 3, 1, 5, 2, 4])
+    (on_device,) = s.put(source)
+    epoch = s.backend.epoch(rows, batch)
+    sigma = activations.get("tanh")
+    for _ in range(2):  # an epoch may be loaded again
+        epoch.load(order, np.zeros((3, 4)))
+        assert epoch.costs().shape == (0,)
+        expected = []
+        for number, cost in enumerate((costs.get("quadratic"), CUBIC, costs.get("quadratic"))):
+            start = number * batch
+            part = source[order[start : start + batch]]
+            out = s.poisoned(*part.shape)
+            s.backend.gather(on_device, epoch, out)
+            np.testing.assert_array_equal(s.get(out), part)
+            s.backend.record_cost(None, out, *s.put(np.zeros_like(part)), sigma, cost, epoch)
+            expected.append(cost.function(part, np.zeros_like(part)).mean())
+            s.backend.advance(epoch)
+        assert epoch.costs().dtype == np.float64
+        np.testing.assert_allclose(epoch.costs(), expected, rtol=32 * s.eps)
+
+
+OPTIMIZERS = {
+    "sgd": SGD(),
+    "sgd_l2": SGD(l2=0.1),
+    "sgd_l1": SGD(l1=0.1),
+    "sgd_clip_value": SGD(clip_value=0.7, l2=0.1),
+    "momentum": SGD(momentum=0.9, l1=0.05, l2=0.1),
+    "momentum_clip_norm": SGD(momentum=0.8, clip_norm=1.5),
+    "nesterov": SGD(momentum=0.9, nesterov=True, clip_value=1.0, clip_norm=2.0, l1=0.01),
+    "clip_norm_not_reached": SGD(clip_norm=1e6),
+    "adam": Adam(l2=0.01, clip_norm=3.0),
+    "adamw": AdamW(weight_decay=0.3, clip_value=0.5),
+}
+
+
+@case(each=OPTIMIZERS)
+def update(s: Subject, name: str) -> None:
+    sizes = [(3, 5, 2), (21, 20, 9)]  # one block of elements, and several
+    if OPTIMIZERS[name].clip_norm is not None:
+        sizes.append((280, 240, 2))  # more elements than the norm's 256 blocks of 256 threads
+    for layers in s.shapes(*sizes):
+        _update(s, name, layers)
+
+
+def _update(s: Subject, name: str, sizes: tuple[int, ...]) -> None:
+    optimizer = OPTIMIZERS[name]
+    layout = Layout(sizes)
+    steps = 3
+    coefficients = optimizer.coefficients(np.array([0.1, 0.2, 0.05]), 4)
+    results = []
+    for backend in (s.backend, NumpyBackend("float64")):
+        epoch = backend.epoch(steps, 1)
+        epoch.load(np.arange(steps), coefficients)
+        p, gradients = (Parameters(layout, backend.zeros((layout.length,))) for _ in range(2))
+        slots = tuple(backend.zeros((layout.length,)) for _ in range(optimizer.slots))
+        rng = np.random.default_rng(3)
+        for array in (*p.weights, *p.biases):
+            start = rng.standard_normal(array.shape).astype(s.dtype)
+            start.flat[0] = 0.0  # sign(0) is 0
+            backend.copy(backend.asarray(start), array)
+        for _ in range(steps):
+            for array in (*gradients.weights, *gradients.biases):
+                step = rng.standard_normal(array.shape).astype(s.dtype)
+                backend.copy(backend.asarray(step), array)
+            backend.update(p, gradients, slots, optimizer, epoch)
+            backend.advance(epoch)
+        results.append([backend.to_numpy(array) for array in (p.flat, *slots)])
+    for got, exact in zip(*results, strict=True):
+        assert_close(got, exact, 16 * steps * s.eps * (1 + np.abs(exact)), f"{name} {sizes}")
+    gaps = np.ones(layout.length, bool)  # between the arrays, for alignment
+    weights, biases = layout.views(np.arange(layout.length))
+    for view in (*weights, *biases):
+        gaps[view] = False
+    assert not results[0][0][gaps].any()
