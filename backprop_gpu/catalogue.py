@@ -1,15 +1,17 @@
 """Every CUDA kernel: which file, which template arguments, which block, for which equation.
 
 A `Kernel` is a description; `compiler` turns it into device code and a backend
-launches it. `everything` lists all that a plan can ask for.
+launches it. Each method of `Catalogue` is one kernel's row, with the values that its
+arguments can take; `everything` lists all combinations, which the tests compile.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -62,6 +64,22 @@ RULES = {
 }
 
 
+_ALL_SIGMAS = tuple(activations.get(name) for name in _SIGMAS)
+_ALL_COSTS = tuple(costs.get(name) for name in _COSTS)
+_Row = TypeVar("_Row", bound=Callable[..., Kernel])
+_rows: list[tuple[Callable[..., Kernel], tuple[Sequence[Any], ...]]] = []
+
+
+def _of(*values: Sequence[Any]) -> Callable[[_Row], _Row]:
+    """Enter a row: what each of its arguments can be, a user's own σ aside."""
+
+    def enter(row: _Row) -> _Row:
+        _rows.append((row, values))
+        return row
+
+    return enter
+
+
 class Catalogue:
     """The kernels for one dtype, by what they compute."""
 
@@ -86,94 +104,99 @@ class Catalogue:
             return self._kernel(file, name, block, _SIGMAS[sigma.name], *rest)
         return self._kernel(file, name, block, "User", *rest, activation=sigma)
 
+    @_of(_ALL_SIGMAS, TILES)
     def forward(self, sigma: Activation, tile: Tile) -> Kernel:
         return self._with_sigma("forward.cu", "forward", _block(tile), sigma, _tile(tile))
 
+    @_of(_ALL_SIGMAS)
     def bias_activation(self, sigma: Activation) -> Kernel:
         return self._with_sigma("forward.cu", "bias_activation", _MAP, sigma)
 
+    @_of()
     def softmax(self) -> Kernel:
         return self._kernel("forward.cu", "softmax", _ROWS)
 
+    @_of()
     def collapsed_output_error(self) -> Kernel:
         return self._kernel("output_error.cu", "collapsed_output_error", _MAP)
 
+    @_of(_ALL_SIGMAS, _ALL_COSTS)
     def output_error(self, sigma: Activation, cost: Cost) -> Kernel:
         return self._with_sigma("output_error.cu", "output_error", _MAP, sigma, _COSTS[cost.name])
 
+    @_of(_ALL_COSTS)
     def softmax_output_error(self, cost: Cost) -> Kernel:
         return self._kernel("output_error.cu", "softmax_output_error", _ROWS, _COSTS[cost.name])
 
+    @_of()
     def softmax_pull_back(self) -> Kernel:
         return self._kernel("output_error.cu", "softmax_pull_back", _ROWS)
 
+    @_of(_ALL_SIGMAS, TILES)
     def hidden_error(self, sigma: Activation, tile: Tile) -> Kernel:
         return self._with_sigma("hidden_error.cu", "hidden_error", _block(tile), sigma, _tile(tile))
 
+    @_of(_ALL_SIGMAS)
     def pull_back(self, sigma: Activation) -> Kernel:
         return self._with_sigma("hidden_error.cu", "pull_back", _MAP, sigma)
 
+    @_of()
     def bias_gradient(self) -> Kernel:
         return self._kernel("bias_gradient.cu", "bias_gradient", (32, 8, 1))
 
+    @_of(TILES)
     def weight_gradient(self, tile: Tile) -> Kernel:
         return self._kernel("weight_gradient.cu", "weight_gradient", _block(tile), _tile(tile))
 
+    @_of()
     def sum_splits(self) -> Kernel:
         return self._kernel("reduce.cu", "sum_splits", _MAP)
 
+    @_of(_ALL_COSTS, (False, True))
     def sample_costs(self, cost: Cost, from_z: bool) -> Kernel:
         return self._kernel(
             "cost.cu", "sample_costs", _ROWS, _COSTS[cost.name], str(from_z).lower()
         )
 
+    @_of()
     def mean_cost(self) -> Kernel:
         return self._kernel("cost.cu", "mean_cost", (256, 1, 1))
 
+    @_of()
     def gather(self) -> Kernel:
         return self._kernel("gather.cu", "gather", _MAP)
 
+    @_of()
     def advance(self) -> Kernel:
         return Kernel("gather.cu", "advance", _ONE)
 
+    @_of()
     def hadamard(self) -> Kernel:
         return self._kernel("hadamard.cu", "hadamard", _MAP)
 
+    @_of(tuple(RULES))
     def update(self, rule: str) -> Kernel:
         return self._kernel("update.cu", "update", _MAP, RULES[rule])
 
+    @_of()
     def squared_norm(self) -> Kernel:
         return self._kernel("update.cu", "squared_norm", (256, 1, 1))
 
+    @_of()
     def clip_scale(self) -> Kernel:
         return self._kernel("update.cu", "clip_scale", _ONE)
 
 
 def everything() -> Iterator[Kernel]:
     """All specialisations of the built-in activations, costs, optimizers and tiles."""
-    sigmas = [activations.get(name) for name in _SIGMAS]
-    all_costs = [costs.get(name) for name in _COSTS]
-    for name in _TYPES:
-        c = Catalogue(np.dtype(name))
-        for sigma in sigmas:
-            for tile in TILES:
-                yield c.forward(sigma, tile)
-                yield c.hidden_error(sigma, tile)
-            yield c.bias_activation(sigma)
-            yield c.pull_back(sigma)
-            yield from (c.output_error(sigma, cost) for cost in all_costs)
-        for cost in all_costs:
-            yield c.softmax_output_error(cost)
-            yield c.sample_costs(cost, False)
-            yield c.sample_costs(cost, True)
-        yield from (c.weight_gradient(tile) for tile in TILES)
-        yield from (c.update(rule) for rule in RULES)
-        yield from (
-            c.softmax(), c.collapsed_output_error(), c.softmax_pull_back(), c.bias_gradient(),
-            c.sum_splits(), c.mean_cost(), c.gather(), c.hadamard(), c.squared_norm(),
-            c.clip_scale(),
-        )  # fmt: skip
-    yield Catalogue(np.dtype(np.float32)).advance()
+    catalogues = [Catalogue(np.dtype(name)) for name in _TYPES]
+    found = (
+        row(catalogue, *values)
+        for row, domains in _rows
+        for catalogue in catalogues
+        for values in itertools.product(*domains)
+    )
+    yield from dict.fromkeys(found)  # `advance` is one and the same for every dtype
 
 
 def _tile(tile: Tile) -> str:

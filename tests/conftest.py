@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 from host_cuda.backend import BackendRuntime, create
@@ -13,6 +14,7 @@ from host_cuda.build import Sanitizer
 
 from backprop_gpu import activations, backends, costs
 from backprop_gpu.backends import Obstacles, names
+from backprop_gpu.catalogue import Kernel
 
 GPU_BACKENDS = ("cuda", "numba_cuda")
 
@@ -48,14 +50,14 @@ def backend(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def host_runtime(sanitizer: Sanitizer = "plain") -> BackendRuntime:
+def host_runtime(sanitizer: Sanitizer = "plain", together: Iterable[Kernel] = ()) -> BackendRuntime:
     """The kernels on the CPU, with NumPy for cuBLAS; where there is no compiler the test skips."""
     missing = obstacle("host_cuda")
     if os.environ.get("BACKPROP_GPU_REQUIRE_COMPILERS"):
         assert missing is None, missing
     elif missing is not None:
         pytest.skip(f"CUDA kernels on the CPU: {missing}")
-    return BackendRuntime(sanitizer, library=True)
+    return BackendRuntime(sanitizer, library=True, together=together)
 
 
 @pytest.fixture

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from host_cuda.build import BuildFailed
-from host_cuda.runtime import HostRuntime, LaunchFailed
+from host_cuda.build import INIT, BuildFailed, _knows
+from host_cuda.runtime import HostRuntime, LaunchFailed, _servers
 
 HERE = Path(__file__).parent / "host_cuda"
 SOURCE = (HERE / "selftest.cu").read_text().splitlines()
@@ -30,13 +37,14 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@functools.cache
 def runtime(sanitizer: str = "plain", define: str = "") -> HostRuntime:
     return HostRuntime(sanitizer, HERE, f"#define {define}" if define else "")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _built() -> None:
-    kernels = ("transpose<double>", "block_sums<float>", "break_rule")
+    kernels = ("transpose<double>", "block_sums<float>", "break_rule", "keep", "forgotten_start")
     for sanitizer in SANITIZERS:
         runtime(sanitizer).prepare(("selftest.cu", kernel) for kernel in kernels)
 
@@ -176,6 +184,148 @@ def test_arrays_may_share_memory_in_a_sanitizers_process():
     np.testing.assert_array_equal(whole[:8], [0, 1, 0, 2, 1, 3, 1, 3])
 
 
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_what_was_not_written_is_never_zero_by_luck(sanitizer):
+    if not _knows(INIT):
+        pytest.skip("this g++ cannot fill variables")
+    out = np.zeros(1, np.float32)
+    arguments = (np.zeros(4, np.float32), out)
+    runtime(sanitizer).launch("selftest.cu", "forgotten_start", (1, 1, 1), (1, 1, 1), arguments)
+    np.testing.assert_array_equal(out.view(np.uint32), 0xFEFEFEFE)
+
+
+# -- servers -----------------------------------------------------------------------------
+
+
+def server(sanitizer: str) -> int:
+    """The process that launches."""
+    transpose(runtime(sanitizer))
+    return _servers[sanitizer]._process.pid
+
+
+def alive(process: int) -> bool:
+    """Also a process that is not our child; one that nobody has waited for has ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_server_lives_until_a_report():
+    first = server("asan")
+    assert server("asan") == first
+    for rule, report in (("past_the_end", "heap-buffer-overflow"), ("deadlock", "deadlock")):
+        with pytest.raises(LaunchFailed, match=report):
+            break_rule("asan", rule)
+        assert not alive(first)
+        second = server("asan")
+        assert second != first
+        first = second
+
+
+def test_an_array_of_an_earlier_launch_is_gone():
+    keep = functools.partial(runtime("asan").launch, "selftest.cu", "keep", (1, 1, 1), (1, 1, 1))
+    keep((np.zeros(3, np.int32),))
+    with pytest.raises(LaunchFailed, match="heap-use-after-free"):
+        keep((np.zeros(3, np.int32),))
+
+
+def endless(flag: int = 0, timeout: float | None = None) -> None:
+    """A launch that ends only if there is a flag."""
+    run = HostRuntime("asan", HERE, timeout=timeout)
+    arguments = (np.array([flag], np.int32),)
+    run.launch("selftest.cu", "never_ends", (1, 1, 1), (1, 1, 1), arguments)
+
+
+def test_a_launch_that_does_not_end():
+    endless(1)
+    process = server("asan")
+    with pytest.raises(LaunchFailed, match=r"never_ends did not end within 0\.5 s"):
+        endless(0, timeout=0.5)
+    assert not alive(process)
+    endless(1)
+
+
+def test_a_server_that_is_killed_is_replaced():
+    os.kill(server("asan"), signal.SIGKILL)
+    time.sleep(0.1)
+    np.testing.assert_array_equal(*transpose(runtime("asan")))
+
+
+def _launch_in_a_child(parents_server: int) -> bool:
+    return server("asan") != parents_server
+
+
+def test_a_forked_process_has_servers_of_its_own():
+    mine = server("asan")
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(_launch_in_a_child, (mine,))
+    assert server("asan") == mine
+
+
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+@pytest.mark.parametrize(
+    "ending", ["", KILL, f"threading.Timer(0.5, lambda: {KILL}).start(); endless()"]
+)
+def test_servers_end_with_python(ending):
+    """With Python's end, its death, and its death while it waits for an answer."""
+    code = f"""
+import os, signal, sys, threading
+sys.path.insert(0, {str(HERE.parent)!r})
+from test_host_cuda_harness import endless, server
+print(server("asan"), flush=True)
+{ending}
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parents[1])
+    assert done.stderr == ""
+    end = time.monotonic() + 10
+    while alive(int(done.stdout)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+# -- builds ------------------------------------------------------------------------------
+
+
 def test_what_the_compiler_says_is_passed_on():
     with pytest.raises(BuildFailed, match="no_such_kernel"):
         runtime().launch("selftest.cu", "no_such_kernel", (1, 1, 1), (1, 1, 1), ())
+
+
+def test_prepared_kernels_share_a_build(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOST_CUDA_CACHE", str(tmp_path))
+    names = [f"block_sums<{T}>" for T in ("int", "float", "double", "long")]
+    run = HostRuntime("plain", HERE)
+    run.prepare(("selftest.cu", name) for name in names)
+    built = sorted(tmp_path.glob("selftest*"))
+    assert len(built) == 2  # a core each
+    for name, dtype in zip(names, ("i4", "f4", "f8", "i8"), strict=True):
+        x, out = np.arange(96, dtype=dtype), np.zeros(1, dtype)
+        run.launch("selftest.cu", name, (1, 1, 1), (96, 1, 1), (x, out), 24)
+        assert out == x.sum()
+    HostRuntime("plain", HERE).prepare(("selftest.cu", name) for name in reversed(names))
+    assert sorted(tmp_path.glob("selftest*")) == built
+
+
+def _prepare(_: int) -> None:
+    HostRuntime("plain", HERE).prepare([("selftest.cu", "break_rule")])
+
+
+def test_processes_do_not_build_the_same_twice(tmp_path, monkeypatch):
+    """Nor wait for a lock whose owner is gone."""
+    monkeypatch.setenv("HOST_CUDA_CACHE", str(tmp_path))
+    _prepare(0)
+    (built,) = tmp_path.glob("selftest*")
+    built.unlink()
+    built.with_name(f"{built.name}.lock").touch()
+    log, compiler = tmp_path / "log", tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec g++ "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        pool.map(_prepare, range(2), chunksize=1)
+    compiled = [line for line in log.read_text().splitlines() if "-shared" in line]
+    assert sum("selftest" in line for line in compiled) == 1

@@ -5,7 +5,7 @@
 // sample_costs: block (32, rows), a warp a row. mean_cost: one block of 256,
 // which adds the samples in float64 and in a fixed order.
 #include "costs.cuh"
-#include "warp.cuh"
+#include "primitives/warp.cuh"
 
 // from_z: the activation is the cost's partner, so c is computed from z.
 template <class T, class Cost, bool from_z>

@@ -8,7 +8,7 @@
 // softmax takes z to a where the outputs of a sample are coupled, a warp a row.
 #include "activations.cuh"
 #include "gemm.cuh"
-#include "warp.cuh"
+#include "primitives/warp.cuh"
 
 // z may be null: then only a is kept.
 template <class T, class Sigma, class Tile>
@@ -47,5 +47,6 @@ __global__ void softmax(const T* z, T* a, int m, int n) {
   T total = 0;
   for (int j = threadIdx.x; j < n; j += 32) total += exp(z_row[j] - largest);
   total = warp_sum(total);
+  __syncwarp();  // all lanes have read z_0, which lane 0 may be about to overwrite
   for (int j = threadIdx.x; j < n; j += 32) a_row[j] = exp(z_row[j] - largest) / total;
 }

@@ -7,7 +7,7 @@
 // δ_j = a_j (g_j - Σ_k g_k a_k) with g = ∇_a C, and a warp takes a row.
 #include "activations.cuh"
 #include "costs.cuh"
-#include "warp.cuh"
+#include "primitives/warp.cuh"
 
 template <class T>
 __global__ void collapsed_output_error(const T* a, const T* y, T* delta, int m, int n) {

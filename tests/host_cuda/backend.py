@@ -52,9 +52,7 @@ class BackendRuntime:
         sources: Path = KERNELS,
         timeout: float | None = None,
     ) -> None:
-        self.host = HostRuntime(
-            sanitizer, sources, **({} if timeout is None else {"timeout": timeout})
-        )
+        self.host = HostRuntime(sanitizer, sources, timeout=timeout)
         self._together = [(kernel.file, kernel.expression) for kernel in together]
         self.device = dataclasses.replace(self.host.device, library=library)
         self.library = library

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -23,14 +23,26 @@ HERE = Path(__file__).parent
 # (no-gnu-unique). No thread-local variable has a constructor (no-extern-tls-init).
 # Device code reads arrays of T as vectors of T (no-strict-aliasing).
 COMMON = (
-    "-std=c++17", "-ffp-contract=off",
+    "-std=c++17", "-ffp-contract=off", "-fPIC",
     "-fno-gnu-unique", "-fno-extern-tls-init", "-fno-strict-aliasing",
 )  # fmt: skip
-SANITIZE: dict[str, tuple[str, ...]] = {
-    "plain": ("-O2",),
-    "asan": ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
-    "tsan": ("-O1", "-g", "-fsanitize=thread"),
+# The shapes of a test are small, so more time goes to the compiler than to the kernels: less than
+# -O2, no more of -g than a report's lines need, and calls in place of AddressSanitizer's checks.
+KERNEL: dict[Sanitizer, tuple[str, ...]] = {
+    "plain": ("-O1",),
+    "asan": (
+        "-O1", "-g1", "-fno-sanitize-recover=all",
+        "--param=asan-instrumentation-with-call-threshold=0",
+    ),
+    "tsan": ("-O1", "-g1"),
+}  # fmt: skip
+SANITIZE: dict[Sanitizer, tuple[str, ...]] = {
+    "plain": (),
+    "asan": ("-fsanitize=address,undefined",),
+    "tsan": ("-fsanitize=thread",),
 }
+# What is read before it is written is 0xFE bytes every time, and never zero by luck.
+INIT = "-ftrivial-auto-var-init=pattern"
 
 
 class CompilerMissing(RuntimeError):
@@ -58,7 +70,7 @@ def build(
     include: Sequence[Path] = (),
     extra_sources: str = "",
 ) -> Path:
-    """A shared library ("plain") or a program ("asan", "tsan") that launches kernels.
+    """A shared library that launches kernels; one with a sanitizer is for `server`.
 
     Parameters
     ----------
@@ -67,8 +79,7 @@ def build(
     expressions : sequence of str
         What names a ``__global__`` function, e.g. ``forward<float, Sigmoid,
         Tile<64, 64, 16, 4, 4>>``. The library exports ``launch_<i>`` and
-        ``parameter_<i>`` for each (`launch.h`); the program is described in
-        `run_file.cpp`.
+        ``parameter_<i>`` for each (`launch.h`).
     include : sequence of Path
         Folders for ``#include "..."``, beside the source's own.
     extra_sources : str
@@ -81,22 +92,15 @@ def build(
             f'#include "{source.resolve()}"',
             '#include "launch.h"',
             *(f"CUDA_HOST_KERNEL({i}, {name})" for i, name in enumerate(expressions)),
-            "extern const unsigned cuda_host_entry_count = " + str(len(expressions)) + ";",
-            "extern const cuda_host::Entry cuda_host_entries[] = {",
-            *(f"    {{parameter_{i}, launch_{i}}}," for i in range(len(expressions))),
-            "};",
             "",
         ]
     )
-    flags = [*COMMON, *SANITIZE[sanitizer], *(f"-I{folder}" for folder in (HERE, *include))]
+    scheduler = _scheduler(sanitizer)
+    flags = [*COMMON, *KERNEL[sanitizer], *SANITIZE[sanitizer], "-shared"]
+    flags += [INIT] if _knows(INIT) else []
+    flags += [*(f"-I{folder}" for folder in (HERE, *include)), f"-Wl,-rpath,{scheduler.parent}"]
     inputs = _headers(text, source.parent, (HERE, *include))
-    if sanitizer == "plain":
-        support = [_support("fibers.cpp", sanitizer)]
-        flags += ["-fPIC", "-shared", f"-Wl,-rpath,{support[0].parent}"]
-    else:
-        support = [_support("fibers.cpp", sanitizer), _support("run_file.cpp", sanitizer)]
-    suffix = ".so" if sanitizer == "plain" else ""
-    return _compile(text, flags, support, inputs, f"{source.stem}-{sanitizer}", suffix)
+    return _compile(text, flags, [scheduler], inputs, f"{source.stem}-{sanitizer}", ".so")
 
 
 def build_all(jobs: Iterable[Job], workers: int = 2) -> list[Path]:
@@ -105,51 +109,63 @@ def build_all(jobs: Iterable[Job], workers: int = 2) -> list[Path]:
         return list(pool.map(lambda job: build(*job), jobs))
 
 
-_building_support = threading.Lock()
-
-
-def _support(name: str, sanitizer: Sanitizer) -> Path:
-    """The scheduler or main(), never instrumented: see `fibers.h`.
-
-    Plain kernels share one scheduler, and with it one set of stacks.
-    """
-    with _building_support:  # not once for each kernel that is built meanwhile
-        return _build_support(name, sanitizer)
+@lru_cache
+def server(sanitizer: Sanitizer) -> Path:
+    """The program that loads a sanitizer's libraries; `serve.cpp` describes it."""
+    path = HERE / "serve.cpp"
+    scheduler = _scheduler(sanitizer)
+    flags = [*COMMON, "-O2", "-Wall", "-Wextra", f"-I{HERE}", f"-Wl,-rpath,{scheduler.parent}"]
+    text, inputs = path.read_text(), [HERE / "fibers.h"]
+    link = [scheduler, *SANITIZE[sanitizer], "-ldl", "-pthread"]
+    return _compile(text, flags, link, inputs, f"{path.stem}-{sanitizer}", "")
 
 
 @lru_cache
-def _build_support(name: str, sanitizer: Sanitizer) -> Path:
-    path = HERE / name
-    flags = [*COMMON, "-O2", "-Wall", "-Wextra", f"-I{HERE}"]
-    flags += ["-fPIC", "-shared"] if sanitizer == "plain" else ["-g", "-c"]
+def _scheduler(sanitizer: Sanitizer) -> Path:
+    """The scheduler, never instrumented: see `fibers.h`.
+
+    Kernels share it, and with it one set of stacks.
+    """
+    path = HERE / "fibers.cpp"
+    flags = [*COMMON, "-O2", "-g1", "-Wall", "-Wextra", "-shared", f"-I{HERE}"]
     flags += [] if sanitizer == "plain" else [f"-DCUDA_HOST_{sanitizer.upper()}"]
-    text = path.read_text()
-    suffix = ".so" if sanitizer == "plain" else ".o"
-    inputs = _headers(text, HERE, (HERE,))
-    return _compile(text, flags, [], inputs, f"lib{path.stem}-{sanitizer}", suffix)
+    text, inputs = path.read_text(), [HERE / "fibers.h"]
+    return _compile(text, flags, ["-pthread"], inputs, f"lib{path.stem}-{sanitizer}", ".so")
 
 
 def _compile(
-    text: str, flags: list[str], support: list[Path], inputs: list[Path], stem: str, suffix: str
+    text: str,
+    flags: list[str],
+    link: Sequence[str | Path],
+    inputs: list[Path],
+    stem: str,
+    suffix: str,
 ) -> Path:
     compiler, version = _compiler()
     key = hashlib.sha256()
-    for part in (version, text, *flags, *map(str, support)):
+    for part in (version, text, *flags, *map(str, link)):
         key.update(part.encode() + b"\0")
     for path in inputs:
         key.update(path.read_bytes() + b"\0")
     target = _cache() / f"{stem}-{key.hexdigest()[:24]}{suffix}"
     if target.exists():
         return target
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        source = Path(folder, f"{stem}.cpp")
-        source.write_text(text)
-        result = Path(folder, target.name)
-        command = [compiler, *flags, str(source), *map(str, support), "-o", str(result)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise BuildFailed(f"{' '.join(command)}\n{done.stderr}")
-        os.replace(result, target)  # another process may be building the same
+    # Another process that wants the same waits for this one, or takes over if it dies.
+    lock_file = target.with_name(f"{target.name}.lock")
+    with lock_file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            return target
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            source = Path(folder, f"{stem}.cpp")
+            source.write_text(text)
+            result = Path(folder, target.name)
+            command = [compiler, *flags, str(source), *map(str, link), "-o", str(result)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise BuildFailed(f"{' '.join(command)}\n{done.stderr}")
+            os.replace(result, target)  # whole, or not at all
+            lock_file.unlink(missing_ok=True)
     return target
 
 
@@ -160,6 +176,13 @@ def _compiler() -> tuple[str, str]:
         raise CompilerMissing("running CUDA kernels on the CPU needs g++, and there is none")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     return compiler, version.stdout
+
+
+@lru_cache
+def _knows(flag: str) -> bool:
+    """g++ 12 brought `INIT`."""
+    command = [_compiler()[0], "-Werror", flag, "-fsyntax-only", "-x", "c++", os.devnull]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def _cache() -> Path:

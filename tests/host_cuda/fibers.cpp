@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include <vector>
+
 // What the sanitizers ask of code that switches stacks. Empty in the plain build.
 #ifdef CUDA_HOST_ASAN
 #include <sanitizer/asan_interface.h>
@@ -131,6 +133,7 @@ struct Stack {
 struct Cluster {
   std::vector<Block> blocks;
   std::vector<Fiber> fibers;  // of all blocks
+  std::vector<Warp> warps;
   int live = 0;
   Barrier barrier;
 };
@@ -414,7 +417,8 @@ void run_block(uint3 index, const SharedMemory& shared, char* dynamic) {
   Block& block = cluster.blocks[0];
   block.index = index;
   block.fibers = cluster.fibers.data();
-  block.warps.resize((threads + lanes_of_warp - 1) / lanes_of_warp);
+  cluster.warps.resize((threads + lanes_of_warp - 1) / lanes_of_warp);
+  block.warps = cluster.warps.data();
   block.threads = block.live = cluster.live = threads;
   const uint3 grid = launch.grid;
   const size_t set = identity_set((index.z * grid.y + index.y) * grid.x + index.x, threads);

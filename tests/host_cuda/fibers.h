@@ -17,8 +17,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include <vector>
-
 struct uint3 {
   unsigned x, y, z;
 };
@@ -109,7 +107,7 @@ struct Block {
   Fiber* fibers = nullptr;
   int threads = 0;
   int live = 0;
-  std::vector<Warp> warps;
+  Warp* warps = nullptr;
   Barrier barriers[named_barriers];  // 0 is __syncthreads
 };
 
@@ -125,12 +123,9 @@ struct Launch {
 // Runs the grid. Returns null, or what went wrong.
 const char* run(const Launch& launch);
 
-// What the generated file has for each kernel (launch.h).
-struct Entry {
-  const char* (*parameter)(unsigned parameter, size_t* bytes);
-  const char* (*launch)(unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                        unsigned bz, size_t dynamic_shared_bytes, void** arguments);
-};
+// What a library has for each kernel (launch.h). Sizes are the grid's x, y, z and the block's.
+using Parameter = const char*(unsigned parameter, size_t* bytes);
+using Start = const char*(const unsigned* sizes, size_t dynamic_shared_bytes, void** arguments);
 
 extern Fiber* current;
 

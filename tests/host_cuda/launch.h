@@ -53,10 +53,9 @@ inline unsigned char* dynamic_shared_of_thread() { return dynamic_shared; }
   extern "C" const char* parameter_##i(unsigned parameter, size_t* bytes) {                   \
     return kernel_type_##i::parameter(parameter, bytes);                                      \
   }                                                                                           \
-  extern "C" const char* launch_##i(unsigned gx, unsigned gy, unsigned gz, unsigned bx,       \
-                                    unsigned by, unsigned bz, size_t dynamic_shared_bytes,    \
+  extern "C" const char* launch_##i(const unsigned* s, size_t dynamic_shared_bytes,           \
                                     void** arguments) {                                       \
-    return cuda_host::run({#__VA_ARGS__, {gx, gy, gz}, {bx, by, bz}, dynamic_shared_bytes,    \
-                           cuda_host::dynamic_shared_of_thread,                               \
+    return cuda_host::run({#__VA_ARGS__, {s[0], s[1], s[2]}, {s[3], s[4], s[5]},              \
+                           dynamic_shared_bytes, cuda_host::dynamic_shared_of_thread,         \
                            kernel_type_##i::thread<__VA_ARGS__>, arguments});                 \
   }

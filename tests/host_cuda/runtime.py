@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import re
+import select
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +19,7 @@ import numpy as np
 
 from backprop_gpu.planning import Device
 
-from .build import Job, Sanitizer, build, build_all
+from .build import Job, Sanitizer, build, build_all, server
 
 KERNELS = Path(__file__).parents[2] / "kernels" / "cuda"
 
@@ -35,7 +38,7 @@ class Parameter(NamedTuple):
 
 
 class HostRuntime:
-    """Kernels run in this process, or with a sanitizer in one of their own.
+    """Kernels run in this process, or with a sanitizer in a `Server`.
 
     Parameters
     ----------
@@ -46,6 +49,8 @@ class HostRuntime:
         Where the `.cu` files lie.
     extra_sources : str
         C++ that comes before each of them.
+    timeout : float, optional
+        Seconds after which a launch under a sanitizer is given up.
     """
 
     xp = np
@@ -55,12 +60,18 @@ class HostRuntime:
     )
 
     def __init__(
-        self, sanitizer: Sanitizer = "plain", sources: Path = KERNELS, extra_sources: str = ""
+        self,
+        sanitizer: Sanitizer = "plain",
+        sources: Path = KERNELS,
+        extra_sources: str = "",
+        timeout: float | None = None,
     ) -> None:
         self.sanitizer = sanitizer
         self.sources = sources
         self.extra_sources = extra_sources
-        self._kernels: dict[tuple[str, str, Any], Library | Program] = {}
+        self.timeout = timeout
+        self._prepared: dict[tuple[str, str], tuple[Path, int]] = {}
+        self._kernels: dict[tuple[str, str, Any], Local | Remote] = {}
 
     def launch(
         self,
@@ -80,34 +91,55 @@ class HostRuntime:
         """
         kernel = self._kernel(file, expression, activation)
         _check(expression, kernel.parameters, arguments)
-        kernel.launch(grid, block, shared_memory, arguments)
+        kernel.launch((*grid, *block), shared_memory, arguments)
 
     def prepare(self, kernels: Iterable[tuple[str, str]]) -> None:
-        """Build (file, expression) pairs ahead, two at a time."""
-        build_all(self._job(file, expression) for file, expression in kernels)
+        """Build (file, expression) pairs ahead, those of a file together; two builds at a time.
+
+        The same set makes the same libraries, in any order.
+        """
+        files: dict[str, set[str]] = {}
+        for file, expression in kernels:
+            if (file, expression) not in self._prepared:
+                files.setdefault(file, set()).add(expression)
+        # Enough in one build to share the front end's work, not so much that a core is idle.
+        most = min(16, -(-sum(map(len, files.values())) // 2))
+        parts = [(f, part) for f in sorted(files) for part in _parts(sorted(files[f]), most)]
+        parts.sort(key=lambda part: -len(part[1]))
+        paths = build_all(self._job(file, part) for file, part in parts)
+        for (file, part), path in zip(parts, paths, strict=True):
+            self._prepared |= {(file, expression): (path, i) for i, expression in enumerate(part)}
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         return step
 
     def synchronize(self) -> None: ...
 
-    def _job(self, file: str, expression: str, extra: str = "") -> Job:
-        source = self.sources / file
-        return Job(
-            source, [expression], self.sanitizer, [self.sources], self.extra_sources + "\n" + extra
-        )
+    def _job(self, file: str, expressions: Sequence[str], extra: str = "") -> Job:
+        extra = f"{self.extra_sources}\n{extra}"
+        return Job(self.sources / file, expressions, self.sanitizer, [self.sources], extra)
 
-    def _kernel(self, file: str, expression: str, activation: Any) -> Library | Program:
+    def _kernel(self, file: str, expression: str, activation: Any) -> Local | Remote:
         key = (file, expression, activation)
         if key not in self._kernels:
-            path = build(*self._job(file, expression, USER_ACTIVATION if activation else ""))
-            if self.sanitizer == "plain":
-                self._kernels[key] = Library(path, activation)
-            elif activation is None:
-                self._kernels[key] = Program(path, self.sanitizer)
+            if activation is not None:
+                if self.sanitizer != "plain":
+                    raise NotImplementedError("a server cannot call a Python activation")
+                path, number = build(*self._job(file, [expression], USER_ACTIVATION)), 0
+            elif key[:2] in self._prepared:
+                path, number = self._prepared[key[:2]]
             else:
-                raise NotImplementedError("a sanitizer's process cannot call a Python activation")
+                path, number = build(*self._job(file, [expression])), 0
+            if self.sanitizer == "plain":
+                self._kernels[key] = Local(path, number, activation)
+            else:
+                self._kernels[key] = Remote(path, number, expression, self.sanitizer, self.timeout)
         return self._kernels[key]
+
+
+def _parts(expressions: list[str], most: int) -> list[list[str]]:
+    count = -(-len(expressions) // most)
+    return [expressions[i::count] for i in range(count)]
 
 
 # ------------------------------------------------------------------ plain: in this process
@@ -125,31 +157,30 @@ USER_ACTIVATION = "#define BACKPROP_USER_ACTIVATION\n" + "\n".join(
 _one_launch = threading.Lock()
 
 
-class Library:
-    """One kernel of a shared library."""
+class Local:
+    """A kernel of a library in this process."""
 
-    def __init__(self, path: Path, activation: Any = None) -> None:
+    def __init__(self, path: Path, number: int, activation: Any = None) -> None:
         library = ctypes.CDLL(str(path))
-        self._start = library.launch_0
+        self._start = library[f"launch_{number}"]
         self._start.restype = ctypes.c_char_p
-        self._start.argtypes = [ctypes.c_uint] * 6 + [ctypes.c_size_t, ctypes.c_void_p]
-        self.parameters = _parameters(library)
+        self._start.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+        self.parameters = _parameters(library[f"parameter_{number}"])
         # A library is loaded once, so each launch sets the functions it means.
         self._functions = _callbacks(library, activation) if activation else []
 
-    def launch(self, grid: Size, block: Size, shared_memory: int, arguments: Sequence[Any]) -> None:
+    def launch(self, sizes: Sequence[int], shared_memory: int, arguments: Sequence[Any]) -> None:
         values = [_value(argument) for argument in arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
         with _one_launch:
             for pointer, function in self._functions:
                 pointer.value = ctypes.cast(function, ctypes.c_void_p).value
-            message = self._start(*grid, *block, shared_memory, pointers)
+            message = self._start((ctypes.c_uint * len(sizes))(*sizes), shared_memory, pointers)
         if message is not None:
             raise LaunchFailed(message.decode())
 
 
-def _parameters(library: ctypes.CDLL) -> list[Parameter]:
-    describe = library.parameter_0
+def _parameters(describe: Any) -> list[Parameter]:
     describe.restype = ctypes.c_char_p
     size = ctypes.c_size_t()
     found: list[Parameter] = []
@@ -180,7 +211,7 @@ def _value(argument: Any) -> ctypes.Array[ctypes.c_char]:
     return ctypes.create_string_buffer(data, len(data))
 
 
-# --------------------------------------------------------- sanitizers: a process a launch
+# ------------------------------------------------------------- sanitizers: in a server
 
 ENVIRONMENT = {
     # Leaks would need ptrace; there are none to find in device code.
@@ -190,57 +221,154 @@ ENVIRONMENT = {
 }
 
 
-class Program:
-    """One kernel of a program; `run_file.cpp` describes its input."""
+class Server:
+    """A process that launches kernels one after another; `serve.cpp` describes its input.
 
-    def __init__(self, path: Path, sanitizer: Sanitizer) -> None:
-        self.path = path
-        lines = self._run("parameters").splitlines()
-        self.parameters = [Parameter(name, int(size)) for _, name, size in map(str.split, lines)]
+    It ends with a sanitizer's first report, and when nobody can write to it any more.
+    """
 
-    def launch(self, grid: Size, block: Size, shared_memory: int, arguments: Sequence[Any]) -> None:
+    def __init__(self, sanitizer: Sanitizer) -> None:
+        # A pipe that nobody reads would fill up.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [server(sanitizer)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            bufsize=0,
+            env=os.environ | ENVIRONMENT,
+        )
+        self._requests: Any = self._process.stdin
+        self._answers: Any = self._process.stdout
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, request: bytes, timeout: float | None, what: str) -> bytearray:
+        try:
+            return self._ask(request, None if timeout is None else time.monotonic() + timeout)
+        except TimeoutError:
+            raise LaunchFailed(f"{what} did not end within {timeout} s") from None
+        except (EOFError, BrokenPipeError):
+            status = self._process.wait()
+            self._errors.seek(0)
+            report = self._errors.read().decode(errors="replace")
+            raise LaunchFailed(report or f"{what} ended its process with {status}") from None
+
+    def _ask(self, request: bytes, end: float | None) -> bytearray:
+        try:
+            rest = memoryview(request)
+            while len(rest) > 0:
+                rest = rest[self._requests.write(rest) :]
+            return self._read(int.from_bytes(self._read(8, end), "little"), end)
+        except (EOFError, BrokenPipeError):
+            raise
+        except BaseException:  # Ctrl-C, too: its answer would be taken for the next one's
+            self.stop()
+            raise
+
+    def _read(self, size: int, end: float | None) -> bytearray:
+        data = bytearray(size)
+        rest = memoryview(data)
+        ready = select.poll()
+        ready.register(self._answers, select.POLLIN)
+        while len(rest) > 0:
+            if not ready.poll(None if end is None else max(0.0, 1000 * (end - time.monotonic()))):
+                raise TimeoutError
+            count = self._answers.readinto(rest)
+            if count == 0:
+                raise EOFError
+            rest = rest[count:]
+        return data
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self.forget()
+
+    def forget(self) -> None:
+        """The process may live on, another's."""
+        self._process.returncode = self._process.returncode or 0
+        for file in (self._requests, self._answers, self._errors):
+            file.close()
+
+
+# One for each sanitizer: what costs a second under ThreadSanitizer is a launch's first fibers.
+_servers: dict[Sanitizer, Server] = {}
+
+
+def _ask(sanitizer: Sanitizer, request: bytes, timeout: float | None, what: str) -> bytearray:
+    with _one_launch:
+        if sanitizer not in _servers or not _servers[sanitizer].alive():
+            _servers[sanitizer] = Server(sanitizer)
+        return _servers[sanitizer].ask(request, timeout, what)
+
+
+@atexit.register
+def _stop_servers() -> None:
+    for running in _servers.values():
+        running.stop()
+
+
+def _after_fork() -> None:
+    global _one_launch
+    _one_launch = threading.Lock()
+    for running in _servers.values():
+        running.forget()
+    _servers.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class Remote:
+    """A kernel of a library in a server."""
+
+    def __init__(
+        self, path: Path, number: int, what: str, sanitizer: Sanitizer, timeout: float | None
+    ) -> None:
+        self._path = os.fsencode(path)
+        self._number = number
+        self._what = what
+        self._sanitizer = sanitizer
+        self._timeout = timeout
+        lines = self._ask(False, [0] * 9, b"").decode().splitlines()
+        self.parameters = [Parameter(name, int(size)) for name, size in map(str.split, lines)]
+
+    def launch(self, sizes: Sequence[int], shared_memory: int, arguments: Sequence[Any]) -> None:
         arrays = [a for a in arguments if isinstance(a, np.ndarray)]
         groups = _overlapping(arrays)
         place = {id(a): (i, _begin(a) - _begin(g[0])) for i, g in enumerate(groups) for a in g}
-        head = [0, *grid, *block, shared_memory, len(groups), len(arguments)]
-        sizes = []
+        head = [len(groups), len(arguments), shared_memory, *sizes]
+        table, data, values = [], [], []
         for group in groups:
             size = max(_begin(a) + a.nbytes for a in group) - _begin(group[0])
-            head += [_offset(group[0]) % 256, size]
-            sizes.append(size)
-        values = []
+            table += [_offset(group[0]) % 256, size]
+            data.append(_bytes(group[0], size))
         for argument in arguments:
             if argument is None:
-                head += [1, 2**64 - 1, 0]
+                table += [1, 2**64 - 1, 0]
             elif isinstance(argument, np.ndarray):
-                head += [1, *place[id(argument)]]
+                table += [1, *place[id(argument)]]
             else:
                 values.append(argument.tobytes())
-                head += [0, len(values[-1]), 0]
-        with tempfile.TemporaryDirectory() as folder:
-            launch, result = Path(folder, "launch"), Path(folder, "result")
-            with launch.open("wb") as file:
-                file.write(np.array(head, dtype=np.uint64).tobytes())
-                for group, size in zip(groups, sizes, strict=True):
-                    file.write(_bytes(group[0], size))
-                file.writelines(values)
-            self._run("run", str(launch), str(result))
-            out = result.read_bytes()
+                table += [0, len(values[-1]), 0]
+        out = self._ask(True, head, b"".join([_numbers(table), *data, *values]))
         begin = 0
-        for group, size in zip(groups, sizes, strict=True):
+        for group, old in zip(groups, data, strict=True):
             for a in group:
                 if a.flags.writeable:
                     at = begin + _begin(a) - _begin(group[0])
-                    a[...] = np.frombuffer(out[at : at + a.nbytes], a.dtype).reshape(a.shape)
-            begin += size
+                    a[...] = np.frombuffer(out, a.dtype, a.size, at).reshape(a.shape)
+            begin += len(old)
 
-    def _run(self, *words: str) -> str:
-        done = subprocess.run(
-            [self.path, *words], capture_output=True, text=True, env=os.environ | ENVIRONMENT
-        )
-        if done.returncode != 0:
-            raise LaunchFailed(done.stderr or f"{self.path.name} ended with {done.returncode}")
-        return done.stdout
+    def _ask(self, is_launch: bool, head: list[int], rest: bytes) -> bytearray:
+        request = _numbers([is_launch, self._number, len(self._path), *head]) + self._path + rest
+        return _ask(self._sanitizer, request, self._timeout, self._what)
+
+
+def _numbers(numbers: Sequence[int]) -> bytes:
+    return np.array(numbers, dtype=np.uint64).tobytes()
 
 
 def _begin(array: np.ndarray) -> int:

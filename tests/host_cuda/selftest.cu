@@ -51,6 +51,26 @@ __global__ void barriers(int count) {
   for (int i = 0; i < count; ++i) __syncthreads();
 }
 
+// A sum that nobody has set to zero.
+__global__ void forgotten_start(const float* in, float* out) {
+  float sum;
+  for (int i = 0; i < 4; ++i) sum += in[i];
+  *out = sum;
+}
+
+__device__ int* kept = nullptr;
+
+// Reads what the launch before was given.
+__global__ void keep(int* now) {
+  if (kept != nullptr) *now = *kept;
+  kept = now;
+}
+
+// Until somebody gives up.
+__global__ void never_ends(int* flag) {
+  while (atomicAdd(flag, 0) == 0) cuda_host::yield();
+}
+
 enum Rule {  // in the order of RULES in the test
   legal,
   deadlock,

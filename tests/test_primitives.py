@@ -1,0 +1,62 @@
+"""What stands in kernels/cuda/primitives does what it says, and nothing else is unportable."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from host_cuda.runtime import KERNELS, HostRuntime
+
+HERE = Path(__file__).parent / "host_cuda"
+SOURCES = sorted(KERNELS.rglob("*.cu*"))
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="no g++: CUDA kernels cannot run on the CPU"
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_ptx_and_host_code_stand_in_primitives_only(path: Path) -> None:
+    code = re.sub(r"//.*", "", path.read_text())
+    outside = path.parent.name != "primitives"
+    if outside:
+        found = re.findall(r"\basm\b|__CUDACC\w*|__CUDA_ARCH__|__GNUC__|cuda_host\w*", code)
+        assert not found, f"{path.name}: {found} belong into primitives/"
+    assert path.read_text().startswith("// "), "a file starts with what it computes"
+
+
+def test_every_primitive_is_tested() -> None:
+    tested = (HERE / "primitives.cu").read_text()
+    for path in SOURCES:
+        if path.parent.name == "primitives":
+            assert f"primitives/{path.name}" in tested
+
+
+def launch(kernel: str, x: np.ndarray) -> np.ndarray:
+    out = np.full_like(x, np.nan)
+    HostRuntime(sources=HERE).launch("primitives.cu", kernel, (1, 1, 1), (32, 1, 1), (x, out))
+    return out
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_warp_sum(dtype: str) -> None:
+    """Every lane gets the same bits, those of the butterfly: x_i + x_(i^16), then ^8, …"""
+    T = "float" if dtype == "float32" else "double"
+    x = np.random.default_rng(0).standard_normal(32).astype(dtype)
+    expected = x
+    for distance in (16, 8, 4, 2, 1):
+        expected = expected + expected[np.arange(32) ^ distance]
+    np.testing.assert_array_equal(launch(f"sum_of_warp<{T}>", x), expected)
+    assert len(set(expected)) == 1
+
+
+@needs_compiler
+def test_warp_max() -> None:
+    x = -np.random.default_rng(0).uniform(1, 2, 32).astype(np.float32)
+    for lane in (0, 13, 31):
+        x[lane] += 1
+        np.testing.assert_array_equal(launch("max_of_warp<float>", x), np.full(32, x.max()))
