@@ -70,7 +70,6 @@ _TOKEN = re.compile(
 )
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _RELATIONS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">"}
-_SIZES = ("m", "n", "k", "stride", "a_stride", "b_stride", "batch", "rows", "count", "splits")
 _OTHER_SIZE = {
     "m": "n", "n": "m", "k": "n", "stride": "extent", "a_stride": "b_stride",
     "b_stride": "a_stride", "batch": "m", "rows": "n", "count": "splits", "splits": "count",
@@ -164,7 +163,7 @@ def _of(file: _File) -> Iterator[Place]:
             yield from _subscript(file, i)
         elif token == "=" and tokens[i + 1] != "=":
             yield from _initial_value(file, i)
-        elif token == "*" and tokens[i + 1] in _SIZES:
+        elif token == "*" and tokens[i + 1] in _OTHER_SIZE:
             yield "stride", *file.slice(i + 1, i + 2), _OTHER_SIZE[tokens[i + 1]]
         elif token == "(" and previous in ("gemm", "fetch", "epilogue"):
             yield from _arguments(file, i)

@@ -42,7 +42,7 @@ from host_cuda.runtime import KERNELS, LaunchFailed
 
 SCORE = 0.95
 #: Seconds for one case, building its kernels included; a mutant may run forever.
-PATIENCE = 120
+PATIENCE = 30
 
 CAUGHT = {
     "numbers": "wrong numbers",
