@@ -6,15 +6,14 @@ import functools
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable
 
 import pytest
 from host_cuda.backend import BackendRuntime, create
 from host_cuda.build import Sanitizer
+from kernel_cases import LAUNCHED
 
 from backprop_gpu import activations, backends, costs
 from backprop_gpu.backends import Obstacles, names
-from backprop_gpu.catalogue import Kernel
 
 GPU_BACKENDS = ("cuda", "numba_cuda")
 
@@ -57,7 +56,7 @@ def host_runtime(sanitizer: Sanitizer = "plain", together: Iterable[Kernel] = ()
         assert missing is None, missing
     elif missing is not None:
         pytest.skip(f"CUDA kernels on the CPU: {missing}")
-    return BackendRuntime(sanitizer, library=True, together=together)
+    return BackendRuntime(sanitizer, library=True, together=LAUNCHED)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import numpy as np
 import reference
 from reference import assert_close, product_bound
 
-from backprop_gpu import activations, costs, planning
+from backprop_gpu import activations, catalogue, costs, planning
 from backprop_gpu.activations import Activation
 from backprop_gpu.backends.base import Backend
 from backprop_gpu.backends.cuda import CudaBackend, Runtime
@@ -98,6 +98,16 @@ class Case:
 
 
 CASES: list[Case] = []
+
+#: What the cases launch, and some more: products with one σ, and every σ in maps, which are quick
+#: to build. (A user's σ is built by itself.)
+LAUNCHED = tuple(
+    kernel
+    for kernel in catalogue.everything()
+    if kernel.file == "weight_gradient.cu"
+    or "Tile" not in kernel.expression
+    or "Sigmoid" in kernel.expression
+)
 
 
 def case(

@@ -30,6 +30,15 @@ RULES = (
     "race_between_blocks",
     "shuffle_orders_nothing",
 )
+CLUSTER_RULES = (
+    "lawful",
+    "one_at_another_barrier",
+    "arrives_twice",
+    "does_not_arrive",
+    "rank_too_large",
+    "not_shared",
+    "race_in_cluster",
+)
 SANITIZERS = ("plain", "asan", "tsan")
 
 pytestmark = pytest.mark.skipif(
@@ -44,7 +53,16 @@ def runtime(sanitizer: str = "plain", define: str = "") -> HostRuntime:
 
 @pytest.fixture(scope="module", autouse=True)
 def _built() -> None:
-    kernels = ("transpose<double>", "block_sums<float>", "break_rule", "keep", "forgotten_start")
+    kernels = (
+        "transpose<double>",
+        "block_sums<float>",
+        "break_rule",
+        "keep",
+        "forgotten_start",
+        "ring",
+        "introduce",
+        "break_cluster_rule",
+    )
     for sanitizer in SANITIZERS:
         runtime(sanitizer).prepare(("selftest.cu", kernel) for kernel in kernels)
 
@@ -194,6 +212,142 @@ def test_what_was_not_written_is_never_zero_by_luck(sanitizer):
     np.testing.assert_array_equal(out.view(np.uint32), 0xFEFEFEFE)
 
 
+# -- clusters ----------------------------------------------------------------------------
+
+
+def ring(
+    sanitizer: str, define: str = "", blocks: int = 4, clusters: int = 3, rounds: int = 5
+) -> tuple[np.ndarray, np.ndarray]:
+    x = np.random.default_rng(0).integers(0, 100, (clusters, blocks, 32), np.int32)
+    out = x.copy()
+    runtime(sanitizer, define).launch(
+        "selftest.cu", "ring", (clusters * blocks, 1, 1), (32, 1, 1), (out, np.int32(rounds)), 128,
+        cluster=(blocks, 1, 1),
+    )  # fmt: skip
+    for _ in range(rounds):
+        x = 2 * x + np.roll(x, -1, axis=1)
+    return out, x
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+@pytest.mark.parametrize("blocks", [1, 2, 4, 16])
+def test_blocks_of_a_cluster_read_each_others_shared_memory(sanitizer, blocks):
+    np.testing.assert_array_equal(*ring(sanitizer, blocks=blocks))
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+@pytest.mark.parametrize("shape", [(2, 3, 2), (4, 4, 1), (1, 1, 2)])
+def test_ranks_and_places_in_a_cluster(sanitizer, shape):
+    grid = (2 * shape[0], shape[1], 3 * shape[2])
+    blocks = int(np.prod(shape))
+    out = np.zeros((*reversed(grid), blocks, 4), np.int32)
+    runtime(sanitizer).launch(
+        "selftest.cu", "introduce", grid, (33, 1, 1), (out,), 16, cluster=shape
+    )
+    for z, y, x in np.ndindex(*reversed(grid)):
+        for rank, place in enumerate(np.ndindex(*reversed(shape))):
+            k, j, i = place
+            block = np.array((x, y, z)) // shape * shape + (i, j, k)
+            np.testing.assert_array_equal(out[z, y, x, rank, :3], block)
+            assert out[z, y, x, rank, 3] == i + 10 * j + 100 * k + 1000 * rank
+
+
+def test_a_missing_cluster_barrier_is_a_race_at_a_line():
+    with pytest.raises(LaunchFailed, match="data race") as caught:
+        ring("tsan", "WITHOUT_CLUSTER_BARRIER")
+    assert line("at_rank(old, next)[thread]") in str(caught.value)
+    out, exact = ring("plain", "WITHOUT_CLUSTER_BARRIER")
+    assert (out != exact).any()
+
+
+def test_a_block_that_leaves_takes_its_shared_memory_along():
+    with pytest.raises(LaunchFailed, match="use-after-poison") as caught:
+        ring("asan", "LEAVE_EARLY")
+    assert line("at_rank(old, next)[thread]") in str(caught.value)
+    with pytest.raises(LaunchFailed, match="data race") as caught:
+        ring("tsan", "LEAVE_EARLY")
+    assert line("at_rank(old, next)[thread]") in str(caught.value)
+    out, exact = ring("plain", "LEAVE_EARLY", rounds=1)
+    np.testing.assert_array_equal(out[:, :3], exact[:, :3])
+    # The last block reads -1 of the first, which has left; its last thread, which opens the
+    # barrier, is faster.
+    (before, _), last = ring("plain", rounds=0), np.s_[:, 3, :31]
+    np.testing.assert_array_equal(out[last], 2 * before[last] - 1)
+
+
+def break_cluster_rule(sanitizer: str, rule: str) -> np.ndarray:
+    out = np.zeros(8, np.int32)
+    arguments = (np.int32(CLUSTER_RULES.index(rule)), out)
+    size = (8, 1, 1), (40, 1, 1)
+    run = runtime(sanitizer)
+    run.launch("selftest.cu", "break_cluster_rule", *size, arguments, cluster=(4, 1, 1))
+    return out
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_a_cluster_barrier_does_not_wait_for_those_who_left(sanitizer):
+    np.testing.assert_array_equal(break_cluster_rule(sanitizer, "lawful"), [1, 0, 0, 1] * 2)
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+@pytest.mark.parametrize(
+    ("rule", "complaint"),
+    [
+        ("arrives_twice", r"thread \(0,0,0\) arrives again before it has waited"),
+        ("does_not_arrive", r"thread \(0,0,0\) waits and has not arrived"),
+        ("rank_too_large", r"block \(0,0,0\): map_shared: rank 4 in a cluster of 4"),
+        ("not_shared", "is not in the block's shared memory"),
+    ],
+)
+def test_rules_of_a_cluster(sanitizer, rule, complaint):
+    with pytest.raises(LaunchFailed, match=complaint):
+        break_cluster_rule(sanitizer, rule)
+    np.testing.assert_array_equal(break_cluster_rule(sanitizer, "lawful"), [1, 0, 0, 1] * 2)
+
+
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
+def test_a_deadlock_in_a_cluster_names_the_blocks(sanitizer):
+    with pytest.raises(LaunchFailed) as caught:
+        break_cluster_rule(sanitizer, "one_at_another_barrier")
+    message = str(caught.value)
+    assert "deadlock: 7 of 160 threads returned" in message
+    wait = line("CLUSTER_WAIT;", 4)
+    assert f"{wait}: block (0,0,0): (0,0,0) (1,0,0) (2,0,0) (3,0,0) and others, 39 thr" in message
+    assert f"{wait}: block (1,0,0): (0,0,0) (1,0,0) (2,0,0) (4,0,0) and others, 37 thr" in message
+    assert f"{line('rank == 1) __syncthreads')}: block (1,0,0): (3,0,0), 1 threads" in message
+
+
+def test_a_race_between_blocks_of_a_cluster():
+    with pytest.raises(LaunchFailed, match="data race") as caught:
+        break_cluster_rule("tsan", "race_in_cluster")  # ranks 2 and 3
+    assert line("out[0] = rank") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("grid", "cluster", "complaint"),
+    [
+        ((6, 1, 1), (4, 1, 1), "no multiple of the cluster"),
+        ((4, 3, 1), (2, 2, 1), "no multiple of the cluster"),
+        ((17, 1, 1), (17, 1, 1), "1 to 16 blocks"),
+        ((4, 1, 1), (0, 1, 1), "1 to 16 blocks"),
+    ],
+)
+def test_clusters_that_a_device_refuses(grid, cluster, complaint):
+    run, arguments = runtime(), (None, np.int32(0))
+    with pytest.raises(LaunchFailed, match=complaint):
+        run.launch("selftest.cu", "ring", grid, (32, 1, 1), arguments, cluster=cluster)
+
+
+def _ring_in_a_child() -> None:
+    np.testing.assert_array_equal(*ring("plain"))
+
+
+def test_a_forked_process_makes_threads_of_its_own():
+    ring("plain")
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        pool.apply_async(_ring_in_a_child).get(timeout=30)
+
+
 # -- servers -----------------------------------------------------------------------------
 
 
@@ -264,19 +418,27 @@ def test_a_forked_process_has_servers_of_its_own():
 
 
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+ENDINGS = {
+    "end": "",
+    "killed": KILL,
+    "killed while waiting": f"threading.Timer(0.5, lambda: {KILL}).start(); endless()",
+    "killed after a fork": f"""
+if os.fork() > 0: {KILL}
+os.closerange(1, 3)
+time.sleep(15)
+os._exit(0)
+""",
+}
 
 
-@pytest.mark.parametrize(
-    "ending", ["", KILL, f"threading.Timer(0.5, lambda: {KILL}).start(); endless()"]
-)
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_servers_end_with_python(ending):
-    """With Python's end, its death, and its death while it waits for an answer."""
     code = f"""
-import os, signal, sys, threading
+import os, signal, sys, threading, time
 sys.path.insert(0, {str(HERE.parent)!r})
 from test_host_cuda_harness import endless, server
 print(server("asan"), flush=True)
-{ending}
+{ENDINGS[ending]}
 """
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parents[1])

@@ -11,25 +11,10 @@ import functools
 
 import pytest
 from conftest import host_runtime
-from host_cuda.backend import BackendRuntime
 from kernel_cases import CASES, DTYPES, RUNS, Case, run_on_cuda
 
-from backprop_gpu.catalogue import everything
-
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
-
-
-@functools.cache
-def runtime(run: str) -> BackendRuntime:
-    # The cases try products with one σ, and every σ in maps, which are quick to build.
-    kernels = [
-        kernel
-        for kernel in everything()
-        if "Tile" not in kernel.expression
-        or "Sigmoid" in kernel.expression
-        or kernel.file == "weight_gradient.cu"
-    ]
-    return host_runtime(run, together=kernels)
+runtime = functools.cache(host_runtime)
 
 
 # A sanitizer's process cannot call a user's Python function.

@@ -24,6 +24,7 @@
 #define __host__
 #define __constant__
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __forceinline__ inline
 #define __align__(n) __attribute__((aligned(n)))
 

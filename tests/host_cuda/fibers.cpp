@@ -1,10 +1,14 @@
 #include "fibers.h"
 
 #include <link.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <vector>
 
@@ -106,20 +110,24 @@ constexpr size_t page = 4096;
 constexpr size_t stack_bytes = 256 * 1024;  // mapped: only what is touched costs memory
 
 // ThreadSanitizer orders what one identity does, so threads of different blocks, which
-// nothing orders, need different ones. An identity costs 1 ms and 1 MB, so blocks share
-// them in sets, and a race is seen if the two blocks drew different sets: always for blocks 0
-// and 1, and since the draw is the sum of a block's digits, for about half of the pairs at
-// any distance.
+// nothing orders, need different ones: those of a cluster always have them. An identity costs
+// 1 ms and 1 MB, so clusters share them in sets, and a race is seen if the two clusters drew
+// different sets: always for clusters 0 and 1, and since the draw is the sum of a cluster's
+// digits, for about half of the pairs at any distance. Large clusters have one set.
 #ifdef CUDA_HOST_TSAN
-unsigned identity_sets(unsigned threads) { return threads < 128 ? 256 / threads : 2; }
+constexpr unsigned most_identities = 4096;  // with 8000 its memory runs out
+unsigned identity_sets(unsigned threads) {
+  return threads < 128 ? 256 / threads : threads <= 1024 ? 2 : 1;
+}
 #else
+constexpr unsigned most_identities = ~0u;
 unsigned identity_sets(unsigned) { return 1; }
 #endif
 
-unsigned identity_set(unsigned block, unsigned threads) {
+unsigned identity_set(unsigned cluster, unsigned threads) {
   const unsigned sets = identity_sets(threads);
   unsigned sum = 0;
-  for (; sets > 1 && block > 0; block /= sets) sum += block % sets;
+  for (; sets > 1 && cluster > 0; cluster /= sets) sum += cluster % sets;
   return sum % sets;
 }
 
@@ -127,6 +135,27 @@ struct Stack {
   char* bottom;
   void* tsan;
 };
+
+// Where the kernel's module has its thread-local storage, all of it shared memory (see
+// __shared__), and in it the array of dynamic size.
+struct SharedMemory {
+  char* begin = nullptr;
+  char* end = nullptr;
+  char* dynamic = nullptr;
+};
+
+}  // namespace
+
+// An OS thread. Fibers of other threads are reached through `home`, its own stack.
+struct Carrier {
+  Fiber home;
+  SharedMemory shared;
+  sem_t baton;
+
+  Carrier() { sem_init(&baton, 0, 0); }
+};
+
+namespace {
 
 // The blocks that run side by side. A new one each time: ThreadSanitizer then knows that
 // its barriers' clocks have nothing to do with those of the cluster before.
@@ -142,14 +171,18 @@ struct Scheduler {
   const Launch* launch = nullptr;
   Cluster* cluster = nullptr;
   std::vector<Stack> stacks;
-  Fiber host;  // who called run()
+  std::vector<Carrier*> carriers;  // by rank; 0 is who called run()
+  pid_t process = 0;               // of the carriers; a fork leaves them behind
   Fiber* first = nullptr;  // the run queue
   Fiber* last = nullptr;
+  Fiber* next = nullptr;       // to run; null when the cluster is done
   Fiber* came_from = nullptr;  // by the latest switch
   bool failed = false;
-  char message[4096];
+  char message[8192];
   char started = 0, ended = 0, fenced = 0;  // clocks: see Barrier::clocks
 } scheduler;
+
+bool is_home(const Fiber* fiber) { return fiber->block == nullptr; }
 
 void enqueue(Fiber* first, Fiber* last) {
   if (scheduler.first == nullptr) {
@@ -166,7 +199,7 @@ void landed(Fiber* from) {
   const void* stack;
   size_t bytes;
   __sanitizer_finish_switch_fiber(current->asan, &stack, &bytes);
-  if (from == &scheduler.host) {
+  if (is_home(from)) {
     from->stack = stack;
     from->stack_bytes = bytes;
   }
@@ -178,7 +211,7 @@ void landed(Fiber* from) {
 void switch_to(Fiber* to) {
   Fiber* from = scheduler.came_from = current;
   current = to;
-  if (to != &scheduler.host) {
+  if (!is_home(to)) {
     threadIdx = to->thread;
     blockIdx = to->block->index;
   }
@@ -194,23 +227,44 @@ void switch_to(Fiber* to) {
   landed(scheduler.came_from);
 }
 
+// From home to home: so ThreadSanitizer, which takes a semaphore for an order, orders these
+// and not the fibers.
+void pass_baton(Carrier& to) { sem_post(&to.baton); }
+
+void await_baton(Carrier& mine) {
+  while (sem_wait(&mine.baton) != 0) {  // a signal
+  }
+}
+
+// Runs this OS thread's fibers for as long as it is their turn.
+void carry(Carrier& mine) {
+  current = &mine.home;
+  while (scheduler.next != nullptr && scheduler.next->block->carrier == &mine)
+    switch_to(scheduler.next);
+}
+
 [[noreturn]] void deadlock() {
   // Threads that wait at the same line are one group of the message.
+  const Cluster& cluster = *scheduler.cluster;
   std::vector<const Fiber*> waiting;
-  for (const Fiber& fiber : scheduler.cluster->fibers)
+  for (const Fiber& fiber : cluster.fibers)
     if (!fiber.done) waiting.push_back(&fiber);
-  char text[3000];
+  char text[7000];
   size_t used = 0;
   auto add = [&](auto... arguments) {
     if (used < sizeof text) used += snprintf(text + used, sizeof text - used, arguments...);
   };
   while (!waiting.empty()) {
     const Site site = waiting.front()->site;
+    const Block* block = waiting.front()->block;
     std::vector<const Fiber*> others;
     int count = 0;
     add("\n  at %s, %s:%d:", site.kind, site.file, site.line);
+    if (cluster.blocks.size() > 1)
+      add(" block (%u,%u,%u):", block->index.x, block->index.y, block->index.z);
     for (const Fiber* fiber : waiting) {
-      if (fiber->site.line != site.line || fiber->site.kind != site.kind) {
+      if (fiber->site.line != site.line || fiber->site.kind != site.kind ||
+          fiber->block != block) {
         others.push_back(fiber);
       } else if (++count <= 4) {
         add(" (%u,%u,%u)", fiber->thread.x, fiber->thread.y, fiber->thread.z);
@@ -219,22 +273,28 @@ void switch_to(Fiber* to) {
     add(count > 4 ? " and others, %d threads" : ", %d threads", count);
     waiting = others;
   }
-  const Block& block = *scheduler.cluster->fibers[0].block;
+  const int threads = cluster.fibers.size();
   fail("deadlock: %d of %d threads returned, nobody can open the barriers where the rest wait%s",
-       block.threads - block.live, block.threads, text);
+       threads - cluster.live, threads, text);
+}
+
+// Leaves this fiber for one of its OS thread, or for home, which passes the baton on.
+void go_to(Fiber* next) {
+  Carrier* mine = current->block->carrier;
+  scheduler.next = next;
+  switch_to(next != nullptr && next->block->carrier == mine ? next : &mine->home);
 }
 
 // Goes on with the next fiber in the queue; the caller comes back when it is in the
 // queue again and its turn comes.
 void give_way() {
   Fiber* next = scheduler.first;
-  if (next == nullptr) {
-    if (scheduler.cluster->live > 0) deadlock();
-    next = &scheduler.host;
-  } else {
+  if (next != nullptr) {
     scheduler.first = next->next;
+  } else if (scheduler.cluster->live > 0) {
+    deadlock();
   }
-  if (next != current) switch_to(next);
+  if (next != current) go_to(next);
 }
 
 void open(Barrier& barrier) {
@@ -268,14 +328,77 @@ void serve(Warp& warp, const WarpBarrier& barrier) {
   }
 }
 
+// 0xFF bytes are NaNs and -1. What the launch did not ask for is left alone.
+void fill(const SharedMemory& shared) {
+  auto fill_range = [](char* begin, char* end) { memset(begin, 0xFF, end - begin); };
+  char* dynamic = shared.dynamic;
+  fill_range(shared.begin, dynamic);
+  fill_range(dynamic, dynamic + scheduler.launch->dynamic_shared_bytes + guard);
+  fill_range(dynamic + largest_dynamic_shared + guard, shared.end);
+}
+
+// To ThreadSanitizer, memory as malloc gives it: what somebody else did with it, in no order
+// with what comes, is no race.
+void make_fresh(const SharedMemory& shared) {
+#ifdef CUDA_HOST_TSAN
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(shared.begin) & ~uintptr_t{7};
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(shared.end) + 7) & ~uintptr_t{7};
+  __tsan_java_alloc(begin, end - begin);
+#else
+  (void)shared;
+#endif
+}
+
+// A block that reads what it has not written gets nonsense, instead of what the block before
+// it left.
+void begin_block(const SharedMemory& shared) {
+#ifdef CUDA_HOST_ASAN
+  __asan_unpoison_memory_region(shared.begin, shared.end - shared.begin);
+#endif
+  fill(shared);
+  make_fresh(shared);
+#ifdef CUDA_HOST_ASAN
+  const size_t asked = scheduler.launch->dynamic_shared_bytes;
+  __asan_poison_memory_region(shared.dynamic + asked, largest_dynamic_shared + guard - asked);
+#endif
+}
+
+// All its threads have returned, the last one just now.
+void end_block(Block& block) {
+  const SharedMemory& shared = block.carrier->shared;
+#ifndef CUDA_HOST_ASAN
+  const size_t asked = scheduler.launch->dynamic_shared_bytes;
+  for (size_t i = 0; i < guard; ++i)
+    if (shared.dynamic[asked + i] != '\xFF')
+      fail("byte %zu of dynamic shared memory was written, the launch asked for %zu", asked + i,
+           asked);
+#endif
+  if (scheduler.cluster->blocks.size() == 1) return;
+  // Shared memory is no longer the block's. ThreadSanitizer takes memset for a write, after
+  // all that the block's own threads did, and so sees a peer's access that nothing orders
+  // before.
+  __tsan_acquire(&block.ended);
+#ifdef CUDA_HOST_ASAN
+  __asan_poison_memory_region(shared.begin, shared.end - shared.begin);
+#else
+  fill(shared);
+#endif
+}
+
 // A thread that returned is not waited for, as on the device.
 void retire(Fiber& fiber) {
   fiber.done = true;
-  --scheduler.cluster->live;
+  Cluster& cluster = *scheduler.cluster;
+  --cluster.live;
   Block& block = *fiber.block;
-  --block.live;
+  if (cluster.blocks.size() > 1) __tsan_release(&block.ended);
+  if (--block.live == 0) end_block(block);
   if (block.barriers[0].arrived > 0 && block.barriers[0].arrived == block.live)
     open(block.barriers[0]);
+  if (fiber.in_cluster_barrier && fiber.cluster_generation == cluster.barrier.generation)
+    --cluster.barrier.arrived;
+  if (cluster.barrier.arrived > 0 && cluster.barrier.arrived == cluster.live)
+    open(cluster.barrier);
   Warp& warp = *fiber.warp;
   const uint32_t bit = 1u << fiber.lane;
   warp.live &= ~bit;
@@ -291,8 +414,8 @@ void fiber_main() {
   landed(scheduler.came_from);
   __tsan_acquire(&scheduler.started);
   scheduler.launch->body(scheduler.launch->arguments);
-  __tsan_release(&scheduler.ended);
   retire(*current);
+  __tsan_release(&scheduler.ended);
   give_way();
   __builtin_unreachable();
 }
@@ -326,127 +449,131 @@ void prepare(Fiber& fiber, size_t number) {
   fiber.stack_pointer = frame;
 }
 
-// Shared memory is thread-local storage of the kernel's module (see __shared__), so the
-// linker knows where all of it lies.
-struct SharedMemory {
-  const void* code;  // in the module
-  char* begin = nullptr;
-  char* end = nullptr;
-};
-
-int find_shared_memory(dl_phdr_info* info, size_t, void* out) {
-  auto& found = *static_cast<SharedMemory*>(out);
-  bool is_module = false;
-  size_t bytes = 0;
-  for (int i = 0; i < info->dlpi_phnum; ++i) {
-    const auto& header = info->dlpi_phdr[i];
-    const uintptr_t begin = info->dlpi_addr + header.p_vaddr;
-    const uintptr_t code = reinterpret_cast<uintptr_t>(found.code);
-    if (header.p_type == PT_LOAD) is_module |= begin <= code && code < begin + header.p_memsz;
-    if (header.p_type == PT_TLS) bytes = header.p_memsz;
+int find_around_dynamic(dl_phdr_info* info, size_t, void* out) {
+  auto& shared = *static_cast<SharedMemory*>(out);
+  char* begin = static_cast<char*>(info->dlpi_tls_data);  // of this OS thread
+  for (int i = 0; begin != nullptr && i < info->dlpi_phnum; ++i) {
+    char* end = begin + info->dlpi_phdr[i].p_memsz;
+    if (info->dlpi_phdr[i].p_type != PT_TLS || shared.dynamic < begin || shared.dynamic >= end)
+      continue;
+    shared.begin = begin;
+    shared.end = end;
+    return 1;
   }
-  if (!is_module) return 0;
-  found.begin = static_cast<char*>(info->dlpi_tls_data);
-  found.end = found.begin + bytes;
-  return 1;
+  return 0;
 }
 
-// 0xFF bytes are NaNs and -1: a block that reads what it has not written gets nonsense,
-// instead of what the block before it left.
-void poison(char* begin, char* end) {
-  memset(begin, 0xFF, end - begin);
+void locate_shared(Carrier& mine) {
+  mine.shared.dynamic = reinterpret_cast<char*>(scheduler.launch->dynamic_shared());
+  dl_iterate_phdr(find_around_dynamic, &mine.shared);
+  make_fresh(mine.shared);
+}
+
+// What the OS threads of all blocks but the first do.
+void* carry_for_ever(void* carrier) {
+  Carrier& mine = *static_cast<Carrier*>(carrier);
 #ifdef CUDA_HOST_TSAN
-  // Fresh memory, as it would be from malloc: what the block before did with it, in no
-  // order with the next, is no race.
-  const uintptr_t aligned = reinterpret_cast<uintptr_t>(begin) & ~uintptr_t{7};
-  __tsan_java_alloc(aligned, (reinterpret_cast<uintptr_t>(end) - aligned + 7) & ~uintptr_t{7});
+  mine.home.tsan = __tsan_get_current_fiber();
 #endif
-}
-
-void poison_shared(const SharedMemory& shared, char* dynamic, size_t dynamic_bytes) {
-#ifdef CUDA_HOST_ASAN
-  __asan_unpoison_memory_region(dynamic, largest_dynamic_shared + guard);
-#endif
-  poison(shared.begin, dynamic);
-  poison(dynamic, dynamic + dynamic_bytes + guard);
-  poison(dynamic + largest_dynamic_shared + guard, shared.end);
-#ifdef CUDA_HOST_ASAN
-  __asan_poison_memory_region(dynamic + dynamic_bytes,
-                              largest_dynamic_shared + guard - dynamic_bytes);
-#endif
-}
-
-// `from` says which kernel and block it was.
-void report(const Fiber& from, const char* format, va_list arguments) {
-  Scheduler& s = scheduler;
-  const uint3 b = from.block->index;
-  const int used = snprintf(s.message, sizeof s.message, "kernel %s, block (%u,%u,%u): ",
-                            s.launch->kernel, b.x, b.y, b.z);
-  vsnprintf(s.message + used, sizeof s.message - used, format, arguments);
-  s.failed = true;
-  s.first = nullptr;
-}
-
-void complain(const char* format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  report(scheduler.cluster->fibers[0], format, arguments);
-  va_end(arguments);
-}
-
-void check_guard(const char* dynamic, size_t dynamic_bytes) {
-#ifndef CUDA_HOST_ASAN
-  for (size_t i = 0; i < guard; ++i)
-    if (dynamic[dynamic_bytes + i] != '\xFF')
-      return complain("byte %zu of dynamic shared memory was written, the launch asked for %zu",
-                      dynamic_bytes + i, dynamic_bytes);
-#endif
-}
-
-void run_block(uint3 index, const SharedMemory& shared, char* dynamic) {
-  const Launch& launch = *scheduler.launch;
-  const uint3 size = launch.block;
-  const unsigned threads = size.x * size.y * size.z;
-  poison_shared(shared, dynamic, launch.dynamic_shared_bytes);
-
-  delete scheduler.cluster;
-  scheduler.cluster = new Cluster;
-  Cluster& cluster = *scheduler.cluster;
-  cluster.fibers.resize(threads);
-  cluster.blocks.resize(1);
-  Block& block = cluster.blocks[0];
-  block.index = index;
-  block.fibers = cluster.fibers.data();
-  cluster.warps.resize((threads + lanes_of_warp - 1) / lanes_of_warp);
-  block.warps = cluster.warps.data();
-  block.threads = block.live = cluster.live = threads;
-  const uint3 grid = launch.grid;
-  const size_t set = identity_set((index.z * grid.y + index.y) * grid.x + index.x, threads);
-  for (unsigned i = 0; i < threads; ++i) {
-    Fiber& fiber = block.fibers[i];
-    fiber.index = i;
-    fiber.thread = {i % size.x, i / size.x % size.y, i / size.x / size.y};
-    fiber.lane = i % lanes_of_warp;
-    fiber.block = &block;
-    fiber.warp = &block.warps[i / lanes_of_warp];
-    fiber.warp->live |= 1u << fiber.lane;
-    fiber.warp->lanes[fiber.lane] = &fiber;
-    prepare(fiber, set * threads + i);
-    enqueue(&fiber, &fiber);
+  for (;;) {
+    await_baton(mine);
+    if (scheduler.next == nullptr) locate_shared(mine);
+    carry(mine);
+    pass_baton(scheduler.next != nullptr ? *scheduler.next->block->carrier
+                                         : *scheduler.carriers[0]);
   }
-  give_way();
-  __tsan_acquire(&scheduler.ended);
-  if (!scheduler.failed) check_guard(dynamic, launch.dynamic_shared_bytes);
+}
+
+// One for each block of a cluster, each knowing where the kernel's shared memory is.
+void muster_carriers(size_t blocks) {
+  Scheduler& s = scheduler;
+  if (s.process != getpid()) s.carriers.clear();
+  s.process = getpid();
+  while (s.carriers.size() < blocks) {
+    s.carriers.push_back(new Carrier);
+    pthread_t thread;
+    if (s.carriers.size() > 1 &&
+        pthread_create(&thread, nullptr, carry_for_ever, s.carriers.back()) != 0)
+      abort();
+  }
+  s.next = nullptr;
+  for (size_t rank = 1; rank < blocks; ++rank) {
+    pass_baton(*s.carriers[rank]);
+    await_baton(*s.carriers[0]);
+  }
+  locate_shared(*s.carriers[0]);
+#ifdef CUDA_HOST_TSAN
+  s.carriers[0]->home.tsan = __tsan_get_current_fiber();
+#endif
+}
+
+void run_cluster(uint3 index) {
+  Scheduler& s = scheduler;
+  const Launch& launch = *s.launch;
+  const uint3 size = launch.block, shape = launch.cluster, grid = launch.grid;
+  const unsigned threads = size.x * size.y * size.z, blocks = shape.x * shape.y * shape.z;
+  const unsigned warps = (threads + lanes_of_warp - 1) / lanes_of_warp;
+  const unsigned number = (index.z * (grid.y / shape.y) + index.y) * (grid.x / shape.x) + index.x;
+  const size_t set = identity_set(number, threads * blocks);
+
+  delete s.cluster;
+  s.cluster = new Cluster;
+  Cluster& cluster = *s.cluster;
+  cluster.blocks.resize(blocks);
+  cluster.fibers.resize(blocks * threads);
+  cluster.warps.resize(blocks * warps);
+  cluster.live = blocks * threads;
+  cluster.barrier.one_site = false;
+  for (unsigned rank = 0; rank < blocks; ++rank) {
+    Block& block = cluster.blocks[rank];
+    block.rank = rank;
+    block.index = {index.x * shape.x + rank % shape.x,
+                   index.y * shape.y + rank / shape.x % shape.y,
+                   index.z * shape.z + rank / shape.x / shape.y};
+    block.carrier = s.carriers[rank];
+    block.fibers = &cluster.fibers[rank * threads];
+    block.warps = &cluster.warps[rank * warps];
+    block.live = threads;
+    begin_block(block.carrier->shared);
+    for (unsigned i = 0; i < threads; ++i) {
+      Fiber& fiber = block.fibers[i];
+      fiber.index = i;
+      fiber.thread = {i % size.x, i / size.x % size.y, i / size.x / size.y};
+      fiber.lane = i % lanes_of_warp;
+      fiber.block = &block;
+      fiber.warp = &block.warps[i / lanes_of_warp];
+      fiber.warp->live |= 1u << fiber.lane;
+      fiber.warp->lanes[fiber.lane] = &fiber;
+      prepare(fiber, (set * blocks + rank) * threads + i);
+      enqueue(&fiber, &fiber);
+    }
+  }
+  s.next = s.first;
+  s.first = s.first->next;
+  for (;;) {
+    carry(*s.carriers[0]);
+    if (s.next == nullptr) break;
+    pass_baton(*s.next->block->carrier);
+    await_baton(*s.carriers[0]);
+  }
+  __tsan_acquire(&s.ended);
 }
 
 }  // namespace
 
 void fail(const char* format, ...) {
+  Scheduler& s = scheduler;
+  const uint3 block = current->block->index;
+  const int used = snprintf(s.message, sizeof s.message, "kernel %s, block (%u,%u,%u): ",
+                            s.launch->kernel, block.x, block.y, block.z);
   va_list arguments;
   va_start(arguments, format);
-  report(*current, format, arguments);
+  vsnprintf(s.message + used, sizeof s.message - used, format, arguments);
   va_end(arguments);
-  switch_to(&scheduler.host);  // the other fibers are abandoned where they stand
+  __tsan_release(&s.ended);  // who called run() reads the message
+  s.failed = true;
+  s.first = nullptr;
+  go_to(nullptr);  // the other fibers are abandoned where they stand
   __builtin_unreachable();
 }
 
@@ -545,6 +672,48 @@ void fence() {
 
 int lane() { return current->lane; }
 
+void cluster_arrive(Site site) {
+  Fiber& fiber = *current;
+  Cluster& cluster = *scheduler.cluster;
+  if (fiber.in_cluster_barrier)
+    fail("%s, %s:%d: thread (%u,%u,%u) arrives again before it has waited", site.kind, site.file,
+         site.line, fiber.thread.x, fiber.thread.y, fiber.thread.z);
+  fiber.in_cluster_barrier = true;
+  cluster.barrier.expected = cluster.live;
+  fiber.cluster_generation = arrive(cluster.barrier, site);
+}
+
+void cluster_wait(Site site) {
+  Fiber& fiber = *current;
+  if (!fiber.in_cluster_barrier)
+    fail("%s, %s:%d: thread (%u,%u,%u) waits and has not arrived", site.kind, site.file, site.line,
+         fiber.thread.x, fiber.thread.y, fiber.thread.z);
+  fiber.site = site;
+  wait(scheduler.cluster->barrier, fiber.cluster_generation);
+  fiber.in_cluster_barrier = false;
+}
+
+unsigned cluster_rank() { return current->block->rank; }
+
+unsigned cluster_blocks() { return scheduler.cluster->blocks.size(); }
+
+uint3 cluster_size() { return scheduler.launch->cluster; }
+
+uint3 cluster_block() {
+  const uint3 size = cluster_size(), block = current->block->index;
+  return {block.x % size.x, block.y % size.y, block.z % size.z};
+}
+
+void* map_shared(const void* mine, unsigned rank) {
+  const SharedMemory& own = current->block->carrier->shared;
+  const char* address = static_cast<const char*>(mine);
+  if (address < own.begin || address >= own.end)
+    fail("map_shared: %p is not in the block's shared memory", mine);
+  if (rank >= cluster_blocks())
+    fail("map_shared: rank %u in a cluster of %u", rank, cluster_blocks());
+  return scheduler.carriers[rank]->shared.begin + (address - own.begin);
+}
+
 const char* run(const Launch& launch) {
   Scheduler& s = scheduler;
   s.launch = &launch;
@@ -552,41 +721,46 @@ const char* run(const Launch& launch) {
   s.first = nullptr;
   blockDim = {launch.block.x, launch.block.y, launch.block.z};
   gridDim = {launch.grid.x, launch.grid.y, launch.grid.z};
-  const size_t threads = size_t{launch.block.x} * launch.block.y * launch.block.z;
+  const uint3 grid = launch.grid, block = launch.block, cluster = launch.cluster;
+  const size_t threads = size_t{block.x} * block.y * block.z;
+  const size_t blocks = size_t{cluster.x} * cluster.y * cluster.z;
   const char* complaint =
-      threads == 0 || threads > threads_of_block     ? "a block has 1 to 1024 threads"
-      : launch.block.z > 64                          ? "a block is at most 64 deep"
-      : launch.grid.x == 0 || launch.grid.x >> 31    ? "the grid's x is 1 to 2^31 - 1"
-      : launch.grid.y == 0 || launch.grid.y > 65535  ? "the grid's y is 1 to 65535"
-      : launch.grid.z == 0 || launch.grid.z > 65535  ? "the grid's z is 1 to 65535"
+      threads == 0 || threads > threads_of_block ? "a block has 1 to 1024 threads"
+      : block.z > 64                             ? "a block is at most 64 deep"
+      : grid.x == 0 || grid.x >> 31              ? "the grid's x is 1 to 2^31 - 1"
+      : grid.y == 0 || grid.y > 65535            ? "the grid's y is 1 to 65535"
+      : grid.z == 0 || grid.z > 65535            ? "the grid's z is 1 to 65535"
+      : blocks == 0 || blocks > blocks_of_cluster ? "a cluster has 1 to 16 blocks"
+      : grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z
+          ? "the grid is no multiple of the cluster"
+      : blocks * threads > most_identities ? "ThreadSanitizer knows at most 4096 threads at once"
       : launch.dynamic_shared_bytes > largest_dynamic_shared ? "too much dynamic shared memory"
                                                              : nullptr;
   if (complaint != nullptr) {
     snprintf(s.message, sizeof s.message,
-             "kernel %s, grid (%u,%u,%u), block (%u,%u,%u), %zu bytes of dynamic shared memory: %s",
-             launch.kernel, launch.grid.x, launch.grid.y, launch.grid.z, launch.block.x,
-             launch.block.y, launch.block.z, launch.dynamic_shared_bytes, complaint);
+             "kernel %s, grid (%u,%u,%u), block (%u,%u,%u), cluster (%u,%u,%u), %zu bytes of "
+             "dynamic shared memory: %s",
+             launch.kernel, grid.x, grid.y, grid.z, block.x, block.y, block.z, cluster.x,
+             cluster.y, cluster.z, launch.dynamic_shared_bytes, complaint);
     return s.message;
   }
-  char* dynamic = reinterpret_cast<char*>(launch.dynamic_shared());
-  SharedMemory shared{reinterpret_cast<const void*>(launch.body)};
-  dl_iterate_phdr(find_shared_memory, &shared);
-  current = &s.host;
 #ifdef CUDA_HOST_TSAN
-  s.host.tsan = __tsan_get_current_fiber();
   static const bool once = (__tsan_java_init(page, 1ul << 47), true);
   (void)once;
+#endif
+  muster_carriers(blocks);
+  const uint3 clusters{grid.x / cluster.x, grid.y / cluster.y, grid.z / cluster.z};
+#ifdef CUDA_HOST_TSAN
   // All identities exist before the first block runs: one made later would be ordered
   // after the blocks before it.
-  const unsigned blocks = launch.grid.x * launch.grid.y * launch.grid.z;
-  const unsigned sets = identity_sets(threads);
-  stack((blocks < sets ? blocks : sets) * threads - 1);
+  const size_t sets = identity_sets(blocks * threads);
+  const size_t count = size_t{clusters.x} * clusters.y * clusters.z;
+  stack((count < sets ? count : sets) * blocks * threads - 1);
 #endif
   __tsan_release(&s.started);
-  for (unsigned z = 0; z < launch.grid.z && !s.failed; ++z)
-    for (unsigned y = 0; y < launch.grid.y && !s.failed; ++y)
-      for (unsigned x = 0; x < launch.grid.x && !s.failed; ++x)
-        run_block({x, y, z}, shared, dynamic);
+  for (unsigned z = 0; z < clusters.z && !s.failed; ++z)
+    for (unsigned y = 0; y < clusters.y && !s.failed; ++y)
+      for (unsigned x = 0; x < clusters.x && !s.failed; ++x) run_cluster({x, y, z});
   return s.failed ? s.message : nullptr;
 }
 

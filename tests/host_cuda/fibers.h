@@ -7,8 +7,12 @@
 // dry while fibers still wait, that is a deadlock, and the launch fails with a
 // message that names kernel, block, threads and source lines.
 //
-// Blocks run one cluster after another (today a cluster is one block). Only one
-// OS thread ever runs at a time, so the scheduler has no locks.
+// Clusters run one after another; the blocks of a cluster run side by side, each on
+// an OS thread of its own, because shared memory is thread-local. The first block's is
+// the caller's, the others are kept for the next launch. Only the one that has the baton
+// runs, and it passes it on when the next fiber in the queue is another's, so the
+// scheduler has no locks. A block's shared memory is gone when its last thread has
+// returned: a peer that still reads it gets nonsense or a sanitizer's report.
 //
 // This header has what device code needs inline. The scheduler (fibers.cpp) is
 // compiled without sanitizers, which would otherwise watch its bookkeeping, and
@@ -34,12 +38,14 @@ namespace cuda_host {
 constexpr int lanes_of_warp = 32;
 constexpr int threads_of_block = 1024;
 constexpr int named_barriers = 16;
+constexpr int blocks_of_cluster = 16;  // H100's and B200's limit, with the opt-in
 // An H100's and B200's limit a block, with the opt-in.
 constexpr size_t largest_dynamic_shared = 227 * 1024;
 constexpr size_t guard = 256;  // bytes behind it that must stay as they are
 
 struct Fiber;
 struct Block;
+struct Carrier;
 
 // A place in device code; "kind" is the intrinsic that was called there.
 struct Site {
@@ -94,6 +100,8 @@ struct Fiber {
 
   uint64_t offered = 0, received = 0;  // a warp's exchange
   int source = 0;
+  bool in_cluster_barrier = false;  // between arrive and wait
+  unsigned cluster_generation = 0;  // at the latest arrival
 
   void* stack_pointer = nullptr;  // while another fiber runs
   const void* stack = nullptr;
@@ -103,17 +111,19 @@ struct Fiber {
 };
 
 struct Block {
-  uint3 index{};  // blockIdx
+  uint3 index{};                     // blockIdx
+  unsigned rank = 0;                 // in the cluster
+  Carrier* carrier = nullptr;        // its OS thread
   Fiber* fibers = nullptr;
-  int threads = 0;
-  int live = 0;
   Warp* warps = nullptr;
+  int live = 0;                      // threads that have not returned
+  char ended = 0;                    // a clock of those that have
   Barrier barriers[named_barriers];  // 0 is __syncthreads
 };
 
 struct Launch {
   const char* kernel;
-  uint3 grid, block;
+  uint3 grid, block, cluster;
   size_t dynamic_shared_bytes;
   unsigned char* (*dynamic_shared)();  // where this OS thread's lies
   void (*body)(void** arguments);      // one CUDA thread
@@ -123,7 +133,8 @@ struct Launch {
 // Runs the grid. Returns null, or what went wrong.
 const char* run(const Launch& launch);
 
-// What a library has for each kernel (launch.h). Sizes are the grid's x, y, z and the block's.
+// What a library has for each kernel (launch.h). Sizes are x, y, z of the grid, the block and
+// the cluster.
 using Parameter = const char*(unsigned parameter, size_t* bytes);
 using Start = const char*(const unsigned* sizes, size_t dynamic_shared_bytes, void** arguments);
 
@@ -141,5 +152,16 @@ void named_arrive(int id, int participants, Site site);
 uint64_t warp_barrier(uint32_t mask, Site site, Exchange exchange, uint64_t offered, int source);
 void fence();
 int lane();
+
+// barrier.cluster.arrive and .wait, which order memory as release and acquire do. All threads
+// of the cluster that have not returned take part, from any lines.
+void cluster_arrive(Site site);
+void cluster_wait(Site site);
+unsigned cluster_rank();  // of this block
+unsigned cluster_blocks();
+uint3 cluster_size();   // in blocks
+uint3 cluster_block();  // this block's place in it
+// Where the block of that rank has in shared memory what this one has at `mine`.
+void* map_shared(const void* mine, unsigned rank);
 
 }  // namespace cuda_host

@@ -56,6 +56,7 @@ inline unsigned char* dynamic_shared_of_thread() { return dynamic_shared; }
   extern "C" const char* launch_##i(const unsigned* s, size_t dynamic_shared_bytes,           \
                                     void** arguments) {                                       \
     return cuda_host::run({#__VA_ARGS__, {s[0], s[1], s[2]}, {s[3], s[4], s[5]},              \
-                           dynamic_shared_bytes, cuda_host::dynamic_shared_of_thread,         \
+                           {s[6], s[7], s[8]}, dynamic_shared_bytes,                          \
+                           cuda_host::dynamic_shared_of_thread,                               \
                            kernel_type_##i::thread<__VA_ARGS__>, arguments});                 \
   }

@@ -28,7 +28,10 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """``old`` at offset ``at`` becomes ``new``; ``inside`` names the function or struct."""
+    """``old`` at offset ``at`` becomes ``new``, and the line ``code`` becomes ``broken``.
+
+    ``inside`` names the function or struct around it.
+    """
 
     file: str
     kind: str
@@ -37,6 +40,7 @@ class Mutant:
     new: str
     line: int
     code: str
+    broken: str
     inside: str
 
     def apply(self, source: str) -> str:
@@ -54,9 +58,11 @@ def mutants(folder: Path) -> list[Mutant]:
         file = _File(path.read_text())
         name = str(path.relative_to(folder))
         for kind, at, old, new in sorted(set(_of(file))):
-            line = file.text.count("\n", 0, at) + 1
-            code = file.text.splitlines()[line - 1].strip()
-            found.append(Mutant(name, kind, at, old, new, line, code, file.inside(at)))
+            line = file.text.count("\n", 0, at)
+            broken = file.text[:at] + new + file.text[at + len(old) :]
+            code, broken = (text.splitlines()[line].strip() for text in (file.text, broken))
+            inside = file.inside(at)
+            found.append(Mutant(name, kind, at, old, new, line + 1, code, broken, inside))
     return sorted(found, key=lambda m: (m.file, m.at))
 
 

@@ -82,6 +82,7 @@ class HostRuntime:
         arguments: Sequence[Any],
         shared_memory: int = 0,
         activation: Any = None,
+        cluster: Size = (1, 1, 1),
     ) -> None:
         """Run one kernel to its end.
 
@@ -91,7 +92,7 @@ class HostRuntime:
         """
         kernel = self._kernel(file, expression, activation)
         _check(expression, kernel.parameters, arguments)
-        kernel.launch((*grid, *block), shared_memory, arguments)
+        kernel.launch((*grid, *block, *cluster), shared_memory, arguments)
 
     def prepare(self, kernels: Iterable[tuple[str, str]]) -> None:
         """Build (file, expression) pairs ahead, those of a file together; two builds at a time.
@@ -332,7 +333,7 @@ class Remote:
         self._what = what
         self._sanitizer = sanitizer
         self._timeout = timeout
-        lines = self._ask(False, [0] * 9, b"").decode().splitlines()
+        lines = self._ask(False, [0] * 12, b"").decode().splitlines()
         self.parameters = [Parameter(name, int(size)) for name, size in map(str.split, lines)]
 
     def launch(self, sizes: Sequence[int], shared_memory: int, arguments: Sequence[Any]) -> None:

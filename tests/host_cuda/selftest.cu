@@ -117,3 +117,87 @@ __global__ void break_rule(int broken, int* out, int* count) {
     *count = 100 * sum;
   }
 }
+
+// -------------------------------------------------------------------------- clusters
+
+#define CLUSTER_ARRIVE cuda_host::cluster_arrive({"cluster arrive", __FILE__, __LINE__})
+#define CLUSTER_WAIT cuda_host::cluster_wait({"cluster wait", __FILE__, __LINE__})
+
+template <class T> __device__ T* at_rank(T* mine, unsigned rank) {
+  return static_cast<T*>(cuda_host::map_shared(mine, rank));
+}
+
+// A ring: each round, a block's numbers become twice theirs plus those of the next block, with
+// static and dynamic shared memory in turn. Dynamic shared memory for blockDim.x ints.
+__global__ void ring(int* x, int rounds) {
+  __shared__ int even[32];
+  int* odd = reinterpret_cast<int*>(dynamic_shared);
+  const int thread = threadIdx.x, blocks = cuda_host::cluster_blocks();
+  const unsigned next = (cuda_host::cluster_rank() + 1) % blocks;
+  int& mine = x[blockIdx.x * blockDim.x + thread];
+  even[thread] = mine;
+  for (int round = 0; round < rounds; ++round) {
+    int *old = round % 2 ? odd : even, *now = round % 2 ? even : odd;
+#ifndef WITHOUT_CLUSTER_BARRIER
+    CLUSTER_ARRIVE;
+    const int twice = 2 * old[thread];
+    CLUSTER_WAIT;
+#else
+    const int twice = 2 * old[thread];
+#endif
+    now[thread] = twice + at_rank(old, next)[thread];
+  }
+#ifndef LEAVE_EARLY
+  CLUSTER_ARRIVE;
+  CLUSTER_WAIT;
+#endif
+  mine = (rounds % 2 ? odd : even)[thread];
+}
+
+// out (block of the grid, rank, 4): what each block reads of the others.
+__global__ void introduce(int* out) {
+  int* mine = reinterpret_cast<int*>(dynamic_shared);
+  const uint3 place = cuda_host::cluster_block();
+  const int rank = cuda_host::cluster_rank(), blocks = cuda_host::cluster_blocks();
+  const int own[] = {int(blockIdx.x), int(blockIdx.y), int(blockIdx.z),
+                     int(place.x + 10 * place.y + 100 * place.z + 1000 * rank)};
+  const int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+  const int thread = threadIdx.x;
+  if (thread < 4) mine[thread] = own[thread];
+  CLUSTER_ARRIVE;
+  CLUSTER_WAIT;
+  for (int other = 0; thread < 4 && other < blocks; ++other)
+    out[(block * blocks + other) * 4 + thread] = at_rank(mine, other)[thread];
+  CLUSTER_ARRIVE;
+  CLUSTER_WAIT;
+}
+
+enum ClusterRule {  // in the order of CLUSTER_RULES in the test
+  lawful,
+  one_at_another_barrier,
+  arrives_twice,
+  does_not_arrive,
+  rank_too_large,
+  not_shared,
+  race_in_cluster,
+};
+
+// Block 40. Some threads take no part in barriers, or leave between arrive and wait.
+__global__ void break_cluster_rule(int broken, int* out) {
+  const unsigned rank = cuda_host::cluster_rank();
+  const int thread = threadIdx.x;
+  if (thread == 7 && rank > 0) return;
+  if (broken == one_at_another_barrier && thread == 3 && rank == 1) __syncthreads();
+  if (broken == race_in_cluster && thread == 0 && rank >= 2) out[0] = rank;
+  if (thread == 39 && rank == 3) out[blockIdx.x] = 1;
+  if (broken != does_not_arrive) CLUSTER_ARRIVE;
+  if (broken == arrives_twice) CLUSTER_ARRIVE;
+  if (thread == 8) return;
+  CLUSTER_WAIT;
+  if (rank > 0) return;
+  if (broken == rank_too_large) at_rank(dynamic_shared, 4);
+  if (broken == not_shared) at_rank(out, 1);
+  CLUSTER_ARRIVE;
+  CLUSTER_WAIT;
+  if (thread == 0) out[blockIdx.x] = out[blockIdx.x + 3];
+}

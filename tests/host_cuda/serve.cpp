@@ -30,7 +30,7 @@
 namespace {
 
 struct Request {
-  uint64_t is_launch, kernel, path_bytes, allocations, arguments, dynamic_shared_bytes, sizes[6];
+  uint64_t is_launch, kernel, path_bytes, allocations, arguments, dynamic_shared_bytes, sizes[9];
 };
 
 void read(void* out, size_t bytes) {
@@ -50,7 +50,8 @@ void write(const void* data, size_t bytes) {
 void write_number(uint64_t value) { write(&value, sizeof value); }
 
 // parameter_<kernel> or launch_<kernel>; a library that is loaded already is not loaded again.
-template <class Function> Function* find(const std::string& path, std::string name, unsigned kernel) {
+template <class Function>
+Function* find(const std::string& path, std::string name, unsigned kernel) {
   void* library = dlopen(path.c_str(), RTLD_NOW);
   void* found = library ? dlsym(library, (name + "_" + std::to_string(kernel)).c_str()) : nullptr;
   if (found == nullptr) {
@@ -108,8 +109,8 @@ void launch(const Request& request, cuda_host::Start* start) {
   for (auto* list : {&arrays, &values})
     for (Allocation& a : *list) read(a.memory + a.offset, a.bytes);
 
-  unsigned sizes[6];
-  for (int i = 0; i < 6; ++i) sizes[i] = request.sizes[i];
+  unsigned sizes[9];
+  for (int i = 0; i < 9; ++i) sizes[i] = request.sizes[i];
   const char* failure = start(sizes, request.dynamic_shared_bytes, arguments.data());
   if (failure != nullptr) {
     fprintf(stderr, "%s\n", failure);
