@@ -49,7 +49,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def host_runtime(sanitizer: Sanitizer = "plain", together: Iterable[Kernel] = ()) -> BackendRuntime:
+def host_runtime(sanitizer: Sanitizer = "plain") -> BackendRuntime:
     """The kernels on the CPU, with NumPy for cuBLAS; where there is no compiler the test skips."""
     missing = obstacle("host_cuda")
     if os.environ.get("BACKPROP_GPU_REQUIRE_COMPILERS"):
