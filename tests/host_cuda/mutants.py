@@ -219,7 +219,8 @@ def _subscript(file: _File, i: int) -> Iterator[Place]:
     words = file.tokens[start:i]
     declares = "__shared__" in words or words[0] in ("alignas", "using", "struct", "template")
     typed = words[0] in ("T", "double", "int", "float") and "=" not in words
-    if not (declares or typed):
+    cast = "(&)" in "".join(words)  # to an array's type
+    if not (declares or typed or cast):
         at, index = file.slice(i + 1, file.partner[i])
         yield "index", at, index, f"{index} + 1"
 
