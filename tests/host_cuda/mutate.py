@@ -236,18 +236,30 @@ def report(outcomes: Sequence[Outcome]) -> tuple[str, bool]:
     return "\n".join(lines), good
 
 
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.host_cuda.mutate", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("--sample", type=int, metavar="N", help="only N mutants, drawn at random")
+    parser.add_argument(
+        "--sample", type=_positive, metavar="N", help="only N mutants, drawn at random"
+    )
     parser.add_argument("--seed", type=int, help="of the sample, to repeat it")
-    parser.add_argument("--only", metavar="REGEX", help="only mutants whose description matches")
+    parser.add_argument(
+        "--only", type=re.compile, metavar="REGEX", help="only mutants whose description matches"
+    )
     parser.add_argument("--list", action="store_true", help="show the mutants and end")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--jobs", type=_positive, default=os.cpu_count() or 1, help="processes")
     args = parser.parse_args(arguments)
 
-    chosen = [m for m in mutants(KERNELS) if re.search(args.only or "", str(m))]
+    chosen = [m for m in mutants(KERNELS) if args.only is None or args.only.search(str(m))]
+    if not chosen:
+        parser.error(f"no mutant matches --only {args.only.pattern!r}; --list shows them all")
     if args.sample is not None:
         seed = random.randrange(10**6) if args.seed is None else args.seed
         print(f"{args.sample} of {len(chosen)} mutants, seed {seed}")
