@@ -237,9 +237,16 @@ def report(outcomes: Sequence[Outcome]) -> tuple[str, bool]:
 
 
 def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text!r}")
     return int(text)
+
+
+def _regex(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"no regular expression: {error}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -251,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, help="of the sample, to repeat it")
     parser.add_argument(
-        "--only", type=re.compile, metavar="REGEX", help="only mutants whose description matches"
+        "--only", type=_regex, metavar="REGEX", help="only mutants whose description matches"
     )
     parser.add_argument("--list", action="store_true", help="show the mutants and end")
     parser.add_argument("--jobs", type=_positive, default=os.cpu_count() or 1, help="processes")
