@@ -1,7 +1,8 @@
-"""The command ``backprop-gpu``: train, predict, info, compile.
+"""The command ``backprop-gpu``: train, predict, info, compile, bench.
 
 Exit status: 0, or 1 where the work failed (training diverged, a kernel does not compile or takes
-what it should not), 2 where an argument or a file it names is wrong, 130 after Ctrl-C.
+what it should not, a library could not be timed or got slower), 2 where an argument or a file it
+names is wrong, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -89,9 +90,15 @@ def _parser(name: str) -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"{name} {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    for add in (_add_train, _add_predict, _add_info, _add_compile):
+    for add in (_add_train, _add_predict, _add_info, _add_compile, _add_bench):
         add(commands)
     return parser
+
+
+def _add_bench(commands: Any) -> None:
+    from .benchmarks import cli as bench
+
+    bench.add(commands)
 
 
 def _known(names: Sequence[str]) -> str:
@@ -176,6 +183,11 @@ def _add_train(commands: Any) -> None:
     option(
         "--dtype", default="float32", metavar="NAME", help="float32 or float64; default %(default)s"
     )
+    option(
+        "--explain",
+        action="store_true",
+        help="show what a step would run and why, with its operations, bytes and floor, and end",
+    )
     _add_backend(parser)
     option(
         "--seed",
@@ -235,9 +247,10 @@ class _Announce(Callback):
 def _train(args: argparse.Namespace) -> int:
     with _arguments():
         out = Path(args.out)
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK):
-            raise PermissionError(f"cannot write to {out}")
+        if not args.explain:  # which writes nothing
+            out.mkdir(parents=True, exist_ok=True)
+            if not os.access(out, os.W_OK):
+                raise PermissionError(f"cannot write to {out}")
         data = datasets.load(
             args.data,
             validation=args.validation,
@@ -248,6 +261,14 @@ def _train(args: argparse.Namespace) -> int:
     net = _network(args, data)
     optimizer = args.optimizer
     batch_size = min(BATCH_SIZE, len(data.X)) if args.batch_size is None else args.batch_size
+    if args.explain:
+        with _arguments():
+            print(
+                net.explain(
+                    batch_size=batch_size, optimizer=optimizer, rows=len(data.X), epochs=args.epochs
+                )
+            )
+        return 0
     rate = args.learning_rate
     if rate is None:
         rate = _default_rate(optimizer, net.cost.name, net.activations[-1].name)

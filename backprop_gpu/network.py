@@ -9,11 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from . import activations, backends, costs, initializers, planning, training, validation
+from . import (
+    activations,
+    backends,
+    costs,
+    initializers,
+    optimizers,
+    planning,
+    training,
+    validation,
+)
 from .activations import Activation
 from .costs import Cost
 from .engines.compiled import CompiledEngine
 from .engines.layered import LayeredEngine
+from .explanation import Explanation, explain
 from .gradient_check import GradientReport, check_gradients
 from .optimizers import Optimizer
 from .parameters import Layout, Parameters
@@ -324,6 +334,46 @@ class Network:
             names[0],
         )
         return X, Y
+
+    def explain(
+        self,
+        *,
+        batch_size: int,
+        optimizer: str | Optimizer = "sgd",
+        rows: int = 50_000,
+        epochs: int = 30,
+        engine: str = "auto",
+    ) -> Explanation:
+        """What `fit` would run for a step, and how near that comes to what the machine allows.
+
+        Parameters
+        ----------
+        batch_size : int
+            m, in [1, rows].
+        optimizer : str or Optimizer
+        rows, epochs : int
+            Of the training in mind, by default the book's: the choice of an engine depends on
+            how long it takes.
+        engine : as of `fit`
+
+        Returns
+        -------
+        Explanation
+            Engine and kernels with their reasons; operations, bytes and the floor that follows;
+            the newest recorded time of this shape on such a machine. ``print`` it.
+        """
+        rows = validation.integer("rows", rows, 1)
+        batch_size = validation.integer("batch_size", batch_size, 1, rows)
+        epochs = validation.integer("epochs", epochs, 1)
+        optimizer = optimizers.get(optimizer)
+        obstacle = self._compiled_obstacle()
+        run = planning.Training(
+            rows, epochs, batch_size, engine, obstacle, user_cost=not self._cost.builtin
+        )
+        return explain(
+            self.sizes, batch_size, self.dtype, self._make_plan(run),
+            getattr(self._backend, "device", None), optimizer.slots,
+        )  # fmt: skip
 
     # -- files and copies -------------------------------------------------------------
 

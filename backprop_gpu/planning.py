@@ -310,11 +310,88 @@ class Plan:
             f"engine {self.engine}: {self.engine_reason}",
         ]
         for equation, chosen in self.products:
-            tile = f" tile {chosen.tile}" if chosen.tile else ""
-            split = f" split {chosen.splits}" if chosen.splits > 1 else ""
-            lines.append(f"  {equation}: {chosen.kernel}{tile}{split} ({chosen.reason})")
+            lines.append(f"  {equation}: {_describe(chosen)} ({chosen.reason})")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one equation of a step asks of the machine."""
+
+    label: str
+    kernel: str
+    #: Floating-point operations, a σ or c counted as one.
+    flops: int
+    #: Read and written, if nothing stays on the chip from the equation before.
+    bytes: int
+
+
+def step_work(
+    sizes: Sequence[int], batch: int, itemsize: int, slots: int, plan: Plan
+) -> tuple[Work, ...]:
+    """The equations of one step in the order they run, each with the kernel that `plan` takes.
+
+    Parameters
+    ----------
+    sizes : n_0 … n_L
+    batch : int
+        Rows of a mini-batch, m.
+    itemsize : int
+        Bytes of a number.
+    slots : int
+        Numbers of optimizer state a parameter.
+    """
+    products = {label: _describe(chosen) for label, chosen in plan.products}
+    compiled = plan.engine == "compiled"
+    library = "BLAS" if plan.backend == "numpy" else "our tiled product"
+    other = "the compiled loop" if compiled else "NumPy" if plan.backend == "numpy" else "a map"
+    m, found = batch, []
+
+    def product(label: str, rows: int, columns: int, summed: int, extra: int) -> None:
+        kernel = products.get(label, library)
+        if compiled and is_small(rows, columns, summed):
+            kernel = other
+        moved = rows * summed + summed * columns + rows * columns + extra
+        found.append(Work(label, kernel, 2 * rows * columns * summed, moved * itemsize))
+
+    def elementwise(label: str, flops: int, moved: int) -> None:
+        found.append(Work(label, other, flops, moved * itemsize))
+
+    layers = list(enumerate(pairwise(sizes), start=1))
+    for l, (k, n) in layers:
+        product(f"forward layer {l}", m, n, k, n)
+    elementwise("BP1", 2 * m * sizes[-1], 3 * m * sizes[-1])
+    for l, (k, n) in reversed(layers):
+        elementwise(f"BP3 layer {l}", m * n, m * n + n)
+        product(f"BP4 layer {l}", n, k, m, 0)
+        if l > 1:
+            product(f"BP2 layer {l - 1}", m, k, n, m * k)
+    parameters = sum(k * n + n for k, n in pairwise(sizes))
+    elementwise("update", 2 * parameters, (3 + 2 * slots) * parameters)
+    return tuple(found)
+
+
+def _describe(chosen: Product) -> str:
+    tile = f" tile {chosen.tile}" if chosen.tile else ""
+    split = f" split {chosen.splits}" if chosen.splits > 1 else ""
+    return f"{chosen.kernel}{tile}{split}"
+
+
+def step_flops(sizes: Sequence[int], batch: int) -> int:
+    """Operations of a step's products: forward and BP4 over all weights, BP2 over all but w[1]."""
+    weights = sum(k * n for k, n in pairwise(sizes))
+    return 2 * batch * (3 * weights - sizes[0] * sizes[1])
+
+
+def least_bytes(sizes: Sequence[int], batch: int, itemsize: int, on_chip: int = 0) -> int:
+    """What a step moves at least: its rows, and the parameters twice if the chip cannot keep them.
+
+    ``on_chip`` is in bytes.
+    """
+    parameters = sum(k * n + n for k, n in pairwise(sizes))
+    kept = parameters * itemsize <= on_chip
+    return itemsize * (batch * (sizes[0] + sizes[-1]) + (0 if kept else 2 * parameters))
 
 
 @dataclass(frozen=True)

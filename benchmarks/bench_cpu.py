@@ -1,4 +1,9 @@
-"""One epoch of each CPU workload, for pytest-benchmark: ``pytest benchmarks/bench_cpu.py``."""
+"""Training runs on the CPU for pytest-benchmark: ``pytest benchmarks/bench_cpu.py -k nielsen``.
+
+A round is one `Trainer.run`. pytest-benchmark times one library after the other, so that a slow
+moment of the machine hits only one of them: take ratios from ``backprop-gpu bench``, which lets
+the libraries take turns.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +11,25 @@ from typing import Any
 
 import pytest
 
-from backprop_gpu import Network
-from benchmarks.cpu import LEARNING_RATE, WORKLOADS, Workload, one_hot
+from .measure import prepare
+from .peers import registry
+from .workloads import WORKLOADS, Workload
+
+#: Operations of a step above which a round would take seconds.
+LARGEST = 2e10
 
 
-@pytest.mark.parametrize("load", WORKLOADS, ids=lambda load: load.name)
-def test_epoch(benchmark: Any, load: Workload) -> None:
-    X, labels = load.data()
-    Y = one_hot(labels, load.sizes[-1])
-    net = Network(load.sizes, seed=0, backend="numpy")
-
-    def epoch() -> None:
-        net.fit(X, Y, epochs=1, batch_size=load.batch, learning_rate=LEARNING_RATE)
-
-    benchmark.extra_info["steps"] = load.steps
-    benchmark.pedantic(epoch, rounds=5, warmup_rounds=1)
+@pytest.mark.parametrize("peer", list(registry.PEERS))
+@pytest.mark.parametrize(
+    "load", [load for loads in WORKLOADS.values() for load in loads], ids=lambda w: f"{w.name} {w}"
+)
+def test_training(benchmark: Any, load: Workload, peer: str) -> None:
+    library = registry.get(peer)
+    reason = library.obstacle(load, "cpu")
+    if load.flops > LARGEST:
+        reason = f"{load.flops / 1e9:,.0f} GFLOP a step"
+    if reason is not None:
+        pytest.skip(f"{peer}: {reason}")
+    trainer, steps = prepare(library, load, "cpu", seconds=0.1)
+    benchmark.extra_info["steps"] = steps
+    benchmark.pedantic(trainer.run, rounds=5)

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from backprop_gpu import Network
-from benchmarks import records
+
+from . import records
 
 RESULTS = records.RESULTS / "cpu.jsonl"
 LIBRARIES = ("backprop_gpu", "scikit-learn", "numpy loop")

@@ -3,9 +3,9 @@
 In one call of under eight minutes, with nothing to download: the GPU tests,
 compute-sanitizer on small shapes, the machine's own ceilings (copy, cuBLAS),
 every kernel of a product at a range of shapes, the other kernels, and whole
-training steps beside plain CuPy and PyTorch. Everything is checked against
-float64 before it is timed. One JSON line a measurement goes to ``DIR/gpu.jsonl``,
-also for a check or a stage that failed.
+training steps beside other libraries (the suite of ``backprop-gpu bench``).
+Everything is checked against float64 before it is timed. One JSON line a
+measurement goes to ``DIR/gpu.jsonl``, also for a check or a stage that failed.
 
 Times are of CUDA graph replays between events, so the gaps between launches are
 those of a graph and not of Python; the data of small shapes stays in the L2 cache.
@@ -21,28 +21,20 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from backprop_gpu import Network, activations, costs, optimizers, planning
+from backprop_gpu import Network, activations, optimizers, planning
 from backprop_gpu.backends.cuda import CudaBackend, CupyRuntime
-from backprop_gpu.engines.layered import Hyperparameters, LayeredEngine
 from backprop_gpu.parameters import Layout, Parameters
-from benchmarks import records
+
+from . import records
 
 Record = dict[str, Any]
 
-#: name -> sizes, batch. The last needs about 10 GiB.
-WORKLOADS: dict[str, tuple[tuple[int, ...], int]] = {
-    "nielsen": ((784, 30, 10), 10),
-    "classic": ((784, 128, 128, 10), 128),
-    "tabular": ((64, 512, 512, 512, 1), 1024),
-    "field": ((32, 64, 64, 64, 64, 16), 1 << 16),
-    "wide": ((4096, 4096, 4096, 4096, 4096), 8192),
-}
 #: (m, n, k) of a product's result and sum.
 PRODUCTS = (
     (10, 30, 784), (128, 128, 784), (128, 128, 128), (512, 512, 784), (1024, 512, 512),
@@ -321,212 +313,24 @@ class Recorder:
 
     # -- training -------------------------------------------------------------------
 
-    def training(self, names: Any = tuple(WORKLOADS), steps: int = 200) -> None:
-        """Whole steps: ours replayed from a graph, plain CuPy, PyTorch eager and in a graph."""
-        for name in names:
-            sizes, batch = WORKLOADS[name]
-            if time.perf_counter() > self.stop:
-                self.write(op="training_step", workload=name, skipped="out of time")
-                continue
-            count = max(3, min(steps, int(2e12 / (6 * batch * _weights(sizes)))))
-            X = self.rng.random((batch * 2, sizes[0]), dtype=np.float32)
-            Y = self.rng.random((batch * 2, sizes[-1]), dtype=np.float32)
-            start = _initial(sizes)
-            reference = self.reference_steps(sizes, start, X, Y, batch)
-            peers: list[tuple[str, Any]] = [("backprop_gpu", self.ours), ("cupy", self.plain_cupy)]
-            peers += [("torch eager", self.torch_eager), ("torch graph", self.torch_graph)]
-            runs: dict[str, Any] = {}
-            for library, make in peers:
-                try:
-                    parameters, run = make(sizes, start, X, Y, batch, count)
-                except ImportError as error:
-                    self.write(op="training_step", workload=name, plan=library, absent=str(error))
-                    continue
-                error = _relative(parameters, reference, float(np.abs(reference).mean()))
-                runs[library] = (run, error)
-            samples: dict[str, list[float]] = {library: [] for library in runs}
-            for _ in range(7):  # ours, peer, ours, peer: a slow moment hits all of them
-                for library, (run, _error) in runs.items():
-                    samples[library].append(run() / count)
-            flops = 6 * batch * _weights(sizes)
-            ours = np.median(samples.get("backprop_gpu", [np.nan]))
-            for library, seconds in samples.items():
-                self.timed(
-                    "training_step", (*sizes, batch), np.float32, library, seconds,
-                    flops=flops, nbytes=0, error=runs[library][1], limit=1e-3,
-                )  # fmt: skip
-                if library != "backprop_gpu":
-                    ratio = float(np.median(seconds) / ours)
-                    self.write(op="ratio", workload=name, peer=library, ratio=round(ratio, 2))
-            runs.clear()
-            if hasattr(self.runtime.xp, "get_default_memory_pool"):
-                self.runtime.xp.get_default_memory_pool().free_all_blocks()
+    def training(
+        self, peers: Any = None, chosen: Any = None, device: Any = "cuda", budget: float = 150.0
+    ) -> None:
+        """The suite of `backprop-gpu bench` on this device: whole steps beside other libraries."""
+        from . import suite
+        from .peers.agreement import disagreement
+        from .peers.registry import PEERS
 
-    def reference_steps(self, sizes: Any, start: Any, X: Any, Y: Any, batch: int) -> np.ndarray:
-        """The first weights' rows after two steps of SGD in float64."""
-        net = Network(sizes, backend="numpy", dtype="float64", seed=0)
-        net.weights, net.biases = start
-        engine = LayeredEngine(net._backend, net.sizes, net.activations, net.cost)
-        engine.run_epoch(
-            net._parameters, (), X.astype(np.float64), Y.astype(np.float64),
-            np.arange(2 * batch), _hyperparameters(batch, 2),
-        )  # fmt: skip
-        return _sample(net.weights)
-
-    def ours(
-        self, sizes: Any, start: Any, X: Any, Y: Any, batch: int, steps: int
-    ) -> tuple[np.ndarray, Callable[[], float]]:
-        backend = CudaBackend(np.float32, self.runtime)
-        sigmas = tuple(activations.get("sigmoid") for _ in sizes[1:])
-        engine = LayeredEngine(backend, tuple(sizes), sigmas, costs.get("quadratic"))
-        layout = Layout(tuple(sizes))
-        host = np.zeros(layout.length, np.float32)
-        for views, arrays in zip(layout.views(host), start, strict=True):
-            for view, array in zip(views, arrays, strict=True):
-                view[...] = array
-        parameters = Parameters(layout, backend.asarray(host))
-        x, y = backend.asarray(X), backend.asarray(Y)
-        order = np.arange(2 * batch)
-        engine.run_epoch(parameters, (), x, y, order, _hyperparameters(batch, 2))
-        result = _sample(layout.views(backend.to_numpy(parameters.flat))[0])
-        long_order = np.tile(order, -(-steps // 2))[: steps * batch]
-        hyperparameters = _hyperparameters(batch, steps)
-
-        def run() -> float:
-            begin = time.perf_counter()
-            engine.run_epoch(parameters, (), x, y, long_order, hyperparameters)
-            return time.perf_counter() - begin
-
-        run()
-        return result, run
-
-    def plain_cupy(
-        self, sizes: Any, start: Any, X: Any, Y: Any, batch: int, steps: int
-    ) -> tuple[np.ndarray, Callable[[], float]]:
-        xp = self.runtime.xp
-        weights = [xp.asarray(w.astype(np.float32)) for w in start[0]]
-        biases = [xp.asarray(b.astype(np.float32)) for b in start[1]]
-        x, y = xp.asarray(X), xp.asarray(Y)
-
-        def step(rows: slice) -> None:
-            a = [x[rows]]
-            for w, b in zip(weights, biases, strict=True):
-                a.append(1.0 / (1.0 + xp.exp(-(a[-1] @ w.T + b))))
-            delta = (a[-1] - y[rows]) * a[-1] * (1.0 - a[-1])
-            for l in range(len(weights) - 1, -1, -1):
-                dw, db = delta.T @ a[l] / np.float32(batch), delta.mean(axis=0)
-                if l:
-                    delta = (delta @ weights[l]) * a[l] * (1.0 - a[l])
-                weights[l] -= RATE * dw
-                biases[l] -= RATE * db
-
-        halves = (slice(0, batch), slice(batch, 2 * batch))
-        for rows in halves:
-            step(rows)
-        result = _sample([self.runtime.to_numpy(w) for w in weights])
-
-        def run() -> float:
-            begin = time.perf_counter()
-            for i in range(steps):
-                step(halves[i % 2])
-            if hasattr(xp, "cuda"):
-                xp.cuda.get_current_stream().synchronize()
-            return time.perf_counter() - begin
-
-        run()
-        return result, run
-
-    def torch_eager(
-        self, sizes: Any, start: Any, X: Any, Y: Any, batch: int, steps: int
-    ) -> tuple[np.ndarray, Callable[[], float]]:
-        torch, weights, step = _torch_step(sizes, start, X, Y, batch)
-        for i in range(2):
-            step(i)
-        result = _sample([w.detach().cpu().numpy() for w in weights])
-
-        def run() -> float:
-            begin = time.perf_counter()
-            for i in range(steps):
-                step(i % 2)
-            torch.cuda.synchronize()
-            return time.perf_counter() - begin
-
-        run()
-        return result, run
-
-    def torch_graph(
-        self, sizes: Any, start: Any, X: Any, Y: Any, batch: int, steps: int
-    ) -> tuple[np.ndarray, Callable[[], float]]:
-        torch, weights, step = _torch_step(sizes, start, X, Y, batch)
-        for i in range(2):
-            step(i)
-        result = _sample([w.detach().cpu().numpy() for w in weights])
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            step(0)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step(0)
-
-        def run() -> float:
-            begin = time.perf_counter()
-            for _ in range(steps):
-                graph.replay()
-            torch.cuda.synchronize()
-            return time.perf_counter() - begin
-
-        run()
-        return result, run
-
-
-RATE = np.float32(0.5)
-
-
-def _torch_step(sizes: Any, start: Any, X: Any, Y: Any, batch: int) -> tuple[Any, Any, Any]:
-    """The step as a PyTorch user writes it: Sequential, MSE as ½ Σ over outputs, SGD."""
-    import torch
-
-    torch.backends.cuda.matmul.allow_tf32 = False
-    layers: list[Any] = []
-    for w, b in zip(*start, strict=True):
-        linear = torch.nn.Linear(w.shape[1], w.shape[0])
-        with torch.no_grad():
-            linear.weight.copy_(torch.from_numpy(w.astype(np.float32)))
-            linear.bias.copy_(torch.from_numpy(b.astype(np.float32)))
-        layers += [linear, torch.nn.Sigmoid()]
-    model = torch.nn.Sequential(*layers).cuda()
-    optimizer = torch.optim.SGD(model.parameters(), lr=float(RATE))
-    x, y = torch.from_numpy(X).cuda(), torch.from_numpy(Y).cuda()
-    parts = [(x[:batch], y[:batch]), (x[batch:], y[batch:])]
-
-    def step(i: int) -> None:
-        optimizer.zero_grad(set_to_none=False)
-        loss = 0.5 * (model(parts[i][0]) - parts[i][1]).square().sum(dim=1).mean()
-        loss.backward()
-        optimizer.step()
-
-    return torch, [layer.weight for layer in layers[::2]], step
-
-
-def _hyperparameters(batch: int, steps: int) -> Hyperparameters:
-    optimizer = optimizers.get("sgd")
-    rates = np.full(steps, float(RATE))
-    return Hyperparameters(batch, optimizer, optimizer.coefficients(rates, 0))
-
-
-def _initial(sizes: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    rng = np.random.default_rng(1)
-    weights = [rng.standard_normal((n, k)) / k**0.5 for k, n in pairwise(sizes)]
-    return weights, [np.zeros(n) for n in sizes[1:]]
-
-
-def _sample(weights: Any) -> np.ndarray:
-    return np.concatenate([np.asarray(w)[:8].ravel() for w in weights]).astype(np.float64)
-
-
-def _weights(sizes: Any) -> int:
-    return sum(k * n for k, n in pairwise(sizes))
+        settings = replace(suite.FULL, seconds=0.1, budget=budget, first_steps=False)
+        for record in suite.run(
+            list(PEERS.values()) if peers is None else peers,
+            suite.cases() if chosen is None else chosen,
+            device,
+            settings,
+            {},
+            disagreement=disagreement,
+        ):
+            self.write(op="training", **record)
 
 
 def _relative(got: np.ndarray, reference: np.ndarray, scale: float) -> float:
@@ -600,7 +404,7 @@ def main(argv: list[str] | None = None) -> int:
                 return
             done = subprocess.run(
                 [program, "--tool", tool, "--error-exitcode", "9", *python,
-                 "benchmarks.gpu_record", "--sanitized-case"],
+                 f"{__package__}.gpu_record", "--sanitized-case"],
                 capture_output=True, text=True, timeout=100, check=False,
             )  # fmt: skip
             summary = [line for line in done.stdout.splitlines() if "SUMMARY" in line]

@@ -1,4 +1,9 @@
-"""Records: one JSON line a measurement, append-only, in ``benchmarks/results/``."""
+"""Records: one JSON line a measurement, append-only, in ``benchmarks/results/``.
+
+A line names its run, machine, versions and commit, so that it can be read on its own. A line
+that a crash cut short, or that was damaged since, is reported with file and number and passed
+over.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +13,39 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+#: Those of a clone, or those that were installed with the package.
 RESULTS = Path(__file__).parent / "results"
+#: The file of ``backprop-gpu bench``.
+BENCH = "bench.jsonl"
+#: The name of this library there.
+OURS = "ours"
 PACKAGES = ("backprop_gpu", "numpy", "scipy", "scikit-learn", "numba", "numba-cuda", "cuda-core",
-            "cupy-cuda13x", "cupy-cuda12x", "torch", "jax")  # fmt: skip
+            "cupy-cuda13x", "cupy-cuda12x", "torch", "triton", "jax", "jaxlib")  # fmt: skip
 
+#: Environment variables that steer the threads and kernels of the libraries.
+SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
+            "OPENBLAS_CORETYPE", "NUMBA_NUM_THREADS", "XLA_FLAGS",
+            "CUDA_VISIBLE_DEVICES")  # fmt: skip
+
+Record = dict[str, Any]
 
 #: New records themselves do not make a tree dirty.
 _CHANGES = ("status", "--porcelain", "--", ".", ":!benchmarks/results")
 
 
-def environment() -> dict[str, Any]:
-    """What a measurement depends on: machine, versions, commit, and whether the tree was dirty."""
+def environment() -> Record:
+    """What a measurement depends on: machine, versions, commit, and whether the tree was dirty.
+
+    ``run`` is its UTC time, the same for all that is measured with this environment.
+    """
+    now = datetime.now(UTC)
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -32,13 +53,15 @@ def environment() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": now.strftime("%Y%m%dT%H%M%SZ"),
+        "date": now.isoformat(timespec="seconds"),
         "machine": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "system": sys.platform,
             "blas": _blas(),
             "load_average": round(os.getloadavg()[0], 2),
+            "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
         },
         "versions": versions,
         "commit": _git("rev-parse", "HEAD"),
@@ -46,22 +69,35 @@ def environment() -> dict[str, Any]:
     }
 
 
-def append(path: Path, measurements: list[dict[str, Any]]) -> None:
+def append(path: Path, measurements: Collection[Record]) -> None:
     """Add one line a measurement."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        for measurement in measurements:
-            file.write(json.dumps(measurement) + "\n")
+    lines = "".join(json.dumps(measurement) + "\n" for measurement in measurements)
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # cut short: that line is lost, the next one must not be
+                lines = "\n" + lines
+        file.write(lines.encode())
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The measurements of a file; a damaged line is reported on stderr and passed over."""
+def read(path: Path, keys: Collection[str] = ()) -> list[Record]:
+    """The measurements of a file that have these keys; any other line is reported on stderr,
+    as ``file:line``, and passed over."""
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
         try:
-            found.append(json.loads(line))
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("it is no object")
+            if missing := [key for key in keys if key not in record]:
+                raise ValueError(f"it lacks {', '.join(missing)}")
         except ValueError as error:
             print(f"{path}:{number}: not a record, passed over: {error}", file=sys.stderr)
+        else:
+            found.append(record)
     return found
 
 
@@ -71,7 +107,7 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
     return {"median_us": round(median, 3), "q25_us": round(q25, 3), "q75_us": round(q75, 3)}
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -93,9 +129,12 @@ def _blas() -> str:
 
 
 def _git(*arguments: str) -> str | None:
+    root = Path(__file__).parents[1]
+    if not (root / "pyproject.toml").exists():  # installed, perhaps inside another repository
+        return None
     try:
         run = subprocess.run(
-            ["git", "-C", str(Path(__file__).parents[1]), *arguments],
+            ["git", "-C", str(root), *arguments],
             capture_output=True, text=True, check=True, timeout=20,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

@@ -12,7 +12,9 @@ import pytest
 from host_cuda.backend import BackendRuntime
 from host_cuda.build import CompilerMissing
 
-from benchmarks import gpu_record, records
+from benchmarks import gpu_record, records, suite
+from benchmarks.peers import registry
+from benchmarks.workloads import Workload
 
 
 def two_samples(work: Any) -> list[float]:
@@ -36,10 +38,11 @@ def written(recorder: gpu_record.Recorder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in recorder.path.read_text().splitlines()]
 
 
-def test_every_stage(recorder: gpu_record.Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_record, "WORKLOADS", {"tiny": ((20, 9, 5), 10)})
+def test_every_stage(recorder: gpu_record.Recorder) -> None:
+    tiny = suite.Case(Workload("tiny", (20, 9, 5), 10, classes=True))
+    peers = [registry.get(name) for name in ("ours", "numpy", "torch.graph")]
     recorder.stage("ceilings", lambda: recorder.ceilings(size=4096, product=64))
-    recorder.stage("training", lambda: recorder.training(("tiny",), steps=4))
+    recorder.stage("training", lambda: recorder.training(peers, [tiny], "cpu"))
     recorder.stage("maps", lambda: recorder.maps(((5, 7),)))
     recorder.stage("updates", lambda: recorder.updates(((9, 7, 5),)))
     recorder.stage("products", lambda: recorder.products(((10, 30, 40),), (np.float32,)))
@@ -47,16 +50,18 @@ def test_every_stage(recorder: gpu_record.Recorder, monkeypatch: pytest.MonkeyPa
     assert not [line for line in lines if "failed" in line]
     timed = [line for line in lines if "median_us" in line]
     for line in timed:
-        assert line["median_us"] == 1.5 or line["op"] == "training_step"
-        assert line["error"] < 1e-5
         assert line["gpu"] == "host"
+        if line["op"] != "training":
+            assert line["median_us"] == 1.5
+            assert line["error"] < 1e-5
     ops = {line["op"] for line in timed}
     assert ops == {
-        "copy", "matmul", "training_step", "bias_gradient", "hadamard", "update",
+        "copy", "matmul", "training", "bias_gradient", "hadamard", "update",
         "forward", "hidden_error", "weight_gradient",
     }  # fmt: skip
-    assert next(line["peer"] for line in lines if line["op"] == "ratio") == "cupy"
-    assert any("planned" in line["plan"] for line in timed)
+    kinds = [line["kind"] for line in lines if line["op"] == "training"]
+    assert kinds == ["rates", "step", "step", "absent"]
+    assert any("planned" in line["plan"] for line in timed if line["op"] == "forward")
 
 
 def test_what_is_wrong_is_not_timed(recorder: gpu_record.Recorder) -> None:

@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     # From a copy, so that a build folder left in the tree cannot lend the wheel its files.
     source = tmp_path_factory.mktemp("source")
-    for name in ("backprop_gpu", "kernels"):
+    for name in ("backprop_gpu", "kernels", "benchmarks"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -45,8 +45,15 @@ def test_the_wheel_holds_every_source(wheel: zipfile.ZipFile) -> None:
         for pattern in ("*.py", "*.cu", "*.cuh", "README.md")
         for path in (ROOT / "kernels").rglob(pattern)
     }
+    expected |= {
+        f"backprop_gpu/{path.relative_to(ROOT).as_posix()}"
+        for pattern in ("*.py", "results/*.jsonl")
+        for path in (ROOT / "benchmarks").rglob(pattern)
+    }
     assert expected <= set(wheel.namelist()), expected - set(wheel.namelist())
     assert "backprop_gpu/kernels/cuda/gemm.cuh" in expected
+    assert "backprop_gpu/benchmarks/peers/__init__.py" in expected
+    assert "backprop_gpu/benchmarks/results/cpu.jsonl" in expected
 
 
 def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:

@@ -1,0 +1,174 @@
+"""What a step of training would run here, why, and how near it comes to what the machine allows.
+
+The floor is the time that no program can beat: a step's operations at the rate of a large matrix
+product, or its least bytes at the bandwidth of a large copy, whichever takes longer. Rates are the
+device's own, or, for a CPU, those that `backprop-gpu bench --record` measured.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import planning
+from .planning import Device, Plan, Work
+
+
+@dataclass(frozen=True)
+class Rates:
+    """FLOP/s, bytes/s, and bytes that stay on the chip; ``source`` says where they are from."""
+
+    product: float
+    bandwidth: float
+    on_chip: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The work of one step, equation by equation; ``str`` of it is meant to be read.
+
+    Attributes
+    ----------
+    plan : Plan
+    work : tuple of Work
+        Each equation's kernel, operations and bytes.
+    flops, bytes : int
+        Of the step: operations of its products, bytes that it has to move.
+    floor : float or None
+        Seconds that a step takes at least; None where this machine's rates are not known.
+    measured : float or None
+        Seconds a step in the newest record of this shape on such a machine.
+    """
+
+    sizes: tuple[int, ...]
+    batch_size: int
+    dtype: str
+    plan: Plan
+    work: tuple[Work, ...]
+    flops: int
+    bytes: int
+    rates: Rates | None
+    measured: float | None
+    measured_when: str | None
+
+    @property
+    def floor(self) -> float | None:
+        if self.rates is None:
+            return None
+        return max(self.flops / self.rates.product, self.bytes / self.rates.bandwidth)
+
+    @property
+    def share(self) -> float | None:
+        """Of the floor: 1 is as fast as this machine can be."""
+        if self.floor is None or self.measured is None:
+            return None
+        return self.floor / self.measured
+
+    def __str__(self) -> str:
+        lines = [f"{list(self.sizes)}, batch {self.batch_size}, {self.dtype}", str(self.plan), ""]
+        lines.append(f"{'equation':<18}{'kernel':<28}{'MFLOP':>10}{'MB':>10}")
+        for work in self.work:
+            lines.append(
+                f"{work.label:<18}{work.kernel:<28}{work.flops / 1e6:>10,.3f}"
+                f"{work.bytes / 1e6:>10,.3f}"
+            )
+        lines.append("")
+        lines.append(
+            f"a step: {self.flops / 1e6:,.3f} MFLOP in its products, "
+            f"{self.bytes / 1e6:,.3f} MB at least"
+        )
+        if self.rates is None or self.floor is None:
+            lines.append("floor: not known here; `backprop-gpu bench --record` measures the rates")
+        else:
+            arithmetic = self.flops / self.rates.product >= self.bytes / self.rates.bandwidth
+            rate = (
+                f"{self.rates.product / 1e9:,.0f} GFLOP/s"
+                if arithmetic
+                else f"{self.rates.bandwidth / 1e9:,.0f} GB/s"
+            )
+            lines.append(f"floor: {self.floor * 1e6:,.2f} µs, at {rate} ({self.rates.source})")
+        if self.measured is None:
+            lines.append("measured: no record of this shape on such a machine")
+        else:
+            share = "" if self.share is None else f", {self.share:.0%} of the floor"
+            lines.append(
+                f"measured: {self.measured * 1e6:,.2f} µs{share} (record of {self.measured_when})"
+            )
+        return "\n".join(lines)
+
+
+def explain(
+    sizes: Sequence[int],
+    batch_size: int,
+    dtype: Any,
+    plan: Plan,
+    device: Device | None,
+    slots: int = 0,
+    records: Path | None = None,
+) -> Explanation:
+    """The explanation of a plan. ``records`` is a folder; by default that of the benchmarks."""
+    found = _records(records)
+    rates = _device_rates(device, dtype.itemsize) if device else _recorded_rates(found, dtype.name)
+    measured = None
+    if dtype.name == "float32":  # what the benchmarks train in
+        measured = _newest(
+            found, device, kind="step", peer="ours", sizes=list(sizes), batch=batch_size, members=1
+        )
+    on_chip = 0 if rates is None else rates.on_chip
+    return Explanation(
+        tuple(sizes),
+        batch_size,
+        dtype.name,
+        plan,
+        planning.step_work(sizes, batch_size, dtype.itemsize, slots, plan),
+        planning.step_flops(sizes, batch_size),
+        planning.least_bytes(sizes, batch_size, dtype.itemsize, on_chip),
+        rates,
+        None if measured is None else measured["median_us"] * 1e-6,
+        None if measured is None else measured["date"][:10],
+    )
+
+
+def _records(folder: Path | None) -> list[dict[str, Any]]:
+    from .benchmarks import records
+
+    path = (folder or records.RESULTS) / records.BENCH
+    return records.read(path, keys=("kind", "machine", "date")) if path.exists() else []
+
+
+def _device_rates(device: Device, itemsize: int) -> Rates:
+    return Rates(device.rate(itemsize), device.bandwidth, 0, f"peak of {device.name}")
+
+
+def _recorded_rates(found: Sequence[dict[str, Any]], dtype: str) -> Rates | None:
+    newest = _newest(found, None, kind="rates")
+    if newest is None:
+        return None
+    machine, date = newest["machine"], newest["date"][:10]
+    source = f"{machine['processor']}, {machine['cores']} cores, measured on {date}"
+    return Rates(newest["products"][dtype], newest["bandwidth"], newest["on_chip"], source)
+
+
+def _newest(
+    found: Sequence[dict[str, Any]], device: Device | None, **fields: Any
+) -> dict[str, Any] | None:
+    """The newest record with these fields of such a machine: the GPU, or CPU and cores."""
+    from .benchmarks import records
+
+    if device is None:
+        fields |= {"device": "cpu"}
+        machine = {"processor": records.processor(), "cores": os.cpu_count()}
+    else:
+        fields |= {"device": "cuda"}
+        machine = {"gpu": device.name}
+    matching = [
+        record
+        for record in found
+        if all(record.get(name) == value for name, value in fields.items())
+        and all(record["machine"].get(name) == value for name, value in machine.items())
+    ]
+    return max(matching, key=lambda record: record["date"], default=None)

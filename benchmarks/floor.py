@@ -1,0 +1,218 @@
+"""The floor: the time that no program can beat on the machine at hand.
+
+A step takes at least the time of its arithmetic at the rate of a large matrix product, and at
+least the time of the bytes that it has to move at the bandwidth of a large copy. Both rates are
+measured in the run whose times are held against them.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .peers import Device
+from .workloads import Workload
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a machine can do."""
+
+    device: Device
+    #: Bytes/s of a copy beyond every cache, what is read and what is written together.
+    bandwidth: float
+    #: FLOP/s of a large matrix product, by precision.
+    products: dict[str, float]
+    #: Seconds of the shortest call: a NumPy ufunc; on CUDA a launch inside a graph.
+    call: float
+    #: Bytes that the chip keeps: the CPU's last-level cache, the GPU's L2. 0 where unknown.
+    on_chip: int
+
+    def as_record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# -- by formula -----------------------------------------------------------------------
+
+
+def seconds(workload: Workload, rates: Rates, precision: str = "float32") -> float:
+    """Of a step, at least."""
+    return max(_parts(workload, rates, precision).values())
+
+
+def limit(workload: Workload, rates: Rates) -> Literal["arithmetic", "bandwidth"]:
+    """Which of the two takes longer."""
+    parts = _parts(workload, rates, "float32")
+    return "arithmetic" if parts["arithmetic"] >= parts["bandwidth"] else "bandwidth"
+
+
+def _parts(workload: Workload, rates: Rates, precision: str) -> dict[str, float]:
+    return {
+        "arithmetic": workload.flops / rates.products[precision],
+        "bandwidth": workload.least_bytes(rates.on_chip) / rates.bandwidth,
+    }
+
+
+def attainable(intensity: float, product_rate: float, bandwidth: float) -> float:
+    """FLOP/s under the roofline for operations a byte."""
+    return min(product_rate, intensity * bandwidth)
+
+
+def memory(workload: Workload, trainers: int, itemsize: int = 4) -> int:
+    """Bytes that several trainers of a workload take, roughly.
+
+    Each holds the data, the parameters and gradients with copies of both, and of every layer
+    z, a and δ.
+    """
+    batches = max(2, 10_000 // workload.batch)
+    data = batches * workload.batch * (workload.sizes[0] + workload.sizes[-1])
+    parameters = 4 * workload.members * workload.parameters
+    layers = 3 * workload.members * workload.batch * sum(workload.sizes)
+    return trainers * itemsize * (data + parameters + layers)
+
+
+# -- measured -------------------------------------------------------------------------
+
+
+def measure(device: Device, budget: float = 0.5) -> Rates:
+    """The rates of this machine; ``budget`` is seconds for each of them."""
+    if device == "cpu":
+        return measure_cpu(budget)
+    from backprop_gpu.backends.cuda import CupyRuntime
+
+    from .gpu_record import Clock as GraphClock
+
+    runtime = CupyRuntime()
+    on_chip = runtime.xp.cuda.Device().attributes.get("L2CacheSize", 0)
+    rates = measure_cuda(runtime, GraphClock(runtime, budget), on_chip)
+    runtime.xp.get_default_memory_pool().free_all_blocks()
+    bfloat16 = _bfloat16(budget)
+    if bfloat16 is None:
+        return rates
+    return replace(rates, products=rates.products | {"bfloat16": bfloat16})
+
+
+def measure_cpu(
+    budget: float = 0.5,
+    clock: Clock = time.perf_counter,
+    copied: int | None = None,
+    product: int = 1536,
+) -> Rates:
+    """``copied`` is the bytes of the array that is copied, by default eight caches;
+    ``product`` the rows and columns of the matrices that are multiplied."""
+    on_chip = last_level_cache()
+    bandwidth = _copy_rate(copied or min(max(8 * on_chip, 1 << 27), 1 << 29), budget, clock)
+    products = {}
+    for precision in ("float32", "float64"):
+        a = np.random.default_rng(0).random((product, product)).astype(precision)
+        multiply = partial(np.matmul, a, a, np.empty_like(a))
+        products[precision] = 2 * product**3 / shortest(multiply, budget, clock)
+    one = np.zeros(1, np.float32)
+
+    def calls() -> None:
+        for _ in range(1000):
+            np.negative(one, one)
+
+    return Rates("cpu", bandwidth, products, shortest(calls, budget / 5, clock) / 1000, on_chip)
+
+
+def _copy_rate(size: int, budget: float, clock: Clock) -> float:
+    """Bytes/s of a copy by all cores; NumPy copies without the GIL."""
+    cores = usable_cores()
+    source, target = (np.full(size, value, np.uint8) for value in (1, 0))  # touches every page
+    parts = np.array_split(target, cores), np.array_split(source, cores)
+    with ThreadPoolExecutor(cores) as pool:
+        return 2 * size / shortest(lambda: list(pool.map(np.copyto, *parts)), budget, clock)
+
+
+def measure_cuda(
+    runtime: Any, clock: Any, on_chip: int, copied: int = 1 << 30, product: int = 8192
+) -> Rates:
+    """Through a runtime and a clock as of `gpu_record`."""
+    xp = runtime.xp
+    arrays = xp.zeros((2, copied // 4), np.float32)
+    bandwidth = 2 * copied / min(clock(partial(xp.copyto, *arrays)))
+    call = min(clock(partial(xp.copyto, *arrays[:, :1])))
+    del arrays
+    products = {}
+    for precision in (np.float32, np.float64):
+        a = xp.full((product, product), 0.5, precision)
+        multiply = partial(runtime.product, "NN", a, a, xp.zeros_like(a), 1.0)
+        products[np.dtype(precision).name] = 2 * product**3 / min(clock(multiply))
+    return Rates("cuda", bandwidth, products, call, on_chip)
+
+
+def _bfloat16(budget: float, size: int = 8192) -> float | None:
+    """FLOP/s of PyTorch's product, where PyTorch is there."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    if not torch.cuda.is_available():
+        return None
+    a = torch.full((size, size), 0.5, dtype=torch.bfloat16, device="cuda")
+
+    def product() -> None:
+        a @ a
+        torch.cuda.synchronize()
+
+    return 2 * size**3 / shortest(product, budget, time.perf_counter)
+
+
+def shortest(work: Callable[[], object], budget: float, clock: Clock) -> float:
+    """Seconds of the fastest of at least three runs, after one to warm up."""
+    work()
+    times: list[float] = []
+    stop = clock() + budget
+    while len(times) < 3 or clock() < stop:
+        begin = clock()
+        work()
+        times.append(clock() - begin)
+    return min(times)
+
+
+# -- the machine ----------------------------------------------------------------------
+
+
+def usable_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def last_level_cache(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Bytes of all last-level caches together, 0 where Linux does not say."""
+    caches: dict[tuple[int, str], int] = {}
+    for index in cpus.glob("cpu[0-9]*/cache/index[0-9]*"):
+        try:
+            level, shared, size = (
+                (index / name).read_text().strip() for name in ("level", "shared_cpu_list", "size")
+            )
+            caches[int(level), shared] = int(size.removesuffix("K")) * 1024
+        except (OSError, ValueError):
+            continue
+    last = max((level for level, _ in caches), default=0)
+    return sum(size for (level, _), size in caches.items() if level == last)
+
+
+def free_memory(device: Device) -> int | None:
+    """Bytes that can still be taken, None where nobody says."""
+    if device == "cuda":
+        import cupy
+
+        return int(cupy.cuda.runtime.memGetInfo()[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable")]
+    return int(found[0]) * 1024 if found else None

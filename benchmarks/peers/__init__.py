@@ -1,0 +1,44 @@
+"""The libraries that are compared, each in a file of its own, written as its users would."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal, Protocol
+
+from ..workloads import Arrays, Problem, Workload
+
+Device = Literal["cpu", "cuda"]
+
+
+class Trainer(Protocol):
+    """One library at work on one problem; everything it prepares ahead is done."""
+
+    def run(self) -> None:
+        """Train all steps of the problem, in order, from the parameters as they are. Returns when
+        the device is done."""
+
+    def parameters(self) -> tuple[Arrays, Arrays]:
+        """Weights and biases, shaped as the problem's."""
+
+
+class Peer(Protocol):
+    """A way to train."""
+
+    #: As ``bench --against`` takes it, such as "torch".
+    name: str
+    #: As tables show it, such as "PyTorch eager".
+    label: str
+
+    def obstacle(self, workload: Workload, device: Device) -> str | None:
+        """Why it cannot train this here: not installed, no such device, no way to say it."""
+
+    def start(self, problem: Problem, device: Device) -> Trainer: ...
+
+
+def absent(module: str, package: str) -> str | None:
+    """Why a library cannot be used, without importing it; None where it is installed."""
+    return None if importlib.util.find_spec(module) else f"{package} is not installed"
+
+
+def cpu_only(device: Device) -> str | None:
+    return None if device == "cpu" else "it runs on the CPU only"

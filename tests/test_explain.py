@@ -1,0 +1,166 @@
+"""`Network.explain`: what a step would run, its work and floor, and what was reached."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from backprop_gpu.benchmarks import records
+
+from backprop_gpu import Network, cli, planning
+from backprop_gpu.explanation import Explanation, explain
+
+SIZES = (784, 30, 10)
+CPU = {"processor": records.processor(), "cores": os.cpu_count()}
+# 784·30 + 30·10 weights: 2·10·23,820 operations forward, as many for BP4, and for BP2 those of
+# the last layer, 2·10·300.
+FLOPS = 2 * 2 * 10 * 23_820 + 2 * 10 * 300
+# A batch of 794 numbers a row, and 23,860 parameters read and written.
+BYTES = 4 * (10 * 794 + 2 * 23_860)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the records are; none yet."""
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def write(folder: Path, *found: dict[str, Any]) -> None:
+    with (folder / records.BENCH).open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in found)
+
+
+def rates(date: str, product: float, on_chip: int = 0, **machine: Any) -> dict[str, Any]:
+    return {
+        "kind": "rates", "device": "cpu", "date": date, "machine": CPU | machine,
+        "products": {"float32": product, "float64": product / 2}, "bandwidth": 1e10,
+        "on_chip": on_chip,
+    }  # fmt: skip
+
+
+def step(date: str, median_us: float, device: str = "cpu", **fields: Any) -> dict[str, Any]:
+    return {
+        "kind": "step", "peer": "ours", "device": device, "date": date, "machine": CPU,
+        "sizes": list(SIZES), "batch": 10, "members": 1, "median_us": median_us,
+    } | fields  # fmt: skip
+
+
+def of_cpu(**options: Any) -> Explanation:
+    return Network(SIZES, backend="numpy", seed=0).explain(batch_size=10, **options)
+
+
+def test_work_of_a_step_by_hand(folder: Path) -> None:
+    found = of_cpu()
+    assert found.flops == FLOPS
+    assert found.bytes == BYTES
+    work = {w.label: w for w in found.work}
+    assert list(work) == [
+        "forward layer 1", "forward layer 2", "BP1", "BP3 layer 2", "BP4 layer 2", "BP2 layer 1",
+        "BP3 layer 1", "BP4 layer 1", "update",
+    ]  # fmt: skip
+    assert work["forward layer 1"].flops == 2 * 10 * 784 * 30
+    assert work["forward layer 1"].bytes == 4 * (10 * 784 + 784 * 30 + 10 * 30 + 30)
+    assert work["BP2 layer 1"].flops == 2 * 10 * 30 * 10
+    assert work["BP2 layer 1"].bytes == 4 * (10 * 10 + 10 * 30 + 10 * 30 + 10 * 30)
+    assert work["BP4 layer 1"].bytes == 4 * (10 * 784 + 10 * 30 + 784 * 30)
+    assert work["update"].bytes == 4 * 3 * 23_860
+    products = [w for w in found.work if not w.label.startswith(("BP1", "BP3", "update"))]
+    assert sum(w.flops for w in products) == FLOPS
+    assert {w.label: w for w in of_cpu(optimizer="adam").work}["update"].bytes == 4 * 7 * 23_860
+
+
+def test_engine_and_kernels(folder: Path) -> None:
+    found = of_cpu()
+    assert found.plan.engine == "compiled"
+    assert {w.kernel for w in found.work} == {"the compiled loop"}
+    large = Network([784, 512, 10], backend="numpy", seed=0).explain(batch_size=512)
+    assert {w.label: w.kernel for w in large.work}["forward layer 1"] == "BLAS"
+    short = of_cpu(rows=10, epochs=1)
+    assert short.plan.engine == "layered"
+    assert {w.kernel for w in short.work} == {"BLAS", "NumPy"}
+    net = Network(SIZES, backend="numpy", seed=0)
+    before = str(net.plan), [w.copy() for w in net.weights]
+    net.explain(batch_size=10)
+    assert str(net.plan) == before[0]  # nothing has changed
+    np.testing.assert_array_equal(net.weights[0], before[1][0])
+
+
+def test_without_a_record_nothing_is_claimed(folder: Path) -> None:
+    found = of_cpu()
+    assert found.floor is found.share is found.measured is None
+    assert "floor: not known here" in str(found)
+    assert "measured: no record of this shape" in str(found)
+
+
+def test_floor_and_share_of_the_newest_record(folder: Path) -> None:
+    write(
+        folder,
+        rates("2026-02-01", 1e11),
+        rates("2026-01-01", 1e12),
+        rates("2026-03-01", 1, cores=0),
+    )
+    write(folder, step("2026-02-01", 40.0), step("2026-01-01", 10.0))
+    write(folder, step("2026-03-01", 1.0, batch=20), step("2026-03-01", 1.0, device="cuda"))
+    write(folder, step("2026-03-01", 1.0, machine=CPU | {"processor": "another"}))
+    found = of_cpu()
+    # 222 kB at 10 GB/s take longer than 0.96 MFLOP at 100 GFLOP/s.
+    assert found.floor == pytest.approx(BYTES / 1e10)
+    assert found.measured == pytest.approx(40e-6)
+    assert found.share == pytest.approx(BYTES / 1e10 / 40e-6)
+    assert "at 10 GB/s" in str(found)
+    assert "40.00 µs, 56% of the floor (record of 2026-02-01)" in str(found)
+    write(folder, rates("2026-04-01", 1e11, on_chip=1 << 20))  # the parameters stay on the chip
+    found = of_cpu()
+    assert found.bytes == 4 * 10 * 794
+    assert found.floor == pytest.approx(FLOPS / 1e11)
+    double = Network(SIZES, backend="numpy", dtype="float64").explain(batch_size=10)
+    assert double.floor == pytest.approx(FLOPS / 5e10)
+    assert double.measured is None  # what was measured was float32
+
+
+def test_of_a_device(folder: Path) -> None:
+    write(folder, step("2026-01-01", 5.0, "cuda", machine={"gpu": planning.H200.name}))
+    choice = planning.Choice("cuda", "asked for")
+    plan = planning.plan(SIZES, 4, choice, planning.H200, planning.Training(50_000, 30, 10))
+    found = explain(SIZES, 10, np.dtype("float32"), plan, planning.H200)
+    kernels = {w.label: w.kernel for w in found.work}
+    for label, product in plan.products:
+        assert kernels[label].startswith(product.kernel)
+    assert kernels["BP1"] == "a map"
+    assert found.floor == pytest.approx(
+        max(FLOPS / planning.H200.rate(4), BYTES / planning.H200.bandwidth)
+    )
+    assert found.measured == pytest.approx(5e-6)
+    assert "peak of NVIDIA H200" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 60_000}, "batch_size"),
+        ({"batch_size": 10, "rows": 0}, "rows"),
+        ({"batch_size": 10, "epochs": -1}, "epochs"),
+        ({"batch_size": 10, "engine": "resident"}, "unknown engine"),
+        ({"batch_size": 10, "optimizer": "magic"}, "unknown optimizer"),
+    ],
+)
+def test_bad_input(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Network(SIZES, backend="numpy").explain(**arguments)
+
+
+def test_on_the_command_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "nothing"
+    assert cli.main(["train", "--explain", "--backend", "numpy", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "[64, 30, 10], batch 10, float32" in text
+    assert "forward layer 1" in text
+    assert not out.exists()
