@@ -561,7 +561,7 @@ def test_quick(tmp_path: Path) -> None:
     assert [record["kind"] for record in found] == ["rates", "step", "step"]
     assert [record.get("peer") for record in found] == [None, "ours", "numpy"]
     for record in found[1:]:
-        assert record["disagreement"] < measure.TOLERANCE
+        assert record["disagreement"] < measure.BOUND
         assert record["rounds"] >= 3
         assert record["label"] in run.stdout
     assert "of floor" in run.stdout
