@@ -41,7 +41,7 @@ class Explanation:
     floor : float or None
         Seconds that a step takes at least; None where this machine's rates are not known.
     measured : float or None
-        Seconds a step in the newest record of this shape on such a machine.
+        Seconds a step in the newest record of this shape and engine on such a machine.
     """
 
     sizes: tuple[int, ...]
@@ -116,8 +116,9 @@ def explain(
     measured = None
     if dtype.name == "float32":  # what the benchmarks train in
         measured = _newest(
-            found, device, kind="step", peer="ours", sizes=list(sizes), batch=batch_size, members=1
-        )
+            [record for record in found if f"engine {plan.engine}:" in (record.get("plan") or "")],
+            device, kind="step", peer="ours", sizes=list(sizes), batch=batch_size, members=1,
+        )  # fmt: skip
     on_chip = 0 if rates is None else rates.on_chip
     return Explanation(
         tuple(sizes),
@@ -136,8 +137,14 @@ def explain(
 def _records(folder: Path | None) -> list[dict[str, Any]]:
     from .benchmarks import records
 
-    path = (folder or records.RESULTS) / records.BENCH
-    return records.read(path, keys=("kind", "machine", "date")) if path.exists() else []
+    paths = [(folder or records.RESULTS) / name for name in (records.BENCH, records.GPU)]
+    return [
+        record
+        for path in paths
+        if path.exists()
+        for record in records.read(path)
+        if "kind" in record and "machine" in record
+    ]
 
 
 def _device_rates(device: Device, itemsize: int) -> Rates:

@@ -378,8 +378,9 @@ def main(argv: list[str] | None = None) -> int:
         "compute_capability": device.compute_capability,
         "driver": cupy.cuda.runtime.driverGetVersion(),
     }
+    common["machine"]["gpu"] = device.name  # by which `explain` finds them
     clock = Clock(runtime, budget=0.05)
-    path = arguments.out / "gpu.jsonl"
+    path = arguments.out / records.GPU
     recorder = Recorder(runtime, clock, path, common, arguments.minutes * 60)
     python = [sys.executable, "-m"]
 

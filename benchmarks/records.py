@@ -24,6 +24,8 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results"
 #: The file of ``backprop-gpu bench``.
 BENCH = "bench.jsonl"
+#: That of ``python -m benchmarks.gpu_record``.
+GPU = "gpu.jsonl"
 #: The name of this library there.
 OURS = "ours"
 PACKAGES = ("backprop_gpu", "numpy", "scipy", "scikit-learn", "numba", "numba-cuda", "cuda-core",

@@ -47,6 +47,7 @@ def step(date: str, median_us: float, device: str = "cpu", **fields: Any) -> dic
     return {
         "kind": "step", "peer": "ours", "device": device, "date": date, "machine": CPU,
         "sizes": list(SIZES), "batch": 10, "members": 1, "median_us": median_us,
+        "plan": "backend numpy: asked for\nengine compiled: one loop",
     } | fields  # fmt: skip
 
 
@@ -107,6 +108,7 @@ def test_floor_and_share_of_the_newest_record(folder: Path) -> None:
     write(folder, step("2026-02-01", 40.0), step("2026-01-01", 10.0))
     write(folder, step("2026-03-01", 1.0, batch=20), step("2026-03-01", 1.0, device="cuda"))
     write(folder, step("2026-03-01", 1.0, machine=CPU | {"processor": "another"}))
+    write(folder, step("2026-03-01", 1.0, plan="engine layered: of a short run"))
     found = of_cpu()
     # 222 kB at 10 GB/s take longer than 0.96 MFLOP at 100 GFLOP/s.
     assert found.floor == pytest.approx(BYTES / 1e10)
@@ -124,7 +126,10 @@ def test_floor_and_share_of_the_newest_record(folder: Path) -> None:
 
 
 def test_of_a_device(folder: Path) -> None:
-    write(folder, step("2026-01-01", 5.0, "cuda", machine={"gpu": planning.H200.name}))
+    record = step("2026-01-01", 5.0, "cuda", machine={"gpu": planning.H200.name})
+    record["plan"] = "engine layered: one backend call an equation"
+    lines = ({"op": "copy", "gb_per_s": 4000}, record)  # as gpu_record writes them
+    (folder / records.GPU).write_text("".join(json.dumps(line) + "\n" for line in lines))
     choice = planning.Choice("cuda", "asked for")
     plan = planning.plan(SIZES, 4, choice, planning.H200, planning.Training(50_000, 30, 10))
     found = explain(SIZES, 10, np.dtype("float32"), plan, planning.H200)
