@@ -21,8 +21,8 @@ from . import (
 )
 from .activations import Activation
 from .costs import Cost
-from .engines.compiled import CompiledEngine
 from .engines.layered import LayeredEngine
+from .engines.resident_cpu import ResidentEngine, cores
 from .explanation import Explanation, explain
 from .gradient_check import GradientReport, check_gradients
 from .optimizers import Optimizer
@@ -124,15 +124,15 @@ class Network:
 
     def _make_plan(self, run: planning.Training | None) -> planning.Plan:
         device = getattr(self._backend, "device", None)
-        return planning.plan(self.sizes, self.dtype.itemsize, self._choice, device, run)
+        return planning.plan(self.sizes, self.dtype.itemsize, self._choice, device, run, cores())
 
     def _engine_for(self, plan: planning.Plan) -> LayeredEngine:
         if plan.engine == "layered":
             return self._engine
-        return CompiledEngine(self._backend, self.sizes, self._activations, self._cost)
+        return ResidentEngine(self._backend, self.sizes, self._activations, self._cost)
 
-    def _compiled_obstacle(self) -> str | None:
-        """Why the compiled engine cannot train this network, if it cannot."""
+    def _resident_obstacle(self) -> str | None:
+        """Why the resident engine cannot train this network, if it cannot."""
         for kind, user in (
             ("activation", [a for a in self._activations if not a.builtin]),
             ("cost", [] if self._cost.builtin else [self._cost]),
@@ -253,7 +253,7 @@ class Network:
             A true result stops training after that epoch.
         progress : bool
             Show a progress bar.
-        engine : {"auto", "layered", "compiled"}
+        engine : {"auto", "layered", "resident"}
             What runs an epoch; "auto" takes what the planner expects to be faster, and
             ``network.plan`` says which and why.
 
@@ -366,7 +366,7 @@ class Network:
         batch_size = validation.integer("batch_size", batch_size, 1, rows)
         epochs = validation.integer("epochs", epochs, 1)
         optimizer = optimizers.get(optimizer)
-        obstacle = self._compiled_obstacle()
+        obstacle = self._resident_obstacle()
         run = planning.Training(
             rows, epochs, batch_size, engine, obstacle, user_cost=not self._cost.builtin
         )

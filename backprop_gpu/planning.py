@@ -20,9 +20,7 @@ from typing import Literal
 
 Layout = Literal["NT", "NN", "TN"]
 
-#: Multiply-adds below which BLAS takes longer to start than a plain compiled loop to finish.
-SMALL_PRODUCT = 1 << 19
-#: Seconds that the compiled engine costs a process before its first step, from Numba's cache.
+#: Seconds that the resident engine costs a process before its first step, from Numba's cache.
 LOADING = 2.0
 
 #: Rows that `predict` and `loss` push through the network at a time: enough to
@@ -191,14 +189,47 @@ def _cublas(layout: Layout, m: int, n: int, k: int, itemsize: int, device: Devic
     return Product("cublas", None, 1, seconds, "")
 
 
-def is_small(m: int, n: int, k: int) -> bool:
-    """Whether the compiled engine forms an (m, n) product over k without BLAS."""
-    return m * n * k <= SMALL_PRODUCT
+@dataclass(frozen=True)
+class CpuWork:
+    """How the CPU's resident engine divides a mini-batch.
+
+    Each of ``parts`` sums its own gradient and is one thread's at a time; of a part, ``block``
+    rows go through the network at a time.
+    """
+
+    block: int
+    parts: int
+    threads: int
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} threads" if self.threads > 1 else "one thread"
+        return f"{threads}, blocks of {self.block} rows"
+
+
+#: Of a core's own cache, bytes for the activations and errors of a block.
+CPU_CACHE = 512 * 1024
+#: Operations of a step below which the threads' waits cost more than they save.
+CPU_SERIAL = 6e6
+
+
+def cpu_work(sizes: Sequence[int], batch: int, itemsize: int, cores: int) -> CpuWork:
+    """How a mini-batch of `batch` rows is divided; results depend on it, so the plan says it."""
+    parts = 1
+    if step_flops(sizes, batch) > CPU_SERIAL:
+        parts = max(1, min(cores, batch // 8))
+    rows = math.ceil(batch / parts)
+    fitting = max(32, min(256, CPU_CACHE // (2 * sum(sizes) * itemsize)))
+    return CpuWork(math.ceil(rows / math.ceil(rows / fitting)), parts, parts)
 
 
 def steps_a_call(parameters: int, batch_size: int) -> int:
-    """Steps that the compiled engine runs before Python may look at Ctrl-C: about 0.1 s."""
+    """Steps that the resident engine runs before Python may look at Ctrl-C: about 0.1 s."""
     return max(1, int(3e9 / (6.0 * parameters * batch_size)))
+
+
+def members_a_call(rows: int, steps: int) -> int:
+    """Networks whose orders and coefficients of an epoch lie on the host at once: 1 GiB of them."""
+    return max(1, (1 << 30) // (8 * rows + 32 * steps))
 
 
 def choose_engine(
@@ -208,42 +239,39 @@ def choose_engine(
 
     Parameters
     ----------
-    requested : "auto", "layered" or "compiled"
+    requested : "auto", "layered" or "resident"
     backend : str
     obstacle : str or None
-        Why the compiled engine cannot run this, if it cannot.
+        Why the resident engine cannot run this, if it cannot.
     seconds : float
         How long the layered engine is expected to train.
 
     Raises
     ------
     ValueError
-        For an unknown name, or the compiled engine where it cannot run, with the obstacle.
+        For an unknown name, or the resident engine where it cannot run, with the obstacle.
     """
-    known = ("auto", "layered", "compiled")
+    known = ("auto", "layered", "resident")
     if requested not in known:
         raise ValueError(f"unknown engine {requested!r}; known: {', '.join(known)}")
     if backend != "numpy":
         obstacle = f"it works on NumPy arrays, and the backend is {backend}"
     if requested == "layered":
         return "layered", "asked for"
-    if requested == "compiled":
+    if requested == "resident":
         if obstacle is not None:
-            raise ValueError(f"engine 'compiled' cannot run this: {obstacle}")
-        return "compiled", "asked for"
+            raise ValueError(f"engine 'resident' cannot run this: {obstacle}")
+        return "resident", "asked for"
     if backend != "numpy":
         return "layered", "one backend call an equation; the only engine of this backend so far"
     if obstacle is not None:
-        return "layered", f"one backend call an equation; not compiled, because {obstacle}"
+        return "layered", f"one backend call an equation; not resident, because {obstacle}"
     if seconds > LOADING:
-        return (
-            "compiled",
-            "an epoch is one loop of compiled code; products too large for it by BLAS",
-        )
+        return "resident", "an epoch is one loop of compiled code"
     return (
         "layered",
         f"one backend call an equation; about {seconds:.1f} s of training do not repay loading "
-        "the compiled loop",
+        "the resident loop",
     )
 
 
@@ -343,15 +371,13 @@ def step_work(
         Numbers of optimizer state a parameter.
     """
     products = {label: _describe(chosen) for label, chosen in plan.products}
-    compiled = plan.engine == "compiled"
+    resident = plan.engine == "resident"
     library = "BLAS" if plan.backend == "numpy" else "our tiled product"
-    other = "the compiled loop" if compiled else "NumPy" if plan.backend == "numpy" else "a map"
+    other = "the resident loop" if resident else "NumPy" if plan.backend == "numpy" else "a map"
     m, found = batch, []
 
     def product(label: str, rows: int, columns: int, summed: int, extra: int) -> None:
-        kernel = products.get(label, library)
-        if compiled and is_small(rows, columns, summed):
-            kernel = other
+        kernel = products.get(label, other if resident else library)
         moved = rows * summed + summed * columns + rows * columns + extra
         found.append(Work(label, kernel, 2 * rows * columns * summed, moved * itemsize))
 
@@ -402,8 +428,10 @@ class Training:
     epochs: int
     batch_size: int
     engine: str = "auto"
-    #: Why the compiled engine cannot run it, if it cannot.
+    #: Why the resident engine cannot run it, if it cannot.
     obstacle: str | None = None
+    #: Networks that train at once.
+    members: int = 1
     step_callbacks: bool = False
     user_cost: bool = False
 
@@ -414,10 +442,12 @@ def plan(
     choice: Choice,
     device: Device | None,
     training: Training | None = None,
+    cores: int = 1,
 ) -> Plan:
     """The plan of a training run: which engine, which kernels, and why.
 
-    Without `training` it is the plan of a network that has not been asked to train.
+    Without `training` it is the plan of a network that has not been asked to train. ``cores``
+    are those of the CPU.
     """
     if training is None:
         reason = "one backend call an equation; `fit` chooses its own"
@@ -429,9 +459,12 @@ def plan(
         training.engine,
         choice.backend,
         obstacle,
-        layered_seconds(sizes, training.batch_size, training.rows, training.epochs),
+        training.members
+        * layered_seconds(sizes, training.batch_size, training.rows, training.epochs),
     )
     if device is None:
+        if engine == "resident":
+            reason += f"; {cpu_work(sizes, training.batch_size, itemsize, cores)}"
         return Plan(choice.backend, choice.reason, engine, reason, captured=False)
     notes = []
     if training.user_cost:

@@ -169,7 +169,7 @@ def fit(
             epochs=epochs,
             batch_size=batch_size,
             engine=engine,
-            obstacle=network._compiled_obstacle(),
+            obstacle=network._resident_obstacle(),
             step_callbacks=any(map(watches_batches, hooks)),
             user_cost=not network.cost.builtin,
         )

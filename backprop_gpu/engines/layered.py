@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from ..activations import Activation
 from ..backends.base import Backend, Epoch
 from ..costs import Cost
 from ..optimizers import Optimizer
-from ..parameters import Parameters
+from ..parameters import Layout, Parameters
 
 Array = Any
 
@@ -30,6 +30,16 @@ class Hyperparameters:
     coefficients: np.ndarray
     #: Whether a device may capture a step and replay it.
     captured: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One network's part in an epoch of several that train on the same rows."""
+
+    parameters: Parameters
+    slots: tuple[Array, ...]
+    order: np.ndarray
+    hyperparameters: Hyperparameters
 
 
 class Batch:
@@ -102,6 +112,7 @@ class LayeredEngine:
             self.output.derivative_from == "z" or costs.collapses(self.output, cost),
         )
         self._run: Run | None = None
+        self._turns: tuple[Parameters, dict[int, tuple[Array, ...]]] | None = None
 
     # -- an epoch ---------------------------------------------------------------
 
@@ -145,6 +156,57 @@ class LayeredEngine:
                 on_step(number)
         return run.epoch.costs()
 
+    def run_members(
+        self,
+        members: Sequence[Member],
+        X: Array,
+        Y: Array,
+        on_member: Callable[[int], None] = lambda i: None,
+    ) -> list[np.ndarray]:
+        """`run_epoch` for several networks of this engine's shape: the costs of each.
+
+        What a member gets does not depend, to the bit, on which others are there.
+
+        Parameters
+        ----------
+        X, Y : (n, n_0), (n, n_L) backend arrays
+            The rows of all members; each takes them in its own order.
+        on_member : callable
+            Called on the caller's thread with a member's number when its epoch is over.
+        """
+        # Buffers and captured steps are made for one set of arrays. In these, members take turns:
+        # a copy there and back is nothing beside an epoch. Only another rule or batch size needs
+        # other buffers, so members that agree in both follow each other.
+        alike: dict[tuple[Optimizer, int], list[int]] = {}
+        for i, member in enumerate(members):
+            settings = member.hyperparameters
+            alike.setdefault((settings.optimizer, settings.batch_size), []).append(i)
+        costs = [np.empty(0)] * len(members)
+        for (optimizer, _), numbers in alike.items():
+            for i in numbers:
+                member = members[i]
+                parameters, slots = self._turn(member.parameters.layout, len(member.slots))
+                own = (member.parameters.flat, *member.slots)
+                lent = (parameters.flat, *slots)
+                for source, out in zip(own, lent, strict=True):
+                    self.backend.copy(source, out)
+                settings = replace(member.hyperparameters, optimizer=optimizer)
+                costs[i] = self.run_epoch(parameters, slots, X, Y, member.order, settings)
+                for source, out in zip(lent, own, strict=True):
+                    self.backend.copy(source, out)
+                on_member(i)
+        return costs
+
+    def _turn(self, layout: Layout, slots: int) -> tuple[Parameters, tuple[Array, ...]]:
+        """The parameters and optimizer state in which members take turns, always the same ones."""
+        zeros = self.backend.zeros
+        if self._turns is None:
+            self._turns = Parameters(layout, zeros((layout.length,))), {}
+        parameters, states = self._turns
+        if slots not in states:
+            states[slots] = tuple(zeros((layout.length,)) for _ in range(slots))
+        return parameters, states[slots]
+
     def _prepare(
         self,
         parameters: Parameters,
@@ -161,7 +223,8 @@ class LayeredEngine:
             for old, new in zip(self._run.arguments, arguments, strict=True)
         ):
             return self._run
-        self.release()
+        self._run = None
+        self.backend.release()
         epoch = self.backend.epoch(rows, m)
         gradients = self._zeros_like(parameters)
 
@@ -231,6 +294,38 @@ class LayeredEngine:
         """(C, a^L) of the rows of host arrays."""
         return self._outputs(parameters, X, Y, chunk)
 
+    def outputs(
+        self, members: Sequence[Parameters], X: Array, Y: Array | None, chunk: int
+    ) -> Iterator[tuple[int, slice, float, np.ndarray]]:
+        """a^L of every row for each of several networks, `chunk` rows at a time.
+
+        Parameters
+        ----------
+        X, Y : (n, n_0), (n, n_L) arrays, on the host or the backend's
+
+        Yields
+        ------
+        (i, rows, C, a)
+            Member i's a^L of some rows, (rows, n_L) on the host, and the mean cost over them
+            (0.0 without Y). Every member's rows come in order.
+        """
+        batch: Batch | None = None
+        for start in range(0, len(X), chunk):
+            rows = slice(start, min(start + chunk, len(X)))
+            if batch is None or batch.rows != rows.stop - start:
+                size = rows.stop - start
+                batch = Batch(self.backend, self.sizes, self._keeps_z, size, errors=False)
+            self.backend.copy(self.backend.asarray(X[rows]), batch.a[0])
+            if Y is not None:
+                self.backend.copy(self.backend.asarray(Y[rows]), batch.y)
+            for i, parameters in enumerate(members):
+                with np.errstate(all="ignore"):
+                    self._forward(parameters, batch)
+                    a, z, y = batch.a[-1], batch.z[-1], batch.y
+                    cost = 0.0 if Y is None else self.backend.cost(z, a, y, self.output, self.cost)
+                yield i, rows, cost, self.backend.to_numpy(a)
+        self._release_between_runs()
+
     @_quiet
     def gradients(self, parameters: Parameters, X: np.ndarray, Y: np.ndarray) -> Parameters:
         """∂C/∂w and ∂C/∂b of the mean cost over all rows."""
@@ -243,25 +338,14 @@ class LayeredEngine:
         self._release_between_runs()
         return gradients
 
-    @_quiet
     def _outputs(
         self, parameters: Parameters, X: np.ndarray, Y: np.ndarray | None, chunk: int
     ) -> tuple[float, np.ndarray]:
         total = 0.0
         out = np.empty((len(X), self.sizes[-1]), self.backend.dtype)
-        batch: Batch | None = None
-        for start in range(0, len(X), chunk):
-            part = X[start : start + chunk]
-            if batch is None or batch.rows != len(part):
-                batch = Batch(self.backend, self.sizes, self._keeps_z, len(part), errors=False)
-            self.backend.copy(self.backend.asarray(part), batch.a[0])
-            self._forward(parameters, batch)
-            if Y is not None:
-                self.backend.copy(self.backend.asarray(Y[start : start + chunk]), batch.y)
-                cost = self.backend.cost(batch.z[-1], batch.a[-1], batch.y, self.output, self.cost)
-                total += len(part) * cost
-            out[start : start + chunk] = self.backend.to_numpy(batch.a[-1])
-        self._release_between_runs()
+        for _, rows, cost, a in self.outputs([parameters], X, Y, chunk):
+            total += len(a) * cost
+            out[rows] = a
         return total / len(X), out
 
     # -- memory -----------------------------------------------------------------
@@ -277,5 +361,5 @@ class LayeredEngine:
 
     def release(self) -> None:
         """Forget the buffers of the last run."""
-        self._run = None
+        self._run = self._turns = None
         self.backend.release()

@@ -43,7 +43,7 @@ class OursTrainer:
         )
         self.backend = net._backend
         run = planning.Training(
-            len(problem.X), _LONG, workload.batch, obstacle=net._compiled_obstacle()
+            len(problem.X), _LONG, workload.batch, obstacle=net._resident_obstacle()
         )
         self.plan = net._make_plan(run)
         self.engine = net._engine_for(self.plan)

@@ -1,4 +1,4 @@
-"""The compiled engine against the layered one: the same training, within rounding."""
+"""The resident engine against the layered one: the same training, within rounding."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from backprop_gpu import (
     optimizers,
     planning,
 )
-from backprop_gpu.engines import compiled_epoch
+from backprop_gpu.engines import resident_cpu_loop
 
 ALL_ON = {"l1": 0.01, "l2": 0.02, "clip_norm": 0.5, "clip_value": 0.1}
 
@@ -46,7 +46,7 @@ def assert_same_training(X: np.ndarray, Y: np.ndarray, dtype: str, **options: An
     """A few steps amplify a rounding by little; a wrong term is far outside of this."""
     pairs = zip(
         weights_after("layered", X, Y, dtype=dtype, **options),
-        weights_after("compiled", X, Y, dtype=dtype, **options),
+        weights_after("resident", X, Y, dtype=dtype, **options),
         strict=True,
     )
     for expected, got in pairs:
@@ -99,30 +99,20 @@ def test_batches_and_a_short_last_one(batch: int) -> None:
 
 def test_same_seed_same_bits() -> None:
     X, Y = problem("sigmoid", "quadratic")
-    runs = [weights_after("compiled", X, Y) for _ in range(2)]
+    runs = [weights_after("resident", X, Y) for _ in range(2)]
     for first, second in zip(*runs, strict=True):
         np.testing.assert_array_equal(first, second)
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 7, 5), (5, 1, 3), (3, 4, 9), (10, 30, 785)])
-def test_small_product(shape: tuple[int, int, int]) -> None:
-    m, n, k = shape
-    rng = np.random.default_rng(0)
-    a, w = rng.standard_normal((m, k)), rng.standard_normal((n, k))
-    z = np.full((m, n), np.nan)
-    compiled_epoch.small_product(a, w, z)
-    np.testing.assert_allclose(z, a @ w.T, rtol=0, atol=1e-12 * np.sqrt(k))
 
 
 def test_exponential_is_right_to_the_last_bit_or_two() -> None:
     """σ, through it, over the whole range of float32, and NaN stays NaN."""
     z = np.linspace(-87, 88, 200_001, dtype=np.float32).reshape(1, -1)
     a = z.copy()
-    compiled_epoch.activate(compiled_epoch.SIGMOID, a)
+    resident_cpu_loop.activate(resident_cpu_loop.SIGMOID, a[0])
     exact = 1.0 / (1.0 + np.exp(-z.astype(np.float64)))
     assert (np.abs(a - exact) / exact).max() < 4 * np.finfo(np.float32).eps
     extreme = np.array([[-np.inf, -1e9, 1e9, np.inf, np.nan]], np.float32)
-    compiled_epoch.activate(compiled_epoch.SIGMOID, extreme)
+    resident_cpu_loop.activate(resident_cpu_loop.SIGMOID, extreme[0])
     np.testing.assert_allclose(extreme[0], [0, 0, 1, 1, np.nan], atol=1e-37)
 
 
@@ -131,7 +121,7 @@ def test_a_diverging_cost_is_seen_and_the_weights_kept() -> None:
     net = Network([11, 9, 3], activation="identity", backend="numpy", seed=0)
     before = net.weights
     with pytest.raises(FloatingPointError, match="epoch 1, batch"):
-        net.fit(X, Y, epochs=3, batch_size=5, learning_rate=1e6, engine="compiled")
+        net.fit(X, Y, epochs=3, batch_size=5, learning_rate=1e6, engine="resident")
     for got, expected in zip(net.weights, before, strict=True):
         np.testing.assert_array_equal(got, expected)
 
@@ -141,7 +131,7 @@ def test_ctrl_c_is_heard_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     net = Network([11, 9, 3], backend="numpy", seed=0)
     before = net.weights
     monkeypatch.setattr(planning, "steps_a_call", lambda *_: 1)
-    run, calls = compiled_epoch.run_steps, []
+    run, calls = resident_cpu_loop.run_steps, []
 
     def interrupted(*arguments: Any) -> None:
         calls.append(1)
@@ -149,9 +139,9 @@ def test_ctrl_c_is_heard_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         run(*arguments)
 
-    monkeypatch.setattr(compiled_epoch, "run_steps", interrupted)
+    monkeypatch.setattr(resident_cpu_loop, "run_steps", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        net.fit(X, Y, epochs=1, batch_size=10, learning_rate=0.1, engine="compiled")
+        net.fit(X, Y, epochs=1, batch_size=10, learning_rate=0.1, engine="resident")
     for got, expected in zip(net.weights, before, strict=True):
         np.testing.assert_array_equal(got, expected)
 
@@ -178,8 +168,8 @@ def test_what_it_cannot_run_is_refused_or_left_to_layered(
     net = Network([11, 3], backend="numpy", seed=0, **options)
     before = net.weights
     training = {"epochs": 1, "batch_size": 10, "learning_rate": 0.01, "callbacks": callbacks}
-    with pytest.raises(ValueError, match=f"compiled.*{why}"):
-        net.fit(X, Y, engine="compiled", **training)
+    with pytest.raises(ValueError, match=f"resident.*{why}"):
+        net.fit(X, Y, engine="resident", **training)
     np.testing.assert_array_equal(net.weights[0], before[0])
     net.fit(X, Y, **training)
     assert net.plan.engine == "layered"
@@ -189,9 +179,9 @@ def test_what_it_cannot_run_is_refused_or_left_to_layered(
 def test_the_planner_loads_it_only_where_that_pays() -> None:
     short, _ = planning.choose_engine("auto", "numpy", None, seconds=0.1)
     long, _ = planning.choose_engine("auto", "numpy", None, seconds=60.0)
-    assert (short, long) == ("layered", "compiled")
+    assert (short, long) == ("layered", "resident")
     assert planning.choose_engine("auto", "cuda", None, 60.0)[0] == "layered"
-    with pytest.raises(ValueError, match="unknown engine 'fast'; known: auto, layered, compiled"):
+    with pytest.raises(ValueError, match="unknown engine 'fast'; known: auto, layered, resident"):
         planning.choose_engine("fast", "numpy", None, 1.0)
     with pytest.raises(ValueError, match="backend is cuda"):
-        planning.choose_engine("compiled", "cuda", None, 1.0)
+        planning.choose_engine("resident", "cuda", None, 1.0)

@@ -1,0 +1,236 @@
+"""The resident engine of the CPU: a whole epoch in compiled code, without Python."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import inf
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import costs, planning
+from ..parameters import Layout, Parameters
+from .layered import Hyperparameters, LayeredEngine, Member
+
+if TYPE_CHECKING:
+    from .resident_cpu_loop import Memory, Shape
+
+Array = np.ndarray
+
+
+def cores() -> int:
+    """The CPUs that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
+class ResidentEngine(LayeredEngine):
+    """`run_epoch` as one loop of compiled code over NumPy arrays; the rest as `LayeredEngine`.
+
+    For built-in activations and costs. The loop is in `resident_cpu_loop`; the first use in a
+    process loads it from Numba's cache on disk, the very first on a machine compiles it.
+
+    One network's step is shared out to threads where the planner finds it large enough. Of
+    several networks each has a thread to itself.
+    """
+
+    name = "resident"
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._pool: ThreadPoolExecutor | None = None
+        #: (what it was made for, Memory) of the last epoch of one network.
+        self._kept: tuple[Any, Memory] | None = None
+        self._shapes: tuple[int, Shape] | None = None
+
+    def run_epoch(
+        self,
+        parameters: Parameters,
+        slots: tuple[Array, ...],
+        X: Array,
+        Y: Array,
+        order: Array,
+        hyperparameters: Hyperparameters,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Array:
+        if on_step is not None:  # Python has to be called between steps
+            return super().run_epoch(parameters, slots, X, Y, order, hyperparameters, on_step)
+        member = Member(parameters, slots, order, hyperparameters)
+        work = self._work(hyperparameters.batch_size)
+        key = work, len(slots)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, self._memory(work, len(slots), work.threads)
+        return self._train(member, X, Y, work, self._kept[1], work.threads)
+
+    def run_members(
+        self,
+        members: Sequence[Member],
+        X: Array,
+        Y: Array,
+        on_member: Callable[[int], None] = lambda i: None,
+    ) -> list[Array]:
+        pool, workers = self._workers(), cores()
+        idle: SimpleQueue[dict[Any, Memory]] = SimpleQueue()
+        for _ in range(workers):
+            idle.put({})
+
+        def run(member: Member) -> Array:
+            memories = idle.get()
+            try:
+                work = self._work(member.hyperparameters.batch_size)
+                key = work, len(member.slots)
+                if key not in memories:
+                    memories[key] = self._memory(work, len(member.slots), 1)
+                return self._train(member, X, Y, work, memories[key], 1)
+            finally:
+                idle.put(memories)
+
+        futures = [pool.submit(run, member) for member in members]
+        found = []
+        try:
+            for i, future in enumerate(futures):
+                found.append(future.result())
+                on_member(i)
+        except BaseException:  # Ctrl-C: the caller may touch the parameters once this returns
+            for future in futures:
+                future.cancel()
+            for future in futures:
+                if not future.cancelled():
+                    future.exception()
+            raise
+        return found
+
+    def _train(
+        self,
+        member: Member,
+        X: Array,
+        Y: Array,
+        work: planning.CpuWork,
+        memory: Memory,
+        threads: int,
+    ) -> Array:
+        from . import resident_cpu_loop as loop
+
+        layout, flat = member.parameters.layout, member.parameters.flat
+        optimizer = member.hyperparameters.optimizer
+        m, shape = member.hyperparameters.batch_size, self._shape(layout, work.block)
+        limits = (inf if c is None else c for c in (optimizer.clip_value, optimizer.clip_norm))
+        rule = loop.Rule(
+            loop.RULES.index(optimizer.rule),
+            np.array(optimizer.constants),
+            float(optimizer.l1),
+            float(optimizer.l2),
+            *map(float, limits),
+        )
+        state = list(zip((flat, *member.slots), (memory.p, memory.s, memory.t), strict=False))
+        for array, strips in state:
+            loop.pack(shape, array, strips)
+        loop.transpose_all(shape, memory)
+        steps = -(-len(member.order) // m)
+        step_costs = np.empty(steps)
+        order = np.ascontiguousarray(member.order, np.intp)
+        coefficients = np.ascontiguousarray(member.hyperparameters.coefficients)
+
+        def run_steps(thread: int, first: int, last: int) -> None:
+            loop.run_steps(
+                first, last, thread, threads, m, X, Y, order, shape, memory, rule, coefficients,
+                step_costs,
+            )  # fmt: skip
+
+        # Between two calls Ctrl-C is heard.
+        at_once = planning.steps_a_call(layout.count, m)
+        for first in range(0, steps, at_once):
+            last = min(first + at_once, steps)
+            memory.counter[0] = 0
+            others = [self._workers().submit(run_steps, t, first, last) for t in range(1, threads)]
+            run_steps(0, first, last)
+            for other in others:
+                other.result()
+        for array, strips in state:
+            loop.unpack(shape, strips, array)
+        return step_costs
+
+    def _workers(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(cores())
+        return self._pool
+
+    def _work(self, batch: int) -> planning.CpuWork:
+        return planning.cpu_work(self.sizes, batch, self.backend.dtype.itemsize, cores())
+
+    def _shape(self, layout: Layout, block: int) -> Shape:
+        from . import resident_cpu_loop as loop
+        from .resident_cpu_product import lanes
+
+        if self._shapes is None or self._shapes[0] != block:
+            info = np.finfo(self.backend.dtype)
+            W = lanes(info.dtype.itemsize)
+            filled = [-(-n // W) * W for n in self.sizes]
+            weights = [n * k for k, n in zip(self.sizes, filled[1:], strict=False)]
+            copies = [n * k for k, n in zip(filled, self.sizes[1:], strict=False)]
+            w_at, b_at = _starts(weights), _starts(filled[1:], sum(weights))
+            self._shapes = (
+                block,
+                loop.Shape(
+                    np.array(self.sizes),
+                    np.array([0, *layout.weight_starts]),
+                    np.array([0, *layout.bias_starts]),
+                    np.array([0, *w_at]),
+                    np.array([0, *b_at]),
+                    np.array([0, 0, *_starts(copies[1:])]),
+                    np.array(_starts([n * block for n in filled])),
+                    np.array([-1, *(loop.ACTIVATIONS.index(a.name) for a in self.activations)]),
+                    np.array(self._keeps_z),
+                    loop.COSTS.index(self.cost.name),
+                    costs.collapses(self.output, self.cost),
+                    float(info.tiny),
+                    float(1.0 - info.epsneg) if self.cost.domain[1] == 1.0 else inf,
+                    block,
+                ),
+            )
+        return self._shapes[1]
+
+    def _memory(self, work: planning.CpuWork, slots: int, threads: int) -> Memory:
+        from . import resident_cpu_loop as loop
+        from .resident_cpu_product import lanes
+
+        dtype, block = self.backend.dtype, work.block
+        W = lanes(dtype.itemsize)
+        filled = [-(-n // W) * W for n in self.sizes]
+        length = sum(n * (k + 1) for k, n in zip(self.sizes, filled[1:], strict=False))
+        copies = sum(k * n for k, n in zip(filled[1:], self.sizes[2:], strict=False))
+        batch = (threads, sum(filled) * block)
+
+        def zeros(*shape: int) -> Array:
+            return _aligned(shape, dtype)
+
+        return loop.Memory(
+            zeros(length), zeros(length * (slots > 0)), zeros(length * (slots > 1)),
+            zeros(copies), zeros(work.parts, length),
+            zeros(*batch), zeros(*batch), zeros(*batch), zeros(threads, filled[-1] * block),
+            zeros(loop.STRIPS * W), np.ones(block * W, dtype),
+            np.zeros(work.parts), np.zeros((sum(filled[1:]) // W, 2)), np.zeros(1, np.int64),
+        )  # fmt: skip
+
+    def release(self) -> None:
+        self._kept = None
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+        super().release()
+
+
+def _starts(lengths: Sequence[int], first: int = 0) -> list[int]:
+    return [first + sum(lengths[:i]) for i in range(len(lengths))]
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Zeros that begin where a cache line does, so that no vector lies in two."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.zeros(size + 64, np.uint8)
+    first = -raw.ctypes.data % 64
+    return raw[first : first + size].view(dtype).reshape(shape)

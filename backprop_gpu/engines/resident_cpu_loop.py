@@ -1,0 +1,819 @@
+"""The loop behind the CPU's resident engine: many steps of gradient descent in one function.
+
+A mini-batch is cut into *parts*, which threads take in turn, and a part into *blocks* of rows, few
+enough that their activations and errors stay in a core's own cache: forward, BP1, BP2, BP3 and BP4
+of one block follow each other before the next block begins. Each part sums its own gradient; when
+all are there, they are added in order and the parameters updated, each thread doing its share. So
+two waits a step suffice, and the result depends on the number of parts, but not of threads.
+
+    for each part, for each block of its rows
+        gather, forward 1 … L, C, BP1, then for l = L … 1: BP2 of layer l - 1, BP3 and BP4 of l
+    wait
+    for each strip of w: add the parts' gradients, apply the rule
+    wait
+
+Where there is one part of one block and the rule is plain SGD, BP4 needs no gradient: its product
+adds -η δᵀ a' to w at once.
+
+Matrices are in strips (`resident_cpu_product`). Activations, costs and rules are numbers here, so
+that one compiled function, kept on disk, serves all networks of a dtype.
+
+δ is ∂C/∂z for the batch's mean cost C, so 1/m enters once, in BP1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+from .resident_cpu_product import (
+    STRIPS,
+    arrive,
+    arrived,
+    copy,
+    lanes_of,
+    prefetch,
+    product,
+    transposed_product,
+)
+
+Array = np.ndarray
+
+ACTIVATIONS = (
+    "sigmoid", "tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "identity",
+    "exponential", "softmax",
+)  # fmt: skip
+(SIGMOID, TANH, RELU, LEAKY_RELU, ELU, GELU, SILU, SOFTPLUS, IDENTITY, EXPONENTIAL, SOFTMAX) = (
+    range(len(ACTIVATIONS))
+)
+COSTS = ("quadratic", "binary_cross_entropy", "categorical_cross_entropy", "poisson")
+QUADRATIC, BINARY, CATEGORICAL, POISSON = range(len(COSTS))
+RULES = ("sgd", "momentum", "nesterov", "adam", "adamw")
+SGD, MOMENTUM, NESTEROV, ADAM, ADAMW = range(len(RULES))
+
+
+def _compile(function: Any, fastmath: tuple[str, ...] = ("contract",)) -> Any:
+    """Numba's decorator, with NumPy's rules for division: a check for zero would stop vectors."""
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # nowhere on disk to keep it: then every process compiles its own
+        return njit(**options)(function)
+
+
+# -- e^x, written so that a loop over it uses vector instructions ----------------------
+
+_LOG2_E = np.float32(1.4426950408889634)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_LOWEST, _HIGHEST = np.float32(-87.33654), np.float32(88.37626)
+_SHIFT, _ONE = np.float32(1.5 * 2**23), np.float32(1.0)  # x + 1.5 · 2²³ rounds x to an integer
+_C2, _C3, _C4 = (
+    np.float32(5.0000001201e-1),
+    np.float32(1.6666665459e-1),
+    np.float32(4.1665795894e-2),
+)
+_C5, _C6, _C7 = (
+    np.float32(8.3334519073e-3),
+    np.float32(1.3981999507e-3),
+    np.float32(1.9875691500e-4),
+)
+
+
+@_compile
+def _exp_float32(x: Any) -> Any:
+    """2^n e^r, x = n ln 2 + r, e^r by the polynomial of the Cephes library: within 2 ulp."""
+    x = _LOWEST if x < _LOWEST else x  # in this form a NaN stays one
+    x = _HIGHEST if x > _HIGHEST else x
+    shifted = x * _LOG2_E + _SHIFT  # the low bits of its mantissa are n
+    n = shifted - _SHIFT
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    e = ((((_C7 * r + _C6) * r + _C5) * r + _C4) * r + _C3) * r + _C2
+    e = (e * r) * r + r + _ONE
+    power = np.float32(shifted).view(np.int32) << 23  # n, in the bits of the exponent
+    return np.int32(np.float32(e).view(np.int32) + power).view(np.float32)
+
+
+@_compile
+def _exp_float64(x: Any) -> Any:
+    return math.exp(x)
+
+
+def exp(x):  # type: ignore[no-untyped-def]
+    """e^x for the type of x; float32 saturates at ± 88, where σ has no digits left to lose."""
+    raise NotImplementedError("for compiled code only")
+
+
+@overload(exp)
+def _exp(x):  # type: ignore[no-untyped-def]  # Numba compares this signature with the lambdas'
+    if x == types.float32:
+        return lambda x: _exp_float32(x)
+    return lambda x: _exp_float64(x)
+
+
+# -- activations -----------------------------------------------------------------------
+
+
+@_compile
+def activate(kind: int, v: Array) -> None:
+    """v ← σ(v), elementwise."""
+    T = v.dtype.type
+    zero, half, one = T(0), T(0.5), T(1)
+    if kind == SIGMOID:
+        for i in range(v.size):
+            v[i] = one / (one + exp(-v[i]))
+    elif kind == TANH:
+        for i in range(v.size):
+            v[i] = math.tanh(v[i])
+    elif kind == RELU:
+        for i in range(v.size):
+            v[i] = zero if v[i] < zero else v[i]
+    elif kind == LEAKY_RELU:
+        for i in range(v.size):
+            v[i] = T(0.01) * v[i] if v[i] < zero else v[i]
+    elif kind == ELU:
+        for i in range(v.size):
+            v[i] = math.expm1(v[i]) if v[i] < zero else v[i]
+    elif kind == GELU:
+        for i in range(v.size):
+            v[i] = v[i] * half * math.erfc(-T(math.sqrt(0.5)) * v[i])
+    elif kind == SILU:
+        for i in range(v.size):
+            v[i] = v[i] / (one + exp(-v[i]))
+    elif kind == SOFTPLUS:
+        for i in range(v.size):
+            v[i] = (zero if v[i] < zero else v[i]) + math.log1p(math.exp(-abs(v[i])))
+    elif kind == EXPONENTIAL:
+        for i in range(v.size):
+            v[i] = math.exp(v[i])
+
+
+@_compile
+def pull_back(kind: int, d: Array, w: Array, v: Array) -> None:
+    """δ ← δ ⊙ σ'(z), elementwise: from ∂C/∂a to ∂C/∂z; d is δ, w is z and v is a."""
+    T = v.dtype.type
+    zero, half, one = T(0), T(0.5), T(1)
+    if kind == SIGMOID:
+        for i in range(v.size):
+            d[i] *= v[i] * (one - v[i])
+    elif kind == TANH:
+        for i in range(v.size):
+            d[i] *= one - v[i] * v[i]
+    elif kind == RELU:
+        for i in range(v.size):
+            d[i] *= one if v[i] > zero else zero
+    elif kind == LEAKY_RELU:
+        for i in range(v.size):
+            d[i] *= one if v[i] > zero else T(0.01)
+    elif kind == ELU:
+        for i in range(v.size):
+            d[i] *= v[i] + one if v[i] < zero else one
+    elif kind == GELU:
+        for i in range(v.size):
+            density = T(1.0 / math.sqrt(2.0 * math.pi)) * math.exp(-half * w[i] * w[i])
+            d[i] *= half * math.erfc(-T(math.sqrt(0.5)) * w[i]) + w[i] * density
+    elif kind == SILU:
+        for i in range(v.size):
+            s = one / (one + exp(-w[i]))
+            d[i] *= s + v[i] * (one - s)
+    elif kind == SOFTPLUS:
+        for i in range(v.size):
+            d[i] *= -math.expm1(-v[i])
+    elif kind == EXPONENTIAL:
+        for i in range(v.size):
+            d[i] *= v[i]
+
+
+@_compile
+def softmax(a: Array, at: int, strip: int, rows: int, n: int) -> None:
+    """a ← softmax of each row of n numbers; zeros in the columns that fill up a strip."""
+    W = lanes_of(a)
+    T = a.dtype.type
+    strips = (n + W - 1) // W
+    for x in range(rows):
+        top = a[at + x * W]
+        for s in range(strips):
+            row = a[at + s * strip + x * W :]
+            for j in range(min(W, n - s * W)):
+                top = row[j] if row[j] > top else top
+        total = T(0)
+        for s in range(strips):
+            row, here = a[at + s * strip + x * W :], n - s * W
+            for j in range(W):
+                row[j] = exp(row[j] - top) if j < here else T(0)
+            for j in range(W):
+                total += row[j]
+        for s in range(strips):
+            row = a[at + s * strip + x * W :]
+            for j in range(W):
+                row[j] /= total
+
+
+@_compile
+def pull_back_softmax(delta: Array, a: Array, at: int, strip: int, rows: int, n: int) -> None:
+    """δ_j ← a_j (δ_j - Σ_k δ_k a_k)."""
+    W = lanes_of(a)
+    strips = (n + W - 1) // W
+    for x in range(rows):
+        mean = a.dtype.type(0)
+        for s in range(strips):
+            first = at + s * strip + x * W
+            for i in range(first, first + min(W, n - s * W)):
+                mean += delta[i] * a[i]
+        for s in range(strips):
+            first = at + s * strip + x * W
+            for i in range(first, first + min(W, n - s * W)):
+                delta[i] = a[i] * (delta[i] - mean)
+
+
+# -- costs -------------------------------------------------------------------------------
+
+
+@_compile
+def sum_of_costs(
+    kind: int, from_z: bool, z: Array, a: Array, at: int, y: Array, strip: int, rows: int, n: int,
+    low: float, high: float,
+) -> float:  # fmt: skip
+    """Σ_x C_x in float64; `from_z` takes the partner's form, which rounding of a cannot hurt.
+
+    ``at`` is where the output layer begins in z and a; y has but that layer.
+    """
+    W = lanes_of(a)
+    total = 0.0
+    for x in range(rows):
+        z_max, log_a_max = 0.0, 0.0
+        if kind == CATEGORICAL and from_z:
+            z_top, a_top = z[at + x * W], a[at + x * W]
+            for s in range((n + W - 1) // W):
+                first = at + s * strip + x * W
+                for i in range(first, first + min(W, n - s * W)):
+                    z_top = z[i] if z[i] > z_top else z_top
+                    a_top = a[i] if a[i] > a_top else a_top
+            z_max, log_a_max = float(z_top), math.log(float(a_top))
+        for s in range((n + W - 1) // W):
+            first = at + s * strip + x * W
+            last = first + min(W, n - s * W)
+            if kind == QUADRATIC:
+                for i in range(first, last):
+                    error = float(a[i]) - float(y[i - at])
+                    total += 0.5 * error * error
+            elif kind == BINARY and from_z:
+                for i in range(first, last):
+                    weighted = float(z[i])
+                    total += max(weighted, 0.0) + math.log1p(math.exp(-abs(weighted)))
+                    total -= float(y[i - at]) * weighted
+            elif kind == BINARY:
+                for i in range(first, last):
+                    inside = low if a[i] < low else float(a[i])
+                    inside = high if inside > high else inside
+                    rest = math.log1p(-inside)
+                    total -= float(y[i - at]) * (math.log(inside) - rest) + rest
+            elif kind == CATEGORICAL and from_z:
+                for i in range(first, last):
+                    total -= float(y[i - at]) * (float(z[i]) - z_max + log_a_max)
+            elif kind == CATEGORICAL:
+                for i in range(first, last):
+                    total -= float(y[i - at]) * math.log(low if a[i] < low else float(a[i]))
+            elif from_z:
+                for i in range(first, last):
+                    total += float(a[i]) - float(y[i - at]) * float(z[i])
+            else:
+                for i in range(first, last):
+                    inside = low if a[i] < low else float(a[i])
+                    total += float(a[i]) - float(y[i - at]) * math.log(inside)
+    return total
+
+
+@_compile
+def cost_gradient(kind: int, a: Array, y: Array, low: float, high: float, out: Array) -> None:
+    """out = ∇_a C_x, elementwise."""
+    T = a.dtype.type
+    one, below, above = T(1), T(low), T(high)
+    largest = T(np.finfo(a.dtype).max)
+    if kind == QUADRATIC:
+        for i in range(a.size):
+            out[i] = a[i] - y[i]
+    elif kind == BINARY:
+        for i in range(a.size):
+            inside = below if a[i] < below else a[i]
+            inside = above if inside > above else inside
+            out[i] = (a[i] - y[i]) / (inside * (one - inside))
+    elif kind == CATEGORICAL:
+        for i in range(a.size):
+            out[i] = -y[i] / (below if a[i] < below else a[i])
+    else:
+        for i in range(a.size):
+            ratio = y[i] / (below if a[i] < below else a[i])
+            out[i] = one - (largest if ratio > largest else ratio)
+
+
+# -- the update --------------------------------------------------------------------------
+
+
+@_compile
+def clip(g: Array, limit: Any) -> None:
+    """Each component to ± limit; a NaN stays one."""
+    for i in range(g.size):
+        g[i] = limit if g[i] > limit else (-limit if g[i] < -limit else g[i])
+
+
+@_compile
+def largest_of(g: Array) -> float:
+    largest = 0.0
+    for i in range(g.size):
+        largest = max(largest, abs(float(g[i])))
+    return largest
+
+
+@_compile
+def relative_squares(g: Array, largest: float) -> float:
+    """Σ (g / largest)²: the square of the largest itself might overflow."""
+    total = 0.0
+    for i in range(g.size):
+        total += (float(g[i]) / largest) ** 2
+    return total
+
+
+@_compile
+def penalize(p: Array, g: Array, l1: float, l2: float) -> None:
+    """g ← g + l2 w + l1 sign(w)."""
+    T = p.dtype.type
+    for i in range(p.size):
+        sign = T(1) if p[i] > T(0) else (T(-1) if p[i] < T(0) else T(0))
+        g[i] += T(l2) * p[i] + T(l1) * sign
+
+
+@_compile
+def apply_rule(rule: int, p: Array, g: Array, s: Array, t: Array, c: Array, d: Array) -> None:
+    """One of the rules of `optimizers`, c being the step's coefficients and d the constants."""
+    T = p.dtype.type
+    c0, c1, c2, c3 = T(c[0]), T(c[1]), T(c[2]), T(c[3])
+    if rule == SGD:
+        for i in range(p.size):
+            p[i] -= c0 * g[i]
+    elif rule == MOMENTUM:
+        mu = T(d[0])
+        for i in range(p.size):
+            s[i] = mu * s[i] - c0 * g[i]
+            p[i] += s[i]
+    elif rule == NESTEROV:
+        mu = T(d[0])
+        for i in range(p.size):
+            s[i] = mu * s[i] - c0 * g[i]
+            p[i] += mu * s[i] - c0 * g[i]
+    else:
+        beta1, beta2, epsilon, one = T(d[0]), T(d[1]), T(d[2]), T(1)
+        keep = one - c3
+        for i in range(p.size):
+            s[i] = beta1 * s[i] + (one - beta1) * g[i]
+            t[i] = beta2 * t[i] + (one - beta2) * g[i] * g[i]
+            p[i] = keep * p[i] - c1 * s[i] / (math.sqrt(t[i]) * c2 + epsilon)
+
+
+# -- what the loop works on ----------------------------------------------------------------
+
+
+class Shape(NamedTuple):
+    """A network. Index l is layer l; ``…_at[l]`` is where its matrix begins in a flat array."""
+
+    sizes: Array
+    #: In the flat arrays of `parameters`, and in those of the loop.
+    flat_w_at: Array
+    flat_b_at: Array
+    w_at: Array
+    b_at: Array
+    #: w[l] once more, as BP2 reads it: rows are the neurons of layer l.
+    transposed_at: Array
+    a_at: Array
+    kinds: Array
+    keeps_z: Array
+    cost: int
+    collapses: bool
+    #: What a is kept within before a logarithm or a division.
+    low: float
+    high: float
+    #: Rows that go through the network at a time.
+    block: int
+
+
+class Memory(NamedTuple):
+    """What a thread, or the threads of one network, write. All flat but where a shape is given."""
+
+    p: Array
+    s: Array
+    t: Array
+    transposed: Array
+    #: (parts, parameters)
+    gradients: Array
+    #: (threads, neurons of all layers × block)
+    a: Array
+    z: Array
+    delta: Array
+    y: Array
+    zeros: Array
+    ones: Array
+    part_costs: Array
+    #: (strips of w, 2): the largest |g|, and the sum of squares relative to it.
+    norms: Array
+    counter: Array
+
+
+class Rule(NamedTuple):
+    """What `optimizers` describes: `RULES`' number, (μ, 0, 0) or (β1, β2, ε), and penalties."""
+
+    number: int
+    constants: Array
+    l1: float
+    l2: float
+    clip_value: float
+    clip_norm: float
+
+
+# -- into strips and back ------------------------------------------------------------------
+
+
+@_compile
+def pack(shape: Shape, flat: Array, strips: Array) -> None:
+    """From the arrays of `parameters` to the loop's."""
+    W = lanes_of(flat)
+    for l in range(1, shape.sizes.size):
+        k, n = shape.sizes[l - 1], shape.sizes[l]
+        for j in range(n):
+            row = flat[shape.flat_w_at[l] + j * k : shape.flat_w_at[l] + (j + 1) * k]
+            to = strips[shape.w_at[l] + j // W * k * W + j % W :]
+            for q in range(k):
+                to[q * W] = row[q]
+            strips[shape.b_at[l] + j] = flat[shape.flat_b_at[l] + j]
+
+
+@_compile
+def unpack(shape: Shape, strips: Array, flat: Array) -> None:
+    """The other way."""
+    W = lanes_of(flat)
+    for l in range(1, shape.sizes.size):
+        k, n = shape.sizes[l - 1], shape.sizes[l]
+        for j in range(n):
+            row = flat[shape.flat_w_at[l] + j * k : shape.flat_w_at[l] + (j + 1) * k]
+            source = strips[shape.w_at[l] + j // W * k * W + j % W :]
+            for q in range(k):
+                row[q] = source[q * W]
+            flat[shape.flat_b_at[l] + j] = strips[shape.b_at[l] + j]
+
+
+@_compile
+def transpose(shape: Shape, memory: Memory, l: int, s: int) -> None:
+    """The neurons of one strip of w[l], into the copy that BP2 reads."""
+    W = lanes_of(memory.p)
+    k, n = shape.sizes[l - 1], shape.sizes[l]
+    here = min(W, n - s * W)
+    for q_strip in range((k + W - 1) // W):
+        source = memory.p[shape.w_at[l] + (s * k + q_strip * W) * W :]
+        to = memory.transposed[shape.transposed_at[l] + (q_strip * n + s * W) * W :]
+        for j in range(here):
+            for q in range(min(W, k - q_strip * W)):
+                to[j * W + q] = source[q * W + j]
+
+
+@_compile
+def transpose_all(shape: Shape, memory: Memory) -> None:
+    W = lanes_of(memory.p)
+    for l in range(2, shape.sizes.size):
+        for s in range((shape.sizes[l] + W - 1) // W):
+            transpose(shape, memory, l, s)
+
+
+@_compile
+def gather(source: Array, rows: Array, out: Array, strip: int) -> None:
+    """out = those rows of the source, in strips."""
+    W = lanes_of(out)
+    flat, n = source.reshape(source.size), source.shape[1]
+    rest = n % W
+    for x in range(rows.size):
+        first = rows[x] * n
+        for s in range(n // W):
+            copy(out, s * strip + x * W, flat, first + s * W)
+        if rest:
+            to, row = out[n // W * strip + x * W :], flat[first + n - rest :]
+            for j in range(W):
+                to[j] = row[j] if j < rest else out.dtype.type(0)
+
+
+@_compile
+def fetch(source: Array, rows: Array) -> None:
+    """Ask for rows of the next mini-batch while this one computes."""
+    line = 64 // source.itemsize
+    flat, n = source.reshape(source.size), source.shape[1]
+    for x in range(rows.size):
+        for i in range(rows[x] * n, rows[x] * n + n, line):
+            prefetch(flat, i)
+
+
+# -- a block of rows -------------------------------------------------------------------------
+
+
+@_compile
+def forward(shape: Shape, memory: Memory, thread: int, rows: int) -> None:
+    """z = a' wᵀ + b, a = σ(z), layer by layer."""
+    a, z = memory.a[thread], memory.z[thread]
+    W = lanes_of(a)
+    strip = shape.block * W
+    for l in range(1, shape.sizes.size):
+        k, n = shape.sizes[l - 1], shape.sizes[l]
+        strips = (n + W - 1) // W
+        out = z if shape.keeps_z[l] else a
+        for s in range(0, strips, STRIPS):
+            here = min(STRIPS, strips - s)
+            product(
+                out, shape.a_at[l] + s * strip, strip,
+                memory.p, shape.b_at[l] + s * W, 0, W, 1.0,
+                a, shape.a_at[l - 1], strip,
+                memory.p, shape.w_at[l] + s * k * W, k * W,
+                k, rows, here,
+            )  # fmt: skip
+            for i in range(here):
+                first = shape.a_at[l] + (s + i) * strip
+                part = a[first : first + rows * W]
+                if shape.keeps_z[l]:
+                    part[:] = z[first : first + rows * W]
+                activate(shape.kinds[l], part)
+        if shape.kinds[l] == SOFTMAX:
+            softmax(a, shape.a_at[l], strip, rows, n)
+
+
+@_compile
+def output_error(shape: Shape, memory: Memory, thread: int, rows: int, m: int) -> None:
+    """BP1, times 1/m; zeros in the columns that fill up a strip."""
+    a, z, delta, y = memory.a[thread], memory.z[thread], memory.delta[thread], memory.y[thread]
+    W = lanes_of(a)
+    T = a.dtype.type
+    strip, depth = shape.block * W, shape.sizes.size - 1
+    at, n = shape.a_at[depth], shape.sizes[depth]
+    cost = QUADRATIC if shape.collapses else shape.cost
+    softmax_last = shape.kinds[depth] == SOFTMAX
+    for s in range((n + W - 1) // W):
+        first = s * strip
+        last = first + rows * W
+        d, a_s, z_s = (
+            delta[at + first : at + last],
+            a[at + first : at + last],
+            z[at + first : at + last],
+        )
+        cost_gradient(cost, a_s, y[first:last], shape.low, shape.high, d)
+        if not shape.collapses and not softmax_last:
+            pull_back(shape.kinds[depth], d, z_s, a_s)
+    if not shape.collapses and softmax_last:
+        pull_back_softmax(delta, a, at, strip, rows, n)
+    for s in range((n + W - 1) // W):
+        here = n - s * W
+        for x in range(rows):
+            row = delta[at + s * strip + x * W :]
+            for j in range(W):
+                row[j] = row[j] / T(m) if j < here else T(0)
+
+
+@_compile
+def hidden_error(shape: Shape, memory: Memory, thread: int, rows: int, l: int) -> None:
+    """BP2: δ of layer l - 1 from that of l."""
+    a, z, delta = memory.a[thread], memory.z[thread], memory.delta[thread]
+    W = lanes_of(a)
+    strip = shape.block * W
+    k, n = shape.sizes[l - 1], shape.sizes[l]
+    strips = (k + W - 1) // W
+    for s in range(0, strips, STRIPS):
+        here = min(STRIPS, strips - s)
+        product(
+            delta, shape.a_at[l - 1] + s * strip, strip,
+            memory.zeros, 0, 0, 0, 0.0,
+            delta, shape.a_at[l], strip,
+            memory.transposed, shape.transposed_at[l] + s * n * W, n * W,
+            n, rows, here,
+        )  # fmt: skip
+        for i in range(here):
+            first = shape.a_at[l - 1] + (s + i) * strip
+            part = slice(first, first + rows * W)
+            pull_back(shape.kinds[l - 1], delta[part], z[part], a[part])
+
+
+@_compile
+def gradients(
+    shape: Shape, memory: Memory, thread: int, rows: int, l: int, out: Array, add: bool, scale: Any
+) -> None:
+    """BP3 and BP4: out = scale · out + (δ, δᵀ a') with `add`, else out = (δ, δᵀ a').
+
+    A bias is the weight of a neuron whose activation is 1.
+    """
+    a, delta = memory.a[thread], memory.delta[thread]
+    W = lanes_of(a)
+    strip = shape.block * W
+    k, n = shape.sizes[l - 1], shape.sizes[l]
+    strips = (n + W - 1) // W
+    one = out.dtype.type(1)
+    old, row = (out, W) if add else (memory.zeros, 0)
+    for s in range(0, strips, STRIPS):
+        here = min(STRIPS, strips - s)
+        errors = shape.a_at[l] + s * strip
+        at = shape.b_at[l] + s * W
+        transposed_product(
+            out, at, W,
+            old, at if add else 0, row, row, one,
+            memory.ones, 0, 0,
+            delta, errors, strip,
+            rows, 1, here,
+        )  # fmt: skip
+        for q in range(0, k, W):
+            at = shape.w_at[l] + (s * k + q) * W
+            transposed_product(
+                out, at, k * W,
+                old, at if add else 0, row, k * row, scale,
+                a, shape.a_at[l - 1] + q // W * strip, 0,
+                delta, errors, strip,
+                rows, min(W, k - q), here,
+            )  # fmt: skip
+
+
+@_compile
+def backpropagate(
+    shape: Shape, memory: Memory, thread: int, X: Array, Y: Array, rows: Array, m: int,
+    out: Array, add: bool, rate: Any, decay: Any,
+) -> float:  # fmt: skip
+    """The equations for a block of rows; the sum of its costs.
+
+    Gradients are added to `out`, or replace what is there. With `rate` > 0 `out` are the
+    parameters themselves, w ← decay · w - rate · ∂C/∂w.
+    """
+    a, delta, y = memory.a[thread], memory.delta[thread], memory.y[thread]
+    W = lanes_of(a)
+    strip, depth, count = shape.block * W, shape.sizes.size - 1, rows.size
+    gather(X, rows, a, strip)
+    gather(Y, rows, y, strip)
+    forward(shape, memory, thread, count)
+    total = sum_of_costs(
+        shape.cost, shape.collapses, memory.z[thread], a, shape.a_at[depth], y, strip, count,
+        shape.sizes[depth], shape.low, shape.high,
+    )  # fmt: skip
+    output_error(shape, memory, thread, count, m)
+    for l in range(depth, 0, -1):
+        if l > 1:
+            hidden_error(shape, memory, thread, count, l)
+        if rate > 0:
+            for s in range((shape.sizes[l] + W - 1) // W):
+                first = shape.a_at[l] + s * strip
+                for i in range(first, first + count * W):
+                    delta[i] *= -rate
+        gradients(shape, memory, thread, count, l, out, add, decay)
+        if rate > 0 and l > 1:
+            for s in range((shape.sizes[l] + W - 1) // W):
+                transpose(shape, memory, l, s)
+    return total
+
+
+# -- the update of a strip -------------------------------------------------------------------
+
+
+@_compile
+def sum_parts(memory: Memory, first: int, last: int, clip_value: Any) -> None:
+    """The parts' gradients, added in order into the first, and clipped by value."""
+    g = memory.gradients[0, first:last]
+    for part in range(1, memory.gradients.shape[0]):
+        more = memory.gradients[part, first:last]
+        for i in range(g.size):
+            g[i] += more[i]
+    if clip_value < np.inf:
+        clip(g, g.dtype.type(clip_value))
+
+
+@_compile
+def clip_scale(norms: Array, clip_norm: float) -> float:
+    """What the gradient is multiplied by to be of that norm at most."""
+    largest = 0.0
+    for u in range(norms.shape[0]):
+        largest = max(largest, norms[u, 0])
+    if not (0.0 < largest < np.inf):
+        return 1.0
+    total = 0.0
+    for u in range(norms.shape[0]):
+        total += norms[u, 1] * (norms[u, 0] / largest) ** 2
+    norm = largest * math.sqrt(total)
+    return clip_norm / norm if norm > clip_norm else 1.0
+
+
+@_compile
+def update(memory: Memory, rule: Rule, first: int, last: int, c: Array, weights: bool) -> None:
+    """Penalise and apply the rule to a range of the parameters."""
+    p, g = memory.p[first:last], memory.gradients[0, first:last]
+    if weights and (rule.l1 != 0.0 or rule.l2 != 0.0):
+        penalize(p, g, rule.l1, rule.l2)
+    apply_rule(rule.number, p, g, memory.s[first:last], memory.t[first:last], c, rule.constants)
+
+
+# -- steps -----------------------------------------------------------------------------------
+
+
+_sched_yield = types.ExternalFunction("sched_yield", types.int32())
+
+
+@_compile
+def meet(counter: Array, threads: int, meetings: int) -> int:
+    """Wait until all threads are here; how often they have met by then."""
+    meetings += 1
+    if threads > 1:
+        arrive(counter)
+        tries = 0
+        while arrived(counter) < meetings * threads:
+            tries += 1
+            if tries > 2000:  # a core may be taken: let others run
+                _sched_yield()
+    return meetings
+
+
+@_compile
+def run_steps(
+    first: int, last: int, thread: int, threads: int, batch: int, X: Array, Y: Array, order: Array,
+    shape: Shape, memory: Memory, rule: Rule, coefficients: Array, costs: Array,
+) -> None:  # fmt: skip
+    """Steps first … last - 1 of an epoch, as thread `thread` of `threads` that all call this."""
+    T = memory.p.dtype.type
+    W = lanes_of(memory.p)
+    parts, depth, met = memory.gradients.shape[0], shape.sizes.size - 1, 0
+    plain = rule.number == SGD and rule.l1 == 0.0
+    plain = plain and rule.clip_value == np.inf and rule.clip_norm == np.inf
+    for step in range(first, last):
+        rows = order[step * batch : min((step + 1) * batch, order.size)]
+        m = rows.size
+        if m <= shape.block:  # rows of later steps would be gone again by then
+            fetch(X, order[(step + 1) * batch : min((step + 2) * batch, order.size)])
+        c = coefficients[step]
+        # A rate of 0 would be taken for none, and changes nothing either way.
+        at_once = plain and parts == 1 and m <= shape.block and T(c[0]) > 0
+        for part in range(thread, parts, threads):
+            begin, end = m * part // parts, m * (part + 1) // parts
+            total = 0.0
+            if at_once:
+                total = backpropagate(
+                    shape, memory, thread, X, Y, rows, m, memory.p, True,
+                    T(c[0]), T(1.0 - c[0] * rule.l2),
+                )  # fmt: skip
+            else:
+                out = memory.gradients[part]
+                if begin == end:
+                    out[:] = 0
+                for x in range(begin, end, shape.block):
+                    total += backpropagate(
+                        shape, memory, thread, X, Y, rows[x : min(x + shape.block, end)], m, out,
+                        x > begin, T(0), T(1),
+                    )  # fmt: skip
+            memory.part_costs[part] = total
+        met = meet(memory.counter, threads, met)
+        if thread == 0:
+            total = 0.0
+            for part in range(parts):
+                total += memory.part_costs[part]
+            costs[step] = total / m
+        if at_once:
+            continue
+        scale = T(1)
+        if rule.clip_norm < np.inf:
+            u = 0
+            for l in range(1, depth + 1):
+                k, n = shape.sizes[l - 1], shape.sizes[l]
+                for s in range((n + W - 1) // W):
+                    if u % threads == thread:
+                        w, b = shape.w_at[l] + s * k * W, shape.b_at[l] + s * W
+                        sum_parts(memory, w, w + k * W, rule.clip_value)
+                        sum_parts(memory, b, b + W, rule.clip_value)
+                        g_w, g_b = (
+                            memory.gradients[0, w : w + k * W],
+                            memory.gradients[0, b : b + W],
+                        )
+                        largest = max(largest_of(g_w), largest_of(g_b))
+                        memory.norms[u, 0] = largest
+                        memory.norms[u, 1] = 0.0
+                        if 0.0 < largest < np.inf:
+                            squares = relative_squares(g_w, largest)
+                            memory.norms[u, 1] = squares + relative_squares(g_b, largest)
+                    u += 1
+            met = meet(memory.counter, threads, met)
+            scale = T(clip_scale(memory.norms, rule.clip_norm))
+        undecayed = c.copy()
+        undecayed[3] = 0.0
+        u = 0
+        for l in range(1, depth + 1):
+            k, n = shape.sizes[l - 1], shape.sizes[l]
+            for s in range((n + W - 1) // W):
+                if u % threads == thread:
+                    w, b = shape.w_at[l] + s * k * W, shape.b_at[l] + s * W
+                    if rule.clip_norm == np.inf:
+                        sum_parts(memory, w, w + k * W, rule.clip_value)
+                        sum_parts(memory, b, b + W, rule.clip_value)
+                    elif scale != 1:
+                        memory.gradients[0, w : w + k * W] *= scale
+                        memory.gradients[0, b : b + W] *= scale
+                    update(memory, rule, w, w + k * W, c, True)
+                    update(memory, rule, b, b + W, undecayed, False)
+                    if l > 1:
+                        transpose(shape, memory, l, s)
+                u += 1
+        met = meet(memory.counter, threads, met)
