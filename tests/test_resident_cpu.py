@@ -21,6 +21,9 @@ from backprop_gpu import (
     planning,
 )
 from backprop_gpu.engines import resident_cpu_loop
+from backprop_gpu.engines.layered import Hyperparameters, Member
+from backprop_gpu.engines.resident_cpu import ResidentEngine
+from backprop_gpu.parameters import Parameters
 
 ALL_ON = {"l1": 0.01, "l2": 0.02, "clip_norm": 0.5, "clip_value": 0.1}
 
@@ -36,7 +39,8 @@ def problem(output: str, cost: str, rows: int = 70) -> tuple[np.ndarray, np.ndar
 def weights_after(engine: str, X: np.ndarray, Y: np.ndarray, **options: Any) -> list[np.ndarray]:
     training = {"epochs": 3, "batch_size": 32, "learning_rate": 0.02, "optimizer": "sgd"}
     training |= {key: options.pop(key) for key in list(options) if key in training}
-    net = Network([11, 9, 7, 3], backend="numpy", seed=2, **options)
+    sizes = options.pop("sizes", (11, 9, 7, 3))
+    net = Network(sizes, backend="numpy", seed=2, **options)
     history = net.fit(X, Y, engine=engine, **training)
     assert net.plan.engine == engine
     return [*net.weights, *net.biases, np.array(history.loss)]
@@ -95,6 +99,110 @@ def test_every_rule(optimizer: Any, dtype: str) -> None:
 def test_batches_and_a_short_last_one(batch: int) -> None:
     X, Y = problem("sigmoid", "quadratic")
     assert_same_training(X, Y, "float64", batch_size=batch)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("sizes", "batch"),
+    [
+        ((1, 1), 1),
+        ((2, 1, 2), 9),  # a tile of one row more than fits
+        ((15, 16, 17), 8),
+        ((16, 33, 8, 31), 25),
+        ((7, 64, 3), 17),
+        ((100, 5), 64),
+    ],
+)
+def test_sizes_beside_the_edges_of_strips_and_tiles(
+    sizes: tuple[int, ...], batch: int, dtype: str
+) -> None:
+    rng = np.random.default_rng(5)
+    X, Y = rng.standard_normal((70, sizes[0])), rng.uniform(0.1, 0.9, (70, sizes[-1]))
+    assert_same_training(X, Y, dtype, sizes=sizes, batch_size=batch, activation="tanh")
+
+
+DIVISIONS = [
+    planning.CpuWork(block=32, parts=1, threads=1),
+    planning.CpuWork(block=5, parts=1, threads=1),  # 5 does not divide 32
+    planning.CpuWork(block=11, parts=3, threads=2),
+    planning.CpuWork(block=4, parts=8, threads=3),  # the last batch, of 6 rows, has empty parts
+]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [SGD(), SGD(l2=0.02), SGD(momentum=0.5, **ALL_ON), Adam(epsilon=1e-3, clip_norm=0.1)],
+    ids=["sgd", "l2", "all", "adam"],
+)
+@pytest.mark.parametrize("work", DIVISIONS, ids=str)
+def test_every_division_of_a_batch(
+    work: planning.CpuWork, optimizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "cpu_work", lambda *_: work)
+    assert_same_training(*problem("sigmoid", "quadratic"), "float64", optimizer=optimizer)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(), Adam(clip_norm=0.1)], ids=["sgd", "adam"])
+def test_threads_do_not_change_a_bit(optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    for threads in (1, 2, 4):
+        work = planning.CpuWork(block=3, parts=4, threads=threads)
+        monkeypatch.setattr(planning, "cpu_work", lambda *_, work=work: work)
+        runs.append(weights_after("resident", *problem("", ""), optimizer=optimizer))
+    for other in runs[1:]:
+        for expected, got in zip(runs[0], other, strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_two_hundred_steps_stay_near_float64(dtype: str) -> None:
+    """A step adds its rounding, of some eps relative to the weights, to what it was given."""
+    X, Y = problem("softmax", "categorical_cross_entropy", rows=200)
+    options: dict[str, Any] = {
+        "activation": ["tanh", "gelu", "softmax"], "cost": "categorical_cross_entropy",
+        "epochs": 10, "batch_size": 10, "learning_rate": 0.1,
+    }  # fmt: skip
+    exact = weights_after("layered", X, Y, dtype="float64", **options)
+    got = weights_after("resident", X, Y, dtype=dtype, **options)
+    for expected, found in zip(exact, got, strict=True):
+        scale = 1.0 + np.abs(expected).max()
+        assert np.abs(found - expected).max() <= 200 * 4 * np.finfo(dtype).eps * scale
+
+
+def test_members_are_the_same_alone_and_beside_others() -> None:
+    """Different batch sizes, rules and orders at once, on all cores."""
+    X, Y = (array.astype(np.float32) for array in problem("", ""))
+    net = Network([11, 9, 3], backend="numpy", seed=0)
+    rng = np.random.default_rng(1)
+    engine = ResidentEngine(net._backend, net.sizes, net.activations, net.cost)
+
+    def member(i: int) -> Member:
+        optimizer = [SGD(), Adam(), SGD(momentum=0.5)][i % 3]
+        batch = 7 + i % 4
+        rates = np.full(-(-len(X) // batch), 0.1 / (1 + i))
+        slots = tuple(np.zeros(net._layout.length, np.float32) for _ in range(optimizer.slots))
+        return Member(
+            Parameters(net._layout, net._get_flat()), slots, orders[i],
+            Hyperparameters(batch, optimizer, optimizer.coefficients(rates, 0)),
+        )  # fmt: skip
+
+    orders = [rng.permutation(len(X)) for _ in range(9)]
+    members = [member(i) for i in range(9)]
+    done: list[int] = []
+    costs = engine.run_members(members, X, Y, done.append)
+    assert done == list(range(9))
+    for i, (together, cost) in enumerate(zip(members, costs, strict=True)):
+        alone = member(i)
+        np.testing.assert_array_equal(
+            engine.run_epoch(
+                alone.parameters, alone.slots, X, Y, alone.order, alone.hyperparameters
+            ),
+            cost,
+        )
+        np.testing.assert_array_equal(alone.parameters.flat, together.parameters.flat)
+        for expected, got in zip(alone.slots, together.slots, strict=True):
+            np.testing.assert_array_equal(got, expected)
+    engine.release()
 
 
 def test_same_seed_same_bits() -> None:

@@ -73,7 +73,8 @@ class ResidentEngine(LayeredEngine):
         Y: Array,
         on_member: Callable[[int], None] = lambda i: None,
     ) -> list[Array]:
-        pool, workers = self._workers(), cores()
+        workers = cores()
+        pool = self._workers(workers)
         idle: SimpleQueue[dict[Any, Memory]] = SimpleQueue()
         for _ in range(workers):
             idle.put({})
@@ -134,11 +135,12 @@ class ResidentEngine(LayeredEngine):
         step_costs = np.empty(steps)
         order = np.ascontiguousarray(member.order, np.intp)
         coefficients = np.ascontiguousarray(member.hyperparameters.coefficients)
+        rows, targets = X.reshape(-1), Y.reshape(-1)
 
         def run_steps(thread: int, first: int, last: int) -> None:
             loop.run_steps(
-                first, last, thread, threads, m, X, Y, order, shape, memory, rule, coefficients,
-                step_costs,
+                first, last, thread, threads, m, rows, targets, order, shape, memory, rule,
+                coefficients, step_costs,
             )  # fmt: skip
 
         # Between two calls Ctrl-C is heard.
@@ -146,7 +148,10 @@ class ResidentEngine(LayeredEngine):
         for first in range(0, steps, at_once):
             last = min(first + at_once, steps)
             memory.counter[0] = 0
-            others = [self._workers().submit(run_steps, t, first, last) for t in range(1, threads)]
+            others = [
+                self._workers(max(threads, cores())).submit(run_steps, t, first, last)
+                for t in range(1, threads)
+            ]
             run_steps(0, first, last)
             for other in others:
                 other.result()
@@ -154,9 +159,10 @@ class ResidentEngine(LayeredEngine):
             loop.unpack(shape, strips, array)
         return step_costs
 
-    def _workers(self) -> ThreadPoolExecutor:
+    def _workers(self, threads: int) -> ThreadPoolExecutor:
+        """Threads that wait for each other must all have a worker: fewer would wait for ever."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(cores())
+            self._pool = ThreadPoolExecutor(threads)
         return self._pool
 
     def _work(self, batch: int) -> planning.CpuWork:

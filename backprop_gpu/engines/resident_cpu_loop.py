@@ -36,6 +36,7 @@ from .resident_cpu_product import (
     arrived,
     copy,
     lanes_of,
+    part,
     prefetch,
     product,
     transposed_product,
@@ -196,18 +197,18 @@ def softmax(a: Array, at: int, strip: int, rows: int, n: int) -> None:
     for x in range(rows):
         top = a[at + x * W]
         for s in range(strips):
-            row = a[at + s * strip + x * W :]
+            row = part(a, at + s * strip + x * W, W)
             for j in range(min(W, n - s * W)):
                 top = row[j] if row[j] > top else top
         total = T(0)
         for s in range(strips):
-            row, here = a[at + s * strip + x * W :], n - s * W
+            row, here = part(a, at + s * strip + x * W, W), n - s * W
             for j in range(W):
                 row[j] = exp(row[j] - top) if j < here else T(0)
             for j in range(W):
                 total += row[j]
         for s in range(strips):
-            row = a[at + s * strip + x * W :]
+            row = part(a, at + s * strip + x * W, W)
             for j in range(W):
                 row[j] /= total
 
@@ -486,29 +487,18 @@ def transpose_all(shape: Shape, memory: Memory) -> None:
 
 
 @_compile
-def gather(source: Array, rows: Array, out: Array, strip: int) -> None:
-    """out = those rows of the source, in strips."""
+def gather(source: Array, n: int, rows: Array, out: Array, strip: int) -> None:
+    """out = those rows, of n numbers, of the source, in strips."""
     W = lanes_of(out)
-    flat, n = source.reshape(source.size), source.shape[1]
     rest = n % W
     for x in range(rows.size):
         first = rows[x] * n
         for s in range(n // W):
-            copy(out, s * strip + x * W, flat, first + s * W)
+            copy(out, s * strip + x * W, source, first + s * W)
         if rest:
-            to, row = out[n // W * strip + x * W :], flat[first + n - rest :]
+            to, row = part(out, n // W * strip + x * W, W), part(source, first + n - rest, rest)
             for j in range(W):
                 to[j] = row[j] if j < rest else out.dtype.type(0)
-
-
-@_compile
-def fetch(source: Array, rows: Array) -> None:
-    """Ask for rows of the next mini-batch while this one computes."""
-    line = 64 // source.itemsize
-    flat, n = source.reshape(source.size), source.shape[1]
-    for x in range(rows.size):
-        for i in range(rows[x] * n, rows[x] * n + n, line):
-            prefetch(flat, i)
 
 
 # -- a block of rows -------------------------------------------------------------------------
@@ -535,10 +525,10 @@ def forward(shape: Shape, memory: Memory, thread: int, rows: int) -> None:
             )  # fmt: skip
             for i in range(here):
                 first = shape.a_at[l] + (s + i) * strip
-                part = a[first : first + rows * W]
+                activated = part(a, first, rows * W)
                 if shape.keeps_z[l]:
-                    part[:] = z[first : first + rows * W]
-                activate(shape.kinds[l], part)
+                    activated[:] = part(z, first, rows * W)
+                activate(shape.kinds[l], activated)
         if shape.kinds[l] == SOFTMAX:
             softmax(a, shape.a_at[l], strip, rows, n)
 
@@ -554,22 +544,17 @@ def output_error(shape: Shape, memory: Memory, thread: int, rows: int, m: int) -
     cost = QUADRATIC if shape.collapses else shape.cost
     softmax_last = shape.kinds[depth] == SOFTMAX
     for s in range((n + W - 1) // W):
-        first = s * strip
-        last = first + rows * W
-        d, a_s, z_s = (
-            delta[at + first : at + last],
-            a[at + first : at + last],
-            z[at + first : at + last],
-        )
-        cost_gradient(cost, a_s, y[first:last], shape.low, shape.high, d)
+        first, count = at + s * strip, rows * W
+        errors, activated = part(delta, first, count), part(a, first, count)
+        cost_gradient(cost, activated, part(y, first - at, count), shape.low, shape.high, errors)
         if not shape.collapses and not softmax_last:
-            pull_back(shape.kinds[depth], d, z_s, a_s)
+            pull_back(shape.kinds[depth], errors, part(z, first, count), activated)
     if not shape.collapses and softmax_last:
         pull_back_softmax(delta, a, at, strip, rows, n)
     for s in range((n + W - 1) // W):
         here = n - s * W
         for x in range(rows):
-            row = delta[at + s * strip + x * W :]
+            row = part(delta, at + s * strip + x * W, W)
             for j in range(W):
                 row[j] = row[j] / T(m) if j < here else T(0)
 
@@ -592,18 +577,20 @@ def hidden_error(shape: Shape, memory: Memory, thread: int, rows: int, l: int) -
             n, rows, here,
         )  # fmt: skip
         for i in range(here):
-            first = shape.a_at[l - 1] + (s + i) * strip
-            part = slice(first, first + rows * W)
-            pull_back(shape.kinds[l - 1], delta[part], z[part], a[part])
+            first, count = shape.a_at[l - 1] + (s + i) * strip, rows * W
+            errors = part(delta, first, count)
+            pull_back(shape.kinds[l - 1], errors, part(z, first, count), part(a, first, count))
 
 
 @_compile
 def gradients(
-    shape: Shape, memory: Memory, thread: int, rows: int, l: int, out: Array, add: bool, scale: Any
-) -> None:
+    shape: Shape, memory: Memory, thread: int, rows: int, l: int, out: Array, add: bool, scale: Any,
+    X: Array, following: Array,
+) -> None:  # fmt: skip
     """BP3 and BP4: out = scale · out + (δ, δᵀ a') with `add`, else out = (δ, δᵀ a').
 
-    A bias is the weight of a neuron whose activation is 1.
+    A bias is the weight of a neuron whose activation is 1. In layer 1, whose strips are the
+    input's, the rows that are needed next come in meanwhile.
     """
     a, delta = memory.a[thread], memory.delta[thread]
     W = lanes_of(a)
@@ -624,6 +611,9 @@ def gradients(
             rows, 1, here,
         )  # fmt: skip
         for q in range(0, k, W):
+            if l == 1 and s == 0:
+                for x in range(following.size):
+                    prefetch(X, following[x] * k + q)
             at = shape.w_at[l] + (s * k + q) * W
             transposed_product(
                 out, at, k * W,
@@ -636,10 +626,10 @@ def gradients(
 
 @_compile
 def backpropagate(
-    shape: Shape, memory: Memory, thread: int, X: Array, Y: Array, rows: Array, m: int,
-    out: Array, add: bool, rate: Any, decay: Any,
+    shape: Shape, memory: Memory, thread: int, X: Array, Y: Array, rows: Array,
+    following: Array, m: int, out: Array, add: bool, rate: Any, decay: Any,
 ) -> float:  # fmt: skip
-    """The equations for a block of rows; the sum of its costs.
+    """The equations for a block of rows, `following` being the next one's; the sum of its costs.
 
     Gradients are added to `out`, or replace what is there. With `rate` > 0 `out` are the
     parameters themselves, w ← decay · w - rate · ∂C/∂w.
@@ -647,8 +637,8 @@ def backpropagate(
     a, delta, y = memory.a[thread], memory.delta[thread], memory.y[thread]
     W = lanes_of(a)
     strip, depth, count = shape.block * W, shape.sizes.size - 1, rows.size
-    gather(X, rows, a, strip)
-    gather(Y, rows, y, strip)
+    gather(X, shape.sizes[0], rows, a, strip)
+    gather(Y, shape.sizes[depth], rows, y, strip)
     forward(shape, memory, thread, count)
     total = sum_of_costs(
         shape.cost, shape.collapses, memory.z[thread], a, shape.a_at[depth], y, strip, count,
@@ -660,10 +650,10 @@ def backpropagate(
             hidden_error(shape, memory, thread, count, l)
         if rate > 0:
             for s in range((shape.sizes[l] + W - 1) // W):
-                first = shape.a_at[l] + s * strip
-                for i in range(first, first + count * W):
-                    delta[i] *= -rate
-        gradients(shape, memory, thread, count, l, out, add, decay)
+                errors = part(delta, shape.a_at[l] + s * strip, count * W)
+                for i in range(errors.size):
+                    errors[i] *= -rate
+        gradients(shape, memory, thread, count, l, out, add, decay, X, following)
         if rate > 0 and l > 1:
             for s in range((shape.sizes[l] + W - 1) // W):
                 transpose(shape, memory, l, s)
@@ -677,8 +667,8 @@ def backpropagate(
 def sum_parts(memory: Memory, first: int, last: int, clip_value: Any) -> None:
     """The parts' gradients, added in order into the first, and clipped by value."""
     g = memory.gradients[0, first:last]
-    for part in range(1, memory.gradients.shape[0]):
-        more = memory.gradients[part, first:last]
+    for number in range(1, memory.gradients.shape[0]):
+        more = memory.gradients[number, first:last]
         for i in range(g.size):
             g[i] += more[i]
     if clip_value < np.inf:
@@ -734,7 +724,10 @@ def run_steps(
     first: int, last: int, thread: int, threads: int, batch: int, X: Array, Y: Array, order: Array,
     shape: Shape, memory: Memory, rule: Rule, coefficients: Array, costs: Array,
 ) -> None:  # fmt: skip
-    """Steps first … last - 1 of an epoch, as thread `thread` of `threads` that all call this."""
+    """Steps first … last - 1 of an epoch, as thread `thread` of `threads` that all call this.
+
+    X and Y are flat here: what is made of an array inside a step costs, and a view is.
+    """
     T = memory.p.dtype.type
     W = lanes_of(memory.p)
     parts, depth, met = memory.gradients.shape[0], shape.sizes.size - 1, 0
@@ -742,35 +735,31 @@ def run_steps(
     plain = plain and rule.clip_value == np.inf and rule.clip_norm == np.inf
     for step in range(first, last):
         rows = order[step * batch : min((step + 1) * batch, order.size)]
-        m = rows.size
-        if m <= shape.block:  # rows of later steps would be gone again by then
-            fetch(X, order[(step + 1) * batch : min((step + 2) * batch, order.size)])
+        m, after = rows.size, (step + 1) * batch
         c = coefficients[step]
         # A rate of 0 would be taken for none, and changes nothing either way.
         at_once = plain and parts == 1 and m <= shape.block and T(c[0]) > 0
-        for part in range(thread, parts, threads):
-            begin, end = m * part // parts, m * (part + 1) // parts
+        for number in range(thread, parts, threads):
+            begin, end = m * number // parts, m * (number + 1) // parts
+            out = memory.p if at_once else memory.gradients[number]
+            rate, decay = (T(c[0]), T(1.0 - c[0] * rule.l2)) if at_once else (T(0), T(1))
+            if begin == end:
+                out[:] = 0
             total = 0.0
-            if at_once:
-                total = backpropagate(
-                    shape, memory, thread, X, Y, rows, m, memory.p, True,
-                    T(c[0]), T(1.0 - c[0] * rule.l2),
+            for x in range(begin, end, shape.block):
+                last = min(x + shape.block, end)
+                next_x = step * batch + last if last < end else after + begin
+                total += backpropagate(
+                    shape, memory, thread, X, Y, rows[x:last],
+                    order[next_x : min(next_x + shape.block, order.size)], m, out,
+                    at_once or x > begin, rate, decay,
                 )  # fmt: skip
-            else:
-                out = memory.gradients[part]
-                if begin == end:
-                    out[:] = 0
-                for x in range(begin, end, shape.block):
-                    total += backpropagate(
-                        shape, memory, thread, X, Y, rows[x : min(x + shape.block, end)], m, out,
-                        x > begin, T(0), T(1),
-                    )  # fmt: skip
-            memory.part_costs[part] = total
+            memory.part_costs[number] = total
         met = meet(memory.counter, threads, met)
         if thread == 0:
             total = 0.0
-            for part in range(parts):
-                total += memory.part_costs[part]
+            for number in range(parts):
+                total += memory.part_costs[number]
             costs[step] = total / m
         if at_once:
             continue

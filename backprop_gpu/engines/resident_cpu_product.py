@@ -26,14 +26,25 @@ from typing import Any
 import llvmlite.binding
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic, overload
+from numba.np.arrayobj import populate_array
 
-_FEATURES = llvmlite.binding.get_host_cpu_features()
-#: Bytes of a vector register, and how many sums of one vector fit beside the factors.
-_BYTES, _SUMS = (
-    (64, 24) if _FEATURES.get("avx512f") else (32, 12) if _FEATURES.get("avx") else (16, 12)
-)
+
+def _vectors() -> tuple[int, int]:
+    """Bytes of a vector register, and how many sums of one vector fit beside the factors."""
+    chosen = config.CPU_FEATURES  # Numba's own setting, for code that other machines will run
+    features = (
+        llvmlite.binding.get_host_cpu_features()
+        if chosen is None
+        else {flag[1:]: flag[0] == "+" for flag in chosen.split(",") if flag}
+    )
+    if features.get("avx512f"):
+        return 64, 16
+    return (32, 12) if features.get("avx") else (16, 12)
+
+
+_BYTES, _SUMS = _vectors()
 #: Strips that one tile of the result spans.
 STRIPS = 2
 #: Rows of a tile.
@@ -199,7 +210,7 @@ def _product(transposed: bool) -> Any:
                 builder.module, ir.FunctionType(ir.VoidType(), kinds), name
             )
             if function.is_declaration:
-                function.linkage = "internal"
+                function.linkage = "linkonce_odr"  # one copy, however many callers
                 function.attributes.add("noinline")
                 _define(function, number, width, transposed)
 
@@ -245,6 +256,34 @@ _PASSED = (
 #: (1 or 2) the size of the result.
 product = _product(transposed=False)
 transposed_product = _product(transposed=True)
+
+
+# -- a part of an array ------------------------------------------------------------------
+
+
+def _part(typing, array, first, count):  # type: ignore[no-untyped-def]
+    """array[first : first + count] of a flat array, for as long as the array itself lives.
+
+    Not being counted as a reference to it, it costs nothing.
+    """
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        view = context.make_array(signature.return_type)(context, builder)
+        size = context.get_constant(types.intp, array.dtype.bitwidth // 8)
+        populate_array(
+            view,
+            data=_element(context, builder, signature, arguments, 0),
+            shape=[context.cast(builder, arguments[2], signature.args[2], types.intp)],
+            strides=[size],
+            itemsize=size,
+            meminfo=None,
+        )
+        return view._getvalue()
+
+    return types.Array(array.dtype, 1, "C")(array, first, count), generate
+
+
+part: Any = intrinsic(_part)
 
 
 # -- moving rows --------------------------------------------------------------------------

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..workloads import Arrays, Problem, Workload
 from . import Device
+
+if TYPE_CHECKING:
+    from backprop_gpu.engines.layered import Member
 
 #: Of a training run that repays every preparation.
 _LONG = 1_000_000
@@ -31,7 +37,8 @@ class OursTrainer:
 
     def __init__(self, problem: Problem, device: Device) -> None:
         from backprop_gpu import Network, optimizers, planning
-        from backprop_gpu.engines.layered import Hyperparameters
+        from backprop_gpu.engines.layered import Hyperparameters, Member
+        from backprop_gpu.parameters import Parameters
 
         workload, steps = problem.workload, problem.steps
         self.network = net = Network(
@@ -43,43 +50,49 @@ class OursTrainer:
         )
         self.backend = net._backend
         run = planning.Training(
-            len(problem.X), _LONG, workload.batch, obstacle=net._resident_obstacle()
-        )
+            len(problem.X), _LONG, workload.batch,
+            obstacle=net._resident_obstacle(), members=workload.members,
+        )  # fmt: skip
         self.plan = net._make_plan(run)
         self.engine = net._engine_for(self.plan)
         self.X, self.Y = self.backend.asarray(problem.X), self.backend.asarray(problem.Y)
-        self.order = problem.order.ravel()
-        #: All parameters of each network. There is no engine for many yet: they take turns.
-        self.members = []
-        for member in range(workload.members):
-            net.weights = [w[member] for w in problem.weights]
-            net.biases = [b[member] for b in problem.biases]
-            self.members.append(self.backend.asarray(net._get_flat()))
-        if workload.members == 1:
-            self.members = [net._parameters.flat]
+        order = problem.order.ravel()
+        sgd = optimizers.get("sgd")
 
         def hyperparameters(eta: float) -> Hyperparameters:
-            sgd = optimizers.get("sgd")
             return Hyperparameters(workload.batch, sgd, sgd.coefficients(np.full(steps, eta), 0))
 
-        self.hyperparameters = hyperparameters(problem.learning_rate)
+        #: All networks' parameters, a row each.
+        self.flat = self.backend.zeros((workload.members, net._layout.length))
+        self.members = []
+        for i in range(workload.members):
+            net.weights = [w[i] for w in problem.weights]
+            net.biases = [b[i] for b in problem.biases]
+            self.backend.copy(net._parameters.flat, self.flat[i])
+            parameters = Parameters(net._layout, self.flat[i])
+            self.members.append(
+                Member(parameters, (), order, hyperparameters(problem.learning_rate))
+            )
         # A run with η = 0 trains nothing, but leaves all compiled and captured. What is captured
         # is for runs of this length; the CPU captures nothing, and a step is enough.
-        order = self.order if device == "cuda" else self.order[: workload.batch]
-        self.engine.run_epoch(net._parameters, (), self.X, self.Y, order, hyperparameters(0.0))
+        short = order if device == "cuda" else order[: workload.batch]
+        self._run(
+            [replace(m, order=short, hyperparameters=hyperparameters(0.0)) for m in self.members]
+        )
 
     def run(self) -> None:
-        parameters, data = self.network._parameters, (self.X, self.Y, self.order)
-        for member in self.members:
-            if member is not parameters.flat:
-                self.backend.copy(member, parameters.flat)
-            # Returns the costs, and so waits for the device.
-            self.engine.run_epoch(parameters, (), *data, self.hyperparameters)
-            if member is not parameters.flat:
-                self.backend.copy(parameters.flat, member)
+        self._run(self.members)
+
+    def _run(self, members: list[Member]) -> None:
+        # Returns the costs, and so waits for the device.
+        if len(members) > 1:
+            self.engine.run_members(members, self.X, self.Y)
+            return
+        (m,) = members
+        self.engine.run_epoch(m.parameters, m.slots, self.X, self.Y, m.order, m.hyperparameters)
 
     def parameters(self) -> tuple[Arrays, Arrays]:
-        views = [self.network._layout.views(self.backend.to_numpy(flat)) for flat in self.members]
+        views = [self.network._layout.views(flat) for flat in self.backend.to_numpy(self.flat)]
         weights, biases = zip(*views, strict=True)
         return (
             [np.stack(layer) for layer in zip(*weights, strict=True)],
