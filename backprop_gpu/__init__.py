@@ -11,6 +11,8 @@ from .costs import Cost
 from .gradient_check import GradientReport
 from .network import Network
 from .optimizers import SGD, Adam, AdamW
+from .population import Population
+from .sweep import SweepResult, sweep
 from .training import Callback, EarlyStopping, History
 
 __version__ = "0.1.0"
@@ -26,9 +28,12 @@ __all__ = [
     "GradientReport",
     "History",
     "Network",
+    "Population",
+    "SweepResult",
     "activations",
     "costs",
     "equations",
     "optimizers",
     "schedules",
+    "sweep",
 ]

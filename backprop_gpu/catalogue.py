@@ -10,15 +10,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
-from . import activations, costs
+from . import activations, costs, optimizers, residency
 from .activations import Activation
 from .costs import Cost
-from .planning import TILES, Tile
+from .planning import TILES, Device, Tile
+from .residency import Residency
 
 Dimensions = tuple[int, int, int]
 
@@ -35,13 +37,16 @@ class Kernel:
     """A kernel specialisation and the block it is launched with.
 
     ``expression`` is the C++ template-id in ``kernels/cuda/<file>``; ``activation`` is set
-    only for a user's σ, whose Python functions are compiled and linked in.
+    only for a user's σ, whose Python functions are compiled and linked in. ``cluster`` is the
+    blocks of a cluster, along x; ``shared_memory`` a block's dynamic part, in bytes.
     """
 
     file: str
     expression: str
     block: Dimensions
     activation: Activation | None = None
+    cluster: int = 1
+    shared_memory: int = 0
 
     @property
     def threads(self) -> int:
@@ -49,12 +54,14 @@ class Kernel:
 
 
 _TYPES = {"float32": "float", "float64": "double"}
-_SIGMAS = {
-    name: "".join(part.capitalize() for part in name.split("_"))
-    for name in activations.names()
-    if activations.get(name).elementwise
-}
-_COSTS = {name: "".join(part.capitalize() for part in name.split("_")) for name in costs.names()}
+
+
+def _camel(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
+_SIGMAS = {name: _camel(name) for name in activations.names() if activations.get(name).elementwise}
+_COSTS = {name: _camel(name) for name in costs.names()}
 RULES = {
     "sgd": "Sgd",
     "momentum": "Momentum",
@@ -186,9 +193,48 @@ class Catalogue:
     def clip_scale(self) -> Kernel:
         return self._kernel("update.cu", "clip_scale", _ONE)
 
+    def resident(
+        self,
+        residency: Residency,
+        sigmas: Sequence[Activation],
+        cost: Cost,
+        rule: str,
+    ) -> Kernel:
+        """A whole epoch, specialised to a network; `residents` has examples."""
+        users = {sigma for sigma in sigmas if not sigma.builtin}
+        if len(users) > 1:
+            raise ValueError("one activation of a kernel can be a user's, and here are more")
+        layers = (
+            f"Layer<{tiles.n}, {'User' if sigma in users else _camel(sigma.name)}, {tiles.x}, "
+            f"{tiles.j}, {tiles.slices}, {tiles.xb}, {tiles.ju}>"
+            for tiles, sigma in zip(residency.layers, sigmas, strict=True)
+        )
+        r = residency
+        collapses = str(costs.collapses(sigmas[-1], cost)).lower()
+        arguments = (
+            self._type,
+            f"Form<{r.batch}, {r.threads}, {r.cluster}, {r.stages}, {r.shared_memory}>",
+            f"Objective<{_COSTS[cost.name]}, {collapses}>",
+            RULES[rule],
+            str(r.inputs),
+            *layers,
+        )
+        name = "resident" if r.cluster == 1 else "resident_cluster"
+        return Kernel(
+            "resident.cu",
+            f"{name}<{', '.join(arguments)}>",
+            (r.threads, 1, 1),
+            next(iter(users), None),
+            r.cluster,
+            r.shared_memory,
+        )
+
 
 def everything() -> Iterator[Kernel]:
-    """All specialisations of the built-in activations, costs, optimizers and tiles."""
+    """All specialisations of the built-in activations, costs, optimizers and tiles.
+
+    But for those of `residents`, of which there is one a network.
+    """
     catalogues = [Catalogue(np.dtype(name)) for name in _TYPES]
     found = (
         row(catalogue, *values)
@@ -197,6 +243,46 @@ def everything() -> Iterator[Kernel]:
         for values in itertools.product(*domains)
     )
     yield from dict.fromkeys(found)  # `advance` is one and the same for every dtype
+
+
+def residents(device: Device) -> Iterator[Kernel]:
+    """Examples of the resident kernel that fit on a device.
+
+    The book's network in every form, with every rule; and small ones, where every activation,
+    cost and rule appears.
+    """
+    nielsen, deep, small = (784, 30, 10), (64, 128, 128, 10), (20, 16, 12, 5)
+    sigmoids, relus = ["sigmoid"] * 2, ["relu"] * 2 + ["softmax"]
+    rules, sigmas = itertools.cycle(RULES), itertools.cycle(_SIGMAS)
+    for dtype in _TYPES:
+        for cluster in residency.CLUSTERS:
+            yield from _resident(device, dtype, nielsen, 10, sigmoids, "quadratic", "sgd", cluster)
+        for name, last in itertools.product(_COSTS, ("sigmoid", "softmax", "exponential")):
+            with suppress(ValueError):  # outputs that the cost is not defined for
+                costs.check_pair(activations.get(last), costs.get(name))
+                chosen = [next(sigmas), next(sigmas), last]
+                yield from _resident(device, dtype, small, 7, chosen, name, next(rules))
+    for rule in ("momentum", "nesterov", "adam", "adamw"):
+        yield from _resident(device, "float32", nielsen, 10, sigmoids, "quadratic", rule, 8)
+    yield from _resident(device, "float32", deep, 32, relus, "categorical_cross_entropy", "sgd")
+    yield from _resident(device, "float32", deep, 32, relus, "categorical_cross_entropy", "adam", 2)
+
+
+def _resident(
+    device: Device,
+    dtype: str,
+    sizes: tuple[int, ...],
+    batch: int,
+    sigmas: Sequence[str],
+    cost: str,
+    rule: str,
+    cluster: int = 1,
+) -> Iterator[Kernel]:
+    slots, itemsize = optimizers.get(rule).slots, np.dtype(dtype).itemsize
+    found = residency.fit(sizes, batch, itemsize, slots, device, clusters=(cluster,))
+    if not isinstance(found, str):
+        chosen = [activations.get(name) for name in sigmas]
+        yield Catalogue(np.dtype(dtype)).resident(found, chosen, costs.get(cost), rule)
 
 
 def _tile(tile: Tile) -> str:

@@ -23,10 +23,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from . import catalogue
+from . import catalogue, planning
 from .activations import Activation
 from .catalogue import Kernel
-from .occupancy import LIMITS, Occupancy, capability, occupancy
+from .occupancy import LIMITS, Occupancy, capability, occupancy, shared_memory
 
 #: What the tests compile for: every generation that CUDA 13 supports, the newest features of
 #: each where they have a suffix.
@@ -47,7 +47,8 @@ class CompilerNotFoundError(ImportError):
 class KernelReport:
     """What one kernel takes: threads a block, registers a thread, bytes of the rest.
 
-    ``shared_memory`` is a block's; ``stack`` and ``spills`` (stores and loads) a thread's.
+    ``shared_memory`` is a block's, static and dynamic; ``stack`` and ``spills`` (stores and
+    loads) a thread's.
     """
 
     kernel: str
@@ -101,8 +102,8 @@ def compile_kernels(kernels: Sequence[Kernel], arch: str) -> Cubin:
     expressions = tuple(kernel.expression for kernel in kernels)
     linked = () if activation is None else _user_code(activation, arch)
     key = hashlib.sha256()
-    blocks = (str(kernel.block) for kernel in kernels)  # the reports tell of them
-    text = "\0".join((arch, *expressions, *blocks, _compiler_version()))
+    launches = (f"{kernel.block} {kernel.shared_memory}" for kernel in kernels)  # in the reports
+    text = "\0".join((arch, *expressions, *launches, _compiler_version()))
     for part in (_sources(file), text.encode(), *linked):
         key.update(hashlib.sha256(part).digest())
     path = _cache() / f"{Path(file).stem}-{arch}-{key.hexdigest()[:32]}.cubin"
@@ -127,7 +128,7 @@ def compile_kernels(kernels: Sequence[Kernel], arch: str) -> Cubin:
 def compile_all(arch: str, jobs: int | None = None) -> Iterator[KernelReport]:
     """Compile every kernel of the catalogue, reporting each as its group is done."""
     groups: dict[str, list[Kernel]] = {}
-    for kernel in catalogue.everything():
+    for kernel in (*catalogue.everything(), *catalogue.residents(example(arch))):
         groups.setdefault(kernel.file, []).append(kernel)
     parts = [
         kernels[start : start + GROUP]
@@ -138,6 +139,12 @@ def compile_all(arch: str, jobs: int | None = None) -> Iterator[KernelReport]:
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
         for cubin in pool.map(lambda part: compile_kernels(part, arch), parts):
             yield from cubin.reports
+
+
+def example(arch: str) -> planning.Device:
+    """A device of an architecture, of middling size: what its kernels have to fit on."""
+    found = capability(arch)
+    return planning.Device(arch, found, 128, 1.5e9, 1e12, shared_memory(found))
 
 
 def _build(
@@ -247,6 +254,7 @@ def _parse(log: str, kernels: dict[str, Kernel], arch: str) -> tuple[KernelRepor
             stack, spills = int(match[1]), int(match[2]) + int(match[3])
         elif (match := _USED.search(line)) and symbol in kernels:
             kernel, registers, shared = kernels[symbol], int(match[1]), int(match[2] or 0)
+            shared += kernel.shared_memory
             reports.append(
                 KernelReport(
                     kernel.expression, arch, kernel.threads, registers, shared, stack, spills

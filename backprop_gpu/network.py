@@ -20,9 +20,11 @@ from . import (
     validation,
 )
 from .activations import Activation
+from .backends.cuda import CudaBackend
 from .costs import Cost
 from .engines.layered import LayeredEngine
 from .engines.resident_cpu import ResidentEngine, cores
+from .engines.resident_cuda import ResidentCudaEngine
 from .explanation import Explanation, explain
 from .gradient_check import GradientReport, check_gradients
 from .optimizers import Optimizer
@@ -90,7 +92,7 @@ class Network:
         initial_weights: str = "auto",
     ) -> None:
         self.sizes = validation.sizes(sizes)
-        self._activations = _activations(activation, len(self.sizes) - 1)
+        self._activations = resolve_activations(activation, len(self.sizes) - 1)
         self._cost = costs.get(cost)
         costs.check_pair(self._activations[-1], self._cost)
         if self.sizes[-1] == 1 and not self._activations[-1].elementwise:
@@ -108,6 +110,7 @@ class Network:
             else "book"
             for activation in self._activations
         ]
+        self._initial_weights = tuple(chosen)
         weights, biases = initializers.draw(chosen, self.sizes, self._rng)
 
         self._choice = planning.choose_backend(backend, backends.Obstacles())
@@ -122,6 +125,14 @@ class Network:
         self._parameters = Parameters(self._layout, self._backend.zeros((self._layout.length,)))
         self.plan = self._make_plan(None)
 
+    def _sibling(self, flat: Any, rng: np.random.Generator) -> Network:
+        """A network like this one, on its backend and engine, whose parameters are `flat`."""
+        sibling = object.__new__(type(self))
+        sibling.__dict__.update(self.__dict__)
+        sibling._rng, sibling.history = rng, None
+        sibling._parameters = Parameters(self._layout, flat)
+        return sibling
+
     def _make_plan(self, run: planning.Training | None) -> planning.Plan:
         device = getattr(self._backend, "device", None)
         return planning.plan(self.sizes, self.dtype.itemsize, self._choice, device, run, cores())
@@ -129,16 +140,21 @@ class Network:
     def _engine_for(self, plan: planning.Plan) -> LayeredEngine:
         if plan.engine == "layered":
             return self._engine
-        return ResidentEngine(self._backend, self.sizes, self._activations, self._cost)
+        engine = ResidentEngine if self._choice.backend == "numpy" else ResidentCudaEngine
+        return engine(self._backend, self.sizes, self._activations, self._cost)
 
     def _resident_obstacle(self) -> str | None:
         """Why the resident engine cannot train this network, if it cannot."""
-        for kind, user in (
-            ("activation", [a for a in self._activations if not a.builtin]),
-            ("cost", [] if self._cost.builtin else [self._cost]),
-        ):
-            if user:
-                return f"{kind} {user[0].name!r} is not built in"
+        if not self._cost.builtin:
+            return f"cost {self._cost.name!r} is not built in"
+        users = list(dict.fromkeys(a for a in self._activations if not a.builtin))
+        if isinstance(self._backend, CudaBackend):
+            names = " and ".join(repr(user.name) for user in users)
+            return f"a kernel takes one user's activation, not {names}" if len(users) > 1 else None
+        if self._choice.backend != "numpy":
+            return f"backend {self._choice.backend} has a kernel for each equation and no other"
+        if users:
+            return f"activation {users[0].name!r} is not built in"
         if importlib.util.find_spec("numba") is None:
             return "numba is not installed"
         if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
@@ -368,7 +384,14 @@ class Network:
         optimizer = optimizers.get(optimizer)
         obstacle = self._resident_obstacle()
         run = planning.Training(
-            rows, epochs, batch_size, engine, obstacle, user_cost=not self._cost.builtin
+            rows,
+            epochs,
+            batch_size,
+            engine,
+            obstacle,
+            user_cost=not self._cost.builtin,
+            slots=optimizer.slots,
+            clips_norm=optimizer.clip_norm is not None,
         )
         return explain(
             self.sizes, batch_size, self.dtype, self._make_plan(run),
@@ -415,9 +438,10 @@ class Network:
         self._set_flat(flat)
 
 
-def _activations(
+def resolve_activations(
     value: str | Activation | Sequence[str | Activation], layers: int
 ) -> tuple[Activation, ...]:
+    """σ of layers 1 … L, from one for all or one a layer; softmax at the output only."""
     if isinstance(value, (str, Activation)):
         result = (activations.get(value),) * layers
         if not result[0].elementwise and layers > 1:

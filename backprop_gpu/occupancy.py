@@ -86,8 +86,7 @@ def occupancy(
     limits = LIMITS[capability]
     warps = ceil(threads / WARP)
     warp_registers = _whole(registers * WARP, REGISTER_UNIT)
-    # From 8.0 on the system takes 1 KiB of each block's shared memory.
-    unit, reserved = (256, 0) if capability < (8, 0) else (128, 1024)
+    unit, reserved = (256 if capability < (8, 0) else 128), _reserved(capability)
     most = {
         "warps": limits.warps // warps if threads <= BLOCK_THREADS else 0,
         "registers": PARTITIONS * (REGISTERS // PARTITIONS // warp_registers) // warps,
@@ -96,6 +95,16 @@ def occupancy(
     }
     limit, blocks = min(most.items(), key=lambda item: item[1])  # of equals, the first
     return Occupancy(blocks, blocks * warps / limits.warps, limit)
+
+
+def shared_memory(capability: tuple[int, int]) -> int:
+    """Bytes of shared memory that one block can have, one of `LIMITS`'."""
+    return LIMITS[capability].shared_memory * 1024 - _reserved(capability)
+
+
+def _reserved(capability: tuple[int, int]) -> int:
+    """From 8.0 on the system takes 1 KiB of each block's shared memory."""
+    return 0 if capability < (8, 0) else 1024
 
 
 def capability(arch: str) -> tuple[int, int]:

@@ -18,10 +18,15 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
+from . import residency
+from .residency import Residency
+
 Layout = Literal["NT", "NN", "TN"]
 
 #: Seconds that the resident engine costs a process before its first step, from Numba's cache.
 LOADING = 2.0
+#: Seconds that building the resident kernel of a network takes, the first time on a machine.
+BUILDING = 1.5
 
 #: Rows that `predict` and `loss` push through the network at a time: enough to
 #: fill a device, few enough that the activations stay small beside the data.
@@ -210,21 +215,39 @@ class CpuWork:
 CPU_CACHE = 512 * 1024
 #: Operations of a step below which the threads' waits cost more than they save.
 CPU_SERIAL = 6e6
+#: Bytes for the gradients of all parts.
+CPU_GRADIENTS = 1 << 30
 
 
 def cpu_work(sizes: Sequence[int], batch: int, itemsize: int, cores: int) -> CpuWork:
     """How a mini-batch of `batch` rows is divided; results depend on it, so the plan says it."""
-    parts = 1
-    if step_flops(sizes, batch) > CPU_SERIAL:
-        parts = max(1, min(cores, batch // 8))
+    parts = _cpu_parts(sizes, batch, cores)
+    parts = max(1, min(parts, CPU_GRADIENTS // _parameter_bytes(sizes, itemsize)))
     rows = math.ceil(batch / parts)
     fitting = max(32, min(256, CPU_CACHE // (2 * sum(sizes) * itemsize)))
     return CpuWork(math.ceil(rows / math.ceil(rows / fitting)), parts, parts)
 
 
+def _cpu_parts(sizes: Sequence[int], batch: int, cores: int) -> int:
+    return 1 if step_flops(sizes, batch) <= CPU_SERIAL else max(1, min(cores, batch // 8))
+
+
+def _parameter_bytes(sizes: Sequence[int], itemsize: int) -> int:
+    return itemsize * sum(n * (k + 1) for k, n in pairwise(sizes))
+
+
+def cpu_obstacle(sizes: Sequence[int], batch: int, itemsize: int, cores: int) -> str | None:
+    """Why a network is better trained by BLAS, which needs one gradient for all threads."""
+    parts = _cpu_parts(sizes, batch, cores)
+    if parts <= cpu_work(sizes, batch, itemsize, cores).parts:
+        return None
+    size = parts * _parameter_bytes(sizes, itemsize) / 2**30
+    return f"a gradient for each of {parts} threads would take {size:.1f} GiB"
+
+
 def steps_a_call(parameters: int, batch_size: int) -> int:
     """Steps that the resident engine runs before Python may look at Ctrl-C: about 0.1 s."""
-    return max(1, int(3e9 / (6.0 * parameters * batch_size)))
+    return max(1, int(1e10 / (6.0 * parameters * batch_size)))
 
 
 def members_a_call(rows: int, steps: int) -> int:
@@ -251,9 +274,7 @@ def choose_engine(
     ValueError
         For an unknown name, or the resident engine where it cannot run, with the obstacle.
     """
-    known = ("auto", "layered", "resident")
-    if requested not in known:
-        raise ValueError(f"unknown engine {requested!r}; known: {', '.join(known)}")
+    _check_engine(requested)
     if backend != "numpy":
         obstacle = f"it works on NumPy arrays, and the backend is {backend}"
     if requested == "layered":
@@ -275,11 +296,72 @@ def choose_engine(
     )
 
 
+def _check_engine(requested: str) -> None:
+    known = ("auto", "layered", "resident")
+    if requested not in known:
+        raise ValueError(f"unknown engine {requested!r}; known: {', '.join(known)}")
+
+
 def layered_seconds(sizes: Sequence[int], batch_size: int, rows: int, epochs: int) -> float:
     """How long the layered engine takes on a CPU core or two, roughly: calls and operations."""
     steps = epochs * math.ceil(rows / batch_size)
     weights = sum(k * n for k, n in pairwise(sizes))
     return steps * (20e-6 * len(sizes) + 6.0 * weights * batch_size / 5e10)
+
+
+def _choose_on_device(
+    sizes: Sequence[int],
+    itemsize: int,
+    device: Device,
+    training: Training,
+    obstacle: str | None,
+) -> tuple[str, str]:
+    """(engine, reason) for a CUDA device, as `choose_engine` for a CPU."""
+    _check_engine(training.engine)
+    if training.engine == "layered":
+        return "layered", "asked for"
+    m, members = training.batch_size, training.members
+    if obstacle is None and training.clips_norm:
+        obstacle = "clip_norm needs the norm of all gradients before the first of them is used"
+    cut: Residency | None = None
+    if obstacle is None:
+        found = residency.fit(sizes, m, itemsize, training.slots, device, members)
+        cut, obstacle = (None, found) if isinstance(found, str) else (found, None)
+    if cut is None:
+        if training.engine == "resident":
+            raise ValueError(f"engine 'resident' cannot run this: {obstacle}")
+        return "layered", f"one backend call an equation; not resident, because {obstacle}"
+    form = f"an epoch is one launch, {cut}"
+    layered = members * layered_step_seconds(sizes, m, itemsize, device)
+    predicted = (
+        f"predicted {cut.seconds * 1e6:.1f} µs a step against {layered * 1e6:.0f} µs, layered"
+    )
+    if members > 1:
+        predicted += f", of all {members} networks"
+    if training.engine == "resident":
+        return "resident", f"asked for; {form}; {predicted}"
+    saved = (layered - cut.seconds) * training.epochs * math.ceil(training.rows / m)
+    if saved > BUILDING:
+        return "resident", f"{form}; {predicted}"
+    why = (
+        f"would save {saved:.2f} s of training, less than building it takes"
+        if saved > 0
+        else "is not expected to be faster"
+    )
+    return "layered", f"one backend call an equation; the resident kernel {why} ({predicted})"
+
+
+def layered_step_seconds(sizes: Sequence[int], batch: int, itemsize: int, device: Device) -> float:
+    """How long the layered engine is expected to take for a step on a CUDA device."""
+    seconds = 0.0
+    for l, (k, n) in enumerate(pairwise(sizes)):
+        shapes: list[tuple[Layout, int, int, int]] = [("NT", batch, n, k), ("TN", n, k, batch)]
+        shapes += [("NN", batch, k, n)] if l else []
+        seconds += sum(
+            product(*shape, itemsize, device, device.library).seconds for shape in shapes
+        )
+        seconds += LAUNCH  # BP3
+    return seconds + 7 * LAUNCH  # two gathers, C in two, BP1, update, advance
 
 
 @dataclass(frozen=True)
@@ -373,7 +455,9 @@ def step_work(
     products = {label: _describe(chosen) for label, chosen in plan.products}
     resident = plan.engine == "resident"
     library = "BLAS" if plan.backend == "numpy" else "our tiled product"
-    other = "the resident loop" if resident else "NumPy" if plan.backend == "numpy" else "a map"
+    other = "NumPy" if plan.backend == "numpy" else "a map"
+    if resident:
+        other = "the resident loop" if plan.backend == "numpy" else "the resident kernel"
     m, found = batch, []
 
     def product(label: str, rows: int, columns: int, summed: int, extra: int) -> None:
@@ -434,6 +518,10 @@ class Training:
     members: int = 1
     step_callbacks: bool = False
     user_cost: bool = False
+    #: Numbers of optimizer state a parameter.
+    slots: int = 0
+    #: Whether gradients are clipped by their norm.
+    clips_norm: bool = False
 
 
 def plan(
@@ -455,15 +543,25 @@ def plan(
     obstacle = training.obstacle
     if training.step_callbacks:
         obstacle = "a callback after every batch needs Python between steps"
-    engine, reason = choose_engine(
-        training.engine,
-        choice.backend,
-        obstacle,
-        training.members
-        * layered_seconds(sizes, training.batch_size, training.rows, training.epochs),
-    )
-    if device is None:
+    if device is not None:
+        engine, reason = _choose_on_device(sizes, itemsize, device, training, obstacle)
         if engine == "resident":
+            return Plan(choice.backend, choice.reason, engine, reason, captured=False)
+    else:
+        slower = None
+        if training.engine == "auto":
+            slower = cpu_obstacle(sizes, training.batch_size, itemsize, cores)
+        engine, reason = choose_engine(
+            training.engine,
+            choice.backend,
+            obstacle or slower,
+            training.members
+            * layered_seconds(sizes, training.batch_size, training.rows, training.epochs),
+        )
+    if device is None:
+        if engine == "resident" and training.members > 1:
+            reason += f"; a thread a network, {min(cores, training.members)} at a time"
+        elif engine == "resident":
             reason += f"; {cpu_work(sizes, training.batch_size, itemsize, cores)}"
         return Plan(choice.backend, choice.reason, engine, reason, captured=False)
     notes = []

@@ -1,19 +1,24 @@
-"""The training loop: epochs, history, callbacks."""
+"""The training loop, for one network and for many: epochs, history, callbacks."""
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import optimizers, planning, schedules, validation
-from .engines.layered import Hyperparameters
+from .engines.layered import Hyperparameters, LayeredEngine, Member
+from .parameters import Parameters
 
 if TYPE_CHECKING:
     from .network import Network
+
+Array = Any
 
 
 @dataclass
@@ -23,16 +28,26 @@ class History:
     ``loss`` is the mean cost over the epoch's mini-batches, each before its update and
     without penalties; ``val_loss`` and ``val_accuracy`` are of the validation data after
     the epoch, empty without such data (``val_accuracy`` is NaN where the targets are not
-    classes). ``seconds`` is the time of the epoch without validation.
+    classes). ``seconds`` is the time of the epoch without validation, in a `Population`
+    that of all members together. ``restored`` is the epoch, counted from 0, whose weights
+    `EarlyStopping` has left in the network; None where they are those of the last.
     """
 
     loss: list[float] = field(default_factory=list)
     val_loss: list[float] = field(default_factory=list)
     val_accuracy: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    restored: int | None = None
 
     def __len__(self) -> int:
         return len(self.loss)
+
+    def final(self, name: str) -> float:
+        """The value, such as "val_loss", of the epoch whose weights the network has; else NaN."""
+        values = getattr(self, name)
+        if not values:
+            return float("nan")
+        return float(values[-1 if self.restored is None else self.restored])
 
 
 class Callback:
@@ -55,6 +70,14 @@ class Callback:
 
     def on_fit_end(self, network: Network, history: History) -> None:
         """After the last epoch."""
+
+    def for_member(self, network: Network) -> Callback:
+        """The callback that hears of one member of a `Population`.
+
+        A shallow copy, so that what the hooks assign belongs to that member. Override it to
+        return ``self`` for one object that hears of all members.
+        """
+        return copy.copy(self)
 
 
 def watches_batches(hook: Callback) -> bool:
@@ -126,6 +149,7 @@ class EarlyStopping(Callback):
     def on_fit_end(self, network: Network, history: History) -> None:
         if self._best_parameters is not None and self.best_epoch != len(history) - 1:
             network._set_flat(self._best_parameters)
+            history.restored = self.best_epoch
         self._best_parameters = None
 
 
@@ -145,55 +169,120 @@ def fit(
 ) -> History:
     """`Network.fit`, which has the documentation."""
     # Everything is checked before anything changes.
+    data = check_data(network, X, Y, validation_data)
+    settings = check_settings(len(data.X), epochs, batch_size, learning_rate, optimizer)
+    hooks = check_callbacks(callbacks, data)
+    network.plan = plan([network], [settings], hooks, engine)
+    backend = network._backend
+    length = network._layout.length
+    course = Course(
+        network,
+        settings,
+        hooks,
+        tuple(backend.zeros((length,)) for _ in range(settings.optimizer.slots)),
+        backend.empty((length,)),
+    )
+    loop = Loop(network._engine_for(network.plan), [course], data)
+    with Progress(settings.epochs, progress) as shown:
+        loop.run(shown)
+    if course.failure is not None:
+        raise FloatingPointError(course.failure)
+    return course.history
+
+
+# -- what is checked before anything changes -------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Checked rows on the host: (n, n_0) and (n, n_L), and perhaps the same for validation."""
+
+    X: np.ndarray
+    Y: np.ndarray
+    validation: tuple[np.ndarray, np.ndarray] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """The checked hyperparameters of one network."""
+
+    rows: int
+    epochs: int
+    batch_size: int
+    optimizer: optimizers.Optimizer
+    rates: Rates
+
+
+def check_data(network: Network, X: Any, Y: Any, validation_data: Any) -> Data:
     X, Y = network._check_data(X, Y)
-    epochs = validation.integer("epochs", epochs, 1)
-    batch_size = validation.integer("batch_size", batch_size, 1, len(X))
-    optimizer = optimizers.get(optimizer)
-    rates = _Rates(learning_rate, -(-len(X) // batch_size))
-    rates.check(epochs)
     if validation_data is not None:
         if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
             raise TypeError("validation_data must be a pair (X, Y)")
-        validation_data = network._check_data(
-            *validation_data, names=("validation X", "validation Y")
-        )
+        X_val, Y_val = validation_data
+        validation_data = network._check_data(X_val, Y_val, ("validation X", "validation Y"))
+    return Data(X, Y, validation_data)
+
+
+def check_settings(
+    rows: int,
+    epochs: Any,
+    batch_size: Any,
+    learning_rate: Any,
+    optimizer: Any,
+    checked: dict[tuple[int, int, int], Any] | None = None,
+) -> Settings:
+    """`checked` remembers schedules that were tried at every step of so many epochs."""
+    epochs = validation.integer("epochs", epochs, 1)
+    batch_size = validation.integer("batch_size", batch_size, 1, rows)
+    optimizer = optimizers.get(optimizer)
+    rates = Rates(learning_rate, -(-rows // batch_size))
+    checked = {} if checked is None else checked
+    key = id(learning_rate), epochs, batch_size
+    if rates.constant or key not in checked:
+        rates.check(epochs)
+        checked[key] = learning_rate  # which keeps its id from being given away
+    return Settings(rows, epochs, batch_size, optimizer, rates)
+
+
+def check_callbacks(callbacks: Any, data: Data) -> list[Callback]:
     if not hasattr(callbacks, "__iter__"):
         raise TypeError(f"callbacks must be a list of Callbacks or functions, got {callbacks!r}")
     hooks = [_as_callback(callback) for callback in callbacks]
     for hook in hooks:
-        hook.check_fit(validation_data)
+        hook.check_fit(data.validation)
+    return hooks
 
-    network.plan = network._make_plan(
+
+def _as_callback(callback: Any) -> Callback:
+    if isinstance(callback, Callback):
+        return callback
+    if callable(callback) and not isinstance(callback, type):
+        return _Function(callback)
+    raise TypeError(f"callbacks must be Callback objects or functions, got {callback!r}")
+
+
+def plan(
+    networks: Sequence[Network], settings: Sequence[Settings], hooks: list[Callback], engine: str
+) -> planning.Plan:
+    """What trains networks of one shape: by the largest batch and the most epochs among them."""
+    network = networks[0]
+    return network._make_plan(
         planning.Training(
-            rows=len(X),
-            epochs=epochs,
-            batch_size=batch_size,
+            rows=settings[0].rows,
+            epochs=max(each.epochs for each in settings),
+            batch_size=max(each.batch_size for each in settings),
             engine=engine,
             obstacle=network._resident_obstacle(),
+            members=len(networks),
             step_callbacks=any(map(watches_batches, hooks)),
             user_cost=not network.cost.builtin,
+            slots=max(each.optimizer.slots for each in settings),
+            clips_norm=any(each.optimizer.clip_norm is not None for each in settings),
         )
     )
-    history = network.history = History()
-    loop = _Loop(network, X, Y, validation_data, batch_size, optimizer, rates)
-    for hook in hooks:
-        hook.on_fit_start(network)
-    try:
-        with _bar(epochs, progress) as bar:
-            for epoch in range(epochs):
-                loop.run(epoch, hooks, history)
-                loop.validate(history)
-                _report(bar, history)
-                if any([hook.on_epoch_end(network, history) for hook in hooks]):
-                    break
-    finally:
-        loop.end()
-        for hook in hooks:
-            hook.on_fit_end(network, history)
-    return history
 
 
-class _Rates:
+class Rates:
     """η at every step, an epoch at a time: those of all epochs could fill the memory."""
 
     def __init__(self, learning_rate: float | schedules.Schedule, steps: int) -> None:
@@ -227,121 +316,325 @@ def _explained(schedule: schedules.Schedule) -> schedules.Schedule:
     return call
 
 
-class _Loop:
-    """The device's side of one `fit`: data, optimizer state and the last good weights."""
+# -- the loop ----------------------------------------------------------------------------------
+
+
+class Course:
+    """One network on its way through `fit`: its hyperparameters, callbacks and history.
+
+    Parameters
+    ----------
+    slots : tuple of (length,) backend arrays
+        The optimizer's state, all 0.
+    good : (length,) backend array
+        Takes the parameters at the end of the last whole epoch.
+
+    Attributes
+    ----------
+    failure : str or None
+        Why it stopped, if its cost or a parameter turned NaN or infinite.
+    """
 
     def __init__(
         self,
         network: Network,
-        X: np.ndarray,
-        Y: np.ndarray,
-        validation_data: tuple[np.ndarray, np.ndarray] | None,
-        batch_size: int,
-        optimizer: optimizers.Optimizer,
-        rates: _Rates,
+        settings: Settings,
+        hooks: list[Callback],
+        slots: tuple[Array, ...],
+        good: Array,
     ) -> None:
-        backend = network._backend
-        self.network, self.backend, self.engine = (
-            network,
-            backend,
-            network._engine_for(network.plan),
+        self.network, self.settings, self.hooks = network, settings, hooks
+        self.parameters: Parameters = network._parameters
+        self.slots, self.good = slots, good
+        self.history = network.history = History()
+        self.failure: str | None = None
+        self._watching = [hook for hook in hooks if watches_batches(hook)]
+        self._running = False
+
+    def start(self) -> None:
+        self._running = True
+        for hook in self.hooks:
+            hook.on_fit_start(self.network)
+
+    def next_epoch(self) -> Member:
+        settings, epoch = self.settings, len(self.history)
+        rates = settings.rates
+        return Member(
+            self.parameters,
+            self.slots,
+            self.network._rng.permutation(settings.rows),
+            Hyperparameters(
+                settings.batch_size,
+                settings.optimizer,
+                settings.optimizer.coefficients(rates.of(epoch), epoch * rates.steps),
+                self.network.plan.captured,
+            ),
         )
-        self.parameters = network._parameters
-        self.X, self.Y = backend.asarray(X), backend.asarray(Y)
-        self.validation = None
-        if validation_data is not None:
-            X_val, Y_val = validation_data
-            classes = validation.classes_of(Y_val)
-            self.validation = backend.asarray(X_val), backend.asarray(Y_val), classes
-        length = (self.parameters.layout.length,)
-        self.slots = tuple(backend.zeros(length) for _ in range(optimizer.slots))
-        self.good = backend.empty(length)
-        self.batch_size, self.optimizer, self.rates = batch_size, optimizer, rates
 
-    def run(self, epoch: int, hooks: list[Callback], history: History) -> None:
-        """One epoch; if it does not end well, the parameters are those before it."""
-        network, steps = self.network, self.rates.steps
-        self.backend.copy(self.parameters.flat, self.good)
-        order = network._rng.permutation(len(self.X))
-        hyperparameters = Hyperparameters(
-            self.batch_size,
-            self.optimizer,
-            self.optimizer.coefficients(self.rates.of(epoch), epoch * steps),
-            network.plan.captured,
+    @property
+    def on_step(self) -> Callable[[int], None] | None:
+        """What the engine has to call after every step, if anything."""
+        if not self._watching:
+            return None
+
+        def call(batch: int) -> None:
+            for hook in self._watching:
+                hook.on_batch_end(self.network, batch)
+
+        return call
+
+    def trouble(self, costs: np.ndarray, finite: bool) -> str | None:
+        """What went wrong in an epoch with these costs; `finite` is of the parameters after it."""
+        where = f"in epoch {len(self.history) + 1}, batch"
+        advice = (
+            "the weights are those before this epoch. A smaller learning_rate or clip_norm may help"
         )
-        batch_hooks = [hook for hook in hooks if watches_batches(hook)]
-
-        def on_step(batch: int) -> None:
-            for hook in batch_hooks:
-                hook.on_batch_end(network, batch)
-
-        try:
-            start = time.perf_counter()
-            costs = self.engine.run_epoch(
-                self.parameters,
-                self.slots,
-                self.X,
-                self.Y,
-                order,
-                hyperparameters,
-                on_step if batch_hooks else None,
-            )
-            elapsed = time.perf_counter() - start
-            self._check(costs, epoch)
-        except BaseException:  # Ctrl-C too: a network between two epochs is a usable one
-            self.backend.copy(self.good, self.parameters.flat)
-            raise
-        sizes = np.full(steps, self.batch_size)
-        sizes[-1] = len(self.X) - self.batch_size * (steps - 1)
-        history.loss.append(float(costs @ sizes) / len(self.X))
-        history.seconds.append(elapsed)
-
-    def _check(self, costs: np.ndarray, epoch: int) -> None:
-        kept = "the weights are those before this epoch"
         if not np.isfinite(costs).all():
             batch = int(np.argmin(np.isfinite(costs)))
-            raise FloatingPointError(
-                f"the cost became {costs[batch]} in epoch {epoch + 1}, batch {batch + 1} "
-                f"of {len(costs)}; {kept}. A smaller learning_rate or clip_norm may help"
+            return f"the cost became {costs[batch]} {where} {batch + 1} of {len(costs)}; {advice}"
+        if not finite:
+            return (
+                f"a parameter became NaN or infinite {where} {len(costs)} of {len(costs)}; {advice}"
             )
-        if not self.backend.all_finite(self.parameters.flat):
-            raise FloatingPointError(
-                f"a parameter became NaN or infinite in epoch {epoch + 1}, batch {len(costs)} "
-                f"of {len(costs)}; {kept}. A smaller learning_rate or clip_norm may help"
-            )
+        return None
 
-    def validate(self, history: History) -> None:
-        if self.validation is None:
+    def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
+        rows, m = self.settings.rows, self.settings.batch_size
+        sizes = np.full(len(costs), m)
+        sizes[-1] = rows - m * (len(costs) - 1)
+        self.history.loss.append(float(costs @ sizes) / rows)
+        self.history.seconds.append(seconds)
+
+    def is_over(self) -> bool:
+        """Asks the callbacks, each of which hears of every epoch."""
+        stops = any([hook.on_epoch_end(self.network, self.history) for hook in self.hooks])
+        return stops or len(self.history) >= self.settings.epochs
+
+    def finish(self) -> None:
+        """Once, however the course ended."""
+        if self._running:
+            self._running = False
+            for hook in self.hooks:
+                hook.on_fit_end(self.network, self.history)
+
+
+class Loop:
+    """Epochs of networks of one shape, on one backend, until the last has ended.
+
+    Parameters
+    ----------
+    engine : LayeredEngine
+    courses : sequence of Course
+    data : Data
+    whole : (array, array), optional
+        The arrays of which all ``parameters.flat``, and all ``good``, are the rows.
+    """
+
+    def __init__(
+        self,
+        engine: LayeredEngine,
+        courses: Sequence[Course],
+        data: Data,
+        whole: tuple[Array, Array] | None = None,
+    ) -> None:
+        self.engine, self.backend = engine, engine.backend
+        self.courses, self.whole = courses, whole
+        self.X, self.Y = self.backend.asarray(data.X), self.backend.asarray(data.Y)
+        self.validation = None
+        if data.validation is not None:
+            X_val, Y_val = data.validation
+            classes = validation.classes_of(Y_val)
+            self.validation = self.backend.asarray(X_val), self.backend.asarray(Y_val), classes
+
+    def run(self, progress: Progress) -> None:
+        """Train; a course that fails says so in its `failure`, and the others go on.
+
+        Whatever ends this early, Ctrl-C or a callback's exception: every network is left at the
+        end of its last whole epoch.
+        """
+        for course in self.courses:
+            course.start()
+        with ExitStack() as last:
+            for course in reversed(self.courses):
+                last.callback(course.finish)
+            last.callback(self.engine.release)
+            live = list(self.courses)
+            while live:
+                ran = self._run_epoch(live, progress)
+                self._validate(ran)
+                progress.epoch_is_over(ran)
+                live = []
+                for course in ran:
+                    if course.is_over():
+                        course.finish()
+                        progress.skip(course.settings.epochs - len(course.history))
+                    else:
+                        live.append(course)
+
+    def _run_epoch(self, live: list[Course], progress: Progress) -> list[Course]:
+        """One epoch of each; those that did well are returned, the others back where they were."""
+        self._keep(live)
+        try:
+            start = time.perf_counter()
+            costs: list[np.ndarray] = []
+            for wave in self._waves(live):
+                costs += self._run_wave(wave, progress)
+            seconds = time.perf_counter() - start
+            failures = [
+                course.trouble(cost, finite)
+                for course, cost, finite in zip(live, costs, self._finite(live), strict=True)
+            ]
+            for course, failure in zip(live, failures, strict=True):
+                if failure is not None:
+                    self._put_back(course)
+        except BaseException:  # Ctrl-C too: a network between two epochs is a usable one
+            for course in live:
+                self._put_back(course)
+            raise
+        ran = []
+        for course, cost, failure in zip(live, costs, failures, strict=True):
+            if failure is None:
+                course.end_epoch(cost, seconds)
+                ran.append(course)
+                continue
+            course.failure = failure
+            course.finish()
+            progress.skip(course.settings.epochs - len(course.history) - 1)
+        return ran
+
+    def _run_wave(self, wave: list[Course], progress: Progress) -> list[np.ndarray]:
+        if len(self.courses) > 1 and not any(course.on_step for course in wave):
+            members = [course.next_epoch() for course in wave]
+            return self.engine.run_members(
+                members, self.X, self.Y, lambda i: progress.member_is_over()
+            )
+        costs = []
+        for course in wave:
+            member = course.next_epoch()
+            costs.append(
+                self.engine.run_epoch(
+                    member.parameters,
+                    member.slots,
+                    self.X,
+                    self.Y,
+                    member.order,
+                    member.hyperparameters,
+                    course.on_step,
+                )
+            )
+            progress.member_is_over()
+        return costs
+
+    def _waves(self, live: list[Course]) -> Iterable[list[Course]]:
+        """As many at a time as have room for their orders and coefficients on the host."""
+        steps = max(course.settings.rates.steps for course in live)
+        size = planning.members_a_call(len(self.X), steps)
+        return (live[i : i + size] for i in range(0, len(live), size))
+
+    def _keep(self, live: list[Course]) -> None:
+        if self.whole is not None and len(live) == len(self.courses):
+            self.backend.copy(*self.whole)  # on a device one launch instead of one a member
+            return
+        for course in live:
+            self.backend.copy(course.parameters.flat, course.good)
+
+    def _put_back(self, course: Course) -> None:
+        self.backend.copy(course.good, course.parameters.flat)
+
+    def _finite(self, live: list[Course]) -> list[bool]:
+        """Whether the parameters of each are finite; of all at once, where that may be."""
+        everyone = self.whole if len(live) == len(self.courses) else None
+        if everyone is not None and self.backend.all_finite(everyone[0]):
+            return [True] * len(live)
+        return [self.backend.all_finite(course.parameters.flat) for course in live]
+
+    def _validate(self, ran: list[Course]) -> None:
+        if self.validation is None or not ran:
             return
         X, Y, classes = self.validation
-        loss, outputs = self.engine.evaluate(self.parameters, X, Y, planning.CHUNK_ROWS)
-        history.val_loss.append(loss)
-        history.val_accuracy.append(
-            float("nan") if classes is None else validation.accuracy(outputs, classes)
+        losses, accuracies = evaluate(
+            self.engine, [course.parameters for course in ran], X, Y, classes
         )
-
-    def end(self) -> None:
-        self.engine.release()
-
-
-def _as_callback(callback: Any) -> Callback:
-    if isinstance(callback, Callback):
-        return callback
-    if callable(callback) and not isinstance(callback, type):
-        return _Function(callback)
-    raise TypeError(f"callbacks must be Callback objects or functions, got {callback!r}")
+        for course, loss, accuracy in zip(ran, losses.tolist(), accuracies.tolist(), strict=True):
+            course.history.val_loss.append(loss)
+            course.history.val_accuracy.append(accuracy)
 
 
-def _bar(epochs: int, progress: bool) -> Any:
-    from tqdm.auto import tqdm
+def evaluate(
+    engine: LayeredEngine,
+    members: Sequence[Parameters],
+    X: Array,
+    Y: Array | None,
+    classes: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(C, accuracy) of each member over all rows, (members,) each; NaN without Y or classes."""
+    losses, right = np.zeros(len(members)), np.zeros(len(members))
+    for i, rows, cost, outputs in engine.outputs(members, X, Y, planning.CHUNK_ROWS):
+        losses[i] += len(outputs) * cost
+        if classes is not None:
+            right[i] += (validation.predicted(outputs) == classes[rows]).sum()
+    unknown = np.full(len(members), np.nan)
+    return (
+        unknown if Y is None else losses / len(X),
+        unknown if classes is None else right / len(X),
+    )
 
-    return tqdm(total=epochs, unit="epoch", disable=not progress)
+
+def for_member(hooks: Sequence[Callback], network: Network) -> list[Callback]:
+    """What hears of one member of a population."""
+    return [_as_callback(hook.for_member(network)) for hook in hooks]
 
 
-def _report(bar: Any, history: History) -> None:
-    values = {"loss": f"{history.loss[-1]:.4f}"}
-    if history.val_loss:
-        values["val_loss"] = f"{history.val_loss[-1]:.4f}"
-        values["val_accuracy"] = f"{history.val_accuracy[-1]:.4f}"
-    bar.set_postfix(values, refresh=False)
-    bar.update()
+class Progress:
+    """The bar of a training run: an epoch of one network is a step of it.
+
+    Parameters
+    ----------
+    epochs : int
+        Of all networks together.
+    shown : bool
+    members : int
+        How many networks train at once.
+    """
+
+    def __init__(self, epochs: int, shown: bool, members: int = 1) -> None:
+        from tqdm.auto import tqdm
+
+        unit = "epoch" if members == 1 else "member epoch"
+        self._bar = tqdm(total=epochs, unit=unit, disable=not shown)
+        self._many = members > 1
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def describe(self, text: str) -> None:
+        self._bar.set_description(text, refresh=False)
+
+    def member_is_over(self) -> None:
+        if self._many:  # its epoch ends long before the others'
+            self._bar.update()
+
+    def epoch_is_over(self, ran: Sequence[Course]) -> None:
+        if not ran:
+            return
+        best = min(ran, key=lambda course: (course.history.val_loss or course.history.loss)[-1])
+        history = best.history
+        values = {"loss": f"{history.loss[-1]:.4f}"}
+        if history.val_loss:
+            values["val_loss"] = f"{history.val_loss[-1]:.4f}"
+            values["val_accuracy"] = f"{history.val_accuracy[-1]:.4f}"
+        if self._many:
+            values = {f"best {name}": value for name, value in values.items()}
+            values["training"] = str(len(ran))
+        self._bar.set_postfix(values, refresh=False)
+        if not self._many:
+            self._bar.update()
+
+    def skip(self, epochs: int) -> None:
+        """Epochs that a network of many will not train."""
+        if self._many and epochs:
+            self._bar.total -= epochs
+            self._bar.refresh()

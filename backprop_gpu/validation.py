@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -172,11 +173,14 @@ def labels(value: Any, rows: int, n_outputs: int, name: str = "labels") -> np.nd
 
 def accuracy(outputs: np.ndarray, classes: np.ndarray) -> float:
     """The share of rows whose largest output (with one output: a >= ½) is the right class."""
+    return float(np.mean(predicted(outputs) == classes))
+
+
+def predicted(outputs: np.ndarray) -> np.ndarray:
+    """The class of each row: its largest output, the lowest of equals; with one, a >= ½ is 1."""
     if outputs.shape[1] == 1:
-        predicted = (outputs[:, 0] >= 0.5).astype(np.intp)
-    else:
-        predicted = outputs.argmax(axis=1)
-    return float(np.mean(predicted == classes))
+        return (outputs[:, 0] >= 0.5).astype(np.intp)
+    return np.asarray(outputs.argmax(axis=1))
 
 
 def classes_of(Y: np.ndarray) -> np.ndarray | None:
@@ -188,6 +192,16 @@ def classes_of(Y: np.ndarray) -> np.ndarray | None:
     if (Y.sum(axis=1) != 1.0).any():
         return None
     return np.asarray(Y.argmax(axis=1))
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """A refused value is said to stand in this place."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{place}: {error}") from error
 
 
 def finite(name: str, value: Any, low: float = -math.inf) -> float:

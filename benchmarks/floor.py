@@ -7,16 +7,19 @@ measured in the run whose times are held against them.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+from backprop_gpu import planning
+from backprop_gpu.engines.resident_cpu import cores as usable_cores
 
 from .peers import Device
 from .workloads import Workload
@@ -61,6 +64,34 @@ def _parts(workload: Workload, rates: Rates, precision: str) -> dict[str, float]
         "arithmetic": workload.flops / rates.products[precision],
         "bandwidth": workload.least_bytes(rates.on_chip) / rates.bandwidth,
     }
+
+
+#: Of the rate of a large product, what the CPU's resident loop should reach in tiles whose sums are
+#: loaded and stored once.
+EXPECTED_RATE = 0.85
+#: Seconds that a product, its σ or σ' and what leads to them take beside the arithmetic.
+EXPECTED_CALL = 0.15e-6
+
+
+def expected(workload: Workload, rates: Rates) -> float | None:
+    """Seconds a step of ours should take on a CPU: operations, bytes of the rows, and calls.
+
+    Made before the first measurement, to be held against every one. On CUDA the plan says its own.
+    """
+    if rates.device != "cpu":
+        return None
+    cores, batch = usable_cores(), workload.batch
+    work = planning.cpu_work(workload.sizes, batch, 4, cores)
+    busy = min(cores, workload.members) if workload.members > 1 else work.threads
+    blocks = workload.members * work.parts * ceil(ceil(batch / work.parts) / work.block)
+    calls = blocks * 4 * len(workload.sizes) * EXPECTED_CALL
+    arithmetic = workload.flops / (EXPECTED_RATE * rates.products["float32"] / cores)
+    rows = workload.members * 4 * batch * (workload.sizes[0] + workload.sizes[-1])
+    moved = rows / (rates.bandwidth / 2)  # one core copies at about half of what all do
+    updates = 0.0
+    if work.parts > 1:  # every part's gradient is written, read and added
+        updates = 4 * workload.parameters * (2 * work.parts + 2) / rates.bandwidth * busy
+    return (arithmetic + calls + moved + updates) / busy
 
 
 def attainable(intensity: float, product_rate: float, bandwidth: float) -> float:
@@ -182,11 +213,6 @@ def shortest(work: Callable[[], object], budget: float, clock: Clock) -> float:
 
 
 # -- the machine ----------------------------------------------------------------------
-
-
-def usable_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def last_level_cache(cpus: Path = Path("/sys/devices/system/cpu")) -> int:

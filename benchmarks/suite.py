@@ -219,6 +219,8 @@ def step_record(
         "limited_by": floor.limit(load, rates),
         "share_of_floor": round(least / median(result.seconds), 5),
     }
+    if result is ours and (expected := floor.expected(load, rates)) is not None:
+        found["expected_us"] = _us(expected)
     if ours.timed:
         low, middle, high = np.quantile(measure.ratios(result, ours), (0.1, 0.5, 0.9)).tolist()
         found["ratio_to_ours"] = round(middle, 4)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import reference
+import resident_cases
 from reference import assert_close, product_bound
 
 from backprop_gpu import activations, catalogue, costs, planning
@@ -92,6 +93,8 @@ class Case:
     products: Products = "planned"
     #: Calls Python functions of a user, which a sanitizer's process cannot.
     python: bool = False
+    #: Of the resident kernel, which is CUDA C++ only.
+    resident: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -103,7 +106,7 @@ CASES: list[Case] = []
 #: to build. (A user's σ is built by itself.)
 LAUNCHED = tuple(
     kernel
-    for kernel in catalogue.everything()
+    for kernel in (*catalogue.everything(), *resident_cases.kernels())
     if kernel.file == "weight_gradient.cu"
     or "Tile" not in kernel.expression
     or "Sigmoid" in kernel.expression
@@ -111,13 +114,16 @@ LAUNCHED = tuple(
 
 
 def case(
-    each: Iterable[Any] | None = None, products: Products = "planned", python: bool = False
+    each: Iterable[Any] | None = None,
+    products: Products = "planned",
+    python: bool = False,
+    resident: bool = False,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a check; with ``each``, once for every value, which it gets as an argument."""
 
     def register(check: Callable[..., None]) -> Callable[..., None]:
         if each is None:
-            CASES.append(Case(check.__name__, check, products, python))
+            CASES.append(Case(check.__name__, check, products, python, resident))
             return check
         for value in each:
             name = "-".join(value) if isinstance(value, tuple) else getattr(value, "name", value)
@@ -127,6 +133,7 @@ def case(
                     lambda subject, value=value: check(subject, value),
                     products,
                     python,
+                    resident,
                 )
             )
         return check
@@ -513,3 +520,12 @@ def _update(s: Subject, name: str, sizes: tuple[int, ...]) -> None:
     for view in (*weights, *biases):
         gaps[view] = False
     assert not results[0][0][gaps].any()
+
+
+# -- an epoch in one launch -------------------------------------------------------------
+
+
+@case(each=resident_cases.FORMS, resident=True)
+def resident(s: Subject, form: resident_cases.Form) -> None:
+    """Two epochs, as the layered engine runs them in float64."""
+    resident_cases.check(s.backend, form)

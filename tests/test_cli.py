@@ -233,14 +233,14 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     """Press Ctrl-C during that epoch (from 0)."""
-    run_epoch = training._Loop.run
+    run_epoch = training.Loop._run_epoch
 
-    def stub(self: Any, number: int, *rest: Any) -> None:
-        if number == epoch:
+    def stub(self: Any, live: list[training.Course], *rest: Any) -> list[training.Course]:
+        if len(live[0].history) == epoch:
             raise KeyboardInterrupt
-        run_epoch(self, number, *rest)
+        return run_epoch(self, live, *rest)
 
-    monkeypatch.setattr(training._Loop, "run", stub)
+    monkeypatch.setattr(training.Loop, "_run_epoch", stub)
 
 
 def test_interrupted(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import defaultdict
 from dataclasses import replace
 from itertools import product
@@ -68,9 +69,51 @@ def test_what_kernels_take(arch: str) -> None:
         assert cubin.path.read_bytes()[:4] == b"\x7fELF", file
 
 
+@pytest.mark.parametrize("arch", compiler.ARCHITECTURES)
+def test_what_resident_kernels_take(arch: str) -> None:
+    """Every third; the same count of shared memory in planning and in the source, or no build."""
+    device = compiler.example(arch)
+    kernels = list(catalogue.residents(device))
+    assert any(kernel.cluster > 1 for kernel in kernels) == (device.compute_capability >= (9, 0))
+    for part in np.array_split(np.array(kernels[::3], object), 2):
+        for report in compiler.compile_kernels(list(part), arch).reports:
+            assert report.spills == report.stack == 0, report
+            assert report.shared_memory <= device.shared_memory, report
+            assert report.occupancy is not None
+            assert report.occupancy.blocks > 0, report
+
+
+def test_the_cluster_is_in_the_kernel() -> None:
+    """Its size is part of the code, so that an ordinary launch makes clusters of it."""
+    kernels = {kernel.cluster: kernel for kernel in catalogue.residents(planning.H200)}
+    for cluster in (1, 2, 16):
+        ptx = _ptx(kernels[cluster])
+        assert re.findall(r"\.reqnctapercluster (\d+)", ptx) == [str(cluster)] * (cluster > 1)
+        assert ("mapa" in ptx) == ("barrier.cluster" in ptx) == (cluster > 1)
+        assert "cp.async.cg.shared.global" in ptx
+
+
+def _ptx(kernel: Kernel) -> str:
+    from cuda.bindings import nvrtc
+
+    def result(answer: tuple[Any, ...]) -> Any:
+        assert int(answer[0]) == 0, answer
+        return answer[1] if len(answer) > 1 else None
+
+    source = (compiler._folder() / kernel.file).read_bytes()
+    program = result(nvrtc.nvrtcCreateProgram(source, kernel.file.encode(), 0, [], []))
+    result(nvrtc.nvrtcAddNameExpression(program, kernel.expression.encode()))
+    options = [b"-arch=compute_90", b"-std=c++17", f"-I{compiler._folder()}".encode()]
+    result(nvrtc.nvrtcCompileProgram(program, len(options), options))
+    text = b" " * result(nvrtc.nvrtcGetPTXSize(program))
+    result(nvrtc.nvrtcGetPTX(program, text))
+    return text.decode()
+
+
 def test_every_source_is_in_the_catalogue() -> None:
     folder = compiler._folder()
-    assert {path.name for path in folder.glob("*.cu")} == {k.file for k in catalogue.everything()}
+    listed = {*catalogue.everything(), *catalogue.residents(planning.H200)}
+    assert {path.name for path in folder.glob("*.cu")} == {kernel.file for kernel in listed}
 
 
 def test_a_python_activation_is_linked_into_the_kernel() -> None:

@@ -123,13 +123,23 @@ def test_floor_and_share_of_the_newest_record(folder: Path) -> None:
     assert double.measured is None  # what was measured was float32
 
 
+def test_the_resident_kernel_on_a_device() -> None:
+    choice = planning.Choice("cuda", "asked for")
+    plan = planning.plan(SIZES, 4, choice, planning.H200, planning.Training(50_000, 30, 10))
+    found = explain(SIZES, 10, np.dtype("float32"), plan, planning.H200)
+    assert "engine resident: an epoch is one launch" in str(found)
+    assert {work.kernel for work in found.work} == {"the resident kernel"}
+    assert found.bytes == 4 * 10 * (SIZES[0] + SIZES[-1])  # its rows: the weights stay on the chip
+
+
 def test_of_a_device(folder: Path) -> None:
     record = step("2026-01-01", 5.0, "cuda", machine={"gpu": planning.H200.name})
     record["plan"] = "engine layered: one backend call an equation"
     lines = ({"op": "copy", "gb_per_s": 4000}, record)  # as gpu_record writes them
     (folder / records.GPU).write_text("".join(json.dumps(line) + "\n" for line in lines))
     choice = planning.Choice("cuda", "asked for")
-    plan = planning.plan(SIZES, 4, choice, planning.H200, planning.Training(50_000, 30, 10))
+    run = planning.Training(50_000, 30, 10, "layered")
+    plan = planning.plan(SIZES, 4, choice, planning.H200, run)
     found = explain(SIZES, 10, np.dtype("float32"), plan, planning.H200)
     kernels = {w.label: w.kernel for w in found.work}
     for label, product in plan.products:

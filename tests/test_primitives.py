@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from host_cuda.runtime import KERNELS, HostRuntime
+from host_cuda.runtime import KERNELS, HostRuntime, LaunchFailed, Sanitizer
+from kernel_cases import RUNS
 
 HERE = Path(__file__).parent / "host_cuda"
 SOURCES = sorted(KERNELS.rglob("*.cu*"))
@@ -60,3 +61,55 @@ def test_warp_max() -> None:
     for lane in (0, 13, 31):
         x[lane] += 1
         np.testing.assert_array_equal(launch("max_of_warp<float>", x), np.full(32, x.max()))
+
+
+@needs_compiler
+@pytest.mark.parametrize("sanitizer", RUNS)
+@pytest.mark.parametrize(("T", "dtype"), [("float", np.float32), ("double", np.float64)])
+@pytest.mark.parametrize("ahead", [1, 2, 3])
+def test_async_copies(sanitizer: Sanitizer, T: str, dtype: type, ahead: int) -> None:
+    """A copy is there after its wait, and the place it will take holds nothing usable before."""
+    rounds = 5
+    x = np.random.default_rng(0).standard_normal((rounds, 32)).astype(dtype)
+    out, early = np.full_like(x, np.nan), np.zeros_like(x)
+    runtime = HostRuntime(sanitizer, sources=HERE)
+    runtime.prepare(
+        ("primitives.cu", f"fetch_ahead<{name}, {n}>")
+        for name in ("float", "double")
+        for n in (1, 2, 3)
+    )
+    kernel = f"fetch_ahead<{T}, {ahead}>"
+    runtime.launch("primitives.cu", kernel, (1, 1, 1), (32, 1, 1), (x, out, early, np.int32(5)))
+    np.testing.assert_array_equal(out, x[:, ::-1])
+    assert np.isnan(early[: rounds - ahead]).all()
+
+
+@needs_compiler
+def test_async_copy_of_sixteen_bytes() -> None:
+    x = np.arange(129, dtype=np.float32)
+    out = np.full(128, np.nan, np.float32)
+    runtime = HostRuntime(sources=HERE)
+
+    def run(source: np.ndarray) -> None:
+        kernel = "fetch_sixteen_bytes"
+        runtime.launch("primitives.cu", kernel, (1, 1, 1), (32, 1, 1), (source, out))
+
+    aligned = x[(-x.ctypes.data % 16) // 4 :][:128]
+    run(aligned)
+    np.testing.assert_array_equal(out, aligned)
+    with pytest.raises(LaunchFailed, match="16 bytes from or to another multiple"):
+        run(x[1:])
+
+
+@needs_compiler
+@pytest.mark.parametrize("sanitizer", RUNS)
+def test_cluster(sanitizer: Sanitizer) -> None:
+    """Rank, barrier and the others' shared memory, in two clusters of four."""
+    out = np.full((8, 8), -1, np.int32)
+    HostRuntime(sanitizer, sources=HERE).launch(
+        "primitives.cu", "visit_cluster", (8, 1, 1), (32, 1, 1), (out,), cluster=(4, 1, 1)
+    )
+    first = np.arange(8)[:, None] // 4 * 4
+    lane = np.arange(7)
+    np.testing.assert_array_equal(out[:, 0], np.arange(8) % 4)
+    np.testing.assert_array_equal(out[:, 1:], 100 * (first + lane % 4) + lane % 2)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import activations, compiler, costs, planning
+from .. import activations, compiler, costs, planning, residency
 from ..activations import Activation
 from ..catalogue import Catalogue, Dimensions, Kernel
 from ..costs import Cost
@@ -23,6 +23,11 @@ from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
 
 Array = Any
+
+#: CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, which CuPy does not name.
+NON_PORTABLE_CLUSTERS = 14
+#: Bytes of dynamic shared memory that any kernel may have.
+WITHOUT_ASKING = 48 * 1024
 
 
 class Runtime(Protocol):
@@ -35,7 +40,10 @@ class Runtime(Protocol):
     library: bool
 
     def launch(self, kernel: Kernel, grid: Dimensions, arguments: tuple[Any, ...]) -> None:
-        """Run a kernel; arrays are passed as pointers, None as a null pointer."""
+        """Run a kernel; arrays are passed as pointers, None as a null pointer.
+
+        The grid counts blocks, those of a cluster included.
+        """
 
     def product(
         self, layout: planning.Layout, a: Array, b: Array, out: Array, scale: float
@@ -84,14 +92,27 @@ class CupyRuntime:
         )
 
     def launch(self, kernel: Kernel, grid: Dimensions, arguments: tuple[Any, ...]) -> None:
-        function = self._functions.get(kernel)
-        if function is None:
-            cubin = compiler.compile_kernels([kernel], self._arch)
-            module = self.xp.RawModule(path=str(cubin.path))
-            function = self._functions[kernel] = module.get_function(
-                cubin.symbols[kernel.expression]
-            )
-        function(grid, kernel.block, tuple(np.uintp(0) if x is None else x for x in arguments))
+        if kernel not in self._functions:
+            self._functions[kernel] = self._load(kernel)
+        self._functions[kernel](
+            grid,
+            kernel.block,
+            tuple(np.uintp(0) if x is None else x for x in arguments),
+            shared_mem=kernel.shared_memory,
+        )
+
+    def _load(self, kernel: Kernel) -> Any:
+        cubin = compiler.compile_kernels([kernel], self._arch)
+        module = self.xp.RawModule(path=str(cubin.path))
+        function = module.get_function(cubin.symbols[kernel.expression])
+        if kernel.shared_memory > WITHOUT_ASKING:
+            function.max_dynamic_shared_size_bytes = kernel.shared_memory
+        # The size of its clusters is compiled into a kernel; beyond 8 blocks it has to be allowed.
+        if kernel.cluster > residency.PORTABLE_CLUSTER:
+            from cupy_backends.cuda.api import driver
+
+            driver.funcSetAttribute(function.kernel.ptr, NON_PORTABLE_CLUSTERS, 1)
+        return function
 
     def product(
         self, layout: planning.Layout, a: Array, b: Array, out: Array, scale: float

@@ -45,7 +45,7 @@ class ResidentEngine(LayeredEngine):
         self._pool: ThreadPoolExecutor | None = None
         #: (what it was made for, Memory) of the last epoch of one network.
         self._kept: tuple[Any, Memory] | None = None
-        self._shapes: tuple[int, Shape] | None = None
+        self._shapes: dict[int, Shape] = {}
 
     def run_epoch(
         self,
@@ -172,33 +172,30 @@ class ResidentEngine(LayeredEngine):
         from . import resident_cpu_loop as loop
         from .resident_cpu_product import lanes
 
-        if self._shapes is None or self._shapes[0] != block:
+        if block not in self._shapes:
             info = np.finfo(self.backend.dtype)
             W = lanes(info.dtype.itemsize)
             filled = [-(-n // W) * W for n in self.sizes]
             weights = [n * k for k, n in zip(self.sizes, filled[1:], strict=False)]
             copies = [n * k for k, n in zip(filled, self.sizes[1:], strict=False)]
             w_at, b_at = _starts(weights), _starts(filled[1:], sum(weights))
-            self._shapes = (
+            self._shapes[block] = loop.Shape(
+                np.array(self.sizes),
+                np.array([0, *layout.weight_starts]),
+                np.array([0, *layout.bias_starts]),
+                np.array([0, *w_at]),
+                np.array([0, *b_at]),
+                np.array([0, 0, *_starts(copies[1:])]),
+                np.array(_starts([n * block for n in filled])),
+                np.array([-1, *(loop.ACTIVATIONS.index(a.name) for a in self.activations)]),
+                np.array(self._keeps_z),
+                loop.COSTS.index(self.cost.name),
+                costs.collapses(self.output, self.cost),
+                float(info.tiny),
+                float(1.0 - info.epsneg) if self.cost.domain[1] == 1.0 else inf,
                 block,
-                loop.Shape(
-                    np.array(self.sizes),
-                    np.array([0, *layout.weight_starts]),
-                    np.array([0, *layout.bias_starts]),
-                    np.array([0, *w_at]),
-                    np.array([0, *b_at]),
-                    np.array([0, 0, *_starts(copies[1:])]),
-                    np.array(_starts([n * block for n in filled])),
-                    np.array([-1, *(loop.ACTIVATIONS.index(a.name) for a in self.activations)]),
-                    np.array(self._keeps_z),
-                    loop.COSTS.index(self.cost.name),
-                    costs.collapses(self.output, self.cost),
-                    float(info.tiny),
-                    float(1.0 - info.epsneg) if self.cost.domain[1] == 1.0 else inf,
-                    block,
-                ),
             )
-        return self._shapes[1]
+        return self._shapes[block]
 
     def _memory(self, work: planning.CpuWork, slots: int, threads: int) -> Memory:
         from . import resident_cpu_loop as loop

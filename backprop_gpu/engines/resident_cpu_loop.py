@@ -497,8 +497,8 @@ def gather(source: Array, n: int, rows: Array, out: Array, strip: int) -> None:
             copy(out, s * strip + x * W, source, first + s * W)
         if rest:
             to, row = part(out, n // W * strip + x * W, W), part(source, first + n - rest, rest)
-            for j in range(W):
-                to[j] = row[j] if j < rest else out.dtype.type(0)
+            for j in range(rest):
+                to[j] = row[j]
 
 
 # -- a block of rows -------------------------------------------------------------------------

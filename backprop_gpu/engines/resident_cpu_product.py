@@ -33,7 +33,9 @@ from numba.np.arrayobj import populate_array
 
 def _vectors() -> tuple[int, int]:
     """Bytes of a vector register, and how many sums of one vector fit beside the factors."""
-    chosen = config.CPU_FEATURES  # Numba's own setting, for code that other machines will run
+    chosen = getattr(
+        config, "CPU_FEATURES", None
+    )  # Numba's own setting, for code that other machines will run
     features = (
         llvmlite.binding.get_host_cpu_features()
         if chosen is None

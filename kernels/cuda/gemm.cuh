@@ -17,14 +17,13 @@
 // The sum over p runs in one fixed order, so the same launch gives the same bits.
 #pragma once
 
+#include "run.cuh"
+
 template <int BM_, int BN_, int BK_, int TM_, int TN_> struct Tile {
   static constexpr int BM = BM_, BN = BN_, BK = BK_, TM = TM_, TN = TN_;
   static constexpr int rows_of_threads = BM / TM, columns_of_threads = BN / TN;
   static constexpr int threads = rows_of_threads * columns_of_threads;
 };
-
-// N numbers that move as one: 16 bytes where N · sizeof(T) is 16.
-template <class T, int N> struct alignas(N * sizeof(T)) Run { T x[N]; };
 
 // How an operand lies in memory: with the summed index p contiguous, or with
 // the index of the result (i or j) contiguous.

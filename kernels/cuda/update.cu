@@ -1,58 +1,11 @@
 // One step of an optimizer over all parameters, a thread an element:
 //
-//   g ← clip(g),  g ← g + l2 w + l1 sign(w)  (weights only),  then one of
-//
-//   Sgd        p ← p - c0 g
-//   Momentum   v ← μ v - c0 g,  p ← p + v
-//   Nesterov   v ← μ v - c0 g,  p ← p + μ v - c0 g
-//   Adam       m ← β1 m + (1-β1) g,  v ← β2 v + (1-β2) g²,  p ← p - c1 m / (√v c2 + ε)
-//   AdamW      Adam, after w ← w - c3 w
+//   g ← clip(g),  g ← g + l2 w + l1 sign(w)  (weights only),  then a rule of rules.cuh
 //
 //   parameters p, gradients g, state s0, s1 (count)   coefficients (steps, 4)
 //
-// c0 … c3 are this step's row of the coefficients (backprop_gpu/optimizers.py).
 // Weights stand before biases: element < weights_end is a weight.
-struct Sgd {
-  template <class T> static __device__ T apply(T p, T g, T&, T&, const T* c, T, T, T, bool) {
-    return p - c[0] * g;
-  }
-};
-
-struct Momentum {
-  template <class T> static __device__ T apply(T p, T g, T& v, T&, const T* c, T mu, T, T, bool) {
-    v = mu * v - c[0] * g;
-    return p + v;
-  }
-};
-
-struct Nesterov {
-  template <class T> static __device__ T apply(T p, T g, T& v, T&, const T* c, T mu, T, T, bool) {
-    v = mu * v - c[0] * g;
-    return p + mu * v - c[0] * g;
-  }
-};
-
-struct Adam {
-  template <class T>
-  static __device__ T apply(T p, T g, T& m, T& v, const T* c, T beta1, T beta2, T epsilon, bool) {
-    m = beta1 * m + (T(1) - beta1) * g;
-    v = beta2 * v + (T(1) - beta2) * g * g;
-    return p - c[1] * m / (sqrt(v) * c[2] + epsilon);
-  }
-};
-
-struct AdamW {
-  template <class T>
-  static __device__ T apply(T p, T g, T& m, T& v, const T* c, T beta1, T beta2, T epsilon,
-                            bool weight) {
-    if (weight) p -= c[3] * p;
-    return Adam::apply(p, g, m, v, c, beta1, beta2, epsilon, weight);
-  }
-};
-
-template <class T> __device__ T clip_by_value(T g, T limit) {
-  return g > limit ? limit : g < -limit ? -limit : g;
-}
+#include "rules.cuh"
 
 // clip_value is infinite where there is no limit; clip_scale may be null. s0, s1 may be null.
 template <class T, class Rule>

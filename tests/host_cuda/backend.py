@@ -76,7 +76,9 @@ class BackendRuntime:
             grid,
             kernel.block,
             arguments,
+            shared_memory=kernel.shared_memory,
             activation=kernel.activation,
+            cluster=(kernel.cluster, 1, 1),
         )
 
     def product(self, layout: planning.Layout, a: Any, b: Any, out: Any, scale: float) -> None:

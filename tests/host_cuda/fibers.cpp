@@ -595,6 +595,7 @@ unsigned arrive(Barrier& barrier, Site site) {
 }
 
 void wait(Barrier& barrier, unsigned generation) {
+  const bool orders = barrier.orders;  // who comes next may use it for something else
   if (barrier.generation == generation) {
     Fiber* fiber = current;
     fiber->next = nullptr;
@@ -606,7 +607,7 @@ void wait(Barrier& barrier, unsigned generation) {
     barrier.last_waiting = fiber;
     give_way();
   }
-  if (barrier.orders) __tsan_acquire(&barrier.clocks[generation % 2]);
+  if (orders) __tsan_acquire(&barrier.clocks[generation % 2]);
 }
 
 void yield() {

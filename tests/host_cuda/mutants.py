@@ -68,6 +68,24 @@ def mutants(folder: Path) -> list[Mutant]:
 
 Place = tuple[str, int, str, str]  # kind, offset, old, new
 
+
+def _without_twins(text: str) -> str:
+    """The text, blank where a primitive stands with its host twin beside it.
+
+    The host does not compile the one, and `test_primitives.py` tests the other.
+    """
+    lines, depth = text.splitlines(keepends=True), 0
+    for i, line in enumerate(lines):
+        word = line.replace(" ", "").partition("//")[0].strip()
+        if word == "#ifdef__CUDACC__" or (depth > 0 and word.startswith("#if")):
+            depth += 1
+        if depth > 0:
+            lines[i] = " " * (len(line) - 1) + "\n"
+        if depth > 0 and word.startswith("#endif"):
+            depth -= 1
+    return "".join(lines)
+
+
 _TOKEN = re.compile(
     r"(?P<skip>\s+|//[^\n]*|/\*.*?\*/|^[ \t]*\#(?:\\\n|[^\n])*)"
     r"|(?P<word>[A-Za-z_]\w*)|(?P<number>\d[\w.]*(?:[eE][-+]\d+\w*)?)|(?P<string>\"[^\"]*\")"
@@ -82,11 +100,16 @@ _OTHER_SIZE = {
 }  # fmt: skip
 
 
+#: Calls that threads wait in for each other.
+BARRIERS = ("__syncthreads", "__syncwarp", "cluster_barrier")
+
+
 class _File:
     """A source and its tokens; positions below are indices of tokens."""
 
     def __init__(self, text: str) -> None:
         self.text = text
+        text = _without_twins(text)
         self.tokens: list[str] = []
         self.starts: list[int] = []
         for match in _TOKEN.finditer(text):
@@ -154,7 +177,7 @@ def _of(file: _File) -> Iterator[Place]:
     tokens = file.tokens
     for i, token in enumerate(tokens):
         previous = tokens[i - 1] if i else ""
-        if token in ("__syncthreads", "__syncwarp") and tokens[i + 1] == "(":
+        if token in BARRIERS and tokens[i + 1 : i + 4] == ["(", ")", ";"]:
             yield "barrier", *file.slice(i, file.partner[i + 1] + 1), "((void)0)"
         elif token == "if" and tokens[i + 1] == "(":
             end = file.partner[i + 1]
@@ -218,7 +241,7 @@ def _subscript(file: _File, i: int) -> Iterator[Place]:
     start = file.statement(i)
     words = file.tokens[start:i]
     declares = "__shared__" in words or words[0] in ("alignas", "using", "struct", "template")
-    typed = words[0] in ("T", "double", "int", "float") and "=" not in words
+    typed = words[0] in ("T", "double", "int", "float", "Run", "Stage") and "=" not in words
     cast = "(&)" in "".join(words)  # to an array's type
     if not (declares or typed or cast):
         at, index = file.slice(i + 1, file.partner[i])

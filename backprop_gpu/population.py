@@ -1,0 +1,554 @@
+"""Populations: many networks of one shape that train at once, each for itself."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import initializers, optimizers, planning, training, validation
+from .activations import Activation
+from .costs import Cost
+from .network import Network
+from .optimizers import Optimizer
+from .schedules import Schedule
+from .training import Callback, Course, Data, History, Loop, Progress, Settings
+
+#: How many failed members a warning describes; the others are in `Population.failed`.
+_DESCRIBED = 5
+
+
+class Population:
+    """Networks of one shape that train on the same rows at once, each for itself.
+
+    Every member has its own initial weights, batch order, hyperparameters and early stop, and
+    what it learns does not depend, to the bit, on which others are there: member i trains exactly
+    as ``Network(sizes, ..., seed=seed + i)`` does alone on the same engine.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        (n_0, …, n_L), of every member.
+    members : int
+        How many networks, at least 1.
+    activation, cost, dtype, backend, initial_weights
+        As of `Network`, for all members.
+    seed : int or sequence of int, optional
+        Member i has the seed ``seed + i``, or the i-th of a sequence with one a member.
+
+    Attributes
+    ----------
+    members : tuple of Network
+        Ordinary networks: to be used, saved, pickled or trained further alone. They share one
+        backend, so they are not for several threads at once.
+    failed : dict of int to str
+        The members whose cost or parameters turned NaN or infinite in the last `fit`, each with
+        what happened, in which epoch and batch.
+    plan : planning.Plan
+        What runs and why, as of `Network`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]); Y = np.array([0, 1, 1, 0])
+    >>> population = Population(
+    ...     [2, 8, 1], members=3, cost="binary_cross_entropy", seed=1, backend="numpy"
+    ... )
+    >>> histories = population.fit(
+    ...     X, Y, epochs=500, batch_size=4, learning_rate=[0.001, 0.1, 2.0]
+    ... )
+    >>> population.best() is population.members[2]
+    True
+    >>> population.predict(X, combine="mean").shape
+    (4, 1)
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        members: int,
+        activation: str | Activation | Sequence[str | Activation] = "sigmoid",
+        cost: str | Cost = "quadratic",
+        dtype: Any = "float32",
+        backend: str = "auto",
+        seed: int | Sequence[int] | np.ndarray | None = None,
+        initial_weights: str = "auto",
+    ) -> None:
+        members = validation.integer("members", members, 1)
+        seeds = _seeds(seed, members)
+        pattern = Network(
+            sizes,
+            activation=activation,
+            cost=cost,
+            dtype=dtype,
+            backend=backend,
+            seed=seeds[0],
+            initial_weights=initial_weights,
+        )
+        generators = [np.random.default_rng(seed) for seed in seeds]
+        layout = pattern._layout
+        rows = np.zeros((members, layout.length), pattern.dtype)
+        for row, generator in zip(rows, generators, strict=True):
+            drawn = initializers.draw(pattern._initial_weights, pattern.sizes, generator)
+            for views, arrays in zip(layout.views(row), drawn, strict=True):
+                for view, array in zip(views, arrays, strict=True):
+                    view[...] = array
+        self._assemble(pattern, rows, generators)
+
+    @classmethod
+    def from_networks(cls, networks: Iterable[Network]) -> Population:
+        """A population of copies of networks; the networks themselves stay as they are.
+
+        A copy has the weights, and shuffles as its network would have: trained with the same
+        arguments, both end at the same weights.
+
+        Parameters
+        ----------
+        networks : iterable of Network
+            At least one; all of the same sizes, activations, cost, dtype and backend.
+
+        Raises
+        ------
+        ValueError
+            If they differ. For settings of several shapes there is `sweep`.
+        """
+        if not hasattr(networks, "__iter__"):
+            raise TypeError(f"networks must be a sequence of Networks, got {networks!r}")
+        networks = list(networks)
+        if not networks:
+            raise ValueError("networks is empty: a population has at least one member")
+        for i, network in enumerate(networks):
+            if not isinstance(network, Network):
+                raise TypeError(f"networks[{i}] must be a Network, got {network!r}")
+            _check_alike(networks[0], network, i)
+        population = cls.__new__(cls)
+        population._assemble(
+            copy.copy(networks[0]),  # on a backend of its own
+            np.stack([network._get_flat() for network in networks]),
+            [copy.deepcopy(network._rng) for network in networks],
+        )
+        return population
+
+    def _assemble(
+        self, pattern: Network, rows: np.ndarray, generators: Sequence[np.random.Generator]
+    ) -> None:
+        """Members like `pattern`, on its backend, each with a row of one array for parameters.
+
+        One array, so that an engine may run all members in one launch.
+        """
+        self._rows = pattern._backend.asarray(rows)
+        self.members = tuple(
+            pattern._sibling(row, generator)
+            for row, generator in zip(self._rows, generators, strict=True)
+        )
+        self.failed: dict[int, str] = {}
+        self.plan = pattern._make_plan(None)
+
+    # -- what all members share ---------------------------------------------------
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """(n_0, …, n_L)."""
+        return self.members[0].sizes
+
+    @property
+    def activations(self) -> tuple[Activation, ...]:
+        """σ of layers 1 … L."""
+        return self.members[0].activations
+
+    @property
+    def cost(self) -> Cost:
+        """C."""
+        return self.members[0].cost
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of parameters and arithmetic."""
+        return self.members[0].dtype
+
+    @property
+    def backend(self) -> str:
+        """The backend in use; ``plan.backend_reason`` says why."""
+        return self.members[0].backend
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[Network]:
+        return iter(self.members)
+
+    def __repr__(self) -> str:
+        shown = repr(self.members[0]).removeprefix("Network(")
+        sizes = str(list(self.sizes))
+        return f"Population({sizes}, members={len(self)}{shown.removeprefix(sizes)}"
+
+    # -- training -------------------------------------------------------------------
+
+    def fit(
+        self,
+        X: Any,
+        Y: Any,
+        *,
+        epochs: int | Sequence[int] | np.ndarray,
+        batch_size: int | Sequence[int] | np.ndarray,
+        learning_rate: float | Schedule | Sequence[float | Schedule] | np.ndarray,
+        optimizer: str | Optimizer | Sequence[str | Optimizer] = "sgd",
+        validation_data: tuple[Any, Any] | None = None,
+        callbacks: Iterable[Callback | Callable[[Network, History], bool | None]] = (),
+        progress: bool = False,
+        engine: str = "auto",
+    ) -> list[History]:
+        """Mini-batch gradient descent of every member from its current weights.
+
+        Parameters
+        ----------
+        X : (n, n_0) array
+        Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
+        epochs, batch_size, learning_rate, optimizer
+            As of `Network.fit`: one value for all, or a list, tuple or 1-d array with one a
+            member. A member with fewer epochs is ready sooner and keeps its weights.
+        validation_data : (X, Y), optional
+            The same for all members.
+        callbacks : iterable of Callback or function (network, history) -> bool
+            Called for every member with that member's network and history; a true result stops
+            that member. A function is the same for all. Of a `Callback`, such as
+            `EarlyStopping`, each member has a copy (see `Callback.for_member`), so one member's
+            patience is not another's.
+        progress : bool
+            Show a progress bar over members and epochs.
+        engine : {"auto", "layered", "resident"}
+            What runs an epoch of all members; ``population.plan`` says which and why.
+
+        Returns
+        -------
+        list of History
+            One a member; also ``members[i].history``.
+
+        Warns
+        -----
+        RuntimeWarning
+            If the cost of some members turned NaN or infinite. Such a member stops alone, with
+            the weights at the end of its last good epoch, and is listed in `failed`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arguments that do not fit, before anything has changed.
+        FloatingPointError
+            If all members failed.
+
+        Notes
+        -----
+        All members run epoch 1, then all are validated and their callbacks called, then epoch 2.
+        After Ctrl-C, or an exception in a callback, every member has the weights at the end of
+        its last whole epoch. `fit` trains all members again, also those that failed before.
+        """
+        data = training.check_data(self.members[0], X, Y, validation_data)
+        settings = _settings(len(data.X), len(self), epochs, batch_size, learning_rate, optimizer)
+        hooks = training.check_callbacks(callbacks, data)
+        plan = training.plan(self.members, settings, hooks, engine)
+        with Progress(sum(each.epochs for each in settings), progress, len(self)) as shown:
+            histories = self._train(data, settings, hooks, plan, shown)
+        if len(self.failed) == len(self):
+            raise FloatingPointError(
+                self.failed[0] if len(self) == 1 else f"all {_described(self.failed, len(self))}"
+            )
+        if self.failed:
+            warnings.warn(
+                f"{len(self.failed)} of {_described(self.failed, len(self))}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return histories
+
+    def _train(
+        self,
+        data: Data,
+        settings: Sequence[Settings],
+        hooks: Sequence[Callback],
+        plan: planning.Plan,
+        progress: Progress,
+    ) -> list[History]:
+        """`fit` of checked arguments; what failed is in `failed`."""
+        backend, shape = self.members[0]._backend, tuple(self._rows.shape)
+        own = [training.for_member(hooks, member) for member in self.members]
+        slots = [
+            backend.zeros(shape) for _ in range(max(each.optimizer.slots for each in settings))
+        ]
+        good = backend.empty(shape)
+        engine = self.members[0]._engine_for(plan)
+        self.plan = plan
+        self.failed = {}
+        courses = []
+        for i, member in enumerate(self.members):
+            member.plan = plan
+            state = tuple(slot[i] for slot in slots[: settings[i].optimizer.slots])
+            courses.append(Course(member, settings[i], own[i], state, good[i]))
+        try:
+            Loop(engine, courses, data, (self._rows, good)).run(progress)
+        finally:
+            self.failed = {
+                i: course.failure for i, course in enumerate(courses) if course.failure is not None
+            }
+        return [course.history for course in courses]
+
+    # -- without training -------------------------------------------------------------
+
+    def predict(self, X: Any, combine: str | None = None) -> np.ndarray:
+        """a^L of every row of X: of each member, or of all together.
+
+        Parameters
+        ----------
+        X : (n, n_0) array
+        combine : {None, "mean", "vote"}
+            "mean" is the mean of the members' outputs; "vote" the class that most members name,
+            the lowest of equals. Members that failed in the last `fit` have no part in either.
+
+        Returns
+        -------
+        (members, n, n_L) array, (n, n_L) array for "mean", or (n,) int array for "vote"
+            With one output, a vote is 1 where a >= ½ and else 0.
+
+        Raises
+        ------
+        ValueError
+            For another `combine`, or if every member has failed and there is none to combine.
+        """
+        if combine not in (None, "mean", "vote"):
+            raise ValueError(f"unknown combine {combine!r}; known: None, 'mean', 'vote'")
+        X = validation.inputs(X, self.sizes[0], self.dtype)
+        n, n_outputs = len(X), self.sizes[-1]
+        if combine is None:
+            outputs = np.empty((len(self), n, n_outputs), self.dtype)
+            for i, rows, _, a in self._outputs(range(len(self)), X):
+                outputs[i, rows] = a
+            return outputs
+        sound = self._sound()
+        if combine == "mean":
+            total = np.zeros((n, n_outputs))
+            for _, rows, _, a in self._outputs(sound, X):
+                total[rows] += a
+            return np.asarray(total / len(sound), self.dtype)
+        votes = np.zeros((n, max(n_outputs, 2)), np.intp)
+        for _, rows, _, a in self._outputs(sound, X):
+            votes[np.arange(n)[rows], validation.predicted(a)] += 1
+        return votes.argmax(axis=1)
+
+    def loss(self, X: Any, Y: Any) -> np.ndarray:
+        """C of each member, (members,): the mean cost over the rows, without penalties."""
+        X, Y = self.members[0]._check_data(X, Y)
+        return self._evaluate(X, Y, None)[0]
+
+    def accuracy(self, X: Any, labels: Any) -> np.ndarray:
+        """Of each member, (members,), the share of rows whose class is right; as of `Network`."""
+        X = validation.inputs(X, self.sizes[0], self.dtype)
+        classes = validation.labels(labels, len(X), self.sizes[-1])
+        return self._evaluate(X, None, classes)[1]
+
+    def ranking(self, X: Any = None, Y: Any = None, *, metric: str | None = None) -> list[int]:
+        """The numbers of the members, best first; those that failed are left out.
+
+        Parameters
+        ----------
+        X, Y : arrays, optional
+            Data to compare the members on. Without, they are compared by their histories.
+        metric : str, optional
+            With data "accuracy" or "loss", by default accuracy where the targets are classes.
+            Without data "val_accuracy", "val_loss" or "loss", by default the first of these
+            that the last `fit` has measured: its value for the weights that the member has,
+            those of the last epoch unless `EarlyStopping` has restored others.
+
+        Returns
+        -------
+        list of int
+            Of members of equal accuracy the one with the smaller loss comes first, and of
+            members equal in that too, the lower number.
+
+        Raises
+        ------
+        ValueError
+            If every member has failed, or the histories do not hold what is asked for.
+        """
+        sound = self._sound()
+        if (X is None) != (Y is None):
+            raise TypeError(
+                f"{'X' if X is None else 'Y'} is missing: give both X and Y, or neither"
+            )
+        if X is None:
+            histories = [self.members[i].history for i in sound]
+            if any(history is None for history in histories):
+                raise ValueError("the members have not been trained: give X and Y to compare them")
+            keys = history_keys([history for history in histories if history is not None], metric)
+        else:
+            if metric not in (None, "accuracy", "loss"):
+                raise ValueError(f"unknown metric {metric!r}; known with data: accuracy, loss")
+            X, Y = self.members[0]._check_data(X, Y)
+            classes = validation.classes_of(Y)
+            if metric == "accuracy" and classes is None:
+                raise ValueError("metric 'accuracy' needs a Y of classes")
+            losses, accuracies = self._evaluate(X, Y, None if metric == "loss" else classes)
+            keys = [_key(losses[i], accuracies[i]) for i in sound]
+        return [i for _, i in sorted(zip(keys, sound, strict=True))]
+
+    def best(self, X: Any = None, Y: Any = None, *, metric: str | None = None) -> Network:
+        """The first member of `ranking`, which has the parameters."""
+        return self.members[self.ranking(X, Y, metric=metric)[0]]
+
+    def _sound(self) -> list[int]:
+        """The members that have not failed."""
+        sound = [i for i in range(len(self)) if i not in self.failed]
+        if not sound:
+            raise ValueError("every member failed in the last fit; see population.failed")
+        return sound
+
+    def _outputs(
+        self, numbers: Sequence[int], X: np.ndarray, Y: np.ndarray | None = None
+    ) -> Iterator[tuple[int, slice, float, np.ndarray]]:
+        parameters = [self.members[i]._parameters for i in numbers]
+        return self.members[0]._engine.outputs(parameters, X, Y, planning.CHUNK_ROWS)
+
+    def _evaluate(
+        self, X: np.ndarray, Y: np.ndarray | None, classes: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        parameters = [member._parameters for member in self.members]
+        return training.evaluate(self.members[0]._engine, parameters, X, Y, classes)
+
+    # -- copies -----------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "pattern": self.members[0],
+            "rows": self.members[0]._backend.to_numpy(self._rows),
+            "generators": [member._rng for member in self.members],
+            "histories": [member.history for member in self.members],
+            "failed": self.failed,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._assemble(state["pattern"], state["rows"], state["generators"])
+        for member, history in zip(self.members, state["histories"], strict=True):
+            member.history = history
+        self.failed = state["failed"]
+
+
+def history_keys(histories: Sequence[History], metric: str | None) -> list[tuple[float, float]]:
+    """What to sort networks by, smallest first, from their histories.
+
+    Raises
+    ------
+    ValueError
+        For an unknown metric, or one that a history does not hold.
+    """
+    metric = history_metric(histories, metric)
+    if metric == "val_accuracy":
+        return [_key(each.final("val_loss"), each.final("val_accuracy")) for each in histories]
+    return [_key(each.final(metric), float("nan")) for each in histories]
+
+
+def history_metric(histories: Sequence[History], metric: str | None) -> str:
+    """The metric, or the first of the known ones that all histories hold."""
+    known = ("val_accuracy", "val_loss", "loss")
+    if metric is None:
+        held = (
+            name
+            for name in known
+            if all(getattr(each, name) and not np.isnan(each.final(name)) for each in histories)
+        )
+        return next(held, "loss")
+    if metric not in known:
+        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(known)}")
+    if any(not getattr(each, metric) or np.isnan(each.final(metric)) for each in histories):
+        needs = "validation_data" + (" of classes" if metric == "val_accuracy" else "")
+        raise ValueError(f"metric {metric!r} needs a fit with {needs}")
+    return metric
+
+
+def _key(loss: float, accuracy: float) -> tuple[float, float]:
+    """Sorts by accuracy where there is one, then by loss; NaN last."""
+    return (
+        0.0 if np.isnan(accuracy) else -float(accuracy),
+        np.inf if np.isnan(loss) else float(loss),
+    )
+
+
+def _seeds(seed: Any, members: int) -> list[int | None]:
+    if seed is None:
+        return [None] * members
+    seeds = _one_a_member("seed", seed, members, lambda value: validation.integer("seed", value, 0))
+    return list(seeds) if _is_several(seed) else [seeds[0] + i for i in range(members)]
+
+
+def _settings(
+    rows: int, members: int, epochs: Any, batch_size: Any, learning_rate: Any, optimizer: Any
+) -> list[Settings]:
+    """The hyperparameters of each member, from one value or one a member of each."""
+
+    def spread(name: str, value: Any, check: Callable[[Any], Any]) -> list[Any]:
+        return _one_a_member(name, value, members, check)
+
+    columns = (
+        spread("epochs", epochs, lambda value: validation.integer("epochs", value, 1)),
+        spread(
+            "batch_size",
+            batch_size,
+            lambda value: validation.integer("batch_size", value, 1, rows),
+        ),
+        spread("learning_rate", learning_rate, lambda value: value),
+        spread("optimizer", optimizer, optimizers.get),
+    )
+    checked: dict[tuple[int, int, int], Any] = {}
+
+    def check(values: tuple[Any, Any, Any, Any]) -> Settings:
+        return training.check_settings(rows, *values, checked)
+
+    rows_of_columns = list(zip(*columns, strict=True))
+    if _is_several(learning_rate):  # only a rate can still be wrong
+        return _one_a_member("learning_rate", rows_of_columns, members, check)
+    return [check(values) for values in rows_of_columns]
+
+
+def _one_a_member(name: str, value: Any, members: int, check: Callable[[Any], Any]) -> list[Any]:
+    """What `check` makes of the value, for every member, or of each of several values."""
+    if not _is_several(value):
+        return [check(value)] * members
+    if hasattr(value, "ndim"):
+        value = validation.as_array(name, value)
+    if len(value) != members:
+        raise ValueError(
+            f"{name} has {len(value)} values for {members} members: give one value for all, or "
+            "one a member"
+        )
+    result = []
+    for i, item in enumerate(value):
+        with validation.within(f"{name}[{i}]"):
+            result.append(check(item))
+    return result
+
+
+def _is_several(value: Any) -> bool:
+    return isinstance(value, (list, tuple, range)) or getattr(value, "ndim", 0) == 1
+
+
+def _check_alike(first: Network, other: Network, number: int) -> None:
+    for what in ("sizes", "activations", "cost", "dtype", "backend"):
+        expected, got = getattr(first, what), getattr(other, what)
+        if got != expected:
+            shown = " and ".join(
+                str([each.name for each in value] if what == "activations" else value)
+                for value in (expected, got)
+            )
+            raise ValueError(
+                f"networks[0] and networks[{number}] differ in {what} ({shown}); a population "
+                "has one shape, and backprop_gpu.sweep trains networks of several"
+            )
+
+
+def _described(failed: dict[int, str], members: int) -> str:
+    lines = [f"member {i}: {text}" for i, text in list(failed.items())[:_DESCRIBED]]
+    if len(failed) > _DESCRIBED:
+        lines.append(f"and {len(failed) - _DESCRIBED} more, see population.failed")
+    return f"{members} members stopped early. " + "; ".join(lines)

@@ -1,0 +1,337 @@
+"""How the resident CUDA kernel is cut to a network: threads, cluster, tiles, shared memory, time.
+
+`planning` asks here whether an epoch fits on a multiprocessor, or on the few of a cluster, and how
+long a step would take there. Pure functions. The names are those of ``kernels/cuda/resident.cu``
+and ``resident.cuh``, where the same bytes are counted again by the compiler.
+
+The form (threads, cluster, tiles) may depend on how many networks train at once. What a network
+computes does not, to the bit: each sum has one order, which only `slices` decides, and `slices`
+looks at nothing but the layer.
+
+The time of a step is predicted from what its phases issue: fused multiply-adds over the lanes,
+instructions over the four schedulers, wavefronts of 128 bytes over the one path to shared memory,
+and the latency of a phase, a barrier included. The constants are estimates until a record in
+``benchmarks/results`` replaces them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise, product
+from math import ceil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .planning import Device
+
+THREADS = (64, 128, 192, 256, 320, 384, 448, 512)
+#: Blocks of a cluster: 16 only where a kernel may ask for more than every device has to allow.
+CLUSTERS = (1, 2, 4, 8, 16)
+PORTABLE_CLUSTER = 8
+LARGE_CLUSTERS = ((9, 0), (10, 0), (10, 3))
+#: Batches that are on their way or in use, where there is room.
+STAGES = (3, 2)
+#: Parts of a sum, at most, and the numbers that all parts of a layer may take.
+SLICES = 16
+PARTS = 8192
+
+SCHEDULERS = 4
+#: Share of the peak that a phase's busiest unit reaches.
+EFFICIENCY = 0.75
+#: Cycles of a phase until its first result, with the barrier behind it.
+PHASE = 120
+#: The same of a cluster: a barrier of all blocks, then reads through distributed shared memory.
+EXCHANGE = 650
+#: Registers that a thread needs beside its tile.
+REGISTERS = 72
+
+
+@dataclass(frozen=True)
+class LayerTiles:
+    """A layer's numbers, in the order of ``Layer`` in ``resident.cuh``."""
+
+    n: int
+    x: int
+    j: int
+    slices: int
+    xb: int
+    ju: int
+
+
+@dataclass(frozen=True)
+class Residency:
+    """A specialisation of the resident kernel, and the time it is expected to take.
+
+    ``shared_memory`` is a block's, in bytes; ``cycles`` a step's, by phase; ``seconds`` are what
+    all members take for a step, those that wait for a multiprocessor included.
+    """
+
+    inputs: int
+    batch: int
+    threads: int
+    cluster: int
+    stages: int
+    shared_memory: int
+    layers: tuple[LayerTiles, ...]
+    cycles: tuple[tuple[str, int], ...]
+    seconds: float
+
+    @property
+    def step_cycles(self) -> int:
+        return sum(cycles for _, cycles in self.cycles)
+
+    def __str__(self) -> str:
+        blocks = "one block" if self.cluster == 1 else f"a cluster of {self.cluster} blocks"
+        return f"{blocks} of {self.threads} threads, {_kilobytes(self.shared_memory)} KB each"
+
+
+def fit(
+    sizes: Sequence[int],
+    batch: int,
+    itemsize: int,
+    slots: int,
+    device: Device,
+    members: int = 1,
+    threads: tuple[int, ...] = THREADS,
+    clusters: tuple[int, ...] = CLUSTERS,
+    cut: tuple[int, ...] | None = None,
+) -> Residency | str:
+    """The fastest specialisation that fits, or why there is none.
+
+    Parameters
+    ----------
+    sizes : n_0 … n_L
+    batch : int
+        m.
+    itemsize : int
+        Bytes of a number.
+    slots : int
+        Numbers of optimizer state a parameter.
+    members : int
+        Networks that train at once, a block or cluster each.
+    threads, clusters : tuple of int
+        What to choose from; tests narrow it.
+    cut : tuple of int, optional
+        A layer's slices, in place of `slices`: for tests of narrow ones.
+    """
+    cut = cut or tuple(slices(k, batch * n, itemsize) for k, n in pairwise(sizes))
+    return _fit(tuple(sizes), batch, itemsize, slots, device, members, threads, clusters, cut)
+
+
+def slices(fan_in: int, outputs: int, itemsize: int) -> int:
+    """Into how many parts a sum over `fan_in` is cut, for `outputs` numbers: 1, 2, 4, 8 or 16."""
+    runs = ceil(fan_in * itemsize / 16)
+    count = SLICES
+    while count > 1 and (runs < 8 * count or count * outputs > PARTS):
+        count //= 2
+    return count
+
+
+def largest_cluster(device: Device) -> int:
+    """The largest cluster of the device, in blocks; 1 where it has none."""
+    if device.compute_capability < (9, 0):
+        return 1
+    return SLICES if device.compute_capability in LARGE_CLUSTERS else PORTABLE_CLUSTER
+
+
+@lru_cache(maxsize=256)
+def _fit(
+    sizes: tuple[int, ...],
+    batch: int,
+    itemsize: int,
+    slots: int,
+    device: Device,
+    members: int,
+    threads: tuple[int, ...],
+    clusters: tuple[int, ...],
+    cut: tuple[int, ...],
+) -> Residency | str:
+    most = min(cut[0], largest_cluster(device), device.multiprocessors)
+    allowed = [cluster for cluster in clusters if cluster <= most]
+    found, least = [], 1 << 62
+    for cluster in allowed:
+        for stages in STAGES:
+            size = _bytes(sizes, batch, itemsize, slots, cluster, stages, cut)
+            least = min(least, size)
+            if size <= device.shared_memory:
+                for count in threads:
+                    tiles, cycles = _Machine(device, count, itemsize).step(
+                        sizes, batch, slots, cluster, cut
+                    )
+                    at_once = max(1, device.multiprocessors // cluster)
+                    seconds = sum(c for _, c in cycles) / device.clock * ceil(members / at_once)
+                    found.append(
+                        Residency(
+                            sizes[0], batch, count, cluster, stages, size, tiles, cycles, seconds
+                        )
+                    )
+                break
+    if found:
+        return min(found, key=lambda r: (r.seconds, r.cluster, r.threads))  # of equals, the smaller
+    if not allowed:
+        return f"no cluster of {clusters} blocks is possible"
+    spread = f" of a block of a cluster of {allowed[-1]}" if allowed[-1] > 1 else " of a block"
+    state = ", optimizer state" if slots else ""
+    return (
+        f"weights{state}, activations and batches of {batch} need {_kilobytes(least)} KB of shared "
+        f"memory{spread}, and the device has {_kilobytes(device.shared_memory)} KB"
+    )
+
+
+def _kilobytes(size: int) -> int:
+    return ceil(size / 1024)
+
+
+def _bytes(
+    sizes: tuple[int, ...],
+    batch: int,
+    itemsize: int,
+    slots: int,
+    cluster: int,
+    stages: int,
+    cut: Sequence[int],
+) -> int:
+    """Of ``Memory``."""
+
+    def row(runs: int) -> int:
+        return (runs | 1) * 16
+
+    def whole(size: int) -> int:
+        return ceil(size / 16) * 16
+
+    columns = _block_runs(sizes[0], itemsize, cluster, cut[0])
+    total, parts = 0, 0
+    for l, (k, n) in enumerate(pairwise(sizes)):
+        held = columns if l == 0 else ceil(k * itemsize / 16)
+        total += (1 + slots) * n * row(held) + whole((1 + slots) * n * itemsize)
+        total += batch * (row(ceil(n * itemsize / 16)) + ceil(n / 16) * 16 * itemsize)
+        if cut[l] > 1 and not (l == 0 and cluster > 1):
+            parts = max(parts, cut[l] * batch * n)
+    stage = batch * row(columns) + whole(batch * sizes[-1] * itemsize) + 4 * 8
+    exchanged = 2 * cut[0] // cluster * batch * sizes[1] if cluster > 1 else 1
+    return total + stages * stage + whole(parts * itemsize) + 16 + whole(exchanged * itemsize)
+
+
+def _block_runs(inputs: int, itemsize: int, cluster: int, cut: int) -> int:
+    """Runs of 16 bytes in a row of w[1] that a block has: those of its slices."""
+    runs = ceil(inputs * itemsize / 16)
+    return runs if cluster == 1 else cut // cluster * ceil(runs / cut)
+
+
+class _Machine:
+    """What a phase costs a multiprocessor, for one number of threads and one dtype, in cycles."""
+
+    def __init__(self, device: Device, threads: int, itemsize: int) -> None:
+        self.threads, self.itemsize = threads, itemsize
+        self.per_run = 16 // itemsize
+        self.lanes = device.rate(itemsize) / (2.0 * device.multiprocessors * device.clock)
+        self.registers = min(255, 65536 // threads // 8 * 8)
+
+    def step(
+        self,
+        sizes: tuple[int, ...],
+        batch: int,
+        slots: int,
+        cluster: int,
+        cut: Sequence[int],
+    ) -> tuple[tuple[LayerTiles, ...], tuple[tuple[str, int], ...]]:
+        """The fastest tiles, and the cycles of each phase."""
+        layers, cycles = [], []
+        updates = 0.0
+        for l, (k, n) in enumerate(pairwise(sizes)):
+            split = l == 0 and cluster > 1
+            runs = ceil(k * self.itemsize / 16)
+            turns = ceil(runs / cut[l])
+            held = _block_runs(k, self.itemsize, cluster if split else 1, cut[l])
+            x, j, forward = self.forward(batch, n, turns, cut[l] // (cluster if split else 1))
+            if cut[l] > 1:
+                forward += self.phase(batch * n, 0, 2 * cut[l] + 20, cut[l])
+                forward += EXCHANGE if split else PHASE
+            ju, update = self.update(batch, n, held, slots)
+            updates += update
+            cycles.append((f"forward layer {l + 1}", round(forward + PHASE)))
+            xb = 1
+            if l + 2 < len(sizes):
+                xb, error = self.error(batch, n, sizes[l + 2])
+                cycles.append((f"BP2 layer {l + 1}", round(error + PHASE)))
+            layers.append(LayerTiles(n, x, j, cut[l], xb, ju))
+        # σ, c and their slopes take a hundred instructions, and wait for each other.
+        outputs = self.phase(batch * sizes[-1], 0, 100, 10)
+        cycles.append(("C and BP1", round(outputs + PHASE)))
+        cycles.append(("BP3, BP4 and update", round(updates + 2 * PHASE)))
+        return tuple(layers), tuple(cycles)
+
+    def phase(self, units: int, fmas: float, others: float, wavefronts: float) -> float:
+        """Of `units` pieces of work, a thread each; the rest is what a warp's piece issues."""
+        warps, rounds = ceil(units / 32), ceil(units / self.threads)
+        busiest = max(
+            warps * fmas * 32 / self.lanes,
+            warps * (fmas + others) / SCHEDULERS,
+            warps * wavefronts,
+        )
+        # A warp alone issues at most every other cycle: its results depend on each other.
+        alone = rounds * (fmas * max(1.0, 32 * SCHEDULERS / self.lanes) + others) * 1.5
+        return max(busiest / EFFICIENCY, alone)
+
+    def _fits(self, numbers: int) -> bool:
+        """Whether a tile of so many numbers stays in registers."""
+        return numbers * self.itemsize // 4 + REGISTERS <= self.registers
+
+    def forward(self, batch: int, n: int, turns: int, parts: int) -> tuple[int, int, float]:
+        """(X, J, cycles) of `parts` slices of `turns` runs each."""
+        candidates = []
+        for x, j in product((1, 2, 3, 4, 5, 6, 8), repeat=2):
+            if (x > 1 and x > batch) or (j > 1 and j > n):
+                continue
+            if x * j > 1 and not self._fits(x * j + (x + j) * self.per_run):
+                continue
+            x_tiles, j_tiles = ceil(batch / x), ceil(n / j)
+            tiles = x_tiles * j_tiles
+            # Addresses that differ within a warp, and so the wavefronts of a load.
+            in_warp = min(parts, max(1, 32 // tiles))
+            of_w = min(32, min(j_tiles, 32) * in_warp)
+            of_a = min(32, min(x_tiles, ceil(32 / j_tiles)) * in_warp)
+            cycles = self.phase(
+                tiles * parts,
+                turns * x * j * self.per_run,
+                turns * (x + j + 4) + x * j * 3,
+                turns * (x * ceil(of_a / 8) + j * ceil(of_w / 8)) + x * j * (1 + (parts > 1)),
+            )
+            candidates.append((cycles, x, j))
+        cycles, x, j = min(candidates)
+        return x, j, cycles
+
+    def error(self, batch: int, n: int, next_n: int) -> tuple[int, float]:
+        """(XB, cycles)"""
+        runs = ceil(n / self.per_run)
+        candidates = []
+        for xb in (1, 2, 4, 8):
+            if xb == 1 or (xb <= batch and self._fits((xb + 4) * self.per_run)):
+                cycles = self.phase(
+                    ceil(batch / xb) * runs,
+                    next_n * xb * self.per_run,
+                    next_n * (1 + xb) + 12 * xb * self.per_run,
+                    next_n * (ceil(min(32, runs) / 8) + xb),
+                )
+                candidates.append((cycles, xb))
+        cycles, xb = min(candidates)
+        return xb, cycles
+
+    def update(self, batch: int, n: int, runs: int, slots: int) -> tuple[int, float]:
+        """(JU, cycles)"""
+        candidates = []
+        for ju in (1, 2, 4, 8, 16):
+            if ju == 1 or self._fits(ju * self.per_run + ju + 3 * self.per_run):
+                reads, moved = ceil(ju / self.per_run), 2 * (1 + slots) * ju
+                rule = (3, 5, 40)[slots]  # Adam divides and takes a root
+                cycles = self.phase(
+                    ceil(n / ju) * runs,
+                    batch * ju * self.per_run,
+                    batch * (2 + reads) + moved + rule * ju * self.per_run,
+                    batch * (4 + reads) + 4 * moved,
+                )
+                candidates.append((cycles, ju))
+        cycles, ju = min(candidates)
+        return ju, cycles

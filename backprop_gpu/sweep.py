@@ -1,0 +1,433 @@
+"""Sweeps: a grid or list of settings, trained as populations and returned as a table."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import costs, optimizers, training, validation
+from .network import Network, resolve_activations
+from .optimizers import Adam, AdamW, Optimizer
+from .population import Population, history_keys, history_metric
+from .training import Callback, Data, History, Progress, Settings
+
+#: The arguments of `Network` that a setting may hold. Networks that agree in them, the seed
+#: aside, form a population.
+_SHAPE = ("sizes", "activation", "cost", "dtype", "backend", "initial_weights")
+_NETWORK = (*_SHAPE, "seed")
+_FIT = ("epochs", "batch_size", "learning_rate", "optimizer")
+#: What the optimizers take, named as in their classes.
+_OPTIMIZER = tuple(
+    dict.fromkeys(field.name for kind in (optimizers.SGD, Adam, AdamW) for field in fields(kind))
+)
+_KNOWN = (*_NETWORK, *_FIT, *_OPTIMIZER)
+_NEEDED = ("sizes", "epochs", "batch_size", "learning_rate")
+
+Setting = dict[str, Any]
+
+
+class Best(NamedTuple):
+    """The best row of a `SweepResult`, and its network."""
+
+    setting: Setting
+    network: Network
+
+
+class SweepResult:
+    """What a `sweep` found, one row a network. ``print`` it for a table, best first.
+
+    Attributes
+    ----------
+    rows : list of dict
+        In the order of the settings: each setting with its seed, then what came of it. ``loss``,
+        ``val_loss`` and ``val_accuracy`` are those of the network's weights, which are those of
+        the last epoch unless `EarlyStopping` restored others (see `History`);
+        ``epochs_trained`` says how many epochs there were, ``failed`` what went wrong, or None.
+    networks : list of Network
+        networks[i] is that of rows[i], with its ``history``.
+    metric : str
+        "val_accuracy", "val_loss" or "loss", by which rows are ranked.
+    ranking : list of int
+        Numbers of the rows, best first; those that failed come last.
+    """
+
+    def __init__(self, rows: list[Setting], networks: list[Network], metric: str) -> None:
+        self.rows, self.networks, self.metric = rows, networks, metric
+        sound = [i for i, row in enumerate(rows) if row["failed"] is None]
+        keys = history_keys([_history(networks[i]) for i in sound], metric)
+        self.ranking = [i for _, i in sorted(zip(keys, sound, strict=True))]
+        self.ranking += [i for i, row in enumerate(rows) if row["failed"] is not None]
+
+    @property
+    def best(self) -> Best:
+        """(setting, network) of the best row; the setting is as in `rows`."""
+        first = self.ranking[0]
+        return Best(self.rows[first], self.networks[first])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Setting]:
+        return iter(self.rows)
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """The columns of the table, in the order of `rows`: what ``pandas.DataFrame`` takes.
+
+        A key that a row lacks is None there.
+        """
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        results = [name for name in _RESULTS if name in names]
+        order = [*(name for name in names if name not in _RESULTS), *results]
+        return {name: [row.get(name) for row in self.rows] for name in order}
+
+    def __str__(self) -> str:
+        columns = self.to_dict()
+        if not any(columns["failed"]):
+            del columns["failed"]
+        cells = [["", *(str(i) for i in self.ranking)]]
+        for name, values in columns.items():
+            cells.append([name, *(_shown(values[i]) for i in self.ranking)])
+        widths = [max(map(len, column)) for column in cells]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in zip(*cells, strict=True)
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        best = self.best.setting
+        return (
+            f"<SweepResult of {len(self)} networks, best {self.metric} "
+            f"{_shown(best.get(self.metric))} in row {self.ranking[0]}>"
+        )
+
+
+#: The columns that `sweep` adds to the settings.
+_RESULTS = ("loss", "val_loss", "val_accuracy", "epochs_trained", "failed")
+
+
+def sweep(
+    X: Any,
+    Y: Any,
+    *,
+    grid: Mapping[str, Iterable[Any]] | Sequence[Mapping[str, Iterable[Any]]] | None = None,
+    settings: Iterable[Mapping[str, Any]] | None = None,
+    seeds: int = 1,
+    validation_data: tuple[Any, Any] | None = None,
+    callbacks: Iterable[Callback | Callable[[Network, History], bool | None]] = (),
+    metric: str | None = None,
+    progress: bool = True,
+    engine: str = "auto",
+    **shared: Any,
+) -> SweepResult:
+    """Train a network for every setting; networks of one shape train at once, as a `Population`.
+
+    Parameters
+    ----------
+    X : (n, n_0) array
+    Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
+    grid : dict of str to values, or a list of such dicts
+        Every combination of the values is a setting; of a list, the combinations of each dict.
+    settings : iterable of dict
+        The settings themselves, instead of a grid.
+    seeds : int
+        Networks a setting: their seeds are ``seed``, ``seed + 1``, …
+    validation_data : (X, Y), optional
+    callbacks : iterable
+        As of `Population.fit`; give `EarlyStopping` here.
+    metric : {"val_accuracy", "val_loss", "loss"}, optional
+        What the table is sorted by; by default the first of these that there is.
+    progress : bool
+        Show a progress bar over networks and epochs.
+    engine : {"auto", "layered", "resident"}
+    **shared
+        What all settings have in common, for example ``sizes=[784, 30, 10], epochs=10``; a
+        setting that names the same key goes first.
+
+    Returns
+    -------
+    SweepResult
+
+    Warns
+    -----
+    RuntimeWarning
+        If the cost of some networks turned NaN or infinite; the others are not disturbed.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments that do not fit, naming the setting, before anything is trained.
+    FloatingPointError
+        If all networks failed.
+
+    Notes
+    -----
+    A setting may hold the arguments of `Network` (sizes, activation, cost, dtype, backend, seed,
+    initial_weights), of `fit` (epochs, batch_size, learning_rate, optimizer) and of the optimizer
+    (momentum, nesterov, beta1, beta2, epsilon, weight_decay, l1, l2, clip_norm, clip_value).
+    Without a ``seed`` one is drawn for the whole sweep, so that all networks of one shape start
+    from the same weights; the table shows it. Each row can be repeated alone with `Network`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]); Y = np.array([0, 1, 1, 0])
+    >>> result = sweep(
+    ...     X, Y, grid={"sizes": [[2, 3, 1], [2, 8, 1]], "learning_rate": [0.001, 2.0]}, seed=1,
+    ...     cost="binary_cross_entropy", epochs=500, batch_size=4, progress=False,
+    ... )
+    >>> len(result), result.best.setting["learning_rate"]
+    (4, 2.0)
+    """
+    _check_keys(shared, "the arguments that all settings share")
+    seeds = validation.integer("seeds", seeds, 1)
+    if hasattr(callbacks, "__iter__"):
+        callbacks = list(callbacks)  # every shape takes them
+    given = _given(grid, settings)
+    complete = [shared | setting for setting in given]
+    for i, setting in enumerate(complete):
+        missing = [name for name in _NEEDED if name not in setting]
+        if missing:
+            raise ValueError(
+                f"{_named(i, given)} has no {missing[0]}: give it there, or to sweep for all"
+            )
+
+    drawn = int(np.random.SeedSequence().generate_state(1)[0])
+    rows: list[Setting] = []
+    groups: dict[tuple[Any, ...], _Group] = {}
+    schedules: dict[tuple[int, int, int], Any] = {}
+    for i, setting in enumerate(complete):
+        with validation.within(_named(i, given)):
+            key = _shape(setting)
+            if key not in groups:
+                groups[key] = _Group(setting, X, Y, validation_data, callbacks)
+            group = groups[key]
+            hyperparameters = training.check_settings(
+                group.rows_of_data,
+                setting["epochs"],
+                setting["batch_size"],
+                setting["learning_rate"],
+                _optimizer(setting),
+                schedules,
+            )
+            seed = setting.get("seed")
+            first = drawn if seed is None else validation.integer("seed", seed, 0)
+        for repeat in range(seeds):
+            group.add(len(rows), first + repeat, hyperparameters)
+            rows.append(given[i] | {"seed": first + repeat})
+    _check_metric(metric, list(groups.values()))
+
+    for group in groups.values():
+        with validation.within(_named(group.numbers[0] // seeds, given)):
+            group.make(engine)
+    networks = _train(list(groups.values()), X, Y, validation_data, callbacks, progress)
+    return _result(rows, networks, groups, metric)
+
+
+def _train(
+    groups: Sequence[_Group],
+    X: Any,
+    Y: Any,
+    validation_data: Any,
+    callbacks: Iterable[Any],
+    progress: bool,
+) -> list[Network]:
+    """The trained networks, in the order of the rows."""
+    trained: dict[int, Network] = {}
+    total = sum(settings.epochs for group in groups for settings in group.settings)
+    members = sum(len(group.numbers) for group in groups)
+    with Progress(total, progress, members) as shown:
+        for k, group in enumerate(groups, start=1):
+            population = group.population
+            if len(groups) > 1:
+                shown.describe(f"shape {k} of {len(groups)}, {group.label}")
+            # Checked before, and again now: to keep all groups' data would fill the memory.
+            data = training.check_data(population.members[0], X, Y, validation_data)
+            hooks = training.check_callbacks(callbacks, data)
+            population._train(data, group.settings, hooks, group.plan, shown)
+            trained |= zip(group.numbers, population.members, strict=True)
+    return [trained[i] for i in range(len(trained))]
+
+
+def _result(
+    rows: list[Setting],
+    networks: list[Network],
+    groups: Mapping[Any, _Group],
+    metric: str | None,
+) -> SweepResult:
+    failed = {
+        group.numbers[i]: text
+        for group in groups.values()
+        for i, text in group.population.failed.items()
+    }
+    first = min(failed, default=0)
+    if len(failed) == len(rows):
+        raise FloatingPointError(f"every network failed. Row 0: {failed[0]}")
+    if failed:
+        warnings.warn(
+            f"{len(failed)} of {len(rows)} networks stopped early, see their rows. "
+            f"Row {first}: {failed[first]}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    for i, (row, network) in enumerate(zip(rows, networks, strict=True)):
+        history = _history(network)
+        row["loss"] = history.final("loss")
+        if any(_history(each).val_loss for each in networks):
+            row["val_loss"] = history.final("val_loss")
+            row["val_accuracy"] = history.final("val_accuracy")
+        row["epochs_trained"] = len(history)
+        row["failed"] = failed.get(i)
+    sound = [_history(network) for i, network in enumerate(networks) if i not in failed]
+    return SweepResult(rows, networks, history_metric(sound, metric))
+
+
+class _Group:
+    """The networks of one shape."""
+
+    def __init__(
+        self, setting: Setting, X: Any, Y: Any, validation_data: Any, callbacks: Iterable[Any]
+    ) -> None:
+        self.shape = {name: setting[name] for name in _SHAPE if name in setting}
+        pattern = Network(**self.shape, seed=0)
+        data = training.check_data(pattern, X, Y, validation_data)
+        self.hooks = training.check_callbacks(callbacks, data)
+        self.rows_of_data = len(data.X)
+        self.cost = pattern.cost
+        self.classes = _has_classes(data)
+        self.validated = data.validation is not None
+        self.label = "-".join(map(str, pattern.sizes))
+        self.numbers: list[int] = []
+        self.seeds: list[int] = []
+        self.settings: list[Settings] = []
+
+    def add(self, number: int, seed: int, settings: Settings) -> None:
+        """Row `number` of the table."""
+        self.numbers.append(number)
+        self.seeds.append(seed)
+        self.settings.append(settings)
+
+    def make(self, engine: str) -> None:
+        self.population = Population(**self.shape, members=len(self.numbers), seed=self.seeds)
+        self.plan = training.plan(self.population.members, self.settings, self.hooks, engine)
+
+
+def _given(grid: Any, settings: Any) -> list[Setting]:
+    """The settings as they were given, or as the grid spans them."""
+    if (grid is None) == (settings is None):
+        raise TypeError("sweep needs either a grid or settings, and not both")
+    if grid is not None:
+        return _spanned(grid)
+    if isinstance(settings, Mapping) or not hasattr(settings, "__iter__"):
+        raise TypeError(f"settings must be a list of dicts, got {settings!r}")
+    found = list(settings)
+    if not found:
+        raise ValueError("settings is empty")
+    for i, setting in enumerate(found):
+        _check_keys(setting, f"settings[{i}]")
+    return [dict(setting) for setting in found]
+
+
+def _spanned(grid: Any) -> list[Setting]:
+    several = not isinstance(grid, Mapping)
+    if several and (isinstance(grid, str) or not hasattr(grid, "__iter__")):
+        raise TypeError(f"grid must be a dict of lists of values, or a list of them, got {grid!r}")
+    found: list[Setting] = []
+    for i, one in enumerate(list(grid) if several else [grid]):
+        name = f"grid[{i}]" if several else "grid"
+        _check_keys(one, name)
+        columns = []
+        for key, values in one.items():
+            if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
+                raise TypeError(
+                    f"{name} must hold a list of values for {key!r}, got {values!r}; for one "
+                    f"value write [{values!r}]"
+                )
+            columns.append(list(values))
+            if not columns[-1]:
+                raise ValueError(f"{name} holds no value for {key!r}")
+        found += [dict(zip(one, values, strict=True)) for values in itertools.product(*columns)]
+    if not found:
+        raise ValueError("grid is empty")
+    return found
+
+
+def _check_keys(setting: Any, name: str) -> None:
+    if not isinstance(setting, Mapping):
+        raise TypeError(f"{name} must be a dict, got {setting!r}")
+    for key in setting:
+        if key not in _KNOWN:
+            raise ValueError(f"unknown key {key!r} in {name}; known: {', '.join(_KNOWN)}")
+
+
+def _shape(setting: Setting) -> tuple[Any, ...]:
+    """What networks of one population have in common, to tell groups by."""
+    sizes = validation.sizes(setting["sizes"])
+    return (
+        sizes,
+        resolve_activations(setting.get("activation", "sigmoid"), len(sizes) - 1),
+        costs.get(setting.get("cost", "quadratic")),
+        validation.dtype(setting.get("dtype", "float32")),
+        setting.get("backend", "auto"),
+        setting.get("initial_weights", "auto"),
+    )
+
+
+def _optimizer(setting: Setting) -> Optimizer:
+    """The setting's optimizer, with what the setting says of momentum and the like."""
+    optimizer = optimizers.get(setting.get("optimizer", "sgd"))
+    changes = {name: setting[name] for name in _OPTIMIZER if name in setting}
+    known = [field.name for field in fields(optimizer)]
+    for name in changes:
+        if name not in known:
+            raise ValueError(
+                f"{name} is no setting of {type(optimizer).__name__}, which takes "
+                f"{', '.join(known)}"
+            )
+    return replace(optimizer, **changes)
+
+
+def _check_metric(metric: str | None, groups: Sequence[_Group]) -> None:
+    """Before hours of training: whether their results can be ranked."""
+    known = ("val_accuracy", "val_loss", "loss")
+    if metric is not None and metric not in known:
+        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(known)}")
+    if metric in ("val_loss", "val_accuracy") and not groups[0].validated:
+        raise ValueError(f"metric {metric!r} needs validation_data")
+    classes = all(group.classes for group in groups)
+    if metric == "val_accuracy" and not classes:
+        raise ValueError("metric 'val_accuracy' needs validation_data whose targets are classes")
+    if metric is None and not classes and len({group.cost for group in groups}) > 1:
+        raise ValueError(
+            "settings with different costs cannot be ranked by a cost: give validation_data "
+            "whose targets are classes, or a metric"
+        )
+
+
+def _has_classes(data: Data) -> bool:
+    return data.validation is not None and validation.classes_of(data.validation[1]) is not None
+
+
+def _named(number: int, given: Sequence[Setting]) -> str:
+    setting = ", ".join(f"{name}={_shown(value)}" for name, value in given[number].items())
+    return f"setting {number} ({setting})"
+
+
+def _history(network: Network) -> History:
+    assert network.history is not None
+    return network.history
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.4g}"
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    return str(value)

@@ -1,0 +1,458 @@
+// An epoch of gradient descent in one launch. For every mini-batch in order:
+//
+//   forward   z^l = a^{l-1} w^lᵀ + b^l,  a^l = σ(z^l)
+//   C, BP1    δ^L = ∇_a C ⊙ σ'(z^L)
+//   BP2       δ^l = (δ^{l+1} w^{l+1}) ⊙ σ'(z^l)
+//   BP3, BP4  ∂C/∂b^l = mean of δ^l,  ∂C/∂w^l = δ^lᵀ a^{l-1} / m, and at once the update
+//
+//   X (n, n_0)  Y (n, n_L)                of all members of a population
+//   order (members, n)  coefficients (members, steps, 4)  constants (members, 6)
+//   parameters p, state s0, s1 (…, length), of which member i has row places[i]
+//   costs (members, steps)
+//
+// A block is a network, or a cluster of CLUSTER blocks is: then each has a slice of the columns
+// of w[1] and of X, and a copy of all other layers. Parameters, state, activations and errors lie
+// in shared memory from the first step to the last (resident.cuh), and so do the next mini-batches,
+// which arrive while the current one is computed.
+//
+// A step, a barrier after each line:
+//   forward     a thread makes X × J of z^l over a slice of k, 16 bytes of a row at a time
+//               a thread an element adds the slices, in order, and takes σ; in the first layer of
+//               a cluster those of all blocks, through distributed shared memory
+//   C, BP1      a thread an element; softmax a warp a row
+//   BP2         a thread makes XB × a run of δ^l, from the last layer to the first
+//   BP3, BP4    a thread makes JU × a run of ∂C/∂w^l and changes that of w^l; all layers at once
+//
+// Every sum runs in one fixed order, so the same launch gives the same bits, whichever members
+// are beside. Rows of a short last batch from m on hold what was there; δ is never read there.
+#include "activations.cuh"
+#include "costs.cuh"
+#include "primitives/async_copy.cuh"
+#include "primitives/cluster.cuh"
+#include "primitives/warp.cuh"
+#include "resident.cuh"
+#include "rules.cuh"
+
+extern __shared__ __align__(16) unsigned char dynamic_shared[];
+
+// The σ of a last layer whose outputs are coupled: a_j = e^(z_j - max z) / Σ_k e^(z_k - max z).
+struct Softmax {
+  static constexpr bool from_z = false;
+};
+template <class Sigma> constexpr bool couples = false;
+template <> constexpr bool couples<Softmax> = true;
+
+template <int N, class T> __device__ __forceinline__ Run<T, N> run_at(const T* x) {
+  return *reinterpret_cast<const Run<T, N>*>(x);
+}
+template <int N, class T> __device__ __forceinline__ void put_run(T* x, const Run<T, N>& values) {
+  *reinterpret_cast<Run<T, N>*>(x) = values;
+}
+
+template <class T, class Form, class Objective, class Rule, int INPUTS, class... Layers>
+struct Epoch {
+  static constexpr int BATCH = Form::batch, THREADS = Form::threads, WARPS = THREADS / 32;
+  static constexpr int V = per_run<T>;
+  static constexpr int rows_of_warp = units_of<BATCH, WARPS>;
+  using Cost = typename Objective::Cost;
+  using Shared = Memory<T, Form, 1 + Rule::slots, INPUTS, Layers...>;
+  using Network = typename Shared::Network;
+  static_assert(sizeof(Shared) == Form::bytes, "planning counts the same bytes");
+  static_assert(THREADS % 32 == 0 && Form::stages > 1, "whole warps, and a stage to fetch into");
+
+  Shared& shared;
+  const T *X, *Y;
+  const int* order;
+  const double* coefficients;
+  double* costs;
+  const int rows, thread, warp, lane, rank;
+  const int first_column, own_columns;  // of X and w[1], this block's
+  const T clip_value, l1, l2, d1, d2, epsilon;
+  AsyncCopies copies;
+  int row[rows_of_warp];  // of X, that this warp fetches next
+  int number = 0, m = 0;  // of the step
+
+  __device__ __forceinline__ Epoch(Shared& shared_memory, const T* X_, const T* Y_, const int* order_,
+                                   const double* coefficients_, const T* constants, double* costs_,
+                                   int rows_, int rank_)
+      : shared(shared_memory), X(X_), Y(Y_), order(order_), coefficients(coefficients_),
+        costs(costs_), rows(rows_), thread(threadIdx.x), warp(threadIdx.x / 32),
+        lane(threadIdx.x % 32), rank(rank_), first_column(rank_ * Shared::columns),
+        own_columns(max(0, min(Shared::columns, INPUTS - first_column))), clip_value(constants[0]),
+        l1(constants[1]), l2(constants[2]), d1(constants[3]), d2(constants[4]),
+        epsilon(constants[5]) {}
+
+  __device__ __forceinline__ auto& stage() { return shared.stages[number % Form::stages]; }
+
+  // ------------------------------------------------------------------ from and to device memory
+
+  // WIDTH is a row's in device memory, which says how its start is aligned.
+  template <int WIDTH>
+  __device__ __forceinline__ void copy_row(T* to, const T* from, int count) {
+    constexpr int at_once = WIDTH % V == 0 ? V : 1;
+    for (int k = lane * at_once; k < count; k += 32 * at_once)
+      copies.template copy<at_once * sizeof(T)>(to + k, from + k);
+  }
+
+  // The mini-batch of a step sets out; the order of the one after is read, to be there next time.
+  __device__ __forceinline__ void fetch(int step) {
+    auto& into = shared.stages[step % Form::stages];
+    const int begin = step * BATCH;
+#pragma unroll
+    for (int i = 0; i < rows_of_warp; ++i) {
+      const int x = i * WARPS + warp;
+      if (x >= BATCH) continue;
+      if (begin + x < rows) {
+        copy_row<INPUTS>(into.x[x], X + size_t(row[i]) * INPUTS + first_column, own_columns);
+        copy_row<Network::outputs>(into.y[x], Y + size_t(row[i]) * Network::outputs,
+                                   Network::outputs);
+      }
+      if (begin + BATCH + x < rows) row[i] = order[begin + BATCH + x];
+    }
+    if (begin < rows && thread < 2)
+      copies.template copy<16>(&into.coefficients[2 * thread],
+                               coefficients + size_t(step) * 4 + 2 * thread);
+    copies.commit();
+  }
+
+  // move(copy, in shared memory, in the flat array) for each parameter and its state. What all
+  // blocks of a cluster have alike is left out unless `alike`.
+  template <class Here, class Move>
+  __device__ __forceinline__ void each_parameter(Here& here, size_t w, size_t b, bool alike,
+                                                 Move move) {
+    constexpr int n = Here::Layer::n;
+    const int first = Here::split ? first_column : 0;
+    const int own = Here::split ? own_columns : Here::fan_in;
+#pragma unroll
+    for (int copy = 0; copy < 1 + Rule::slots; ++copy) {
+      if (Here::split || alike)
+        for (int e = thread; e < n * own; e += THREADS)
+          move(copy, here.w[copy][e / own][e % own],
+               w + size_t(e / own) * Here::fan_in + first + e % own);
+      if (alike)
+        for (int j = thread; j < n; j += THREADS) move(copy, here.b[copy][j], b + j);
+    }
+    if constexpr (!Here::last)
+      each_parameter(here.next, w + Here::weights, b + Here::biases, alike, move);
+  }
+
+  // -------------------------------------------------------------------------------- forward
+
+  template <class Here>
+  __device__ __forceinline__ void activate(Here& here, int x, int j, T product) {
+    using Sigma = typename Here::Layer::Sigma;
+    const T z = product + here.b[0][j];
+    if constexpr (Here::last || Sigma::from_z) here.delta[x][j] = z;
+    if constexpr (!Here::last) here.a[x][j] = Sigma::value(z);
+  }
+
+  // The slices are the network's and not the form's, and so are the bits of z: a cluster's blocks
+  // have some of them each.
+  template <class Here, int S>
+  __device__ __forceinline__ void forward(const T (&a_prev)[BATCH][S], Here& here) {
+    using L = typename Here::Layer;
+    constexpr int x_tiles = units_of<BATCH, L::x>, j_tiles = units_of<L::n, L::j>;
+    constexpr int tiles = x_tiles * j_tiles, outputs = BATCH * L::n;
+    constexpr int blocks = Here::split ? Form::cluster : 1, slices = L::slices / blocks;
+    constexpr int runs = runs_of<T, Here::columns>, share = units_of<runs, slices>;
+    // The other half is for the next step, so that one barrier of the cluster is enough: a block
+    // that comes to the next one has read what it needs of this one's numbers.
+    T* parts = Here::split ? shared.exchanged[number % 2] : shared.parts;
+    for (int unit = thread; unit < tiles * slices; unit += THREADS) {
+      // Rows and columns of a tile lie a number of tiles apart: neighbours read neighbours.
+      const int slice = unit / tiles, x = unit % tiles / j_tiles, j = unit % j_tiles;
+      const int end = min(runs, slice * share + share);
+      T sum[L::x][L::j] = {};
+#pragma unroll 2
+      for (int run = slice * share; run < end; ++run) {
+        Run<T, V> a[L::x], w[L::j];
+#pragma unroll
+        for (int p = 0; p < L::x; ++p)
+          a[p] = run_at<V>(&a_prev[min(x + p * x_tiles, BATCH - 1)][run * V]);
+#pragma unroll
+        for (int q = 0; q < L::j; ++q)
+          w[q] = run_at<V>(&here.w[0][min(j + q * j_tiles, L::n - 1)][run * V]);
+#pragma unroll
+        for (int v = 0; v < V; ++v)
+#pragma unroll
+          for (int p = 0; p < L::x; ++p)
+#pragma unroll
+            for (int q = 0; q < L::j; ++q) sum[p][q] += a[p].x[v] * w[q].x[v];
+      }
+#pragma unroll
+      for (int p = 0; p < L::x; ++p)
+#pragma unroll
+        for (int q = 0; q < L::j; ++q) {
+          const int row_x = x + p * x_tiles, row_j = j + q * j_tiles;
+          if (row_x >= BATCH || row_j >= L::n) continue;
+          if constexpr (L::slices > 1)
+            parts[slice * outputs + row_x * L::n + row_j] = sum[p][q];
+          else
+            activate(here, row_x, row_j, sum[p][q]);
+        }
+    }
+    if constexpr (L::slices > 1) {
+      if constexpr (Here::split)
+        cluster_barrier();
+      else
+        __syncthreads();
+      for (int e = thread; e < outputs; e += THREADS) {
+        T sum = 0;
+#pragma unroll
+        for (int block = 0; block < blocks; ++block) {
+          const T* theirs = parts + e;
+          if constexpr (Here::split) theirs = of_block(theirs, block);
+#pragma unroll
+          for (int slice = 0; slice < slices; ++slice) sum += theirs[slice * outputs];
+        }
+        activate(here, e / L::n, e % L::n, sum);
+      }
+    }
+  }
+
+  // ------------------------------------------------------------------------------ C and BP1
+
+  template <class Here> __device__ __forceinline__ void output_error(Here& here) {
+    using Sigma = typename Here::Layer::Sigma;
+    constexpr int n = Here::Layer::n;
+    if constexpr (couples<Sigma>) {
+      for (int x = warp; x < m; x += WARPS) {
+        auto& z = here.delta[x];
+        T largest = z[0];
+        for (int j = lane; j < n; j += 32) largest = z[j] > largest ? z[j] : largest;
+        largest = warp_max(largest);
+        T total = 0;
+        for (int j = lane; j < n; j += 32) total += exp(z[j] - largest);
+        total = warp_sum(total);
+        T mean = 0;  // Σ_k a_k ∂C/∂a_k
+        if constexpr (!Objective::collapses) {
+          for (int j = lane; j < n; j += 32) {
+            const T a = exp(z[j] - largest) / total;
+            mean += Cost::gradient(a, stage().y[x][j]) * a;
+          }
+          mean = warp_sum(mean);
+        }
+        __syncwarp();  // all lanes have read z_0, which becomes δ_0
+        for (int j = lane; j < n; j += 32) {
+          const T a = exp(z[j] - largest) / total, y = stage().y[x][j];
+          if constexpr (Objective::collapses) {
+            here.a[x][j] = Cost::term_of_row(z[j], y, largest, T(1) / total);
+            z[j] = a - y;
+          } else {
+            here.a[x][j] = Cost::term(a, y);
+            z[j] = a * (Cost::gradient(a, y) - mean);
+          }
+        }
+      }
+    } else {
+      for (int e = thread; e < m * n; e += THREADS) {
+        const int x = e / n, j = e % n;
+        const T z = here.delta[x][j], a = Sigma::value(z), y = stage().y[x][j];
+        if constexpr (Objective::collapses) {
+          here.a[x][j] = Cost::term_from_z(z, a, y);
+          here.delta[x][j] = a - y;
+        } else {
+          here.a[x][j] = Cost::term(a, y);
+          here.delta[x][j] = Cost::gradient(a, y) * Sigma::derivative(Sigma::from_z ? z : a);
+        }
+      }
+    }
+  }
+
+  // By the last warp, while the others go on.
+  template <class Here> __device__ __forceinline__ void record_cost(Here& here) {
+    constexpr int n = Here::Layer::n;
+    if (warp != WARPS - 1 || rank != 0) return;
+    double sum = 0;
+    for (int e = lane; e < m * n; e += 32) sum += double(here.a[e / n][e % n]);
+    sum = warp_sum(sum);
+    if (lane == 0) costs[number] = sum / m;
+  }
+
+  // ------------------------------------------------------------------------------------ BP2
+
+  template <class Here> __device__ __forceinline__ void hidden_error(Here& here) {
+    using L = typename Here::Layer;
+    using Sigma = typename L::Sigma;
+    auto& next = here.next;
+    constexpr int runs = runs_of<T, L::n>, x_tiles = units_of<BATCH, L::xb>;
+    for (int tile = thread; tile < x_tiles * runs; tile += THREADS) {
+      const int x = tile / runs, k = tile % runs * V;
+      T sum[L::xb][V] = {};
+#pragma unroll 4
+      for (int j = 0; j < Here::Next::Layer::n; ++j) {
+        const Run<T, V> w = run_at<V>(&next.w[0][j][k]);
+#pragma unroll
+        for (int i = 0; i < L::xb; ++i) {
+          const T delta = next.delta[min(x + i * x_tiles, BATCH - 1)][j];
+#pragma unroll
+          for (int v = 0; v < V; ++v) sum[i][v] += delta * w.x[v];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < L::xb; ++i)
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          const int row_x = x + i * x_tiles;
+          if (row_x >= BATCH || k + v >= L::n) continue;
+          const T saved = Sigma::from_z ? here.delta[row_x][k + v] : here.a[row_x][k + v];
+          here.delta[row_x][k + v] = sum[i][v] * Sigma::derivative(saved);
+        }
+    }
+  }
+
+  // -------------------------------------------------------------------- BP3, BP4 and the update
+
+  // A run of p, its state and its gradient, C's own.
+  template <int N>
+  __device__ __forceinline__ void change(T* p, T* s0, T* s1, Run<T, N> g, const T* c, bool weight) {
+    Run<T, N> old = run_at<N>(p), state0 = {}, state1 = {};
+    if constexpr (Rule::slots > 0) state0 = run_at<N>(s0);
+    if constexpr (Rule::slots > 1) state1 = run_at<N>(s1);
+    // The same for all threads, and most often none of it is asked for.
+    if (clip_value <= largest<T>() || l1 != T(0) || l2 != T(0)) {
+#pragma unroll
+      for (int v = 0; v < N; ++v) {
+        g.x[v] = clip_by_value(g.x[v], clip_value);
+        if (weight) {
+          g.x[v] += l2 * old.x[v];
+          g.x[v] += old.x[v] > T(0) ? l1 : old.x[v] < T(0) ? -l1 : T(0);
+        }
+      }
+    }
+#pragma unroll
+    for (int v = 0; v < N; ++v)
+      old.x[v] = Rule::apply(old.x[v], g.x[v], state0.x[v], state1.x[v], c, d1, d2, epsilon, weight);
+    put_run(p, old);
+    if constexpr (Rule::slots > 0) put_run(s0, state0);
+    if constexpr (Rule::slots > 1) put_run(s1, state1);
+  }
+
+  template <class Here, int S>
+  __device__ __forceinline__ void update(const T (&a_prev)[BATCH][S], Here& here, const T* c) {
+    using L = typename Here::Layer;
+    constexpr int runs = runs_of<T, Here::columns>, j_tiles = units_of<L::n, L::ju>;
+    constexpr int D = L::ju < V ? L::ju : V;  // errors read at once
+    constexpr int slot0 = Rule::slots > 0 ? 1 : 0, slot1 = Rule::slots > 1 ? 2 : 0;
+    const T share = T(1) / T(m);
+    for (int tile = thread; tile < j_tiles * runs; tile += THREADS) {
+      const int j = tile / runs * L::ju, k = tile % runs * V;
+      T sum[L::ju][V] = {};
+#pragma unroll 2
+      for (int x = 0; x < m; ++x) {
+        const Run<T, V> a = run_at<V>(&a_prev[x][k]);
+#pragma unroll
+        for (int i = 0; i < L::ju; i += D) {
+          const Run<T, D> delta = run_at<D>(&here.delta[x][j + i]);
+#pragma unroll
+          for (int d = 0; d < D; ++d)
+#pragma unroll
+            for (int v = 0; v < V; ++v) sum[i + d][v] += delta.x[d] * a.x[v];
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < L::ju; ++i) {
+        if (j + i >= L::n) continue;
+        Run<T, V> gradient;
+#pragma unroll
+        for (int v = 0; v < V; ++v) gradient.x[v] = sum[i][v] * share;
+        change(&here.w[0][j + i][k], &here.w[slot0][j + i][k], &here.w[slot1][j + i][k], gradient, c,
+               true);
+      }
+    }
+    // From the other end: these threads have fewer tiles.
+    for (int j = THREADS - 1 - thread; j < L::n; j += THREADS) {
+      T sum = 0;
+#pragma unroll 4
+      for (int x = 0; x < m; ++x) sum += here.delta[x][j];
+      change(&here.b[0][j], &here.b[slot0][j], &here.b[slot1][j], Run<T, 1>{{sum * share}}, c,
+             false);
+    }
+    if constexpr (!Here::last) update(here.a, here.next, c);
+  }
+
+  // ------------------------------------------------------------------------------- the epoch
+
+  // Forward through a layer and all behind it, and back.
+  template <class Here, int S>
+  __device__ __forceinline__ void pass(const T (&a_prev)[BATCH][S], Here& here) {
+    forward(a_prev, here);
+    __syncthreads();
+    if constexpr (Here::last) {
+      output_error(here);
+      __syncthreads();
+      record_cost(here);
+    } else {
+      pass(here.a, here.next);
+      hidden_error(here);
+      __syncthreads();
+    }
+  }
+
+  __device__ __forceinline__ void run(T* p, T* s0, T* s1) {
+    T* const arrays[] = {p, s0, s1};
+    T* all = reinterpret_cast<T*>(dynamic_shared);
+    for (int e = thread; e < int(sizeof(Shared) / sizeof(T)); e += THREADS) all[e] = T(0);
+    __syncthreads();
+    each_parameter(shared.network, 0, Network::all_weights, true,
+                   [&](int copy, T& inside, size_t at) { inside = arrays[copy][at]; });
+#pragma unroll
+    for (int i = 0; i < rows_of_warp; ++i) {
+      const int x = i * WARPS + warp;
+      row[i] = x < BATCH && x < rows ? order[x] : 0;
+    }
+    for (int ahead = 0; ahead < Form::stages - 1; ++ahead) fetch(ahead);
+    copies.template wait<Form::stages - 2>();
+    __syncthreads();
+    for (; number * BATCH < rows; ++number) {
+      fetch(number + Form::stages - 1);
+      m = min(BATCH, rows - number * BATCH);
+      pass(stage().x, shared.network);
+      T c[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) c[i] = T(stage().coefficients[i]);
+      update(stage().x, shared.network, c);
+      copies.template wait<Form::stages - 2>();
+      __syncthreads();
+    }
+    if constexpr (Form::cluster > 1) cluster_barrier();  // others may still read what is here
+    each_parameter(shared.network, 0, Network::all_weights, rank == 0,
+                   [&](int copy, T& inside, size_t at) { arrays[copy][at] = inside; });
+  }
+};
+
+template <class T, class Form, class Objective, class Rule, int INPUTS, class... Layers>
+__device__ __forceinline__ void train(const T* X, const T* Y, const int* order,
+                                      const double* coefficients, const T* constants,
+                                      const int* places, T* p, T* s0, T* s1, double* costs,
+                                      int rows, int rank) {
+  using Training = Epoch<T, Form, Objective, Rule, INPUTS, Layers...>;
+  const size_t member = blockIdx.x / Form::cluster;
+  const size_t steps = (rows + Form::batch - 1) / Form::batch;
+  const size_t length = Training::Network::all_weights + Training::Network::all_biases;
+  const size_t at = places[member] * length;
+  Training epoch(*reinterpret_cast<typename Training::Shared*>(dynamic_shared), X, Y, order + member * rows,
+             coefficients + member * steps * 4, constants + member * 6, costs + member * steps, rows,
+             rank);
+  epoch.run(p + at, Rule::slots > 0 ? s0 + at : s0, Rule::slots > 1 ? s1 + at : s1);
+}
+
+// Grid (members). `constants` are clip_value, infinite where there is none, l1, l2 and the rule's;
+// s0 and s1 may be null where the rule has no such state.
+template <class T, class Form, class Objective, class Rule, int INPUTS, class... Layers>
+__global__ void __launch_bounds__(Form::threads, 1)
+    resident(const T* X, const T* Y, const int* order, const double* coefficients,
+             const T* constants, const int* places, T* p, T* s0, T* s1, double* costs, int rows) {
+  train<T, Form, Objective, Rule, INPUTS, Layers...>(X, Y, order, coefficients, constants, places, p,
+                                                     s0, s1, costs, rows, 0);
+}
+
+// Grid (members · CLUSTER).
+template <class T, class Form, class Objective, class Rule, int INPUTS, class... Layers>
+__global__ void __launch_bounds__(Form::threads, 1) CLUSTER_OF(Form::cluster)
+    resident_cluster(const T* X, const T* Y, const int* order, const double* coefficients,
+                     const T* constants, const int* places, T* p, T* s0, T* s1, double* costs,
+                     int rows) {
+  train<T, Form, Objective, Rule, INPUTS, Layers...>(X, Y, order, coefficients, constants, places, p,
+                                                     s0, s1, costs, rows, cluster_rank());
+}

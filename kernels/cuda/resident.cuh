@@ -1,0 +1,104 @@
+// What a block of the resident kernel keeps in shared memory, and how its threads share the work.
+// planning chooses the numbers; Form::bytes is its count of what stands here.
+#pragma once
+
+#include "run.cuh"
+
+// How many units hold `count`.
+template <int count, int unit> constexpr int units_of = (count + unit - 1) / unit;
+
+// Rows are read in runs of 16 bytes. A row has an odd number of them, so that what neighbouring
+// rows have at one column lies in different banks.
+template <class T> constexpr int per_run = 16 / sizeof(T);
+template <class T, int columns> constexpr int runs_of = units_of<columns, per_run<T>>;
+template <class T, int columns> constexpr int row_of = (runs_of<T, columns> | 1) * per_run<T>;
+
+// In the parameters' flat array every block starts at a multiple of 32 (parameters.py).
+template <int count> constexpr int aligned = units_of<count, 32> * 32;
+
+// m rows a step; threads, blocks, batches on their way or in use, and bytes of shared memory.
+template <int BATCH, int THREADS, int CLUSTER, int STAGES, int BYTES> struct Form {
+  static constexpr int batch = BATCH, threads = THREADS, cluster = CLUSTER, stages = STAGES;
+  static constexpr int bytes = BYTES;
+};
+
+// `collapses`: BP1 is a - y for this cost and the last σ.
+template <class COST, bool COLLAPSES> struct Objective {
+  using Cost = COST;
+  static constexpr bool collapses = COLLAPSES;
+};
+
+// A layer of N neurons. A thread makes X × J of its z, over one of the SLICES of the sum; XB rows ×
+// a run of its error (BP2, not of the last layer); and JU rows × a run of its ∂C/∂w.
+template <int N, class SIGMA, int X, int J, int SLICES, int XB, int JU> struct Layer {
+  using Sigma = SIGMA;
+  static constexpr int n = N, x = X, j = J, slices = SLICES, xb = XB, ju = JU;
+};
+
+// w, b and, behind them, the optimizer's state; a; and δ, where z waits until it becomes δ, if σ'
+// needs z or the layer is the last one. The last layer's a holds the terms of the cost instead.
+// What fills up a row is 0 and stays 0.
+template <class T, int BATCH, int COPIES, int FAN_IN, int COLUMNS, bool SPLIT, class LAYER>
+struct LayerMemory {
+  using Layer = LAYER;
+  // SPLIT: a block has only some of the columns of w.
+  static constexpr int fan_in = FAN_IN, columns = COLUMNS;
+  static constexpr bool split = SPLIT;
+  static constexpr int weights = aligned<LAYER::n * FAN_IN>, biases = aligned<LAYER::n>;
+  static constexpr int parts = SPLIT || LAYER::slices == 1 ? 0 : LAYER::slices * BATCH * LAYER::n;
+  static constexpr int error_row = units_of<LAYER::n, 16> * 16;
+
+  alignas(16) T w[COPIES][LAYER::n][row_of<T, COLUMNS>];
+  alignas(16) T b[COPIES][LAYER::n];
+  alignas(16) T a[BATCH][row_of<T, LAYER::n>];
+  alignas(16) T delta[BATCH][error_row];
+};
+
+template <class T, int BATCH, int COPIES, int FAN_IN, int COLUMNS, bool SPLIT, class... Layers>
+struct Chain;
+
+template <class T, int BATCH, int COPIES, int FAN_IN, int COLUMNS, bool SPLIT, class Last>
+struct Chain<T, BATCH, COPIES, FAN_IN, COLUMNS, SPLIT, Last>
+    : LayerMemory<T, BATCH, COPIES, FAN_IN, COLUMNS, SPLIT, Last> {
+  using Here = LayerMemory<T, BATCH, COPIES, FAN_IN, COLUMNS, SPLIT, Last>;
+  static constexpr bool last = true;
+  static constexpr int outputs = Last::n, most_parts = Here::parts;
+  static constexpr int all_weights = Here::weights, all_biases = Here::biases;
+};
+
+template <class T, int BATCH, int COPIES, int FAN_IN, int COLUMNS, bool SPLIT, class First,
+          class... Rest>
+struct Chain<T, BATCH, COPIES, FAN_IN, COLUMNS, SPLIT, First, Rest...>
+    : LayerMemory<T, BATCH, COPIES, FAN_IN, COLUMNS, SPLIT, First> {
+  using Here = LayerMemory<T, BATCH, COPIES, FAN_IN, COLUMNS, SPLIT, First>;
+  using Next = Chain<T, BATCH, COPIES, First::n, First::n, false, Rest...>;
+  static constexpr bool last = false;
+  static constexpr int outputs = Next::outputs;
+  static constexpr int most_parts =
+      Here::parts > Next::most_parts ? Here::parts : Next::most_parts;
+  static constexpr int all_weights = Here::weights + Next::all_weights;
+  static constexpr int all_biases = Here::biases + Next::all_biases;
+  Next next;
+};
+
+// A mini-batch: rows of X (of a cluster's block only its columns), rows of Y, and c0 … c3.
+template <class T, int BATCH, int COLUMNS, int OUTPUTS> struct Stage {
+  alignas(16) T x[BATCH][row_of<T, COLUMNS>];
+  alignas(16) T y[BATCH][OUTPUTS];
+  alignas(16) double coefficients[4];
+};
+
+template <class T, class Form, int COPIES, int INPUTS, class First, class... Rest> struct Memory {
+  // Of a cluster each block has as many slices, of as many runs; the last may have less, or nothing.
+  static constexpr bool split = Form::cluster > 1;
+  static constexpr int runs = runs_of<T, INPUTS>, slices = First::slices / Form::cluster;
+  static constexpr int columns =
+      (split ? slices * units_of<runs, First::slices> : runs) * per_run<T>;
+  static_assert(First::slices % Form::cluster == 0, "whole slices");
+  using Network = Chain<T, Form::batch, COPIES, INPUTS, columns, split, First, Rest...>;
+
+  Network network;
+  Stage<T, Form::batch, columns, Network::outputs> stages[Form::stages];
+  alignas(16) T parts[Network::most_parts + per_run<T>];
+  alignas(16) T exchanged[split ? 2 : 1][split ? slices * Form::batch * First::n : 1];
+};

@@ -1,0 +1,58 @@
+// The rules by which a gradient g changes a parameter p, elementwise:
+//
+//   Sgd        p ← p - c0 g
+//   Momentum   v ← μ v - c0 g,  p ← p + v
+//   Nesterov   v ← μ v - c0 g,  p ← p + μ v - c0 g
+//   Adam       m ← β1 m + (1-β1) g,  v ← β2 v + (1-β2) g²,  p ← p - c1 m / (√v c2 + ε)
+//   AdamW      Adam, after w ← w - c3 w
+//
+// c0 … c3 are the step's row of the coefficients (backprop_gpu/optimizers.py).
+#pragma once
+
+struct Sgd {
+  static constexpr int slots = 0;
+  template <class T> static __device__ T apply(T p, T g, T&, T&, const T* c, T, T, T, bool) {
+    return p - c[0] * g;
+  }
+};
+
+struct Momentum {
+  static constexpr int slots = 1;
+  template <class T> static __device__ T apply(T p, T g, T& v, T&, const T* c, T mu, T, T, bool) {
+    v = mu * v - c[0] * g;
+    return p + v;
+  }
+};
+
+struct Nesterov {
+  static constexpr int slots = 1;
+  template <class T> static __device__ T apply(T p, T g, T& v, T&, const T* c, T mu, T, T, bool) {
+    v = mu * v - c[0] * g;
+    return p + mu * v - c[0] * g;
+  }
+};
+
+struct Adam {
+  static constexpr int slots = 2;
+  template <class T>
+  static __device__ T apply(T p, T g, T& m, T& v, const T* c, T beta1, T beta2, T epsilon, bool) {
+    m = beta1 * m + (T(1) - beta1) * g;
+    v = beta2 * v + (T(1) - beta2) * g * g;
+    return p - c[1] * m / (sqrt(v) * c[2] + epsilon);
+  }
+};
+
+struct AdamW {
+  static constexpr int slots = 2;
+  template <class T>
+  static __device__ T apply(T p, T g, T& m, T& v, const T* c, T beta1, T beta2, T epsilon,
+                            bool weight) {
+    if (weight) p -= c[3] * p;
+    return Adam::apply(p, g, m, v, c, beta1, beta2, epsilon, weight);
+  }
+};
+
+template <class T> __device__ T clip_by_value(T g, T limit) {
+  return g > limit ? limit : g < -limit ? -limit : g;
+}
+

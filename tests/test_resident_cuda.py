@@ -1,0 +1,506 @@
+"""Epochs in one launch on the resident CUDA kernel, run on the CPU, held against `layered`.
+
+`resident_cases.py` has the forms that run under the sanitizers, too, as cases of `kernel_cases.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import host_runtime
+from host_cuda.backend import BackendRuntime
+from reference import ACTIVATIONS, COSTS, VALID_PAIRS, assert_close
+from resident_cases import FORMS, Form, Run, check
+
+from backprop_gpu import (
+    Activation,
+    Network,
+    activations,
+    catalogue,
+    compiler,
+    costs,
+    planning,
+    residency,
+)
+from backprop_gpu.backends.cuda import CudaBackend, CupyRuntime
+from backprop_gpu.catalogue import RULES, Catalogue, Kernel
+from backprop_gpu.optimizers import SGD, Adam, Optimizer
+from backprop_gpu.optimizers import get as rule_of
+from backprop_gpu.parameters import Parameters
+
+SIZES, BATCH, ROWS = (18, 7, 5, 4), 6, 33
+
+
+def _settings() -> list[tuple[tuple[str, ...], str, str]]:
+    """Every σ inside and last, every pair of last σ and cost, every rule."""
+    elementwise = [name for name in ACTIVATIONS if activations.get(name).elementwise]
+    inner = [((name, "tanh", "identity"), "quadratic", "sgd") for name in elementwise]
+    inner += [(("tanh", name, "sigmoid"), "quadratic", "sgd") for name in elementwise[::2]]
+    pairs = [(("tanh", "sigmoid", last), cost, "sgd") for last, cost in VALID_PAIRS]
+    rules = [(("sigmoid", "tanh", "softmax"), "categorical_cross_entropy", rule) for rule in RULES]
+    return list(dict.fromkeys([*inner, *pairs, *rules]))
+
+
+SETTINGS = _settings()
+
+
+def _kernel(sigmas: Sequence[str], cost: str, rule: str, dtype: str) -> Kernel:
+    found = residency.fit(
+        SIZES, BATCH, np.dtype(dtype).itemsize, rule_of(rule).slots, BackendRuntime().device
+    )
+    assert not isinstance(found, str)
+    chosen = [activations.get(name) for name in sigmas]
+    return Catalogue(np.dtype(dtype)).resident(found, chosen, costs.get(cost), rule)
+
+
+def _random_form(number: int) -> Form:
+    """Any shape, cut in any way."""
+    rng = np.random.default_rng(number)
+
+    def one_of(*values: Any) -> Any:
+        return values[rng.integers(len(values))]
+
+    sizes = tuple(rng.integers(1, 41, rng.integers(2, 6)).tolist())
+    layers = len(sizes) - 1
+    cluster = one_of(1, 1, 2, 4)
+    hidden = ("sigmoid", "tanh", "relu", "elu", "gelu", "silu", "identity")
+    batch = int(rng.integers(1, 13))
+    return Form(
+        f"random {number}", sizes,
+        (*(one_of(*hidden) for _ in range(layers - 1)), one_of("sigmoid", "softplus", "tanh")),
+        "quadratic",
+        (one_of(SGD(), SGD(momentum=0.5, l2=0.1), Adam(epsilon=1e-3)),) * int(rng.integers(1, 3)),
+        batch=batch, rows=batch + int(rng.integers(0, 3 * batch)), threads=one_of(32, 64, 96),
+        cut=(cluster * one_of(1, 2), *(one_of(1, 1, 4) for _ in range(layers - 1))),
+        tiles=tuple(
+            (one_of(1, 2, 3, 5), one_of(1, 2, 4, 6), one_of(1, 2, 4, 8), one_of(1, 2, 4, 8, 16))
+            for _ in range(layers)
+        ),
+        cluster=cluster, stages=one_of(2, 3),
+    )  # fmt: skip
+
+
+RANDOM = tuple(map(_random_form, range(10)))
+
+
+@functools.cache
+def runtime() -> BackendRuntime:
+    """Builds what these tests launch together."""
+    made = host_runtime()
+    kernels = [_kernel(*setting, "float32") for setting in SETTINGS]
+    kernels += [kernel for form in RANDOM for kernel in form.kernels("float64")]
+    kernels += [_kernel(*setting, "float64") for setting in SETTINGS[::4]]
+    made._together += [(kernel.file, kernel.expression) for kernel in kernels]
+    return made
+
+
+def on(net: Network, backend: CudaBackend) -> Network:
+    """The network on another backend, and planned for it."""
+    flat = net._get_flat()
+    net._backend = net._engine.backend = backend
+    net._choice = planning.Choice("host_cuda", "asked for")
+    net._parameters = Parameters(net._layout, backend.asarray(flat))
+    return net
+
+
+def train(
+    backend: str | CudaBackend,
+    engine: str,
+    sigmas: Any = "sigmoid",
+    cost: str = "quadratic",
+    optimizer: str | Optimizer = "sgd",
+    dtype: str = "float32",
+    sizes: Sequence[int] = SIZES,
+    rows: int = ROWS,
+    batch: int = BATCH,
+    epochs: int = 2,
+    rate: float = 0.05,
+    **rest: Any,
+) -> Network:
+    rng = np.random.default_rng(3)
+    X = rng.standard_normal((rows, sizes[0]))
+    Y = np.abs(rng.standard_normal((rows, sizes[-1]))) + 0.01
+    Y /= Y.sum(axis=1, keepdims=True)
+    net = Network(sizes, activation=sigmas, cost=cost, dtype=dtype, seed=5, backend="numpy")
+    if not isinstance(backend, str):
+        net = on(net, backend)
+    net.fit(
+        X, Y, epochs=epochs, batch_size=batch, learning_rate=rate, optimizer=optimizer,
+        engine=engine, **rest,
+    )  # fmt: skip
+    return net
+
+
+def same_training(got: Network, exact: Network, steps: int, what: str) -> None:
+    """Rounding errors add up with the steps."""
+    bound = 64 * steps * np.finfo(got.dtype).eps
+    for name in ("weights", "biases"):
+        for a, b in zip(getattr(got, name), getattr(exact, name), strict=True):
+            assert_close(a, b, bound * (1 + np.abs(b)), f"{name}, {what}")
+    assert got.history is not None
+    assert exact.history is not None
+    np.testing.assert_allclose(got.history.loss, exact.history.loss, rtol=bound, err_msg=what)
+
+
+@pytest.mark.parametrize(("sigmas", "cost", "rule"), SETTINGS, ids=str)
+def test_every_activation_cost_and_rule(sigmas: Any, cost: str, rule: str) -> None:
+    arguments = {"sigmas": list(sigmas), "cost": cost, "optimizer": rule, "rate": 0.01}
+    exact = train("numpy", "layered", dtype="float64", **arguments)
+    dtypes = ("float32", "float64") if SETTINGS.index((sigmas, cost, rule)) % 4 == 0 else (
+        "float32",
+    )  # fmt: skip
+    for dtype in dtypes:
+        net = train(CudaBackend(dtype, runtime()), "resident", dtype=dtype, **arguments)
+        assert net.plan.engine == "resident"
+        same_training(net, exact, 12, f"{sigmas} {cost} {rule}")
+
+
+def test_the_kernels_are_all_there() -> None:
+    """What the test above goes through, by the catalogue's own count."""
+    used = {name for sigmas, _, _ in SETTINGS for name in sigmas}
+    assert used == set(activations.names())
+    assert {cost for _, cost, _ in SETTINGS} == set(COSTS) == set(costs.names())
+    assert {rule for _, _, rule in SETTINGS} == set(RULES)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(l1=0.01, l2=0.05), SGD(clip_value=0.01), Adam(l2=0.1)])
+def test_penalties_and_clipping(optimizer: Optimizer) -> None:
+    arguments = {"sigmas": ["sigmoid", "tanh", "softmax"], "cost": "categorical_cross_entropy"}
+    exact = train("numpy", "layered", dtype="float64", optimizer=optimizer, **arguments)
+    net = train(CudaBackend("float32", runtime()), "resident", optimizer=optimizer, **arguments)
+    same_training(net, exact, 12, str(optimizer))
+
+
+@pytest.mark.parametrize("form", RANDOM, ids=lambda form: form.name)
+def test_any_shape_in_any_form(form: Form) -> None:
+    check(CudaBackend("float64", runtime()), form)
+
+
+def test_by_the_name_of_the_backend() -> None:
+    X, Y = np.random.default_rng(0).uniform(size=(2, 12, 3))
+    nets = [Network([3, 4, 3], seed=1, backend=name) for name in ("numpy", "host_cuda")]
+    for net, engine in zip(nets, ("layered", "resident"), strict=True):
+        net.fit(X, Y, epochs=3, batch_size=5, learning_rate=0.3, engine=engine)
+    assert nets[1].plan.engine_reason.startswith("asked for; an epoch is one launch")
+    same_training(nets[1], nets[0], 9, "host_cuda")
+    assert nets[1].predict(X).shape == (12, 3)
+
+
+def test_two_hundred_steps() -> None:
+    """The book's shape, a short last batch, a schedule: near float64 all the way."""
+    arguments = {
+        "sizes": (784, 30, 10), "rows": 503, "batch": 10, "epochs": 4, "rate": 0.5,
+    }  # fmt: skip
+    exact = train("numpy", "layered", dtype="float64", **arguments)
+    for dtype in ("float32", "float64"):
+        net = train(CudaBackend(dtype, runtime()), "resident", dtype=dtype, **arguments)
+        assert "predicted" in net.plan.engine_reason
+        same_training(net, exact, 204, dtype)
+
+
+def test_a_batch_callback_and_validation() -> None:
+    """A callback after every batch is layered's; validation is no hindrance."""
+    X, Y = np.ones((5, 18)), np.full((5, 4), 0.25)
+    net = train(CudaBackend("float32", runtime()), "resident", validation_data=(X, Y))
+    assert net.history is not None
+    assert len(net.history.val_loss) == 2
+
+
+def test_a_users_activation() -> None:
+    swish = Activation("my_swish", lambda z: z / (1 + np.exp(-z)), lambda z: _slope(z))
+    exact = train("numpy", "layered", [swish, swish, "sigmoid"], dtype="float64")
+    net = train(CudaBackend("float32", runtime()), "resident", [swish, swish, "sigmoid"])
+    assert net.plan.engine == "resident"
+    same_training(net, exact, 12, "swish")
+
+
+def _slope(z: Any) -> Any:
+    s = 1 / (1 + np.exp(-z))
+    return s + z * s * (1 - s)
+
+
+# -- bits -------------------------------------------------------------------------------------
+
+
+def _form(name: str) -> Form:
+    return next(form for form in FORMS if form.name == name)
+
+
+def _train(form: Form) -> list[np.ndarray]:
+    backend = CudaBackend("float32", runtime())
+    return Run(form, backend, "float32").train(form.engine(backend))
+
+
+def same_bits(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> None:
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x.view(np.uint8), y.view(np.uint8))
+
+
+@pytest.mark.parametrize("name", ["cluster", "members"])
+def test_the_same_launch_gives_the_same_bits(name: str) -> None:
+    same_bits(_train(_form(name)), _train(_form(name)))
+
+
+def test_every_form_of_a_network_gives_the_same_bits() -> None:
+    """Threads, cluster, tiles, stages: what may follow from the number of members."""
+    form = _form("cluster")
+    wide = replace(form, cut=(8, 1, 1))
+    one = ((1, 1, 1, 1),) * 3
+    results = [
+        _train(each)
+        for each in (
+            wide,
+            replace(wide, cluster=1, threads=32),
+            replace(wide, cluster=8, threads=96, tiles=one),
+            replace(wide, cluster=2, stages=2),
+        )
+    ]
+    for result in results[1:]:
+        same_bits(results[0], result)
+
+
+def test_a_member_is_as_it_would_be_alone() -> None:
+    form = _form("members")
+    backend = CudaBackend("float32", runtime())
+    together = Run(form, backend, "float32")
+    alone = Run(form, backend, "float32")
+    engine = form.engine(backend)
+    whole = together.train(engine)
+    size = len(whole) // len(form.optimizers)
+    for i, member in enumerate(alone.members):
+        costs = [
+            engine.run_epoch(m.parameters, m.slots, alone.X, alone.Y, m.order, m.hyperparameters)
+            for m in member
+        ]
+        mine = [np.concatenate(costs), member[0].parameters.flat]
+        same_bits(whole[i * size : (i + 1) * size], mine)
+
+
+def test_members_as_rows_of_one_array_are_not_copied() -> None:
+    """And any of them may be left out, as after an early stop."""
+    form = replace(_form("members"), optimizers=(SGD(momentum=0.5),) * 4)
+    backend = CudaBackend("float32", runtime())
+    scattered, rows = Run(form, backend, "float32"), Run(form, backend, "float32")
+    layout = rows.members[0][0].parameters.layout
+    flats, slots = (np.zeros((4, layout.length), np.float32) for _ in range(2))
+    members = []
+    for i, member in enumerate(rows.members):
+        flats[i] = member[0].parameters.flat
+        own = Parameters(layout, flats[i])
+        members.append([replace(m, parameters=own, slots=(slots[i],)) for m in member])
+    chosen = [3, 1]
+    engine = form.engine(backend)
+    engine._gathered = None  # type: ignore[method-assign,assignment]
+    for epoch in range(2):
+        engine.run_members([members[i][epoch] for i in chosen], rows.X, rows.Y)
+    scattered.train(form.engine(backend))
+    for i in range(4):
+        expected = scattered.members[i][0]
+        if i in chosen:
+            same_bits([flats[i], slots[i]], [expected.parameters.flat, *expected.slots])
+        else:
+            assert not slots[i].any()
+
+
+def test_members_of_several_rules_and_batch_sizes() -> None:
+    """Each kind in a launch of its own; what a member gets is what it gets alone."""
+    form = _form("members")
+    backend = CudaBackend("float32", runtime())
+
+    def members() -> list[Any]:
+        run = Run(replace(form, optimizers=(SGD(), SGD(clip_norm=0.1), SGD())), backend, "float32")
+        found = [member[0] for member in run.members]
+        settings = found[2].hyperparameters
+        found[2] = replace(
+            found[2],
+            hyperparameters=replace(settings, batch_size=6, coefficients=settings.coefficients[:3]),
+        )
+        return [run.X, run.Y, found]
+
+    engine = form.engine(backend)
+    engine.cut = lambda sizes, m, *_: replace(form, batch=m).residency(4)  # type: ignore[method-assign]
+    X, Y, together = members()
+    heard: list[int] = []
+    costs = engine.run_members(together, X, Y, heard.append)
+    assert sorted(heard) == [0, 1, 2]
+    _, _, alone = members()
+    for got, a, b in zip(costs, together, alone, strict=True):
+        expected = engine.run_epoch(b.parameters, b.slots, X, Y, b.order, b.hyperparameters)
+        same_bits([got, a.parameters.flat], [expected, b.parameters.flat])
+
+
+@pytest.mark.parametrize("cluster", [1, 2])
+def test_a_member_that_diverges_does_so_alone(cluster: int) -> None:
+    form = replace(_form("members"), cluster=cluster)
+    backend = CudaBackend("float32", runtime())
+    healthy, one_ill = Run(form, backend, "float32"), Run(form, backend, "float32")
+    one_ill.members[1][0].parameters.flat[0] = np.nan
+    engine = form.engine(backend)
+    expected, got = healthy.train(engine), one_ill.train(engine)
+    assert not np.isfinite(got[2]).any()  # its costs
+    same_bits(expected[:2] + expected[4:], got[:2] + got[4:])
+
+
+def test_more_members_than_the_device_holds() -> None:
+    """A grid of several waves: as on a device, one block after another."""
+    form = replace(_form("members"), optimizers=(SGD(),) * 9)
+    results = check(CudaBackend("float32", runtime()), form)
+    assert len(results) == 18
+
+
+# -- the order, and where the rows are ---------------------------------------------------------
+
+
+def test_the_order_is_honoured() -> None:
+    form = _form("block")
+    backend = CudaBackend("float64", runtime())
+    first, again = Run(form, backend, "float64"), Run(form, backend, "float64")
+    engine = form.engine(backend)
+    a, b = first.members[0][0], again.members[0][0]
+    shuffled = np.random.default_rng(9).permutation(form.rows)
+    inverse = np.argsort(shuffled)
+    arguments = a.slots, first.X, first.Y, a.order, a.hyperparameters
+    costs = engine.run_epoch(a.parameters, *arguments)
+    moved = engine.run_epoch(
+        b.parameters, b.slots, again.X[shuffled], again.Y[shuffled], inverse[b.order],
+        b.hyperparameters,
+    )  # fmt: skip
+    same_bits([costs, a.parameters.flat], [moved, b.parameters.flat])
+
+
+# -- a real device ----------------------------------------------------------------------------
+
+
+def test_what_the_driver_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More shared memory than any kernel may have, and clusters of more than 8 blocks."""
+    driver = pytest.importorskip("cupy_backends.cuda.api.driver")
+    asked: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(driver, "funcSetAttribute", lambda *values: asked.append(values))
+    launched: list[Any] = []
+
+    class Function:
+        max_dynamic_shared_size_bytes = None
+        kernel = SimpleNamespace(ptr=77)
+
+        def __call__(self, *arguments: Any, **settings: Any) -> None:
+            launched.append((arguments[:2], settings, self.max_dynamic_shared_size_bytes))
+
+    module = SimpleNamespace(get_function=lambda symbol: Function())
+    device = object.__new__(CupyRuntime)
+    device.xp = SimpleNamespace(RawModule=lambda path: module)
+    device._functions, device._arch = {}, "sm_90a"
+    cubin = SimpleNamespace(path="x.cubin", symbols=defaultdict(str))
+    monkeypatch.setattr(compiler, "compile_kernels", lambda kernels, arch: cubin)
+    for shared_memory, cluster in ((1000, 1), (200_000, 8), (60_000, 16)):
+        kernel = Kernel("resident.cu", f"{cluster}", (192, 1, 1), None, cluster, shared_memory)
+        device.launch(kernel, (cluster, 1, 1), (None,))
+    assert [each[2] for each in launched] == [None, 200_000, 60_000]
+    assert [each[1] for each in launched] == [
+        {"shared_mem": size} for size in (1000, 200_000, 60_000)
+    ]
+    assert asked == [(77, 14, 1)]
+
+
+# -- the plan ---------------------------------------------------------------------------------
+
+CHOICE = planning.Choice("cuda", "a CUDA device is usable")
+NIELSEN = (784, 30, 10)
+
+
+def plan(sizes: Sequence[int], batch: int, **rest: Any) -> planning.Plan:
+    device = rest.pop("device", planning.H200)
+    run = planning.Training(**{"rows": 50_000, "epochs": 30, "batch_size": batch} | rest)
+    return planning.plan(sizes, 4, CHOICE, device, run)
+
+
+def test_the_book_is_resident_and_the_reason_has_both_figures() -> None:
+    chosen = plan(NIELSEN, 10)
+    assert chosen.engine == "resident"
+    assert "one launch" in chosen.engine_reason
+    assert "µs a step against" in chosen.engine_reason
+    work = planning.step_work(NIELSEN, 10, 4, 0, chosen)
+    assert {each.kernel for each in work} == {"the resident kernel"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"user_cost": True, "obstacle": "cost 'cubic' is not built in"}, "cost 'cubic'"),
+        ({"step_callbacks": True}, "a callback after every batch"),
+        ({"clips_norm": True}, "clip_norm needs the norm of all gradients"),
+        ({"sizes": (4096, 4096, 10)}, r"need \d+ KB of shared memory .* the device has 227 KB"),
+        ({"batch_size": 8192}, r"KB of shared memory"),
+        ({"rows": 1000, "epochs": 1}, "less than building it takes"),
+    ],
+)
+def test_why_not_resident(changes: dict[str, Any], reason: str) -> None:
+    sizes = changes.pop("sizes", NIELSEN)
+    chosen = plan(sizes, changes.pop("batch_size", 10), **changes)
+    assert chosen.engine == "layered"
+    assert re.search(reason, chosen.engine_reason), chosen.engine_reason
+    if "building" not in reason:
+        with pytest.raises(ValueError, match="engine 'resident' cannot run this"):
+            plan(sizes, 8192 if reason.startswith("KB") else 10, engine="resident", **changes)
+
+
+def test_asked_for() -> None:
+    assert plan(NIELSEN, 10, engine="layered").engine == "layered"
+    assert plan(NIELSEN, 10, engine="resident", epochs=1, rows=10).engine == "resident"
+    with pytest.raises(ValueError, match="unknown engine 'fast'"):
+        plan(NIELSEN, 10, engine="fast")
+
+
+def test_older_devices_have_one_block() -> None:
+    ampere = replace(planning.H200, compute_capability=(8, 0), shared_memory=163 * 1024)
+    found = residency.fit((400, 30, 10), 10, 4, 0, ampere)
+    assert not isinstance(found, str)
+    assert found.cluster == 1
+    reason = residency.fit(NIELSEN, 10, 4, 2, ampere)
+    assert isinstance(reason, str)
+    assert "optimizer state" in reason
+
+
+def test_many_members_share_the_device() -> None:
+    """A cluster each while there is room, then a block each: what is faster for all."""
+    one, all_at_once, waves = (
+        residency.fit(NIELSEN, 10, 4, 0, planning.H200, members) for members in (1, 132, 264)
+    )
+    for each in (one, all_at_once, waves):
+        assert not isinstance(each, str)
+    assert one.cluster > all_at_once.cluster == 1
+    assert waves.seconds == pytest.approx(2 * all_at_once.seconds)
+    # The sum's slices, and so the bits, are of the network alone.
+    assert [t.slices for t in one.layers] == [t.slices for t in all_at_once.layers]
+
+
+def test_tiles_stay_within_registers_and_slices_within_rows() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        sizes = np.exp(rng.uniform(0, 6, rng.integers(2, 5))).astype(int).tolist()
+        batch = int(np.exp(rng.uniform(0, 5)))
+        found = residency.fit(sizes, batch, 4, int(rng.integers(3)), planning.H200)
+        if isinstance(found, str):
+            continue
+        assert found.shared_memory <= planning.H200.shared_memory
+        assert found.layers[0].slices % found.cluster == 0
+        assert found.threads % 32 == 0
+        for tiles, fan_in in zip(found.layers, sizes, strict=False):
+            assert tiles.slices == 1 or tiles.slices * 8 <= -(-fan_in // 4)
+            assert tiles.x * tiles.j <= 64
+
+
+def test_the_examples_cover_the_benchmarks() -> None:
+    kernels = list(catalogue.residents(planning.H200))
+    assert {kernel.cluster for kernel in kernels} == set(residency.CLUSTERS)
+    assert len(kernels) == len(set(kernels))
+    for rule in RULES.values():
+        assert any(f", {rule}, 784," in kernel.expression for kernel in kernels)
