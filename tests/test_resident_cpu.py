@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -152,6 +154,33 @@ def test_threads_do_not_change_a_bit(optimizer: Any, monkeypatch: pytest.MonkeyP
     for other in runs[1:]:
         for expected, got in zip(runs[0], other, strict=True):
             np.testing.assert_array_equal(got, expected)
+
+
+def test_an_interrupt_between_two_threads_leaves_none_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work = planning.CpuWork(block=3, parts=4, threads=3)
+    monkeypatch.setattr(planning, "cpu_work", lambda *_: work)
+    submit = ThreadPoolExecutor.submit
+
+    def interrupted(pool: Any, function: Any, thread: int, *rest: Any) -> Any:
+        if thread == 2:
+            raise KeyboardInterrupt
+        return submit(pool, function, thread, *rest)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    seen: list[str] = []
+
+    def train() -> None:
+        try:
+            weights_after("resident", *problem("", ""))
+        except KeyboardInterrupt:
+            seen.append("interrupt")
+
+    training = Thread(target=train, daemon=True)
+    training.start()
+    training.join(60)
+    assert seen == ["interrupt"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from math import inf
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .resident_cpu_loop import Memory, Shape
 
 Array = np.ndarray
+#: More arrivals than any wait is for.
+_ABANDONED = 1 << 62
 
 
 def cores() -> int:
@@ -148,13 +150,18 @@ class ResidentEngine(LayeredEngine):
         for first in range(0, steps, at_once):
             last = min(first + at_once, steps)
             memory.counter[0] = 0
-            others = [
-                self._workers(max(threads, cores())).submit(run_steps, t, first, last)
-                for t in range(1, threads)
-            ]
-            run_steps(0, first, last)
-            for other in others:
-                other.result()
+            others: list[Future[None]] = []
+            try:
+                for thread in range(1, threads):
+                    workers = self._workers(max(threads, cores()))
+                    others.append(workers.submit(run_steps, thread, first, last))
+                run_steps(0, first, last)
+            except BaseException:  # Ctrl-C before this thread was there: none may wait for it
+                memory.counter[0] = _ABANDONED
+                raise
+            finally:
+                for other in others:
+                    other.result()
         for array, strips in state:
             loop.unpack(shape, strips, array)
         return step_costs
