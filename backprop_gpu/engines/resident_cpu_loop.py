@@ -57,13 +57,19 @@ RULES = ("sgd", "momentum", "nesterov", "adam", "adamw")
 SGD, MOMENTUM, NESTEROV, ADAM, ADAMW = range(len(RULES))
 
 
-def _compile(function: Any, fastmath: tuple[str, ...] = ("contract",)) -> Any:
+def _compile(function: Any, inlined: bool = False) -> Any:
     """Numba's decorator, with NumPy's rules for division: a check for zero would stop vectors."""
-    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath)}
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    options["forceinline"] = inlined
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # nowhere on disk to keep it: then every process compiles its own
         return njit(**options)(function)
+
+
+def _inlined(function: Any) -> Any:
+    """For what runs in each step: to pass it its arguments, all those arrays, would take long."""
+    return _compile(function, inlined=True)
 
 
 # -- e^x, written so that a loop over it uses vector instructions ----------------------
@@ -118,7 +124,7 @@ def _exp(x):  # type: ignore[no-untyped-def]  # Numba compares this signature wi
 # -- activations -----------------------------------------------------------------------
 
 
-@_compile
+@_inlined
 def activate(kind: int, v: Array) -> None:
     """v ← σ(v), elementwise."""
     T = v.dtype.type
@@ -152,7 +158,7 @@ def activate(kind: int, v: Array) -> None:
             v[i] = math.exp(v[i])
 
 
-@_compile
+@_inlined
 def pull_back(kind: int, d: Array, w: Array, v: Array) -> None:
     """δ ← δ ⊙ σ'(z), elementwise: from ∂C/∂a to ∂C/∂z; d is δ, w is z and v is a."""
     T = v.dtype.type
@@ -233,7 +239,7 @@ def pull_back_softmax(delta: Array, a: Array, at: int, strip: int, rows: int, n:
 # -- costs -------------------------------------------------------------------------------
 
 
-@_compile
+@_inlined
 def sum_of_costs(
     kind: int, from_z: bool, z: Array, a: Array, at: int, y: Array, strip: int, rows: int, n: int,
     low: float, high: float,
@@ -288,7 +294,7 @@ def sum_of_costs(
     return total
 
 
-@_compile
+@_inlined
 def cost_gradient(kind: int, a: Array, y: Array, low: float, high: float, out: Array) -> None:
     """out = ∇_a C_x, elementwise."""
     T = a.dtype.type
@@ -464,7 +470,7 @@ def unpack(shape: Shape, strips: Array, flat: Array) -> None:
             flat[shape.flat_b_at[l] + j] = strips[shape.b_at[l] + j]
 
 
-@_compile
+@_inlined
 def transpose(shape: Shape, memory: Memory, l: int, s: int) -> None:
     """The neurons of one strip of w[l], into the copy that BP2 reads."""
     W = lanes_of(memory.p)
@@ -486,7 +492,7 @@ def transpose_all(shape: Shape, memory: Memory) -> None:
             transpose(shape, memory, l, s)
 
 
-@_compile
+@_inlined
 def gather(source: Array, n: int, rows: Array, out: Array, strip: int) -> None:
     """out = those rows, of n numbers, of the source, in strips."""
     W = lanes_of(out)
@@ -504,7 +510,7 @@ def gather(source: Array, n: int, rows: Array, out: Array, strip: int) -> None:
 # -- a block of rows -------------------------------------------------------------------------
 
 
-@_compile
+@_inlined
 def forward(shape: Shape, memory: Memory, thread: int, rows: int) -> None:
     """z = a' wᵀ + b, a = σ(z), layer by layer."""
     a, z = memory.a[thread], memory.z[thread]
@@ -533,7 +539,7 @@ def forward(shape: Shape, memory: Memory, thread: int, rows: int) -> None:
             softmax(a, shape.a_at[l], strip, rows, n)
 
 
-@_compile
+@_inlined
 def output_error(shape: Shape, memory: Memory, thread: int, rows: int, m: int) -> None:
     """BP1, times 1/m; zeros in the columns that fill up a strip."""
     a, z, delta, y = memory.a[thread], memory.z[thread], memory.delta[thread], memory.y[thread]
@@ -559,7 +565,7 @@ def output_error(shape: Shape, memory: Memory, thread: int, rows: int, m: int) -
                 row[j] = row[j] / T(m) if j < here else T(0)
 
 
-@_compile
+@_inlined
 def hidden_error(shape: Shape, memory: Memory, thread: int, rows: int, l: int) -> None:
     """BP2: δ of layer l - 1 from that of l."""
     a, z, delta = memory.a[thread], memory.z[thread], memory.delta[thread]
@@ -582,7 +588,7 @@ def hidden_error(shape: Shape, memory: Memory, thread: int, rows: int, l: int) -
             pull_back(shape.kinds[l - 1], errors, part(z, first, count), part(a, first, count))
 
 
-@_compile
+@_inlined
 def gradients(
     shape: Shape, memory: Memory, thread: int, rows: int, l: int, out: Array, add: bool, scale: Any,
     X: Array, following: Array,

@@ -42,7 +42,7 @@ def _vectors() -> tuple[int, int]:
         else {flag[1:]: flag[0] == "+" for flag in chosen.split(",") if flag}
     )
     if features.get("avx512f"):
-        return 64, 16
+        return 64, 20
     return (32, 12) if features.get("avx") else (16, 12)
 
 
