@@ -147,6 +147,8 @@ def _bench(args: argparse.Namespace) -> int:
     print(", ".join(f"{name} {version}" for name, version in common["versions"].items()))
     if about["load_average"] > 0.5:
         print(f"note: other work is running here (load average {about['load_average']:.1f})")
+    for name, value in about["settings"].items():
+        print(f"note: {name}={value} is set, which may hold other libraries back")
     with _Shown(len(cases)) as shown:
         for record in suite.run(
             peers, cases, device, settings, common,

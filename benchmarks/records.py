@@ -33,7 +33,7 @@ PACKAGES = ("backprop_gpu", "numpy", "scipy", "scikit-learn", "numba", "numba-cu
 
 #: Environment variables that steer the threads and kernels of the libraries.
 SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
-            "OPENBLAS_CORETYPE", "NUMBA_NUM_THREADS", "XLA_FLAGS",
+            "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "NUMBA_NUM_THREADS", "XLA_FLAGS",
             "CUDA_VISIBLE_DEVICES")  # fmt: skip
 
 Record = dict[str, Any]
