@@ -4,6 +4,7 @@ Pure functions of a description (sizes, batch, dtype, device), each answer with
 its reason, so that every choice can be tested on a machine without a device.
 Nothing else in the package looks at a shape to decide something.
 
+How the resident kernel is cut to a network, and how fast it is then, is in `residency`.
 The choice of a product's kernel rests on a time predicted from operations,
 bytes and launches (`Product.seconds`). The efficiencies below are estimates
 until a record in ``benchmarks/results`` replaces them.

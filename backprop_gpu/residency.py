@@ -33,9 +33,11 @@ PORTABLE_CLUSTER = 8
 LARGE_CLUSTERS = ((9, 0), (10, 0), (10, 3))
 #: Batches that are on their way or in use, where there is room.
 STAGES = (3, 2)
-#: Parts of a sum, at most, and the numbers that all parts of a layer may take.
+#: Parts of a sum, at most, and the numbers that all parts of a layer may take: the first layer's
+#: are spread over a cluster, and the more of them, the larger it may be.
 SLICES = 16
-PARTS = 8192
+FIRST_PARTS = 1 << 15
+PARTS = 1 << 13
 
 SCHEDULERS = 4
 #: Share of the peak that a phase's busiest unit reaches.
@@ -116,15 +118,22 @@ def fit(
     cut : tuple of int, optional
         A layer's slices, in place of `slices`: for tests of narrow ones.
     """
-    cut = cut or tuple(slices(k, batch * n, itemsize) for k, n in pairwise(sizes))
+    if cut is None:
+        cut = tuple(
+            slices(k, batch * n, itemsize, PARTS if l else FIRST_PARTS)
+            for l, (k, n) in enumerate(pairwise(sizes))
+        )
     return _fit(tuple(sizes), batch, itemsize, slots, device, members, threads, clusters, cut)
 
 
-def slices(fan_in: int, outputs: int, itemsize: int) -> int:
-    """Into how many parts a sum over `fan_in` is cut, for `outputs` numbers: 1, 2, 4, 8 or 16."""
+def slices(fan_in: int, outputs: int, itemsize: int, parts: int) -> int:
+    """Into how many parts, 1 to 16, the sums over `fan_in` of `outputs` numbers are cut.
+
+    ``parts`` is what they may be for all of the numbers together.
+    """
     runs = ceil(fan_in * itemsize / 16)
     count = SLICES
-    while count > 1 and (runs < 8 * count or count * outputs > PARTS):
+    while count > 1 and (runs < 8 * count or count * outputs > parts):
         count //= 2
     return count
 
@@ -172,11 +181,11 @@ def _fit(
         return min(found, key=lambda r: (r.seconds, r.cluster, r.threads))  # of equals, the smaller
     if not allowed:
         return f"no cluster of {clusters} blocks is possible"
-    spread = f" of a block of a cluster of {allowed[-1]}" if allowed[-1] > 1 else " of a block"
+    where = f"each block of a cluster of {allowed[-1]}" if allowed[-1] > 1 else "one block"
     state = ", optimizer state" if slots else ""
     return (
         f"weights{state}, activations and batches of {batch} need {_kilobytes(least)} KB of shared "
-        f"memory{spread}, and the device has {_kilobytes(device.shared_memory)} KB"
+        f"memory in {where}, and the device has {_kilobytes(device.shared_memory)} KB a block"
     )
 
 
@@ -210,7 +219,7 @@ def _bytes(
         if cut[l] > 1 and not (l == 0 and cluster > 1):
             parts = max(parts, cut[l] * batch * n)
     stage = batch * row(columns) + whole(batch * sizes[-1] * itemsize) + 4 * 8
-    exchanged = 2 * cut[0] // cluster * batch * sizes[1] if cluster > 1 else 1
+    exchanged = 2 * (cut[0] // cluster * batch * sizes[1] if cluster > 1 else 1)
     return total + stages * stage + whole(parts * itemsize) + 16 + whole(exchanged * itemsize)
 
 

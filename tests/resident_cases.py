@@ -80,7 +80,7 @@ class Form:
 FORMS = (
     Form(
         "cluster", (37, 11, 6, 5), ("gelu", "tanh", "softmax"), "categorical_cross_entropy",
-        (Adam(l2=0.02, l1=0.01),), batch=7, rows=31, threads=64, cluster=4, cut=(8, 1, 1),
+        (Adam(l2=0.02, l1=0.01), Adam()), batch=7, rows=31, threads=64, cluster=4, cut=(8, 1, 1),
         tiles=((3, 2, 2, 4), (2, 4, 3, 2), (1, 2, 1, 1)),
     ),
     Form(
@@ -105,7 +105,7 @@ FORMS = (
     ),
     Form(
         "narrow", (3, 2, 1, 2, 3), ("elu", "softplus", "identity", "sigmoid"),
-        "binary_cross_entropy", (AdamW(weight_decay=0.2),), batch=6, rows=6, threads=64,
+        "binary_cross_entropy", (AdamW(weight_decay=0.2),), batch=6, rows=6, threads=128,
         cut=(16, 1, 1, 1), tiles=((1, 1, 1, 1),) * 4, cluster=8,
     ),
 )  # fmt: skip

@@ -72,9 +72,9 @@ struct Epoch {
   int row[rows_of_warp];  // of X, that this warp fetches next
   int number = 0, m = 0;  // of the step
 
-  __device__ __forceinline__ Epoch(Shared& shared_memory, const T* X_, const T* Y_, const int* order_,
-                                   const double* coefficients_, const T* constants, double* costs_,
-                                   int rows_, int rank_)
+  __device__ __forceinline__ Epoch(Shared& shared_memory, const T* X_, const T* Y_,
+                                   const int* order_, const double* coefficients_,
+                                   const T* constants, double* costs_, int rows_, int rank_)
       : shared(shared_memory), X(X_), Y(Y_), order(order_), coefficients(coefficients_),
         costs(costs_), rows(rows_), thread(threadIdx.x), warp(threadIdx.x / 32),
         lane(threadIdx.x % 32), rank(rank_), first_column(rank_ * Shared::columns),
@@ -180,7 +180,7 @@ struct Epoch {
             for (int q = 0; q < L::j; ++q) sum[p][q] += a[p].x[v] * w[q].x[v];
       }
 #pragma unroll
-      for (int p = 0; p < L::x; ++p)
+      for (int p = 0; p < L::x; ++p) {
 #pragma unroll
         for (int q = 0; q < L::j; ++q) {
           const int row_x = x + p * x_tiles, row_j = j + q * j_tiles;
@@ -190,6 +190,7 @@ struct Epoch {
           else
             activate(here, row_x, row_j, sum[p][q]);
         }
+      }
     }
     if constexpr (L::slices > 1) {
       if constexpr (Here::split)
@@ -294,7 +295,7 @@ struct Epoch {
 #pragma unroll
         for (int v = 0; v < V; ++v) {
           const int row_x = x + i * x_tiles;
-          if (row_x >= BATCH || k + v >= L::n) continue;
+          if (row_x >= BATCH) continue;
           const T saved = Sigma::from_z ? here.delta[row_x][k + v] : here.a[row_x][k + v];
           here.delta[row_x][k + v] = sum[i][v] * Sigma::derivative(saved);
         }
@@ -322,7 +323,8 @@ struct Epoch {
     }
 #pragma unroll
     for (int v = 0; v < N; ++v)
-      old.x[v] = Rule::apply(old.x[v], g.x[v], state0.x[v], state1.x[v], c, d1, d2, epsilon, weight);
+      old.x[v] = Rule::apply(old.x[v], g.x[v], state0.x[v], state1.x[v], c, d1, d2, epsilon,
+                             weight);
     put_run(p, old);
     if constexpr (Rule::slots > 0) put_run(s0, state0);
     if constexpr (Rule::slots > 1) put_run(s1, state1);
@@ -356,8 +358,8 @@ struct Epoch {
         Run<T, V> gradient;
 #pragma unroll
         for (int v = 0; v < V; ++v) gradient.x[v] = sum[i][v] * share;
-        change(&here.w[0][j + i][k], &here.w[slot0][j + i][k], &here.w[slot1][j + i][k], gradient, c,
-               true);
+        change(&here.w[0][j + i][k], &here.w[slot0][j + i][k], &here.w[slot1][j + i][k], gradient,
+               c, true);
       }
     }
     // From the other end: these threads have fewer tiles.
@@ -389,18 +391,17 @@ struct Epoch {
     }
   }
 
-  __device__ __forceinline__ void run(T* p, T* s0, T* s1) {
+  // The network is the one at `begin` in p and in the state.
+  __device__ __forceinline__ void run(T* p, T* s0, T* s1, size_t begin) {
     T* const arrays[] = {p, s0, s1};
     T* all = reinterpret_cast<T*>(dynamic_shared);
     for (int e = thread; e < int(sizeof(Shared) / sizeof(T)); e += THREADS) all[e] = T(0);
     __syncthreads();
-    each_parameter(shared.network, 0, Network::all_weights, true,
+    each_parameter(shared.network, begin, begin + Network::all_weights, true,
                    [&](int copy, T& inside, size_t at) { inside = arrays[copy][at]; });
 #pragma unroll
-    for (int i = 0; i < rows_of_warp; ++i) {
-      const int x = i * WARPS + warp;
-      row[i] = x < BATCH && x < rows ? order[x] : 0;
-    }
+    for (int i = 0; i < rows_of_warp; ++i)
+      row[i] = i * WARPS + warp < rows ? order[i * WARPS + warp] : 0;
     for (int ahead = 0; ahead < Form::stages - 1; ++ahead) fetch(ahead);
     copies.template wait<Form::stages - 2>();
     __syncthreads();
@@ -416,7 +417,7 @@ struct Epoch {
       __syncthreads();
     }
     if constexpr (Form::cluster > 1) cluster_barrier();  // others may still read what is here
-    each_parameter(shared.network, 0, Network::all_weights, rank == 0,
+    each_parameter(shared.network, begin, begin + Network::all_weights, rank == 0,
                    [&](int copy, T& inside, size_t at) { arrays[copy][at] = inside; });
   }
 };
@@ -431,10 +432,10 @@ __device__ __forceinline__ void train(const T* X, const T* Y, const int* order,
   const size_t steps = (rows + Form::batch - 1) / Form::batch;
   const size_t length = Training::Network::all_weights + Training::Network::all_biases;
   const size_t at = places[member] * length;
-  Training epoch(*reinterpret_cast<typename Training::Shared*>(dynamic_shared), X, Y, order + member * rows,
-             coefficients + member * steps * 4, constants + member * 6, costs + member * steps, rows,
-             rank);
-  epoch.run(p + at, Rule::slots > 0 ? s0 + at : s0, Rule::slots > 1 ? s1 + at : s1);
+  auto& shared = *reinterpret_cast<typename Training::Shared*>(dynamic_shared);
+  Training epoch(shared, X, Y, order + member * rows, coefficients + member * steps * 4,
+                 constants + member * 6, costs + member * steps, rows, rank);
+  epoch.run(p, s0, s1, at);
 }
 
 // Grid (members). `constants` are clip_value, infinite where there is none, l1, l2 and the rule's;
@@ -443,8 +444,8 @@ template <class T, class Form, class Objective, class Rule, int INPUTS, class...
 __global__ void __launch_bounds__(Form::threads, 1)
     resident(const T* X, const T* Y, const int* order, const double* coefficients,
              const T* constants, const int* places, T* p, T* s0, T* s1, double* costs, int rows) {
-  train<T, Form, Objective, Rule, INPUTS, Layers...>(X, Y, order, coefficients, constants, places, p,
-                                                     s0, s1, costs, rows, 0);
+  train<T, Form, Objective, Rule, INPUTS, Layers...>(X, Y, order, coefficients, constants, places,
+                                                     p, s0, s1, costs, rows, 0);
 }
 
 // Grid (members · CLUSTER).
@@ -453,6 +454,6 @@ __global__ void __launch_bounds__(Form::threads, 1) CLUSTER_OF(Form::cluster)
     resident_cluster(const T* X, const T* Y, const int* order, const double* coefficients,
                      const T* constants, const int* places, T* p, T* s0, T* s1, double* costs,
                      int rows) {
-  train<T, Form, Objective, Rule, INPUTS, Layers...>(X, Y, order, coefficients, constants, places, p,
-                                                     s0, s1, costs, rows, cluster_rank());
+  train<T, Form, Objective, Rule, INPUTS, Layers...>(X, Y, order, coefficients, constants, places,
+                                                     p, s0, s1, costs, rows, cluster_rank());
 }

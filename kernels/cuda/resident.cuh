@@ -89,7 +89,7 @@ template <class T, int BATCH, int COLUMNS, int OUTPUTS> struct Stage {
 };
 
 template <class T, class Form, int COPIES, int INPUTS, class First, class... Rest> struct Memory {
-  // Of a cluster each block has as many slices, of as many runs; the last may have less, or nothing.
+  // Each block of a cluster has as many slices, of as many runs; the last may have less, or none.
   static constexpr bool split = Form::cluster > 1;
   static constexpr int runs = runs_of<T, INPUTS>, slices = First::slices / Form::cluster;
   static constexpr int columns =
@@ -100,5 +100,5 @@ template <class T, class Form, int COPIES, int INPUTS, class First, class... Res
   Network network;
   Stage<T, Form::batch, columns, Network::outputs> stages[Form::stages];
   alignas(16) T parts[Network::most_parts + per_run<T>];
-  alignas(16) T exchanged[split ? 2 : 1][split ? slices * Form::batch * First::n : 1];
+  alignas(16) T exchanged[2][split ? slices * Form::batch * First::n : 1];
 };
