@@ -2,10 +2,11 @@
 
 In one call of under eight minutes, with nothing to download: the GPU tests,
 compute-sanitizer on small shapes, the machine's own ceilings (copy, cuBLAS),
-every kernel of a product at a range of shapes, the other kernels, and whole
-training steps beside other libraries (the suite of ``backprop-gpu bench``).
-Everything is checked against float64 before it is timed. One JSON line a
-measurement goes to ``DIR/gpu.jsonl``, also for a check or a stage that failed.
+every kernel of a product at a range of shapes, the other kernels, an epoch in one
+launch in each of its forms beside what was predicted, and whole training steps
+beside other libraries (the suite of ``backprop-gpu bench``). Everything is checked
+against float64 before it is timed. One JSON line a measurement goes to
+``DIR/gpu.jsonl``, also for a check or a stage that failed.
 
 Times are of CUDA graph replays between events, so the gaps between launches are
 those of a graph and not of Python; the data of small shapes stays in the L2 cache.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import shutil
 import subprocess
 import sys
@@ -27,9 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from backprop_gpu import Network, activations, optimizers, planning
+from backprop_gpu import Network, activations, optimizers, planning, residency
 from backprop_gpu.backends.cuda import CudaBackend, CupyRuntime
+from backprop_gpu.engines.layered import Hyperparameters, Member
+from backprop_gpu.engines.resident_cuda import ResidentCudaEngine
 from backprop_gpu.parameters import Layout, Parameters
+from backprop_gpu.residency import Residency
 
 from . import records
 
@@ -53,7 +58,7 @@ class Clock:
         """Seconds of one `work`, several samples within the budget."""
         xp = self.runtime.xp
         work()  # compiles, and makes scratch memory, which a capture must not
-        once = self._events(work)
+        once = self.once(work)
         inner = int(min(50, max(1, 2e-3 / max(once, 1e-7))))
 
         def several() -> None:
@@ -65,11 +70,12 @@ class Clock:
         samples = []
         stop = time.perf_counter() + self.budget
         while len(samples) < 5 or (len(samples) < 200 and time.perf_counter() < stop):
-            samples.append(self._events(replay) / inner)
+            samples.append(self.once(replay) / inner)
         xp.cuda.get_current_stream().synchronize()
         return samples
 
-    def _events(self, work: Callable[[], None]) -> float:
+    def once(self, work: Callable[[], None]) -> float:
+        """Seconds of one `work`, as it is."""
         cuda = self.runtime.xp.cuda
         start, end = cuda.Event(), cuda.Event()
         start.record()
@@ -145,10 +151,10 @@ class Recorder:
 
     def timed(
         self, op: str, shape: tuple[int, ...], dtype: Any, plan: str, seconds: list[float], *,
-        error: float, nbytes: int = 0, flops: int = 0, limit: float | None = None,
+        error: float, nbytes: int = 0, flops: int = 0, limit: float | None = None, **notes: Any,
     ) -> None:  # fmt: skip
         limit = limit if limit is not None else 1e-3 if dtype == np.float32 else 1e-11
-        record = {"op": op, "shape": shape, "dtype": np.dtype(dtype).name, "plan": plan}
+        record = {"op": op, "shape": shape, "dtype": np.dtype(dtype).name, "plan": plan} | notes
         if not error <= limit:  # NaN too
             self.write(**record, error=error, failed=f"error above {limit:g}; not timed")
             return
@@ -311,6 +317,74 @@ class Recorder:
         error = np.abs(to_host(p.flat) - p64.flat).max() - 1e-6 * np.abs(before).max()
         return max(0.0, float(error)) / moved
 
+    # -- the resident kernel ----------------------------------------------------------
+
+    def residents(
+        self,
+        shapes: Any = (((784, 30, 10), 10),),
+        members: Any = (1, 132),
+        rows: int = 50_000,
+        repeats: int = 5,
+    ) -> None:
+        """A step of an epoch in one launch, in each of its forms, beside what was predicted."""
+        for (sizes, batch), count, cluster in itertools.product(
+            shapes, members, residency.CLUSTERS
+        ):
+            cut = residency.fit(sizes, batch, 4, 0, self.runtime.device, count, clusters=(cluster,))
+            if isinstance(cut, str):
+                self.write(op="resident", shape=(*sizes, batch), plan=f"{cluster} blocks",
+                           members=count, absent=cut)  # fmt: skip
+            else:
+                self.resident(sizes, batch, cut, count, rows, repeats)
+
+    def resident(
+        self, sizes: tuple[int, ...], batch: int, cut: Residency, count: int, rows: int,
+        repeats: int,
+    ) -> None:  # fmt: skip
+        net = Network(sizes, backend="numpy", dtype="float64", seed=0)
+        backend = CudaBackend(np.float32, self.runtime)
+        engine = ResidentCudaEngine(backend, net.sizes, net.activations, net.cost)
+        engine.cut = lambda *_: cut  # type: ignore[method-assign]
+        X = self.rng.random((rows, sizes[0]), np.float32)
+        Y = self.rng.random((rows, sizes[-1]), np.float32)
+        sgd, order = optimizers.get("sgd"), self.rng.permutation(rows)
+        flat = backend.asarray(np.tile(net._get_flat(), (count, 1)))
+
+        def member(parameters: Parameters, steps: int) -> Member:
+            settings = Hyperparameters(batch, sgd, sgd.coefficients(np.full(steps, 0.5), 0))
+            return Member(parameters, (), order[: steps * batch], settings)
+
+        def members(steps: int) -> list[Member]:
+            return [member(Parameters(net._layout, row), steps) for row in flat]
+
+        arrays = backend.asarray(X), backend.asarray(Y)
+        exact = net._parameters.flat
+        before = exact.copy()
+        checked = min(4, rows // batch)
+        engine.run_members(members(checked), *arrays)
+        net._engine.run_members(
+            [member(net._parameters, checked)], X.astype(np.float64), Y.astype(np.float64)
+        )
+        got = self.runtime.to_numpy(flat)
+        error = float(np.abs(got - exact).max() / np.abs(exact - before).max())
+        launch, once, epochs = self.runtime.launch, getattr(self.clock, "once", _wall), []
+        steps = rows // batch
+
+        def timed(*arguments: Any) -> None:
+            epochs.append(once(lambda: launch(*arguments)))
+
+        self.runtime.launch = timed
+        try:
+            for _ in range(repeats):
+                engine.run_members(members(steps), *arrays)
+        finally:
+            self.runtime.launch = launch
+        self.timed(
+            "resident", (*sizes, batch), np.float32, str(cut), [x / steps for x in epochs],
+            flops=count * planning.step_flops(sizes, batch), error=error, members=count,
+            cluster=cut.cluster, steps=steps, expected_us=round(cut.seconds * 1e6, 3),
+        )  # fmt: skip
+
     # -- training -------------------------------------------------------------------
 
     def training(
@@ -333,6 +407,12 @@ class Recorder:
             self.write(op="training", **record)
 
 
+def _wall(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
 def _relative(got: np.ndarray, reference: np.ndarray, scale: float) -> float:
     """The largest error, relative to the larger of |reference| and a natural scale."""
     return float((np.abs(got - reference) / np.maximum(np.abs(reference), scale)).max())
@@ -351,6 +431,9 @@ def sanitized_case() -> None:
                 X, y = rng.standard_normal((301, 33)), rng.integers(0, 5, 301)
                 net.fit(X, y, epochs=1, batch_size=130, learning_rate=0.01, optimizer=optimizer)
                 net.loss(X, y)
+                if optimizer.clip_norm is None:
+                    options = {"epochs": 1, "batch_size": 7, "learning_rate": 0.01}
+                    net.fit(X, y, optimizer=optimizer, engine="resident", **options)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -419,6 +502,7 @@ def main(argv: list[str] | None = None) -> int:
 
     recorder.stage("gpu tests", tests)
     recorder.stage("ceilings", recorder.ceilings)
+    recorder.stage("resident", recorder.residents)
     recorder.stage("training", recorder.training)
     recorder.stage("maps", recorder.maps)
     recorder.stage("updates", recorder.updates)

@@ -45,20 +45,25 @@ def test_every_stage(recorder: gpu_record.Recorder) -> None:
     recorder.stage("training", lambda: recorder.training(peers, [tiny], "cpu"))
     recorder.stage("maps", lambda: recorder.maps(((5, 7),)))
     recorder.stage("updates", lambda: recorder.updates(((9, 7, 5),)))
+    recorder.stage("resident", lambda: recorder.residents((((70, 5, 3), 4),), (1, 3), 16, 1))
     recorder.stage("products", lambda: recorder.products(((10, 30, 40),), (np.float32,)))
     lines = written(recorder)
     assert not [line for line in lines if "failed" in line]
     timed = [line for line in lines if "median_us" in line]
     for line in timed:
         assert line["gpu"] == "host"
-        if line["op"] != "training":
+        if line["op"] not in ("training", "resident"):
             assert line["median_us"] == 1.5
+        if line["op"] != "training":
             assert line["error"] < 1e-5
     ops = {line["op"] for line in timed}
     assert ops == {
         "copy", "matmul", "training", "bias_gradient", "hadamard", "update",
-        "forward", "hidden_error", "weight_gradient",
+        "forward", "hidden_error", "weight_gradient", "resident",
     }  # fmt: skip
+    resident = [line for line in timed if line["op"] == "resident"]
+    assert {(line["members"], line["cluster"]) for line in resident} >= {(1, 1), (3, 1)}
+    assert all(line["expected_us"] > 0 for line in resident)
     kinds = [line["kind"] for line in lines if line["op"] == "training"]
     assert kinds == ["rates", "step", "step", "absent"]
     assert any("planned" in line["plan"] for line in timed if line["op"] == "forward")

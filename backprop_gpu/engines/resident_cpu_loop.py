@@ -57,10 +57,9 @@ RULES = ("sgd", "momentum", "nesterov", "adam", "adamw")
 SGD, MOMENTUM, NESTEROV, ADAM, ADAMW = range(len(RULES))
 
 
-def _compile(function: Any, inlined: bool = False) -> Any:
+def _compile(function: Any, **inlining: Any) -> Any:
     """Numba's decorator, with NumPy's rules for division: a check for zero would stop vectors."""
-    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    options["forceinline"] = inlined
+    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}} | inlining
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # nowhere on disk to keep it: then every process compiles its own
@@ -68,8 +67,13 @@ def _compile(function: Any, inlined: bool = False) -> Any:
 
 
 def _inlined(function: Any) -> Any:
-    """For what runs in each step: to pass it its arguments, all those arrays, would take long."""
-    return _compile(function, inlined=True)
+    """For what a step calls: to pass it its arguments, all those arrays, would take long."""
+    return _compile(function, forceinline=True)
+
+
+def _pasted(function: Any) -> Any:
+    """As `_inlined`, for what has one caller: it is not compiled by itself, too."""
+    return _compile(function, inline="always")
 
 
 # -- e^x, written so that a loop over it uses vector instructions ----------------------
@@ -510,7 +514,7 @@ def gather(source: Array, n: int, rows: Array, out: Array, strip: int) -> None:
 # -- a block of rows -------------------------------------------------------------------------
 
 
-@_inlined
+@_pasted
 def forward(shape: Shape, memory: Memory, thread: int, rows: int) -> None:
     """z = a' wᵀ + b, a = σ(z), layer by layer."""
     a, z = memory.a[thread], memory.z[thread]
@@ -539,7 +543,7 @@ def forward(shape: Shape, memory: Memory, thread: int, rows: int) -> None:
             softmax(a, shape.a_at[l], strip, rows, n)
 
 
-@_inlined
+@_pasted
 def output_error(shape: Shape, memory: Memory, thread: int, rows: int, m: int) -> None:
     """BP1, times 1/m; zeros in the columns that fill up a strip."""
     a, z, delta, y = memory.a[thread], memory.z[thread], memory.delta[thread], memory.y[thread]
@@ -565,7 +569,7 @@ def output_error(shape: Shape, memory: Memory, thread: int, rows: int, m: int) -
                 row[j] = row[j] / T(m) if j < here else T(0)
 
 
-@_inlined
+@_pasted
 def hidden_error(shape: Shape, memory: Memory, thread: int, rows: int, l: int) -> None:
     """BP2: δ of layer l - 1 from that of l."""
     a, z, delta = memory.a[thread], memory.z[thread], memory.delta[thread]
@@ -588,7 +592,7 @@ def hidden_error(shape: Shape, memory: Memory, thread: int, rows: int, l: int) -
             pull_back(shape.kinds[l - 1], errors, part(z, first, count), part(a, first, count))
 
 
-@_inlined
+@_pasted
 def gradients(
     shape: Shape, memory: Memory, thread: int, rows: int, l: int, out: Array, add: bool, scale: Any,
     X: Array, following: Array,
@@ -630,7 +634,7 @@ def gradients(
             )  # fmt: skip
 
 
-@_compile
+@_pasted
 def backpropagate(
     shape: Shape, memory: Memory, thread: int, X: Array, Y: Array, rows: Array,
     following: Array, m: int, out: Array, add: bool, rate: Any, decay: Any,
