@@ -59,9 +59,11 @@ class Workload:
         return self.members * planning.step_flops(self.sizes, self.batch)
 
     def least_bytes(self, on_chip: int, itemsize: int = 4) -> int:
-        """Bytes that a step moves at least where the chip keeps ``on_chip`` bytes."""
-        share = on_chip // self.members
-        return self.members * planning.least_bytes(self.sizes, self.batch, itemsize, share)
+        """Bytes that a step moves at least where the chip keeps ``on_chip`` bytes.
+
+        Networks need not take their steps together: one that fits by itself stays for an epoch.
+        """
+        return self.members * planning.least_bytes(self.sizes, self.batch, itemsize, on_chip)
 
     def __str__(self) -> str:
         shape = f"{list(self.sizes)} batch {self.batch}"

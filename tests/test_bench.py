@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,8 @@ def test_the_floor_is_the_longer_of_two() -> None:
     assert floor.limit(load, RATES) == "arithmetic"
     slow = Rates("cpu", 1e6, RATES.products, 1e-6, on_chip=0)
     assert floor.seconds(load, slow) == pytest.approx(load.least_bytes(0) / 1e6)
+    many = replace(load, members=1000)  # more than the chip keeps at once, but not than one by one
+    assert many.least_bytes(1 << 20) == 1000 * load.least_bytes(1 << 20)
     assert floor.limit(load, slow) == "bandwidth"
     assert floor.attainable(2.0, 100.0, 10.0) == 20.0
     assert floor.attainable(20.0, 100.0, 10.0) == 100.0
