@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from . import __version__, activations, backends, costs, datasets, optimizers, planning
+from .engines.resident_cpu import cores
 from .network import Network
 from .training import Callback, History
 
@@ -471,8 +472,7 @@ def _cpu() -> str:
             )
     except OSError:
         pass
-    usable = getattr(os, "sched_getaffinity", None)
-    count = len(usable(0)) if usable else os.cpu_count()
+    count = cores()
     return f"CPU ({name}, {count} core{'' if count == 1 else 's'})"
 
 

@@ -511,17 +511,7 @@ class Loop:
         costs = []
         for course in wave:
             member = course.next_epoch()
-            costs.append(
-                self.engine.run_epoch(
-                    member.parameters,
-                    member.slots,
-                    self.X,
-                    self.Y,
-                    member.order,
-                    member.hyperparameters,
-                    course.on_step,
-                )
-            )
+            costs.append(self.engine.run_epoch(member, self.X, self.Y, course.on_step))
             progress.member_is_over()
         return costs
 

@@ -76,7 +76,8 @@ EXPECTED_CALL = 0.15e-6
 def expected(workload: Workload, rates: Rates) -> float | None:
     """Seconds a step of ours should take on a CPU: operations, bytes of the rows, and calls.
 
-    Made before the first measurement, to be held against every one. On CUDA the plan says its own.
+    The two constants were guessed before the loop ran and set down after its first timings;
+    nothing is fitted to a record. On CUDA the plan says its own.
     """
     if rates.device != "cpu":
         return None

@@ -209,7 +209,9 @@ def test_a_run_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     found = run_suite(monkeypatch, suite.cases(["nielsen"]), suite.FULL)
     assert [record["kind"] for record in found] == ["rates", *["step"] * 2, *["first step"] * 2]
     assert all(record["run"] == "r" and record["device"] == "cpu" for record in found)
-    step = found[1]
+    step, other = found[1:3]
+    assert step["expected_us"] > 0  # beside what was measured; of others nothing is expected
+    assert "expected_us" not in other
     assert step["ratio_to_ours"] == 1.0
     assert step["floor_us"] == pytest.approx(WORKLOADS["nielsen"][0].flops / 1e11 * 1e6, rel=1e-3)
     assert step["share_of_floor"] == pytest.approx(step["floor_us"] / 1e3, rel=1e-3)
@@ -262,6 +264,22 @@ def test_the_floor_is_the_longer_of_two() -> None:
     assert many.least_bytes(1 << 20) == 1000 * load.least_bytes(1 << 20)
     assert floor.limit(load, slow) == "bandwidth"
     assert floor.attainable(2.0, 100.0, 10.0) == 20.0
+
+
+def test_what_is_expected_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: the arithmetic of one core, three layers' calls, and the rows."""
+    monkeypatch.setattr(floor, "usable_cores", lambda: 2)
+    load = WORKLOADS["nielsen"][0]
+    rates = Rates("cpu", 4e10, {"float32": 4e11}, 1e-6, on_chip=0)
+    arithmetic = 958_800 / (floor.EXPECTED_RATE * 2e11)
+    rows = 4 * 10 * 794 / 2e10
+    alone = arithmetic + 12 * floor.EXPECTED_CALL + rows
+    assert floor.expected(load, rates) == pytest.approx(alone)
+    assert floor.expected(replace(load, members=6), rates) == pytest.approx(3 * alone)
+    assert floor.expected(load, replace(rates, device="cuda")) is None
+    shared = WORKLOADS["classic"][0]  # two threads, and gradients to be added
+    least = shared.flops / (floor.EXPECTED_RATE * 4e11)
+    assert least < floor.expected(shared, rates) < 2 * least
     assert floor.attainable(20.0, 100.0, 10.0) == 100.0
 
 

@@ -140,7 +140,7 @@ def test_training_runs(backend, problem, optimizer, batch, rate):
         if len(nets[1].history or ()) == 2:
             np.testing.assert_array_equal(w, v)
     # A step may lead e^z, and it alone, out of the range of float32.
-    if "exponential" not in [a.name for a in net.activations]:
+    if "exponential" not in [a.name for a in nets[0].activations]:
         assert np.isfinite(nets[0].predict(X)).all()
 
 

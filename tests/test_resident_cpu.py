@@ -156,6 +156,37 @@ def test_threads_do_not_change_a_bit(optimizer: Any, monkeypatch: pytest.MonkeyP
             np.testing.assert_array_equal(got, expected)
 
 
+def test_threads_do_not_share_what_they_write() -> None:
+    """Members that are alike, and train long enough to be at it at the same time."""
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((4000, 40), np.float32), rng.random((4000, 10), np.float32)
+    net = Network([40, 48, 10], backend="numpy", seed=0)
+    sgd, order = SGD(), rng.permutation(4000)
+    settings = Hyperparameters(10, sgd, sgd.coefficients(np.full(400, 0.1), 0))
+
+    def members() -> list[Member]:
+        flats = (net._get_flat() * (1 + i) for i in range(12))
+        return [Member(Parameters(net._layout, flat), (), order, settings) for flat in flats]
+
+    engine = ResidentEngine(net._backend, net.sizes, net.activations, net.cost)
+    together, alone = members(), members()
+    for _ in range(3):
+        engine.run_members(together, X, Y)
+        for member in alone:
+            engine.run_epoch(member, X, Y)
+    engine.release()
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(a.parameters.flat, b.parameters.flat)
+
+
+def test_the_norm_is_that_of_weights_and_biases() -> None:
+    """Without an input only the biases have a gradient, and it is clipped all the same."""
+    X, Y = problem("identity", "quadratic")
+    options: dict[str, Any] = {"sizes": (11, 3), "activation": "identity"}
+    optimizer = SGD(clip_norm=1e-3)
+    assert_same_training(np.zeros_like(X), Y, "float64", optimizer=optimizer, **options)
+
+
 def test_an_interrupt_between_two_threads_leaves_none_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -223,9 +254,7 @@ def test_members_are_the_same_alone_and_beside_others() -> None:
     for i, (together, cost) in enumerate(zip(members, costs, strict=True)):
         alone = member(i)
         np.testing.assert_array_equal(
-            engine.run_epoch(
-                alone.parameters, alone.slots, X, Y, alone.order, alone.hyperparameters
-            ),
+            engine.run_epoch(alone, X, Y),
             cost,
         )
         np.testing.assert_array_equal(alone.parameters.flat, together.parameters.flat)

@@ -277,10 +277,7 @@ def test_a_member_is_as_it_would_be_alone() -> None:
     whole = together.train(engine)
     size = len(whole) // len(form.optimizers)
     for i, member in enumerate(alone.members):
-        costs = [
-            engine.run_epoch(m.parameters, m.slots, alone.X, alone.Y, m.order, m.hyperparameters)
-            for m in member
-        ]
+        costs = [engine.run_epoch(m, alone.X, alone.Y) for m in member]
         mine = [np.concatenate(costs), member[0].parameters.flat]
         same_bits(whole[i * size : (i + 1) * size], mine)
 
@@ -334,7 +331,7 @@ def test_members_of_several_rules_and_batch_sizes() -> None:
     assert sorted(heard) == [0, 1, 2]
     _, _, alone = members()
     for got, a, b in zip(costs, together, alone, strict=True):
-        expected = engine.run_epoch(b.parameters, b.slots, X, Y, b.order, b.hyperparameters)
+        expected = engine.run_epoch(b, X, Y)
         same_bits([got, a.parameters.flat], [expected, b.parameters.flat])
 
 
@@ -368,12 +365,10 @@ def test_the_order_is_honoured() -> None:
     a, b = first.members[0][0], again.members[0][0]
     shuffled = np.random.default_rng(9).permutation(form.rows)
     inverse = np.argsort(shuffled)
-    arguments = a.slots, first.X, first.Y, a.order, a.hyperparameters
-    costs = engine.run_epoch(a.parameters, *arguments)
+    costs = engine.run_epoch(a, first.X, first.Y)
     moved = engine.run_epoch(
-        b.parameters, b.slots, again.X[shuffled], again.Y[shuffled], inverse[b.order],
-        b.hyperparameters,
-    )  # fmt: skip
+        replace(b, order=inverse[b.order]), again.X[shuffled], again.Y[shuffled]
+    )
     same_bits([costs, a.parameters.flat], [moved, b.parameters.flat])
 
 

@@ -34,7 +34,15 @@ class Hyperparameters:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One network's part in an epoch of several that train on the same rows."""
+    """One network's part in an epoch: what it trains with, beside the rows.
+
+    Parameters
+    ----------
+    parameters : Parameters
+        Updated in place, like the optimizer's `slots`.
+    order : (n,) int array on the host
+        The rows in the order they are taken, in mini-batches.
+    """
 
     parameters: Parameters
     slots: tuple[Array, ...]
@@ -118,23 +126,14 @@ class LayeredEngine:
 
     @_quiet
     def run_epoch(
-        self,
-        parameters: Parameters,
-        slots: tuple[Array, ...],
-        X: Array,
-        Y: Array,
-        order: np.ndarray,
-        hyperparameters: Hyperparameters,
-        on_step: Callable[[int], None] | None = None,
+        self, member: Member, X: Array, Y: Array, on_step: Callable[[int], None] | None = None
     ) -> np.ndarray:
-        """Gradient descent over all rows once, in mini-batches, in the given order.
+        """Gradient descent over all rows once, in mini-batches.
 
         Parameters
         ----------
-        parameters : Parameters
-            Updated in place, like the optimizer's `slots`.
+        member : Member
         X, Y : (n, n_0), (n, n_L) backend arrays
-        order : (n,) int array on the host
         on_step : callable, optional
             Called with the step's number after each step; costs the replay of captured steps.
 
@@ -143,9 +142,10 @@ class LayeredEngine:
         (steps,) float64 array
             The mean cost of each mini-batch, before its update.
         """
-        whole, rest = divmod(len(order), hyperparameters.batch_size)
-        run = self._prepare(parameters, slots, X, Y, len(order), hyperparameters)
-        run.epoch.load(order, hyperparameters.coefficients)
+        hyperparameters = member.hyperparameters
+        whole, rest = divmod(len(member.order), hyperparameters.batch_size)
+        run = self._prepare(member, X, Y)
+        run.epoch.load(member.order, hyperparameters.coefficients)
         if on_step is None:
             self.backend.repeat(run.whole_step, whole, hyperparameters.captured)
             if rest:
@@ -191,7 +191,7 @@ class LayeredEngine:
                 for source, out in zip(own, lent, strict=True):
                     self.backend.copy(source, out)
                 settings = replace(member.hyperparameters, optimizer=optimizer)
-                costs[i] = self.run_epoch(parameters, slots, X, Y, member.order, settings)
+                costs[i] = self.run_epoch(Member(parameters, slots, member.order, settings), X, Y)
                 for source, out in zip(lent, own, strict=True):
                     self.backend.copy(source, out)
                 on_member(i)
@@ -207,16 +207,9 @@ class LayeredEngine:
             states[slots] = tuple(zeros((layout.length,)) for _ in range(slots))
         return parameters, states[slots]
 
-    def _prepare(
-        self,
-        parameters: Parameters,
-        slots: tuple[Array, ...],
-        X: Array,
-        Y: Array,
-        rows: int,
-        hyperparameters: Hyperparameters,
-    ) -> Run:
-        m, optimizer = hyperparameters.batch_size, hyperparameters.optimizer
+    def _prepare(self, member: Member, X: Array, Y: Array) -> Run:
+        parameters, slots, rows = member.parameters, member.slots, len(member.order)
+        m, optimizer = member.hyperparameters.batch_size, member.hyperparameters.optimizer
         arguments = (parameters, slots, X, Y, optimizer, m, rows)
         if self._run is not None and all(
             old is new or (isinstance(new, int) and old == new)

@@ -7,14 +7,13 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import inf
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import costs, planning
-from ..parameters import Layout, Parameters
-from .layered import Hyperparameters, LayeredEngine, Member
+from ..parameters import Layout
+from .layered import LayeredEngine, Member
 
 if TYPE_CHECKING:
     from .resident_cpu_loop import Memory, Shape
@@ -45,28 +44,16 @@ class ResidentEngine(LayeredEngine):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._pool: ThreadPoolExecutor | None = None
-        #: (what it was made for, Memory) of the last epoch of one network.
-        self._kept: tuple[Any, Memory] | None = None
+        #: What no epoch uses just now, by what it was made for.
+        self._idle: dict[Any, list[Memory]] = {}
         self._shapes: dict[int, Shape] = {}
 
     def run_epoch(
-        self,
-        parameters: Parameters,
-        slots: tuple[Array, ...],
-        X: Array,
-        Y: Array,
-        order: Array,
-        hyperparameters: Hyperparameters,
-        on_step: Callable[[int], None] | None = None,
+        self, member: Member, X: Array, Y: Array, on_step: Callable[[int], None] | None = None
     ) -> Array:
         if on_step is not None:  # Python has to be called between steps
-            return super().run_epoch(parameters, slots, X, Y, order, hyperparameters, on_step)
-        member = Member(parameters, slots, order, hyperparameters)
-        work = self._work(hyperparameters.batch_size)
-        key = work, len(slots)
-        if self._kept is None or self._kept[0] != key:
-            self._kept = key, self._memory(work, len(slots), work.threads)
-        return self._train(member, X, Y, work, self._kept[1], work.threads)
+            return super().run_epoch(member, X, Y, on_step)
+        return self._train(member, X, Y, self._work(member).threads)
 
     def run_members(
         self,
@@ -75,24 +62,8 @@ class ResidentEngine(LayeredEngine):
         Y: Array,
         on_member: Callable[[int], None] = lambda i: None,
     ) -> list[Array]:
-        workers = cores()
-        pool = self._workers(workers)
-        idle: SimpleQueue[dict[Any, Memory]] = SimpleQueue()
-        for _ in range(workers):
-            idle.put({})
-
-        def run(member: Member) -> Array:
-            memories = idle.get()
-            try:
-                work = self._work(member.hyperparameters.batch_size)
-                key = work, len(member.slots)
-                if key not in memories:
-                    memories[key] = self._memory(work, len(member.slots), 1)
-                return self._train(member, X, Y, work, memories[key], 1)
-            finally:
-                idle.put(memories)
-
-        futures = [pool.submit(run, member) for member in members]
+        pool = self._workers(cores())
+        futures = [pool.submit(self._train, member, X, Y, 1) for member in members]
         found = []
         try:
             for i, future in enumerate(futures):
@@ -107,20 +78,14 @@ class ResidentEngine(LayeredEngine):
             raise
         return found
 
-    def _train(
-        self,
-        member: Member,
-        X: Array,
-        Y: Array,
-        work: planning.CpuWork,
-        memory: Memory,
-        threads: int,
-    ) -> Array:
+    def _train(self, member: Member, X: Array, Y: Array, threads: int) -> Array:
         from . import resident_cpu_loop as loop
 
         layout, flat = member.parameters.layout, member.parameters.flat
-        optimizer = member.hyperparameters.optimizer
+        optimizer, work = member.hyperparameters.optimizer, self._work(member)
         m, shape = member.hyperparameters.batch_size, self._shape(layout, work.block)
+        idle = self._idle.setdefault((work, len(member.slots), threads), [])
+        memory = idle.pop() if idle else self._memory(work, len(member.slots), threads)
         limits = (inf if c is None else c for c in (optimizer.clip_value, optimizer.clip_norm))
         rule = loop.Rule(
             loop.RULES.index(optimizer.rule),
@@ -131,7 +96,7 @@ class ResidentEngine(LayeredEngine):
         )
         state = list(zip((flat, *member.slots), (memory.p, memory.s, memory.t), strict=False))
         for array, strips in state:
-            loop.pack(shape, array, strips)
+            loop.convert(shape, array, strips, True)
         loop.transpose_all(shape, memory)
         steps = -(-len(member.order) // m)
         step_costs = np.empty(steps)
@@ -163,7 +128,8 @@ class ResidentEngine(LayeredEngine):
                 for other in others:
                     other.result()
         for array, strips in state:
-            loop.unpack(shape, strips, array)
+            loop.convert(shape, array, strips, False)
+        idle.append(memory)  # not after an exception: a thread may still write to it
         return step_costs
 
     def _workers(self, threads: int) -> ThreadPoolExecutor:
@@ -172,8 +138,9 @@ class ResidentEngine(LayeredEngine):
             self._pool = ThreadPoolExecutor(threads)
         return self._pool
 
-    def _work(self, batch: int) -> planning.CpuWork:
-        return planning.cpu_work(self.sizes, batch, self.backend.dtype.itemsize, cores())
+    def _work(self, member: Member) -> planning.CpuWork:
+        batch, itemsize = member.hyperparameters.batch_size, self.backend.dtype.itemsize
+        return planning.cpu_work(self.sizes, batch, itemsize, cores())
 
     def _shape(self, layout: Layout, block: int) -> Shape:
         from . import resident_cpu_loop as loop
@@ -194,6 +161,7 @@ class ResidentEngine(LayeredEngine):
                 np.array([0, *b_at]),
                 np.array([0, 0, *_starts(copies[1:])]),
                 np.array(_starts([n * block for n in filled])),
+                np.array([(l, i) for l, n in enumerate(filled) if l for i in range(n // W)]),
                 np.array([-1, *(loop.ACTIVATIONS.index(a.name) for a in self.activations)]),
                 np.array(self._keeps_z),
                 loop.COSTS.index(self.cost.name),
@@ -227,7 +195,7 @@ class ResidentEngine(LayeredEngine):
         )  # fmt: skip
 
     def release(self) -> None:
-        self._kept = None
+        self._idle.clear()
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None

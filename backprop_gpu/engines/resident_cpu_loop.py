@@ -76,6 +76,12 @@ def _pasted(function: Any) -> Any:
     return _compile(function, inline="always")
 
 
+@_inlined
+def strips_of(columns: int, W: int) -> int:
+    """How many strips hold so many columns."""
+    return (columns + W - 1) // W
+
+
 # -- e^x, written so that a loop over it uses vector instructions ----------------------
 
 _LOG2_E = np.float32(1.4426950408889634)
@@ -203,7 +209,7 @@ def softmax(a: Array, at: int, strip: int, rows: int, n: int) -> None:
     """a ← softmax of each row of n numbers; zeros in the columns that fill up a strip."""
     W = lanes_of(a)
     T = a.dtype.type
-    strips = (n + W - 1) // W
+    strips = strips_of(n, W)
     for x in range(rows):
         top = a[at + x * W]
         for s in range(strips):
@@ -227,7 +233,7 @@ def softmax(a: Array, at: int, strip: int, rows: int, n: int) -> None:
 def pull_back_softmax(delta: Array, a: Array, at: int, strip: int, rows: int, n: int) -> None:
     """δ_j ← a_j (δ_j - Σ_k δ_k a_k)."""
     W = lanes_of(a)
-    strips = (n + W - 1) // W
+    strips = strips_of(n, W)
     for x in range(rows):
         mean = a.dtype.type(0)
         for s in range(strips):
@@ -258,13 +264,13 @@ def sum_of_costs(
         z_max, log_a_max = 0.0, 0.0
         if kind == CATEGORICAL and from_z:
             z_top, a_top = z[at + x * W], a[at + x * W]
-            for s in range((n + W - 1) // W):
+            for s in range(strips_of(n, W)):
                 first = at + s * strip + x * W
                 for i in range(first, first + min(W, n - s * W)):
                     z_top = z[i] if z[i] > z_top else z_top
                     a_top = a[i] if a[i] > a_top else a_top
             z_max, log_a_max = float(z_top), math.log(float(a_top))
-        for s in range((n + W - 1) // W):
+        for s in range(strips_of(n, W)):
             first = at + s * strip + x * W
             last = first + min(W, n - s * W)
             if kind == QUADRATIC:
@@ -399,6 +405,8 @@ class Shape(NamedTuple):
     #: w[l] once more, as BP2 reads it: rows are the neurons of layer l.
     transposed_at: Array
     a_at: Array
+    #: (strips of all w, 2): layer, and number in it.
+    strips: Array
     kinds: Array
     keeps_z: Array
     cost: int
@@ -427,7 +435,7 @@ class Memory(NamedTuple):
     zeros: Array
     ones: Array
     part_costs: Array
-    #: (strips of w, 2): the largest |g|, and the sum of squares relative to it.
+    #: For each strip of `Shape.strips`: the largest |g|, and the sum of squares relative to it.
     norms: Array
     counter: Array
 
@@ -447,31 +455,23 @@ class Rule(NamedTuple):
 
 
 @_compile
-def pack(shape: Shape, flat: Array, strips: Array) -> None:
-    """From the arrays of `parameters` to the loop's."""
+def convert(shape: Shape, flat: Array, strips: Array, into_strips: bool) -> None:
+    """From the arrays of `parameters` to the loop's, or back."""
     W = lanes_of(flat)
     for l in range(1, shape.sizes.size):
         k, n = shape.sizes[l - 1], shape.sizes[l]
         for j in range(n):
             row = flat[shape.flat_w_at[l] + j * k : shape.flat_w_at[l] + (j + 1) * k]
-            to = strips[shape.w_at[l] + j // W * k * W + j % W :]
-            for q in range(k):
-                to[q * W] = row[q]
-            strips[shape.b_at[l] + j] = flat[shape.flat_b_at[l] + j]
-
-
-@_compile
-def unpack(shape: Shape, strips: Array, flat: Array) -> None:
-    """The other way."""
-    W = lanes_of(flat)
-    for l in range(1, shape.sizes.size):
-        k, n = shape.sizes[l - 1], shape.sizes[l]
-        for j in range(n):
-            row = flat[shape.flat_w_at[l] + j * k : shape.flat_w_at[l] + (j + 1) * k]
-            source = strips[shape.w_at[l] + j // W * k * W + j % W :]
-            for q in range(k):
-                row[q] = source[q * W]
-            flat[shape.flat_b_at[l] + j] = strips[shape.b_at[l] + j]
+            lane = strips[shape.w_at[l] + j // W * k * W + j % W :]
+            b, b_lane = shape.flat_b_at[l] + j, shape.b_at[l] + j
+            if into_strips:
+                for q in range(k):
+                    lane[q * W] = row[q]
+                strips[b_lane] = flat[b]
+            else:
+                for q in range(k):
+                    row[q] = lane[q * W]
+                flat[b] = strips[b_lane]
 
 
 @_inlined
@@ -480,7 +480,7 @@ def transpose(shape: Shape, memory: Memory, l: int, s: int) -> None:
     W = lanes_of(memory.p)
     k, n = shape.sizes[l - 1], shape.sizes[l]
     here = min(W, n - s * W)
-    for q_strip in range((k + W - 1) // W):
+    for q_strip in range(strips_of(k, W)):
         source = memory.p[shape.w_at[l] + (s * k + q_strip * W) * W :]
         to = memory.transposed[shape.transposed_at[l] + (q_strip * n + s * W) * W :]
         for j in range(here):
@@ -490,10 +490,10 @@ def transpose(shape: Shape, memory: Memory, l: int, s: int) -> None:
 
 @_compile
 def transpose_all(shape: Shape, memory: Memory) -> None:
-    W = lanes_of(memory.p)
-    for l in range(2, shape.sizes.size):
-        for s in range((shape.sizes[l] + W - 1) // W):
-            transpose(shape, memory, l, s)
+    """Every strip."""
+    for u in range(shape.strips.shape[0]):
+        if shape.strips[u, 0] > 1:
+            transpose(shape, memory, shape.strips[u, 0], shape.strips[u, 1])
 
 
 @_inlined
@@ -522,7 +522,7 @@ def forward(shape: Shape, memory: Memory, thread: int, rows: int) -> None:
     strip = shape.block * W
     for l in range(1, shape.sizes.size):
         k, n = shape.sizes[l - 1], shape.sizes[l]
-        strips = (n + W - 1) // W
+        strips = strips_of(n, W)
         out = z if shape.keeps_z[l] else a
         for s in range(0, strips, STRIPS):
             here = min(STRIPS, strips - s)
@@ -553,7 +553,7 @@ def output_error(shape: Shape, memory: Memory, thread: int, rows: int, m: int) -
     at, n = shape.a_at[depth], shape.sizes[depth]
     cost = QUADRATIC if shape.collapses else shape.cost
     softmax_last = shape.kinds[depth] == SOFTMAX
-    for s in range((n + W - 1) // W):
+    for s in range(strips_of(n, W)):
         first, count = at + s * strip, rows * W
         errors, activated = part(delta, first, count), part(a, first, count)
         cost_gradient(cost, activated, part(y, first - at, count), shape.low, shape.high, errors)
@@ -561,7 +561,7 @@ def output_error(shape: Shape, memory: Memory, thread: int, rows: int, m: int) -
             pull_back(shape.kinds[depth], errors, part(z, first, count), activated)
     if not shape.collapses and softmax_last:
         pull_back_softmax(delta, a, at, strip, rows, n)
-    for s in range((n + W - 1) // W):
+    for s in range(strips_of(n, W)):
         here = n - s * W
         for x in range(rows):
             row = part(delta, at + s * strip + x * W, W)
@@ -576,7 +576,7 @@ def hidden_error(shape: Shape, memory: Memory, thread: int, rows: int, l: int) -
     W = lanes_of(a)
     strip = shape.block * W
     k, n = shape.sizes[l - 1], shape.sizes[l]
-    strips = (k + W - 1) // W
+    strips = strips_of(k, W)
     for s in range(0, strips, STRIPS):
         here = min(STRIPS, strips - s)
         product(
@@ -606,7 +606,7 @@ def gradients(
     W = lanes_of(a)
     strip = shape.block * W
     k, n = shape.sizes[l - 1], shape.sizes[l]
-    strips = (n + W - 1) // W
+    strips = strips_of(n, W)
     one = out.dtype.type(1)
     old, row = (out, W) if add else (memory.zeros, 0)
     for s in range(0, strips, STRIPS):
@@ -659,18 +659,27 @@ def backpropagate(
         if l > 1:
             hidden_error(shape, memory, thread, count, l)
         if rate > 0:
-            for s in range((shape.sizes[l] + W - 1) // W):
+            for s in range(strips_of(shape.sizes[l], W)):
                 errors = part(delta, shape.a_at[l] + s * strip, count * W)
                 for i in range(errors.size):
                     errors[i] *= -rate
         gradients(shape, memory, thread, count, l, out, add, decay, X, following)
         if rate > 0 and l > 1:
-            for s in range((shape.sizes[l] + W - 1) // W):
+            for s in range(strips_of(shape.sizes[l], W)):
                 transpose(shape, memory, l, s)
     return total
 
 
 # -- the update of a strip -------------------------------------------------------------------
+
+
+@_inlined
+def place(shape: Shape, W: int, u: int) -> tuple[int, int, int, int]:
+    """Where the u-th strip of `Shape.strips` begins and ends, in w and in b."""
+    l, s = shape.strips[u, 0], shape.strips[u, 1]
+    size = shape.sizes[l - 1] * W
+    w, b = shape.w_at[l] + s * size, shape.b_at[l] + s * W
+    return w, w + size, b, b + W
 
 
 @_compile
@@ -740,13 +749,12 @@ def run_steps(
     """
     T = memory.p.dtype.type
     W = lanes_of(memory.p)
-    parts, depth, met = memory.gradients.shape[0], shape.sizes.size - 1, 0
+    parts, met = memory.gradients.shape[0], 0
     plain = rule.number == SGD and rule.l1 == 0.0
     plain = plain and rule.clip_value == np.inf and rule.clip_norm == np.inf
     for step in range(first, last):
         rows = order[step * batch : min((step + 1) * batch, order.size)]
-        m, after = rows.size, (step + 1) * batch
-        c = coefficients[step]
+        m, c = rows.size, coefficients[step]
         # A rate of 0 would be taken for none, and changes nothing either way.
         at_once = plain and parts == 1 and m <= shape.block and T(c[0]) > 0
         for number in range(thread, parts, threads):
@@ -757,10 +765,10 @@ def run_steps(
                 out[:] = 0
             total = 0.0
             for x in range(begin, end, shape.block):
-                last = min(x + shape.block, end)
-                next_x = step * batch + last if last < end else after + begin
+                x_end = min(x + shape.block, end)
+                next_x = step * batch + x_end if x_end < end else (step + 1) * batch + begin
                 total += backpropagate(
-                    shape, memory, thread, X, Y, rows[x:last],
+                    shape, memory, thread, X, Y, rows[x:x_end],
                     order[next_x : min(next_x + shape.block, order.size)], m, out,
                     at_once or x > begin, rate, decay,
                 )  # fmt: skip
@@ -775,44 +783,31 @@ def run_steps(
             continue
         scale = T(1)
         if rule.clip_norm < np.inf:
-            u = 0
-            for l in range(1, depth + 1):
-                k, n = shape.sizes[l - 1], shape.sizes[l]
-                for s in range((n + W - 1) // W):
-                    if u % threads == thread:
-                        w, b = shape.w_at[l] + s * k * W, shape.b_at[l] + s * W
-                        sum_parts(memory, w, w + k * W, rule.clip_value)
-                        sum_parts(memory, b, b + W, rule.clip_value)
-                        g_w, g_b = (
-                            memory.gradients[0, w : w + k * W],
-                            memory.gradients[0, b : b + W],
-                        )
-                        largest = max(largest_of(g_w), largest_of(g_b))
-                        memory.norms[u, 0] = largest
-                        memory.norms[u, 1] = 0.0
-                        if 0.0 < largest < np.inf:
-                            squares = relative_squares(g_w, largest)
-                            memory.norms[u, 1] = squares + relative_squares(g_b, largest)
-                    u += 1
+            for u in range(thread, shape.strips.shape[0], threads):
+                w, w_end, b, b_end = place(shape, W, u)
+                sum_parts(memory, w, w_end, rule.clip_value)
+                sum_parts(memory, b, b_end, rule.clip_value)
+                g_w, g_b = memory.gradients[0, w:w_end], memory.gradients[0, b:b_end]
+                largest = max(largest_of(g_w), largest_of(g_b))
+                memory.norms[u, 0] = largest
+                memory.norms[u, 1] = 0.0
+                if 0.0 < largest < np.inf:
+                    squares = relative_squares(g_w, largest)
+                    memory.norms[u, 1] = squares + relative_squares(g_b, largest)
             met = meet(memory.counter, threads, met)
             scale = T(clip_scale(memory.norms, rule.clip_norm))
         undecayed = c.copy()
         undecayed[3] = 0.0
-        u = 0
-        for l in range(1, depth + 1):
-            k, n = shape.sizes[l - 1], shape.sizes[l]
-            for s in range((n + W - 1) // W):
-                if u % threads == thread:
-                    w, b = shape.w_at[l] + s * k * W, shape.b_at[l] + s * W
-                    if rule.clip_norm == np.inf:
-                        sum_parts(memory, w, w + k * W, rule.clip_value)
-                        sum_parts(memory, b, b + W, rule.clip_value)
-                    elif scale != 1:
-                        memory.gradients[0, w : w + k * W] *= scale
-                        memory.gradients[0, b : b + W] *= scale
-                    update(memory, rule, w, w + k * W, c, True)
-                    update(memory, rule, b, b + W, undecayed, False)
-                    if l > 1:
-                        transpose(shape, memory, l, s)
-                u += 1
+        for u in range(thread, shape.strips.shape[0], threads):
+            w, w_end, b, b_end = place(shape, W, u)
+            if rule.clip_norm == np.inf:
+                sum_parts(memory, w, w_end, rule.clip_value)
+                sum_parts(memory, b, b_end, rule.clip_value)
+            elif scale != 1:
+                memory.gradients[0, w:w_end] *= scale
+                memory.gradients[0, b:b_end] *= scale
+            update(memory, rule, w, w_end, c, True)
+            update(memory, rule, b, b_end, undecayed, False)
+            if shape.strips[u, 0] > 1:
+                transpose(shape, memory, shape.strips[u, 0], shape.strips[u, 1])
         met = meet(memory.counter, threads, met)

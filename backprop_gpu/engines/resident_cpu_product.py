@@ -14,6 +14,8 @@ the order in which it is read. Columns that fill up the last strip hold zeros.
 Tiling. Up to ROWS rows and two strips of the result are held in registers while p runs once:
 each step of p loads two vectors of b and one number of a for every row, and makes a
 multiply-add for each vector of the result. The order of each sum is that of p, whatever the tile.
+Numba's cache on disk looks at the file of the loop only: after a change here, `touch` that file.
+
 The loops are written in LLVM's own language through Numba's `intrinsic`, because no loop of
 scalars keeps its sums in vector registers reliably.
 """

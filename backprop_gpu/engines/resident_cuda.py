@@ -10,9 +10,8 @@ import numpy as np
 
 from .. import residency
 from ..catalogue import Catalogue
-from ..parameters import Parameters
 from ..residency import Residency
-from .layered import Hyperparameters, LayeredEngine, Member, _quiet
+from .layered import LayeredEngine, Member, _quiet
 
 Array = Any
 
@@ -29,18 +28,11 @@ class ResidentCudaEngine(LayeredEngine):
     cut: Callable[..., Residency | str] = staticmethod(residency.fit)
 
     def run_epoch(
-        self,
-        parameters: Parameters,
-        slots: tuple[Array, ...],
-        X: Array,
-        Y: Array,
-        order: np.ndarray,
-        hyperparameters: Hyperparameters,
-        on_step: Callable[[int], None] | None = None,
+        self, member: Member, X: Array, Y: Array, on_step: Callable[[int], None] | None = None
     ) -> np.ndarray:
         if on_step is not None:  # Python has to be called between steps
-            return super().run_epoch(parameters, slots, X, Y, order, hyperparameters, on_step)
-        return self._launch([Member(parameters, slots, order, hyperparameters)], X, Y)[0]
+            return super().run_epoch(member, X, Y, on_step)
+        return self._launch([member], X, Y)[0]
 
     def run_members(
         self,
@@ -74,7 +66,8 @@ class ResidentCudaEngine(LayeredEngine):
         )
         if isinstance(cut, str) or optimizer.clip_norm is not None:
             # Some members of a population may be too large: they get what they would alone.
-            return [self._alone(member, X, Y) for member in members]
+            alone = super().run_epoch
+            return [alone(member, X, Y) for member in members]
         kernel = Catalogue(backend.dtype).resident(cut, self.activations, self.cost, optimizer.rule)
 
         def device(host: np.ndarray, dtype: Any) -> Array:
@@ -105,11 +98,6 @@ class ResidentCudaEngine(LayeredEngine):
                 for array, whole in zip(state, arrays, strict=True):
                     backend.copy(whole[i], array)
         return list(runtime.to_numpy(costs))
-
-    def _alone(self, member: Member, X: Array, Y: Array) -> np.ndarray:
-        return super().run_epoch(
-            member.parameters, member.slots, X, Y, member.order, member.hyperparameters
-        )
 
     def _gathered(self, states: Sequence[tuple[Array, ...]]) -> list[Array]:
         """(members, length) copies of the parameters and of each slot."""

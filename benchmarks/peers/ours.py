@@ -88,8 +88,7 @@ class OursTrainer:
         if len(members) > 1:
             self.engine.run_members(members, self.X, self.Y)
             return
-        (m,) = members
-        self.engine.run_epoch(m.parameters, m.slots, self.X, self.Y, m.order, m.hyperparameters)
+        self.engine.run_epoch(members[0], self.X, self.Y)
 
     def parameters(self) -> tuple[Arrays, Arrays]:
         views = [self.network._layout.views(flat) for flat in self.backend.to_numpy(self.flat)]
