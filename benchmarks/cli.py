@@ -207,7 +207,7 @@ class _Shown:
     def __init__(self, cases: int) -> None:
         from tqdm import tqdm
 
-        self.bar = tqdm(total=cases, unit="workload", leave=False)
+        self.bar = tqdm(total=cases, unit="workload", leave=False, disable=None)
         self.failures = 0
         self.place: tuple[object, ...] | None = None
         self.plan: str | None = None
