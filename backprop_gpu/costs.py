@@ -47,6 +47,7 @@ class Cost:
     #: The output activation with which BP1 collapses to a - y.
     partner: str | None = None
     builtin: bool = False
+    clipped: bool = False
 
     def __init__(
         self,
@@ -111,8 +112,11 @@ class _Builtin(Cost):
     builtin = True
     name: str
 
-    def __init__(self) -> None:
-        pass
+    def __init__(self, clipped: bool = False) -> None:
+        """With `clipped` C, but not its gradient, takes a from [ε, 1 - ε], ε being the dtype's,
+        as scikit-learn's log loss does. On a CUDA device C is the exact one all the same.
+        """
+        self.clipped = clipped
 
     def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
         """out = c(a_j, y_j)."""
@@ -132,7 +136,10 @@ class _Builtin(Cost):
         activation: Activation,
         scratch: tuple[np.ndarray, np.ndarray],
     ) -> float:
-        if z is not None and collapses(activation, self):
+        if self.clipped:
+            epsilon = float(np.finfo(a.dtype).eps)
+            self.terms(np.clip(a, epsilon, 1.0 - epsilon), y, *scratch)
+        elif z is not None and collapses(activation, self):
             self.terms_from_z(z, a, y, *scratch)
         else:
             self.terms(a, y, *scratch)

@@ -24,8 +24,9 @@ from .residency import Residency
 
 Layout = Literal["NT", "NN", "TN"]
 
-#: Seconds that the resident engine costs a process before its first step, from Numba's cache.
-LOADING = 2.0
+#: Seconds that the resident engine costs a process before its first step, from Numba's cache:
+#: the recorded warm first steps, 0.7–0.8 s with the 0.2 s that NumPy's take too.
+LOADING = 0.7
 #: Seconds that building the resident kernel of a network takes, the first time on a machine.
 BUILDING = 1.5
 

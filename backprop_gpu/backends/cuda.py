@@ -223,6 +223,9 @@ class CudaBackend:
     def all_finite(self, array: Array) -> bool:
         return bool(self._xp.isfinite(array).all())
 
+    def sum_of_squares(self, array: Array) -> float:
+        return float(self._xp.vdot(array, array))
+
     def release(self) -> None:
         self._captured.clear()
         self._scratch.clear()

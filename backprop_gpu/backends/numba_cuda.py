@@ -117,6 +117,10 @@ class NumbaCudaBackend:
     def all_finite(self, array: Array) -> bool:
         return bool(np.isfinite(array.copy_to_host()).all())
 
+    def sum_of_squares(self, array: Array) -> float:
+        host = array.copy_to_host()
+        return float(np.dot(host, host))
+
     def release(self) -> None:
         self._scratch.clear()
 

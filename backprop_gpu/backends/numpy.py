@@ -64,6 +64,9 @@ class NumpyBackend:
     def all_finite(self, array: np.ndarray) -> bool:
         return bool(np.isfinite(array).all())
 
+    def sum_of_squares(self, array: np.ndarray) -> float:
+        return float(np.dot(array, array))
+
     def release(self) -> None:
         self._scratch.clear()
         self._means.clear()

@@ -30,6 +30,8 @@ class Hyperparameters:
     coefficients: np.ndarray
     #: Whether a device may capture a step and replay it.
     captured: bool = True
+    #: (steps,) float64, takes Σ w² before each step: what a penalty on w adds to C.
+    squares: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +148,8 @@ class LayeredEngine:
         whole, rest = divmod(len(member.order), hyperparameters.batch_size)
         run = self._prepare(member, X, Y)
         run.epoch.load(member.order, hyperparameters.coefficients)
+        if hyperparameters.squares is not None:
+            on_step = self._sums_squares(member.parameters, hyperparameters.squares, on_step)
         if on_step is None:
             self.backend.repeat(run.whole_step, whole, hyperparameters.captured)
             if rest:
@@ -155,6 +159,21 @@ class LayeredEngine:
                 (run.whole_step if number < whole else run.last_step)()
                 on_step(number)
         return run.epoch.costs()
+
+    def _sums_squares(
+        self, parameters: Parameters, squares: np.ndarray, on_step: Callable[[int], None] | None
+    ) -> Callable[[int], None]:
+        """Fill `squares`, the first now and each other one when the step before it is over."""
+        weights = parameters.flat[: parameters.layout.weights_end]
+        squares[0] = self.backend.sum_of_squares(weights)
+
+        def after(number: int) -> None:
+            if number + 1 < len(squares):
+                squares[number + 1] = self.backend.sum_of_squares(weights)
+            if on_step is not None:
+                on_step(number)
+
+        return after
 
     def run_members(
         self,

@@ -102,12 +102,14 @@ class ResidentEngine(LayeredEngine):
         step_costs = np.empty(steps)
         order = np.ascontiguousarray(member.order, np.intp)
         coefficients = np.ascontiguousarray(member.hyperparameters.coefficients)
+        squares = member.hyperparameters.squares
+        squares = np.empty(0) if squares is None else squares
         rows, targets = X.reshape(-1), Y.reshape(-1)
 
         def run_steps(thread: int, first: int, last: int) -> None:
             loop.run_steps(
                 first, last, thread, threads, m, rows, targets, order, shape, memory, rule,
-                coefficients, step_costs,
+                coefficients, step_costs, squares,
             )  # fmt: skip
 
         # Between two calls Ctrl-C is heard.
@@ -147,7 +149,10 @@ class ResidentEngine(LayeredEngine):
         from .resident_cpu_product import lanes
 
         if block not in self._shapes:
-            info = np.finfo(self.backend.dtype)
+            info, clipped = np.finfo(self.backend.dtype), self.cost.clipped
+            high = inf
+            if clipped or self.cost.name == "binary_cross_entropy":
+                high = float(1.0 - (info.eps if clipped else info.epsneg))
             W = lanes(info.dtype.itemsize)
             filled = [-(-n // W) * W for n in self.sizes]
             weights = [n * k for k, n in zip(self.sizes, filled[1:], strict=False)]
@@ -166,8 +171,9 @@ class ResidentEngine(LayeredEngine):
                 np.array(self._keeps_z),
                 loop.COSTS.index(self.cost.name),
                 costs.collapses(self.output, self.cost),
-                float(info.tiny),
-                float(1.0 - info.epsneg) if self.cost.domain[1] == 1.0 else inf,
+                costs.collapses(self.output, self.cost) and not clipped,
+                float(info.eps if clipped else info.tiny),
+                high,
                 block,
             )
         return self._shapes[block]
@@ -191,7 +197,8 @@ class ResidentEngine(LayeredEngine):
             zeros(copies), zeros(work.parts, length),
             zeros(*batch), zeros(*batch), zeros(*batch), zeros(threads, filled[-1] * block),
             zeros(loop.STRIPS * W), np.ones(block * W, dtype),
-            np.zeros(work.parts), np.zeros((sum(filled[1:]) // W, 2)), np.zeros(1, np.int64),
+            np.zeros(work.parts), np.zeros((sum(filled[1:]) // W, 2)),
+            np.zeros(sum(filled[1:]) // W), np.zeros(1, np.int64),
         )  # fmt: skip
 
     def release(self) -> None:

@@ -293,7 +293,9 @@ def sum_of_costs(
                     total -= float(y[i - at]) * (float(z[i]) - z_max + log_a_max)
             elif kind == CATEGORICAL:
                 for i in range(first, last):
-                    total -= float(y[i - at]) * math.log(low if a[i] < low else float(a[i]))
+                    inside = low if a[i] < low else float(a[i])
+                    inside = high if inside > high else inside
+                    total -= float(y[i - at]) * math.log(inside)
             elif from_z:
                 for i in range(first, last):
                     total += float(a[i]) - float(y[i - at]) * float(z[i])
@@ -411,6 +413,8 @@ class Shape(NamedTuple):
     keeps_z: Array
     cost: int
     collapses: bool
+    #: Whether C is computed from z.
+    from_z: bool
     #: What a is kept within before a logarithm or a division.
     low: float
     high: float
@@ -437,6 +441,8 @@ class Memory(NamedTuple):
     part_costs: Array
     #: For each strip of `Shape.strips`: the largest |g|, and the sum of squares relative to it.
     norms: Array
+    #: Σ w² of each strip.
+    squares: Array
     counter: Array
 
 
@@ -651,7 +657,7 @@ def backpropagate(
     gather(Y, shape.sizes[depth], rows, y, strip)
     forward(shape, memory, thread, count)
     total = sum_of_costs(
-        shape.cost, shape.collapses, memory.z[thread], a, shape.a_at[depth], y, strip, count,
+        shape.cost, shape.from_z, memory.z[thread], a, shape.a_at[depth], y, strip, count,
         shape.sizes[depth], shape.low, shape.high,
     )  # fmt: skip
     output_error(shape, memory, thread, count, m)
@@ -692,6 +698,17 @@ def sum_parts(memory: Memory, first: int, last: int, clip_value: Any) -> None:
             g[i] += more[i]
     if clip_value < np.inf:
         clip(g, g.dtype.type(clip_value))
+
+
+def _sum_of_squares(p: Array) -> float:
+    total = 0.0
+    for i in range(p.size):
+        total += float(p[i]) * float(p[i])
+    return total
+
+
+#: A sum that may be regrouped is made in vectors; for one machine code it is still one order.
+sum_of_squares = _compile(_sum_of_squares, fastmath={"contract", "reassoc", "nsz"})
 
 
 @_compile
@@ -741,9 +758,11 @@ def meet(counter: Array, threads: int, meetings: int) -> int:
 @_compile
 def run_steps(
     first: int, last: int, thread: int, threads: int, batch: int, X: Array, Y: Array, order: Array,
-    shape: Shape, memory: Memory, rule: Rule, coefficients: Array, costs: Array,
+    shape: Shape, memory: Memory, rule: Rule, coefficients: Array, costs: Array, squares: Array,
 ) -> None:  # fmt: skip
     """Steps first … last - 1 of an epoch, as thread `thread` of `threads` that all call this.
+
+    `squares` takes Σ w² before each step, if it is not empty.
 
     X and Y are flat here: what is made of an array inside a step costs, and a view is.
     """
@@ -755,6 +774,10 @@ def run_steps(
     for step in range(first, last):
         rows = order[step * batch : min((step + 1) * batch, order.size)]
         m, c = rows.size, coefficients[step]
+        if squares.size > 0:
+            for u in range(thread, shape.strips.shape[0], threads):
+                w, w_end, b, b_end = place(shape, W, u)
+                memory.squares[u] = sum_of_squares(memory.p[w:w_end])
         # A rate of 0 would be taken for none, and changes nothing either way.
         at_once = plain and parts == 1 and m <= shape.block and T(c[0]) > 0
         for number in range(thread, parts, threads):
@@ -779,6 +802,11 @@ def run_steps(
             for number in range(parts):
                 total += memory.part_costs[number]
             costs[step] = total / m
+            if squares.size > 0:
+                total = 0.0
+                for u in range(shape.strips.shape[0]):
+                    total += memory.squares[u]
+                squares[step] = total
         if at_once:
             continue
         scale = T(1)
@@ -792,8 +820,8 @@ def run_steps(
                 memory.norms[u, 0] = largest
                 memory.norms[u, 1] = 0.0
                 if 0.0 < largest < np.inf:
-                    squares = relative_squares(g_w, largest)
-                    memory.norms[u, 1] = squares + relative_squares(g_b, largest)
+                    relative = relative_squares(g_w, largest)
+                    memory.norms[u, 1] = relative + relative_squares(g_b, largest)
             met = meet(memory.counter, threads, met)
             scale = T(clip_scale(memory.norms, rule.clip_norm))
         undecayed = c.copy()

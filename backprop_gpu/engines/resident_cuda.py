@@ -20,7 +20,7 @@ class ResidentCudaEngine(LayeredEngine):
     """`run_epoch` and `run_members` by ``kernels/cuda/resident.cu``; the rest as `LayeredEngine`.
 
     For built-in costs, gradients that are not clipped by their norm, and shapes that
-    `residency.fit` finds room for.
+    `residency.fit` finds room for. It does not sum w².
     """
 
     name = "resident"
@@ -30,8 +30,8 @@ class ResidentCudaEngine(LayeredEngine):
     def run_epoch(
         self, member: Member, X: Array, Y: Array, on_step: Callable[[int], None] | None = None
     ) -> np.ndarray:
-        if on_step is not None:  # Python has to be called between steps
-            return super().run_epoch(member, X, Y, on_step)
+        if on_step is not None or member.hyperparameters.squares is not None:
+            return super().run_epoch(member, X, Y, on_step)  # the host is needed between steps
         return self._launch([member], X, Y)[0]
 
     def run_members(
