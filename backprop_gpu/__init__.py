@@ -5,6 +5,8 @@
 >>> net.fit(X, Y, epochs=30, batch_size=10, learning_rate=3.0)  # doctest: +SKIP
 """
 
+from typing import Any
+
 from . import activations, costs, equations, optimizers, schedules
 from .activations import Activation
 from .costs import Cost
@@ -27,6 +29,8 @@ __all__ = [
     "EarlyStopping",
     "GradientReport",
     "History",
+    "MLPClassifier",
+    "MLPRegressor",
     "Network",
     "Population",
     "SweepResult",
@@ -37,3 +41,16 @@ __all__ = [
     "schedules",
     "sweep",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimators, which import scikit-learn, when they are first asked for."""
+    if name in ("MLPClassifier", "MLPRegressor"):
+        from . import estimators
+
+        return getattr(estimators, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

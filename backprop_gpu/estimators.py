@@ -1,0 +1,1024 @@
+"""scikit-learn's multi-layer perceptrons, trained by this library.
+
+`MLPClassifier` and `MLPRegressor` take scikit-learn 1.9's parameters, have its attributes and
+methods, and with the same ``random_state`` give its numbers, up to the rounding of sums in another
+order. What they do more stands behind the parameters' docstring under *Beyond scikit-learn*.
+
+    fit, partial_fit -> perceptron.EngineEpochs (the planner's engine) or PlainEpochs -> coefs_
+"""
+
+from __future__ import annotations
+
+import warnings
+from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn import get_config
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import LabelBinarizer
+from sklearn.utils import check_random_state, column_or_1d, compute_sample_weight, shuffle
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import type_of_target, unique_labels
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from . import perceptron, planning
+from .network import Network
+from .parameters import Layout, Parameters
+from .perceptron import EngineEpochs, PlainEpochs, Problem, State
+
+try:
+    from sklearn.callback import CallbackSupportMixin, with_callbacks
+except ImportError:  # before scikit-learn 1.9
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Nothing: this scikit-learn has no callbacks."""
+
+    def with_callbacks(method: Any) -> Any:  # type: ignore[no-redef]
+        return method
+
+
+STOCHASTIC = ("sgd", "adam")
+#: scikit-learn's hidden activations, then ours.
+ACTIVATIONS = ("identity", "logistic", "tanh", "relu",
+               "leaky_relu", "elu", "gelu", "silu", "softplus")  # fmt: skip
+
+_PARAMETERS = """
+    Parameters
+    ----------
+    hidden_layer_sizes : int or sequence of int, default (100,)
+        Neurons of each hidden layer.
+    activation : {"identity", "logistic", "tanh", "relu"}, default "relu"
+        σ of the hidden layers.
+    solver : {"lbfgs", "sgd", "adam"}, default "adam"
+    alpha : float, default 0.0001
+        α of the penalty ½ α Σw², which is divided by the rows of a mini-batch.
+    batch_size : int or "auto", default "auto"
+        "auto" is min(200, n).
+    learning_rate : {"constant", "invscaling", "adaptive"}, default "constant"
+        Of "sgd": how η goes on from ``learning_rate_init``; "invscaling" divides by t^power_t,
+        "adaptive" by 5 where two epochs have not improved.
+    learning_rate_init : float, default 0.001
+    power_t : float, default 0.5
+    max_iter : int, default 200
+        Epochs, or iterations of "lbfgs".
+    shuffle : bool, default True
+    random_state : int, RandomState or None
+        Of initial weights, order and split, drawn as scikit-learn draws them.
+    tol : float, default 1e-4
+        What an epoch must improve by; else, ``n_iter_no_change`` times over, training stops.
+    verbose : bool or int, default False
+    warm_start : bool, default False
+        Go on from the last solution in `fit`.
+    momentum, nesterovs_momentum : float in [0, 1], default 0.9; bool, default True
+        Of "sgd".
+    early_stopping : bool, default False
+        Hold out ``validation_fraction`` of the rows and stop by their score.
+    validation_fraction : float, default 0.1
+    beta_1, beta_2, epsilon : float, default 0.9, 0.999, 1e-8
+        Of "adam".
+    n_iter_no_change : int or inf, default 10
+    max_fun : int, default 15000
+        Of "lbfgs": evaluations of the loss.
+
+    Beyond scikit-learn, all keyword-only:
+
+    hidden_layer_sizes=()
+        No hidden layer: a linear model.
+    activation : sequence of str
+        One for each hidden layer; also "leaky_relu", "elu", "gelu", "silu" and "softplus".
+    backend : {"auto", "numpy", "cuda", "numba_cuda"}, default "auto"
+        As of `Network`. ``plan_`` says what ran, and why.
+    dropout : float in [0, 1), default 0
+        The share of the hidden activations that a training step leaves out, the rest being scaled
+        up (Srivastava et al. 2014).
+    clip_norm, clip_value : float, optional
+        Limits of the gradient, before the penalty joins it; not of "lbfgs".
+"""
+
+_ATTRIBUTES = """
+    Attributes
+    ----------
+    coefs_ : list of (n_{l-1}, n_l) arrays
+        w^l, transposed, in the dtype of X: float32 stays float32.
+    intercepts_ : list of (n_l,) arrays
+    loss_, best_loss_ : float
+    loss_curve_ : list of float
+        The mean loss of every epoch, each mini-batch before its update, penalty included.
+    validation_scores_, best_validation_score_ : list of float, float
+        With early stopping; else None.
+    validation_loss_curve_ : list of float
+        With early stopping: the held-out rows' loss after every epoch, without the penalty; beyond
+        scikit-learn.
+    plan_ : str
+        What trained it and why; beyond scikit-learn.
+    n_iter_, t_ : int
+        Epochs of the last call, and samples seen in all.
+    n_layers_, n_outputs_, n_features_in_, feature_names_in_, out_activation_
+        As scikit-learn's.
+
+    Notes
+    -----
+    ``_optimizer.learning_rate``, ``_no_improvement_count`` and ``_loss_grad_lbfgs`` are kept for
+    code, and scikit-learn's own tests, that look at scikit-learn's private attributes.
+"""
+
+
+class _Perceptron(CallbackSupportMixin, BaseEstimator):
+    """What classifier and regressor share; they say what y means, and the loss."""
+
+    loss: str
+
+    def __init__(
+        self, *, hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate,
+        learning_rate_init, power_t, max_iter, loss, shuffle, random_state, tol, verbose,
+        warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction, beta_1,
+        beta_2, epsilon, n_iter_no_change, max_fun, backend, dropout, clip_norm, clip_value,
+    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.solver = solver
+        self.alpha = alpha
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.learning_rate_init = learning_rate_init
+        self.power_t = power_t
+        self.max_iter = max_iter
+        self.loss = loss
+        self.shuffle = shuffle
+        self.random_state = random_state
+        self.tol = tol
+        self.verbose = verbose
+        self.warm_start = warm_start
+        self.momentum = momentum
+        self.nesterovs_momentum = nesterovs_momentum
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.beta_1 = beta_1
+        self.beta_2 = beta_2
+        self.epsilon = epsilon
+        self.n_iter_no_change = n_iter_no_change
+        self.max_fun = max_fun
+        self.backend = backend
+        self.dropout = dropout
+        self.clip_norm = clip_norm
+        self.clip_value = clip_value
+
+    # -- what is asked for ------------------------------------------------------------------
+
+    def _check_parameters(self) -> None:
+        """Refuse parameters that mean nothing, in scikit-learn's words."""
+        if get_config().get("skip_parameter_validation"):
+            return
+        rules = _RULES | {"loss": _one_of(*self._losses)}
+        for name, (is_valid, expected) in rules.items():
+            value = getattr(self, name)
+            if not is_valid(value):
+                raise _invalid(type(self).__name__, name, expected, value)
+        sizes = self._hidden_sizes()
+        if any(not isinstance(n, Integral) or n <= 0 for n in sizes):
+            raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
+        if not isinstance(self.activation, str) and len(self.activation) != len(sizes):
+            raise ValueError(
+                f"activation must name one for each of the {len(sizes)} hidden layers, "
+                f"got {list(self.activation)}"
+            )
+        check_random_state(self.random_state)
+
+    def _hidden_sizes(self) -> list[Any]:
+        sizes = self.hidden_layer_sizes
+        return list(sizes) if hasattr(sizes, "__iter__") else [sizes]
+
+    def _hidden_names(self) -> tuple[str, ...]:
+        if isinstance(self.activation, str):
+            return (self.activation,) * len(self._hidden_sizes())
+        return tuple(self.activation)
+
+    @property
+    def _problem(self) -> Problem:
+        sizes = (self.coefs_[0].shape[0], *(w.shape[1] for w in self.coefs_))
+        names = (*self._hidden_names(), self.out_activation_)
+        return Problem(sizes, names, self.loss, float(self.alpha), float(self.dropout))
+
+    # -- fit ----------------------------------------------------------------------------------
+
+    @with_callbacks
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        """Train on X and y.
+
+        Parameters
+        ----------
+        X : (n, n_0) array or sparse matrix
+        y : (n,) or (n, n_L) array
+            Labels, label indicators or numbers.
+        sample_weight : (n,) array, optional
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For parameters and data that do not fit; after training, for weights that are not
+            finite.
+        """
+        return self._fit(X, y, sample_weight, incremental=False)
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Any:
+        self._check_parameters()
+        if self.early_stopping and incremental and self.solver in STOCHASTIC:
+            raise ValueError("partial_fit does not support early_stopping=True")
+        fresh = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
+        X, y = _host(X), _host(y)
+        context = self._begin(X, y, sample_weight)
+        X, y = self._validate_input(X, y, incremental, fresh)
+        y = y.reshape(len(y), -1)
+        if sample_weight is not None:
+            sample_weight = _check_sample_weight(_host(sample_weight), X)
+        sample_weight = self._weighted_by_class(y, sample_weight)
+        self.n_outputs_ = y.shape[1]
+        self._random_state = check_random_state(self.random_state)
+        if fresh:
+            self._initialize(X.shape[1], X.dtype)
+        if self.solver == "lbfgs":
+            self._fit_lbfgs(X, y, sample_weight)
+        else:
+            self._fit_stochastic(X, y, sample_weight, incremental, context)
+        if not all(np.isfinite(array).all() for array in (*self.coefs_, *self.intercepts_)):
+            raise ValueError(
+                "Solver produced non-finite parameter weights. The input data may contain large "
+                "values and need to be preprocessed."
+            )
+        context.end()
+        return self
+
+    def _begin(self, X: Any, y: Any, sample_weight: Any) -> _Hooks:
+        """Set up scikit-learn's callbacks, if this version has them and any are set."""
+        if not getattr(self, "_skl_callbacks", None):
+            return _Hooks(self, None, X, y, {})
+        epochs = self.max_iter if self.solver in STOCHASTIC else 0
+        metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
+        context = self._init_callback_context(max_subtasks=epochs)
+        hooks = _Hooks(self, context, X, y, metadata)
+        hooks.begin()
+        return hooks
+
+    def _weighted_by_class(self, y: np.ndarray, sample_weight: Any) -> Any:
+        return sample_weight
+
+    def _initialize(self, n_inputs: int, dtype: np.dtype[Any]) -> None:
+        """Glorot & Bengio's initial weights, drawn in scikit-learn's order."""
+        units = [n_inputs, *self._hidden_sizes(), self.n_outputs_]
+        self.n_iter_ = self.t_ = 0
+        self.n_layers_ = len(units)
+        self.out_activation_ = self._output_name()
+        names = (*self._hidden_names(), self.activation)
+        draw = self._random_state.uniform
+        self.coefs_, self.intercepts_ = [], []
+        for l, (k, n) in enumerate(pairwise(units)):
+            # The output layer's bound goes by the hidden activation too.
+            name = names[l] if isinstance(names[l], str) else names[l - 1] if l else "identity"
+            bound = np.sqrt((2.0 if name == "logistic" else 6.0) / (k + n))
+            self.coefs_.append(draw(-bound, bound, (k, n)).astype(dtype, copy=False))
+            self.intercepts_.append(draw(-bound, bound, n).astype(dtype, copy=False))
+        if self.solver in STOCHASTIC:
+            stops = self.early_stopping
+            self.loss_curve_: list[float] = []
+            self._no_improvement_count = 0
+            self.validation_scores_ = [] if stops else None
+            self.validation_loss_curve_ = [] if stops else None
+            self.best_validation_score_ = -np.inf if stops else None
+            self.best_loss_ = None if stops else np.inf
+            self._best = None
+
+    def _network(self, backend: str) -> Network:
+        """A network with the current parameters, the last one where it still fits."""
+        problem, dtype = self._problem, np.result_type(*self.coefs_, *self.intercepts_)
+        key = problem.sizes, problem.names, problem.loss, dtype, backend
+        cached = self.__dict__.get("_cache")
+        if cached is None or cached[0] != key:
+            network = Network(
+                problem.sizes, activation=problem.activations, cost=problem.cost, dtype=dtype,
+                backend=backend, seed=0,
+            )  # fmt: skip
+            cached = self._cache = key, network
+        network = cached[1]
+        network.weights = [w.T for w in self.coefs_]
+        network.biases = self.intercepts_
+        return network
+
+    def _take(self, network: Network) -> None:
+        """The parameters of the network, as scikit-learn holds them."""
+        self.coefs_ = [np.ascontiguousarray(w.T) for w in network.weights]
+        self.intercepts_ = [b.copy() for b in network.biases]
+
+    # -- sgd and adam -----------------------------------------------------------------------
+
+    def _obstacle(self, X: Any, sample_weight: Any) -> str | None:
+        """Why no engine can train this, if none can."""
+        if hasattr(X, "toarray"):
+            return "X is sparse"
+        if sample_weight is not None:
+            return "samples have weights"
+        if self.dropout:
+            return "activations are dropped out"
+        if self.loss == "absolute_error":
+            return "the absolute error is no cost of the engines"
+        return None
+
+    def _new_state(self) -> State:
+        limits = {"clip_norm": self.clip_norm, "clip_value": self.clip_value}
+        if self.solver == "adam":
+            return State(
+                perceptron.EpsilonOutsideAdam(
+                    beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon, **limits
+                ),
+                self.learning_rate_init,
+            )
+        rule = perceptron.Descent(
+            momentum=float(self.momentum),
+            nesterov=bool(self.nesterovs_momentum and self.momentum > 0),
+            **limits,
+        )
+        return State(rule, self.learning_rate_init, self.learning_rate, self.power_t)
+
+    def _split(self, X: Any, y: np.ndarray, sample_weight: Any) -> tuple[Any, ...]:
+        """(X, y, weights) to train with, and the same to stop by."""
+        if not self.early_stopping:
+            return X, y, sample_weight, None, None, None
+        # Stratified by label; label indicators cannot be.
+        stratified = self._is_classifier and self.n_outputs_ == 1
+        arrays = [X, y] if sample_weight is None else [X, y, sample_weight]
+        parts = train_test_split(
+            *arrays,
+            random_state=self._random_state,
+            test_size=self.validation_fraction,
+            stratify=y if stratified else None,
+        )
+        train, held_out = parts[0::2], parts[1::2]
+        if held_out[0].shape[0] < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of "
+                "your dataset."
+            )
+        if sample_weight is None:
+            train, held_out = [*train, None], [*held_out, None]
+        return (*train, *held_out)
+
+    def _rows_a_batch(self, rows: int) -> int:
+        if self.batch_size == "auto":
+            return min(200, rows)
+        if self.batch_size > rows:
+            warnings.warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be "
+                "clipped",
+                stacklevel=4,
+            )
+        return int(np.clip(self.batch_size, 1, rows))
+
+    def _epochs(
+        self, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool
+    ) -> EngineEpochs | PlainEpochs:
+        rows, obstacle = len(y), self._obstacle(X, sample_weight)
+        batch_size = self._rows_a_batch(rows)
+        if obstacle is None:
+            network = self._network(self.backend)
+            epochs = 1 if incremental else self.max_iter
+            return EngineEpochs(
+                self._problem, network, X, y, batch_size, epochs, self._optimizer
+            )
+        if self.backend in ("cuda", "numba_cuda"):
+            warnings.warn(
+                f"backend {self.backend!r} was asked for, but NumPy trains this: {obstacle}",
+                stacklevel=4,
+            )
+        network = self._network("numpy")
+        return PlainEpochs(
+            self._problem, network, X, y.astype(network.dtype), sample_weight, batch_size,
+            self._optimizer, self._random_state, obstacle,
+        )  # fmt: skip
+
+    def _fit_stochastic(
+        self, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool, hooks: _Hooks
+    ) -> None:
+        if not incremental or not isinstance(getattr(self, "_optimizer", None), State):
+            self._optimizer = self._new_state()
+        X, y, sample_weight, X_val, y_val, val_weight = self._split(X, y, sample_weight)
+        labels_val = None if y_val is None else self._labels(y_val)
+        epochs = self._epochs(X, y, sample_weight, incremental)
+        self.plan_ = epochs.plan
+        rows = len(y)
+        order = np.arange(rows)
+        self.n_iter_ = 0
+        try:
+            while self.n_iter_ < self.max_iter:
+                hooks.begin_epoch()
+                if self.shuffle:
+                    order = shuffle(order, random_state=self._random_state)
+                self.loss_ = epochs.run(order)
+                self._take(epochs.network)
+                self.n_iter_ += 1
+                self.t_ += rows
+                self.loss_curve_.append(self.loss_)
+                if self.verbose:
+                    print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
+                self._judge(X_val, y_val, labels_val, val_weight)
+                self._optimizer.iteration_ends(self.t_)
+                stops = hooks.end_epoch()
+                if self._no_improvement_count > self.n_iter_no_change:
+                    if self._optimizer.gives_up(self._stagnation(), bool(self.verbose)):
+                        break
+                    self._no_improvement_count = 0
+                if incremental or stops:
+                    break
+                if self.n_iter_ == self.max_iter:
+                    warnings.warn(
+                        f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and "
+                        "the optimization hasn't converged yet.",
+                        ConvergenceWarning,
+                        stacklevel=4,
+                    )
+        except KeyboardInterrupt:
+            self._take(epochs.network)
+            warnings.warn("Training interrupted by user.", stacklevel=4)
+        finally:
+            epochs.close()
+        if self.early_stopping and self._best is not None:
+            self.coefs_, self.intercepts_ = self._best
+
+    def _stagnation(self) -> str:
+        what = "Validation score" if self.early_stopping else "Training loss"
+        return (
+            f"{what} did not improve more than tol={self.tol:f} for {self.n_iter_no_change} "
+            "consecutive epochs."
+        )
+
+    def _judge(self, X: Any, y: Any, labels: Any, sample_weight: Any) -> None:
+        """Count the epochs without improvement, by the held-out rows or by the loss."""
+        if X is None:
+            worse = self.loss_ > self.best_loss_ - self.tol
+            self.best_loss_ = min(self.best_loss_, self.loss_)
+        else:
+            a = self._outputs(X)
+            dtype = a.dtype
+            self.validation_loss_curve_.append(
+                perceptron.loss_of(self._problem, y.astype(dtype), a, sample_weight)
+            )
+            score = self._score_of(a, labels, sample_weight)
+            self.validation_scores_.append(score)
+            if self.verbose:
+                print(f"Validation score: {score:f}")
+            worse = score < self.best_validation_score_ + self.tol
+            if score > self.best_validation_score_:
+                self.best_validation_score_ = score
+                self._best = self.coefs_, self.intercepts_
+        self._no_improvement_count = self._no_improvement_count + 1 if worse else 0
+
+    def _score_of(self, a: np.ndarray, labels: np.ndarray, sample_weight: Any) -> float:
+        predicted = self._from_outputs(a)
+        if predicted.dtype.kind == "f" and not np.isfinite(predicted).all():
+            return float("nan")
+        return float(self._metric(labels, predicted, sample_weight=sample_weight))
+
+    # -- lbfgs ----------------------------------------------------------------------------------
+
+    def _fit_lbfgs(self, X: Any, y: np.ndarray, sample_weight: Any) -> None:
+        import scipy.optimize
+
+        packed = _pack(self.coefs_, self.intercepts_)
+        self.plan_ = "engine none: L-BFGS-B of SciPy over one NumPy call an equation"
+        y = y.astype(packed.dtype)
+        losses: list[float] = []
+
+        def evaluate(packed: np.ndarray) -> tuple[float, np.ndarray]:
+            found = self._loss_grad_lbfgs(packed, X, y, sample_weight)
+            losses.append(found[0])
+            return found
+
+        def told(packed: np.ndarray) -> None:
+            self.n_iter_ += 1
+            print(f"Iteration {self.n_iter_}, loss = {losses[-1]:.8f}")
+
+        self.n_iter_ = 0
+        result = scipy.optimize.minimize(
+            evaluate,
+            packed,
+            method="L-BFGS-B",
+            jac=True,
+            callback=told if self.verbose else None,
+            options={"maxfun": self.max_fun, "maxiter": self.max_iter, "gtol": self.tol},
+        )
+        self._unpack(result.x.astype(packed.dtype, copy=False))
+        self.n_iter_ = min(result.nit, self.max_iter)
+        self.loss_ = result.fun
+        if result.status != 0:
+            more = (
+                f"\nIncrease the number of iterations to improve the convergence "
+                f"(max_iter={self.max_iter})."
+                if self.n_iter_ == self.max_iter
+                else ""
+            )
+            warnings.warn(
+                f"lbfgs failed to converge after {self.n_iter_} iteration(s) "
+                f"(status={result.status}):\n{result.message}\n{more}"
+                "\nYou might also want to scale the data.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    def _unpack(self, packed: np.ndarray) -> None:
+        """The parameters, from one vector of all coefs_ and then all intercepts_."""
+        at = 0
+        for arrays in (self.coefs_, self.intercepts_):
+            for i, array in enumerate(arrays):
+                arrays[i] = packed[at : at + array.size].reshape(array.shape).copy()
+                at += array.size
+
+    def _loss_grad_lbfgs(
+        self, packed_coef_inter: np.ndarray, X: Any, y: np.ndarray, sample_weight: Any = None,
+        *buffers: Any,
+    ) -> tuple[float, np.ndarray]:  # fmt: skip
+        """The loss with its penalty and its gradient, in the order of the packed parameters.
+
+        `buffers` are those that scikit-learn passes, and are not used.
+        """
+        self._unpack(packed_coef_inter)
+        problem = self._problem
+        layout = Layout(problem.sizes)
+        dtype = packed_coef_inter.dtype
+        parameters, gradients = (
+            Parameters(layout, np.zeros(layout.length, dtype)) for _ in range(2)
+        )
+        for w, b, coef, intercept in zip(
+            parameters.weights, parameters.biases, self.coefs_, self.intercepts_, strict=True
+        ):
+            w[...], b[...] = coef.T, intercept
+        loss = perceptron.loss_and_gradients(problem, parameters, X, y, sample_weight, gradients)
+        return loss, _pack([g.T for g in gradients.weights], gradients.biases)
+
+    # -- without training ---------------------------------------------------------------------
+
+    def _check_solver(self) -> bool:
+        if self.solver not in STOCHASTIC:
+            raise AttributeError(
+                "partial_fit is only available for stochastic optimizers. "
+                f"{self.solver} is not stochastic."
+            )
+        return True
+
+    def _outputs(self, X: Any) -> np.ndarray:
+        """a^L of checked rows."""
+        if not hasattr(X, "toarray") and self._on_device(len(X)):
+            network = self._network(self.backend)
+            return network.predict(X.astype(network.dtype, copy=False))
+        return self._layers(X)[-1]
+
+    def _on_device(self, rows: int) -> bool:
+        """Whether a device was asked for, or has enough to do to be worth it."""
+        if self.backend == "numpy" or (self.backend == "auto" and rows < planning.CHUNK_ROWS):
+            return False
+        return self._network(self.backend).backend != "numpy"
+
+    def _layers(self, X: Any) -> list[np.ndarray]:
+        weights = [w.T for w in self.coefs_]
+        return perceptron.forward(X, weights, self.intercepts_, self._problem.names)
+
+    def _checked(self, X: Any) -> Any:
+        check_is_fitted(self)
+        return validate_data(self, _host(X), accept_sparse=["csr", "csc"], reset=False)
+
+    def predict(self, X: Any) -> Any:
+        """Labels (n,) or label indicators (n, n_L); of a regressor the values of the outputs.
+
+        Parameters
+        ----------
+        X : (n, n_0) array or sparse matrix
+            A CuPy array gives a CuPy array, where the answer is numbers.
+        """
+        return _as_given(self._from_outputs(self._outputs(self._checked(X))), X)
+
+    def transform(self, X: Any, layer: int = -1) -> Any:
+        """The activations of a hidden layer, by default the last: (n, n_l).
+
+        Parameters
+        ----------
+        X : (n, n_0) array or sparse matrix
+        layer : int
+            Which of the hidden layers, counted from 0, or from the last with -1.
+
+        Raises
+        ------
+        ValueError
+            If there is no such layer.
+        """
+        checked, hidden = self._checked(X), len(self.coefs_) - 1
+        if not isinstance(layer, Integral) or not -hidden <= layer < hidden:
+            raise ValueError(f"layer must be one of the {hidden} hidden layers, got {layer!r}")
+        return _as_given(self._layers(checked)[:-1][layer], X)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def __getstate__(self) -> Any:
+        state = super().__getstate__()
+        state.pop("_cache", None)  # a network on a device; it is made again where it is needed
+        return state
+
+    # -- to scikit-learn ------------------------------------------------------------------------
+
+    def to_sklearn(self) -> Any:
+        """The same estimator as a genuine one of scikit-learn, fitted if this one is.
+
+        Raises
+        ------
+        ValueError
+            For what scikit-learn's cannot be: one activation a layer, an activation or a loss of
+            ours, no hidden layer. Dropout, clipping and class weights are of training only, and
+            are left behind.
+        """
+        from sklearn.neural_network import _multilayer_perceptron as genuine
+
+        names = set(self._hidden_names())
+        if len(names) != 1 or not names <= set(ACTIVATIONS[:4]):
+            raise ValueError(
+                "scikit-learn's perceptrons have hidden layers of one activation, one of "
+                f"{', '.join(ACTIVATIONS[:4])}; this one has {sorted(names) or 'no hidden layer'}"
+            )
+        if self.loss == "absolute_error":
+            raise ValueError("scikit-learn's MLPRegressor has no loss 'absolute_error'")
+        kind = getattr(genuine, self._genuine)
+        parameters = self.get_params()
+        taken = {name: parameters[name] for name in kind().get_params()}
+        taken["activation"] = names.pop()
+        estimator = kind(**taken)
+        for name, value in vars(self).items():
+            if name in _FITTED and hasattr(self, name):
+                copied = [each.copy() for each in value] if name in _FITTED[:2] else value
+                setattr(estimator, name, copied)
+        return estimator
+
+
+#: What scikit-learn's estimator has after `fit`, and predicts with.
+_FITTED = (
+    "coefs_", "intercepts_", "n_layers_", "n_outputs_", "out_activation_", "n_iter_", "t_", "loss_",
+    "loss_curve_", "best_loss_", "validation_scores_", "best_validation_score_", "classes_",
+    "_label_binarizer", "n_features_in_", "feature_names_in_", "_random_state",
+    "_no_improvement_count",
+)  # fmt: skip
+
+
+class MLPClassifier(ClassifierMixin, _Perceptron):
+    __doc__ = f"""scikit-learn's `MLPClassifier`, trained by this library.
+
+    One label a sample (softmax, or one sigmoid for two classes) or many (a sigmoid each), by
+    cross-entropy.
+{_PARAMETERS}
+    class_weight : dict, list of dict or "balanced", optional
+        As of scikit-learn's linear classifiers: multiplies the samples' weights.
+{_ATTRIBUTES}
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> MLPClassifier(random_state=1, max_iter=300).fit(X, y).score(X, y) > 0.95
+    True
+    """
+
+    _losses = ("log_loss",)
+    _genuine = "MLPClassifier"
+    _is_classifier = True
+    _metric = staticmethod(accuracy_score)
+
+    def __init__(
+        self, hidden_layer_sizes=(100,), activation="relu", *, solver="adam", alpha=0.0001,
+        batch_size="auto", learning_rate="constant", learning_rate_init=0.001, power_t=0.5,
+        max_iter=200, shuffle=True, random_state=None, tol=1e-4, verbose=False, warm_start=False,
+        momentum=0.9, nesterovs_momentum=True, early_stopping=False, validation_fraction=0.1,
+        beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10, max_fun=15000,
+        backend="auto", class_weight=None, dropout=0.0, clip_norm=None, clip_value=None,
+    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        super().__init__(
+            hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
+            alpha=alpha, batch_size=batch_size, learning_rate=learning_rate,
+            learning_rate_init=learning_rate_init, power_t=power_t, max_iter=max_iter,
+            loss="log_loss", shuffle=shuffle, random_state=random_state, tol=tol, verbose=verbose,
+            warm_start=warm_start, momentum=momentum, nesterovs_momentum=nesterovs_momentum,
+            early_stopping=early_stopping, validation_fraction=validation_fraction,
+            beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, n_iter_no_change=n_iter_no_change,
+            max_fun=max_fun, backend=backend, dropout=dropout, clip_norm=clip_norm,
+            clip_value=clip_value,
+        )  # fmt: skip
+        self.class_weight = class_weight
+
+    def _output_name(self) -> str:
+        return "softmax" if self._label_binarizer.y_type_ == "multiclass" else "logistic"
+
+    def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
+        X, y = validate_data(
+            self, X, y, accept_sparse=["csr", "csc"], multi_output=True,
+            dtype=(np.float64, np.float32), reset=reset,
+        )  # fmt: skip
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        if not hasattr(self, "classes_") or (not self.warm_start and not incremental):
+            self._label_binarizer = LabelBinarizer().fit(y)
+            self.classes_ = self._label_binarizer.classes_
+        else:
+            classes = unique_labels(y)
+            if self.warm_start and set(classes) != set(self.classes_):
+                raise ValueError(
+                    "warm_start can only be used where `y` has the same classes as in the "
+                    f"previous call to fit. Previously got {self.classes_}, `y` has {classes}"
+                )
+            if len(np.setdiff1d(classes, self.classes_, assume_unique=True)):
+                raise ValueError(
+                    f"`y` has classes not in `self.classes_`. `self.classes_` has "
+                    f"{self.classes_}. 'y' has {classes}."
+                )
+        self._labels_seen = y if self.class_weight is not None else None
+        return X, self._label_binarizer.transform(y).astype(bool)
+
+    def _weighted_by_class(self, y: np.ndarray, sample_weight: Any) -> Any:
+        labels = self.__dict__.pop("_labels_seen", None)
+        if labels is None:
+            return sample_weight
+        weights = compute_sample_weight(self.class_weight, labels)
+        return weights if sample_weight is None else weights * sample_weight
+
+    def _labels(self, y: np.ndarray) -> Any:
+        return self._label_binarizer.inverse_transform(y)
+
+    def _from_outputs(self, a: np.ndarray) -> Any:
+        return self._label_binarizer.inverse_transform(a.ravel() if self.n_outputs_ == 1 else a)
+
+    @available_if(lambda estimator: estimator._check_solver())
+    @with_callbacks
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Any:
+        """One epoch more over X and y, as `fit`.
+
+        Parameters
+        ----------
+        X, y, sample_weight : as of `fit`
+        classes : array, optional
+            All labels that there will be; needed in the first call.
+        """
+        if not hasattr(self, "classes_") and classes is None:
+            raise ValueError("classes must be passed on the first call to partial_fit.")
+        if classes is not None:
+            classes = unique_labels(classes)
+            if hasattr(self, "classes_") and not np.array_equal(self.classes_, classes):
+                raise ValueError(
+                    f"`classes={classes!r}` is not the same as on last call to partial_fit, was: "
+                    f"{self.classes_!r}"
+                )
+        if not hasattr(self, "classes_"):
+            multilabel = type_of_target(y).startswith("multilabel")
+            self._label_binarizer = LabelBinarizer().fit(y if multilabel else classes)
+            self.classes_ = classes
+        return self._fit(X, y, sample_weight, incremental=True)
+
+    def predict_proba(self, X: Any) -> Any:
+        """The probability of each class, (n, classes), in the order of ``classes_``."""
+        a = self._outputs(self._checked(X))
+        if self.n_outputs_ == 1:
+            a = np.hstack([1 - a, a])
+        return _as_given(a, X)
+
+    def predict_log_proba(self, X: Any) -> Any:
+        """The logarithm of `predict_proba`."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.predict_proba(X))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+
+class MLPRegressor(RegressorMixin, _Perceptron):
+    __doc__ = f"""scikit-learn's `MLPRegressor`, trained by this library.
+
+    One number a sample or several, by half the squared error, half the Poisson deviance (with an
+    exponential output) or, beyond scikit-learn, the absolute error.
+
+    ``loss`` : {{"squared_error", "poisson", "absolute_error"}}, default "squared_error",
+    is the first parameter.
+{_PARAMETERS}
+{_ATTRIBUTES}
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.linspace(-1, 1, 200)[:, None]
+    >>> net = MLPRegressor(hidden_layer_sizes=(20,), solver="lbfgs", random_state=1)
+    >>> net.fit(X, np.sin(3 * X[:, 0])).score(X, np.sin(3 * X[:, 0])) > 0.99
+    True
+    """
+
+    _losses = ("squared_error", "poisson", "absolute_error")
+    _genuine = "MLPRegressor"
+    _is_classifier = False
+    _metric = staticmethod(r2_score)
+
+    def __init__(
+        self, loss="squared_error", hidden_layer_sizes=(100,), activation="relu", *,
+        solver="adam", alpha=0.0001, batch_size="auto", learning_rate="constant",
+        learning_rate_init=0.001, power_t=0.5, max_iter=200, shuffle=True, random_state=None,
+        tol=1e-4, verbose=False, warm_start=False, momentum=0.9, nesterovs_momentum=True,
+        early_stopping=False, validation_fraction=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-8,
+        n_iter_no_change=10, max_fun=15000, backend="auto", dropout=0.0, clip_norm=None,
+        clip_value=None,
+    ):  # type: ignore[no-untyped-def]  # fmt: skip
+        super().__init__(
+            hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
+            alpha=alpha, batch_size=batch_size, learning_rate=learning_rate,
+            learning_rate_init=learning_rate_init, power_t=power_t, max_iter=max_iter, loss=loss,
+            shuffle=shuffle, random_state=random_state, tol=tol, verbose=verbose,
+            warm_start=warm_start, momentum=momentum, nesterovs_momentum=nesterovs_momentum,
+            early_stopping=early_stopping, validation_fraction=validation_fraction,
+            beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, n_iter_no_change=n_iter_no_change,
+            max_fun=max_fun, backend=backend, dropout=dropout, clip_norm=clip_norm,
+            clip_value=clip_value,
+        )  # fmt: skip
+
+    def _output_name(self) -> str:
+        return "exp" if self.loss == "poisson" else "identity"
+
+    def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
+        X, y = validate_data(
+            self, X, y, accept_sparse=["csr", "csc"], multi_output=True, y_numeric=True,
+            dtype=(np.float64, np.float32), reset=reset,
+        )  # fmt: skip
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        if self.loss == "poisson" and (y < 0).any():
+            raise ValueError("loss='poisson' needs y >= 0")
+        return X, y
+
+    def _labels(self, y: np.ndarray) -> Any:
+        return self._from_outputs(y)
+
+    def _from_outputs(self, a: np.ndarray) -> Any:
+        return a.ravel() if a.shape[1] == 1 else a
+
+    @available_if(lambda estimator: estimator._check_solver())
+    @with_callbacks
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        """One epoch more over X and y, as `fit`."""
+        return self._fit(X, y, sample_weight, incremental=True)
+
+
+# -- scikit-learn's callbacks ---------------------------------------------------------------------
+
+
+class _Hooks:
+    """The hooks of scikit-learn's callbacks, an epoch being a subtask of `fit`."""
+
+    def __init__(self, estimator: Any, context: Any, X: Any, y: Any, metadata: dict) -> None:
+        self._estimator, self._context = estimator, context
+        self._data = {"X": X, "y": y, "metadata": metadata}
+        self._epoch: Any = None
+
+    def begin(self) -> None:
+        self._context.call_on_fit_task_begin(estimator=self._estimator, **self._data)
+
+    def begin_epoch(self) -> None:
+        if self._context is not None:
+            self._epoch = self._context.subcontext(task_name="epoch")
+            self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._data)
+
+    def end_epoch(self) -> bool:
+        """Whether a callback asks to stop."""
+        if self._context is None:
+            return False
+        return bool(
+            self._epoch.call_on_fit_task_end(
+                estimator=self._estimator, reconstruction_attributes=self._fitted, **self._data
+            )
+        )
+
+    def end(self) -> None:
+        if self._context is not None:
+            self._context.call_on_fit_task_end(
+                estimator=self._estimator, reconstruction_attributes={}, **self._data
+            )
+
+    def _fitted(self) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in vars(self._estimator).items()
+            if name.endswith("_") and not name.startswith("__")
+        } | {"_label_binarizer": getattr(self._estimator, "_label_binarizer", None)}
+
+
+# -- parameters and arrays ------------------------------------------------------------------------
+
+
+def _one_of(*names: str) -> tuple[Any, str]:
+    listed = ", ".join(repr(name) for name in sorted(names))
+    return (lambda value: isinstance(value, str) and value in names), f"a str among {{{listed}}}"
+
+
+def _number(kind: Any, span: str, *others: Any) -> tuple[Any, str]:
+    """A number of a kind in a span such as "[0, inf)", or one of the others."""
+    low, high = (float(end) for end in span[1:-1].split(","))
+    what = "an int" if kind is Integral else "a float"
+
+    def is_valid(value: Any) -> bool:
+        if isinstance(value, str) or value is None:
+            return value in others
+        if any(isinstance(other, float) and value == other for other in others):
+            return True
+        if not isinstance(value, kind) or isinstance(value, (bool, np.bool_)):
+            return False
+        above = value >= low if span[0] == "[" else value > low
+        return bool(above and (value <= high if span[-1] == "]" else value < high))
+
+    expected = " or ".join([f"{what} in the range {span}", *map(repr, others)])
+    return is_valid, expected
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, (bool, np.bool_))
+
+
+def _is_activation(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in ACTIVATIONS
+    return isinstance(value, (list, tuple)) and all(name in ACTIVATIONS for name in value)
+
+
+#: Parameter -> whether a value is valid, and what is.
+_RULES: dict[str, tuple[Any, str]] = {
+    "hidden_layer_sizes": (
+        lambda value: isinstance(value, Integral) or hasattr(value, "__iter__"),
+        "an array-like or an int in the range [1, inf)",
+    ),
+    "activation": (
+        _is_activation,
+        f"one of {{{', '.join(map(repr, ACTIVATIONS))}}}, or a list of them",
+    ),
+    "solver": _one_of("lbfgs", *STOCHASTIC),
+    "alpha": _number(Real, "[0, inf)"),
+    "batch_size": _number(Integral, "[1, inf)", "auto"),
+    "learning_rate": _one_of("constant", "invscaling", "adaptive"),
+    "learning_rate_init": _number(Real, "(0, inf)"),
+    "power_t": _number(Real, "[0, inf)"),
+    "max_iter": _number(Integral, "[1, inf)"),
+    "shuffle": (_is_flag, "a bool"),
+    "tol": _number(Real, "[0, inf)"),
+    "verbose": (
+        lambda value: _is_flag(value) or (isinstance(value, Integral) and value >= 0),
+        "a bool or an int in the range [0, inf)",
+    ),
+    "warm_start": (_is_flag, "a bool"),
+    "momentum": _number(Real, "[0, 1]"),
+    "nesterovs_momentum": (_is_flag, "a bool"),
+    "early_stopping": (_is_flag, "a bool"),
+    "validation_fraction": _number(Real, "[0, 1)"),
+    "beta_1": _number(Real, "[0, 1)"),
+    "beta_2": _number(Real, "[0, 1)"),
+    "epsilon": _number(Real, "(0, inf)"),
+    "n_iter_no_change": _number(Integral, "[1, inf)", np.inf),
+    "max_fun": _number(Integral, "[1, inf)"),
+    "backend": _one_of("auto", "numpy", "cuda", "numba_cuda"),
+    "dropout": _number(Real, "[0, 1)"),
+    "clip_norm": _number(Real, "(0, inf)", None),
+    "clip_value": _number(Real, "(0, inf)", None),
+}
+
+
+def _invalid(estimator: str, name: str, expected: str, value: Any) -> ValueError:
+    from sklearn.utils._param_validation import InvalidParameterError
+
+    return InvalidParameterError(
+        f"The {name!r} parameter of {estimator} must be {expected}. Got {value!r} instead."
+    )
+
+
+def _pack(coefs: Any, intercepts: Any) -> np.ndarray:
+    return np.hstack([array.ravel() for array in (*coefs, *intercepts)])
+
+
+def _is_cupy(array: Any) -> bool:
+    return type(array).__module__.partition(".")[0] == "cupy"
+
+
+def _host(array: Any) -> Any:
+    """A CuPy array's numbers; anything else as it is."""
+    return array.get() if _is_cupy(array) else array
+
+
+def _as_given(result: Any, X: Any) -> Any:
+    """The result where X is: on the device, if it is numbers and X a CuPy array."""
+    if _is_cupy(X) and isinstance(result, np.ndarray) and result.dtype.kind in "fiub":
+        import cupy
+
+        return cupy.asarray(result)
+    return result
