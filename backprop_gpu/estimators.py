@@ -16,7 +16,13 @@ from typing import Any
 
 import numpy as np
 from sklearn import get_config
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    RegressorMixin,
+    TransformerMixin,
+)
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import train_test_split
@@ -38,7 +44,7 @@ except ImportError:  # before scikit-learn 1.9
     class CallbackSupportMixin:  # type: ignore[no-redef]
         """Nothing: this scikit-learn has no callbacks."""
 
-    def with_callbacks(method: Any) -> Any:  # type: ignore[no-redef]
+    def with_callbacks(method: Any) -> Any:
         return method
 
 
@@ -128,17 +134,19 @@ _ATTRIBUTES = """
 """
 
 
-class _Perceptron(CallbackSupportMixin, BaseEstimator):
+class _Perceptron(
+    CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     """What classifier and regressor share; they say what y means, and the loss."""
 
     loss: str
 
-    def __init__(
+    def __init__(  # type: ignore[no-untyped-def]
         self, *, hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate,
         learning_rate_init, power_t, max_iter, loss, shuffle, random_state, tol, verbose,
         warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction, beta_1,
         beta_2, epsilon, n_iter_no_change, max_fun, backend, dropout, clip_norm, clip_value,
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+    ):  # fmt: skip
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.solver = solver
@@ -290,11 +298,11 @@ class _Perceptron(CallbackSupportMixin, BaseEstimator):
             stops = self.early_stopping
             self.loss_curve_: list[float] = []
             self._no_improvement_count = 0
-            self.validation_scores_ = [] if stops else None
-            self.validation_loss_curve_ = [] if stops else None
-            self.best_validation_score_ = -np.inf if stops else None
-            self.best_loss_ = None if stops else np.inf
-            self._best = None
+            self.validation_scores_: Any = [] if stops else None
+            self.validation_loss_curve_: Any = [] if stops else None
+            self.best_validation_score_: Any = -np.inf if stops else None
+            self.best_loss_: Any = None if stops else np.inf
+            self._best: Any = None
 
     def _network(self, backend: str) -> Network:
         """A network with the current parameters, the last one where it still fits."""
@@ -389,9 +397,7 @@ class _Perceptron(CallbackSupportMixin, BaseEstimator):
         if obstacle is None:
             network = self._network(self.backend)
             epochs = 1 if incremental else self.max_iter
-            return EngineEpochs(
-                self._problem, network, X, y, batch_size, epochs, self._optimizer
-            )
+            return EngineEpochs(self._problem, network, X, y, batch_size, epochs, self._optimizer)
         if self.backend in ("cuda", "numba_cuda"):
             warnings.warn(
                 f"backend {self.backend!r} was asked for, but NumPy trains this: {obstacle}",
@@ -621,6 +627,10 @@ class _Perceptron(CallbackSupportMixin, BaseEstimator):
             raise ValueError(f"layer must be one of the {hidden} hidden layers, got {layer!r}")
         return _as_given(self._layers(checked)[:-1][layer], X)
 
+    @property
+    def _n_features_out(self) -> int:
+        return int(self.coefs_[-1].shape[0])
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
@@ -696,14 +706,14 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     _is_classifier = True
     _metric = staticmethod(accuracy_score)
 
-    def __init__(
+    def __init__(  # type: ignore[no-untyped-def]
         self, hidden_layer_sizes=(100,), activation="relu", *, solver="adam", alpha=0.0001,
         batch_size="auto", learning_rate="constant", learning_rate_init=0.001, power_t=0.5,
         max_iter=200, shuffle=True, random_state=None, tol=1e-4, verbose=False, warm_start=False,
         momentum=0.9, nesterovs_momentum=True, early_stopping=False, validation_fraction=0.1,
         beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10, max_fun=15000,
         backend="auto", class_weight=None, dropout=0.0, clip_norm=None, clip_value=None,
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+    ):  # fmt: skip
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
             alpha=alpha, batch_size=batch_size, learning_rate=learning_rate,
@@ -826,7 +836,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     _is_classifier = False
     _metric = staticmethod(r2_score)
 
-    def __init__(
+    def __init__(  # type: ignore[no-untyped-def]
         self, loss="squared_error", hidden_layer_sizes=(100,), activation="relu", *,
         solver="adam", alpha=0.0001, batch_size="auto", learning_rate="constant",
         learning_rate_init=0.001, power_t=0.5, max_iter=200, shuffle=True, random_state=None,
@@ -834,7 +844,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         early_stopping=False, validation_fraction=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-8,
         n_iter_no_change=10, max_fun=15000, backend="auto", dropout=0.0, clip_norm=None,
         clip_value=None,
-    ):  # type: ignore[no-untyped-def]  # fmt: skip
+    ):  # fmt: skip
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
             alpha=alpha, batch_size=batch_size, learning_rate=learning_rate,
@@ -974,7 +984,7 @@ _RULES: dict[str, tuple[Any, str]] = {
     "shuffle": (_is_flag, "a bool"),
     "tol": _number(Real, "[0, inf)"),
     "verbose": (
-        lambda value: _is_flag(value) or (isinstance(value, Integral) and value >= 0),
+        lambda value: _is_flag(value) or (isinstance(value, int | np.integer) and value >= 0),
         "a bool or an int in the range [0, inf)",
     ),
     "warm_start": (_is_flag, "a bool"),

@@ -81,6 +81,11 @@ class Optimizer:
         """(μ, 0, 0) or (β1, β2, ε)."""
         return (0.0, 0.0, 0.0)
 
+    @property
+    def kernel_constants(self) -> tuple[float, float, float]:
+        """`constants` as the CUDA C++ kernels take them: (μ, 0, 0) or (1-β1, 1-β2, ε)."""
+        return self.constants
+
     def coefficients(self, learning_rates: np.ndarray, first_step: int) -> np.ndarray:
         """One row (c0, c1, c2, c3) a step, float64; steps count from `first_step` + 1."""
         rows = np.zeros((len(learning_rates), COEFFICIENTS))
@@ -156,6 +161,10 @@ class Adam(Optimizer):
     @property
     def constants(self) -> tuple[float, float, float]:
         return (self.beta1, self.beta2, self.epsilon)
+
+    @property
+    def kernel_constants(self) -> tuple[float, float, float]:
+        return (1.0 - self.beta1, 1.0 - self.beta2, self.epsilon)
 
     def coefficients(self, learning_rates: np.ndarray, first_step: int) -> np.ndarray:
         rows = super().coefficients(learning_rates, first_step)

@@ -93,3 +93,20 @@ def test_orders_and_penalties_are_the_callers() -> None:
     assert found["there"][0][0] != found["and back"][0][0]
     # One step with l2 more takes η l2 w more away; the second starts from there.
     assert np.abs(found["penalised"][1]).sum() < np.abs(found["there"][1]).sum()
+
+
+@pytest.mark.parametrize("engine", ["layered", "resident"])
+@pytest.mark.parametrize("backend", ["numpy", "host_cuda"])
+def test_adams_moments_keep_the_digits_of_float32(engine: str, backend: str) -> None:
+    """1 - β2 must not be taken from a rounded β2: it would be off by 1.3e-5."""
+    X, Y = problem("float32")
+    net = network("float32", backend)
+    g = net.gradients(X, Y)
+    driver = Driver(net, X, Y, epochs=10**6, batch_size=ROWS, optimizer=optimizers.get("adam"),
+                    engine=engine)  # fmt: skip
+    driver.run(np.arange(ROWS), 1e-3)
+    m, v = (net._layout.views(net._backend.to_numpy(slot))[0] for slot in driver.slots)
+    for l, (gradient, _) in enumerate(g):
+        np.testing.assert_allclose(m[l], 0.1 * gradient, rtol=2e-6, atol=1e-9)
+        large = np.abs(gradient) > 1e-4  # of the others the gradient's own rounding is seen
+        np.testing.assert_allclose(v[l][large], 0.001 * np.float64(gradient[large]) ** 2, rtol=6e-6)

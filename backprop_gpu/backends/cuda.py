@@ -475,7 +475,8 @@ class CudaBackend:
             self._kernels.update(optimizer.rule), count,
             parameters.flat, gradients.flat, first, second, epoch.coefficients, epoch.step, scale,
             np.int64(count), np.int64(parameters.layout.weights_end),
-            *map(self._scalar, (clip_value, optimizer.l1, optimizer.l2, *optimizer.constants)),
+            *map(self._scalar, (clip_value, optimizer.l1, optimizer.l2)),
+            *map(self._scalar, optimizer.kernel_constants),
         )  # fmt: skip
 
     def advance(self, epoch: CudaEpoch) -> None:

@@ -24,9 +24,13 @@ _ABANDONED = 1 << 62
 
 
 def cores() -> int:
-    """The CPUs that this process may use."""
+    """The CPUs that this process may use: at most NUMBA_NUM_THREADS, which joblib sets in its
+    workers so that they do not all use all of them.
+    """
     usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable else os.cpu_count() or 1
+    count = len(usable(0)) if usable else os.cpu_count() or 1
+    limit = os.environ.get("NUMBA_NUM_THREADS", "")
+    return max(1, min(count, int(limit))) if limit.isdecimal() else count
 
 
 class ResidentEngine(LayeredEngine):

@@ -369,7 +369,7 @@ def penalize(p: Array, g: Array, l1: float, l2: float) -> None:
 def apply_rule(rule: int, p: Array, g: Array, s: Array, t: Array, c: Array, d: Array) -> None:
     """One of the rules of `optimizers`, c being the step's coefficients and d the constants."""
     T = p.dtype.type
-    c0, c1, c2, c3 = T(c[0]), T(c[1]), T(c[2]), T(c[3])
+    c0, c1, c2 = T(c[0]), T(c[1]), T(c[2])
     if rule == SGD:
         for i in range(p.size):
             p[i] -= c0 * g[i]
@@ -384,11 +384,12 @@ def apply_rule(rule: int, p: Array, g: Array, s: Array, t: Array, c: Array, d: A
             s[i] = mu * s[i] - c0 * g[i]
             p[i] += mu * s[i] - c0 * g[i]
     else:
-        beta1, beta2, epsilon, one = T(d[0]), T(d[1]), T(d[2]), T(1)
-        keep = one - c3
+        beta1, beta2, epsilon, keep = T(d[0]), T(d[1]), T(d[2]), T(1.0 - c[3])
+        # In float32 1 - β2 would lose what β2 was rounded by, a hundred-thousandth of it.
+        rest1, rest2 = T(1.0 - d[0]), T(1.0 - d[1])
         for i in range(p.size):
-            s[i] = beta1 * s[i] + (one - beta1) * g[i]
-            t[i] = beta2 * t[i] + (one - beta2) * g[i] * g[i]
+            s[i] = beta1 * s[i] + rest1 * g[i]
+            t[i] = beta2 * t[i] + rest2 * g[i] * g[i]
             p[i] = keep * p[i] - c1 * s[i] / (math.sqrt(t[i]) * c2 + epsilon)
 
 

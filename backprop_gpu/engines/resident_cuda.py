@@ -144,4 +144,4 @@ def _constants(member: Member) -> tuple[float, ...]:
     """What the kernel takes as numbers, a row of ``constants``."""
     optimizer = member.hyperparameters.optimizer
     limit = inf if optimizer.clip_value is None else optimizer.clip_value
-    return limit, optimizer.l1, optimizer.l2, *optimizer.constants
+    return limit, optimizer.l1, optimizer.l2, *optimizer.kernel_constants

@@ -6,7 +6,8 @@
 //   Adam       m ← β1 m + (1-β1) g,  v ← β2 v + (1-β2) g²,  p ← p - c1 m / (√v c2 + ε)
 //   AdamW      Adam, after w ← w - c3 w
 //
-// c0 … c3 are the step's row of the coefficients (backprop_gpu/optimizers.py).
+// c0 … c3 are the step's row of the coefficients (backprop_gpu/optimizers.py). Adam takes 1-β1 and
+// 1-β2: in float, 1 - 0.999 would be off by a hundred-thousandth of itself.
 #pragma once
 
 struct Sgd {
@@ -35,9 +36,9 @@ struct Nesterov {
 struct Adam {
   static constexpr int slots = 2;
   template <class T>
-  static __device__ T apply(T p, T g, T& m, T& v, const T* c, T beta1, T beta2, T epsilon, bool) {
-    m = beta1 * m + (T(1) - beta1) * g;
-    v = beta2 * v + (T(1) - beta2) * g * g;
+  static __device__ T apply(T p, T g, T& m, T& v, const T* c, T rest1, T rest2, T epsilon, bool) {
+    m = (T(1) - rest1) * m + rest1 * g;
+    v = (T(1) - rest2) * v + rest2 * g * g;
     return p - c[1] * m / (sqrt(v) * c[2] + epsilon);
   }
 };
@@ -45,10 +46,10 @@ struct Adam {
 struct AdamW {
   static constexpr int slots = 2;
   template <class T>
-  static __device__ T apply(T p, T g, T& m, T& v, const T* c, T beta1, T beta2, T epsilon,
+  static __device__ T apply(T p, T g, T& m, T& v, const T* c, T rest1, T rest2, T epsilon,
                             bool weight) {
     if (weight) p -= c[3] * p;
-    return Adam::apply(p, g, m, v, c, beta1, beta2, epsilon, weight);
+    return Adam::apply(p, g, m, v, c, rest1, rest2, epsilon, weight);
   }
 };
 

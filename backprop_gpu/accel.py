@@ -1,0 +1,183 @@
+"""An unchanged script gets this library's perceptrons where it asks for scikit-learn's.
+
+    python -m backprop_gpu.accel [--verbose] script.py [arguments]
+    python -m backprop_gpu.accel [--verbose] -m module [arguments]
+    %load_ext backprop_gpu.accel
+
+`install` binds ``sklearn.neural_network.MLPClassifier`` and ``MLPRegressor`` to classes of the same
+names here; what was imported from there before keeps scikit-learn's. ``isinstance`` takes
+scikit-learn's own objects for theirs too, such as come out of older pickles. A subclass that
+overrides a private method of scikit-learn's, and a parameter that only a newer scikit-learn knows,
+are handed back to scikit-learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+import warnings
+from abc import ABCMeta
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import sklearn.neural_network
+from sklearn.neural_network import _multilayer_perceptron as genuine
+
+from . import estimators
+
+NAMES = ("MLPClassifier", "MLPRegressor")
+_verbose = False
+
+
+def _report(line: str) -> None:
+    if _verbose:
+        print(f"backprop_gpu: {line}", file=sys.stderr)
+
+
+class _Accelerated(ABCMeta):
+    """Decides, of every subclass and of every object, whether it can be ours."""
+
+    _theirs: Any
+
+    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> Any:
+        ours = [base for base in bases if isinstance(base, _Accelerated)]
+        for base in ours:
+            theirs = base._theirs
+            private = [
+                method
+                for method, value in namespace.items()
+                if method.startswith("_") and not method.startswith("__") and callable(value)
+                and hasattr(theirs, method)
+            ]  # fmt: skip
+            if private and base.__module__ != __name__:
+                warnings.warn(
+                    f"{name} overrides {', '.join(private)}, which only scikit-learn calls, of "
+                    f"{base.__name__}, which is this library's: it has no effect. Run this script "
+                    "without backprop_gpu.accel",
+                    stacklevel=2,
+                )
+            elif private:
+                _report(
+                    f"{name} is scikit-learn's {theirs.__name__}: it overrides "
+                    f"{', '.join(private)}, which only scikit-learn calls"
+                )
+                given = tuple(theirs if each in ours else each for each in bases)
+                return type(theirs)(name, given, namespace)
+        return super().__new__(mcls, name, bases, namespace)
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        if cls.__module__ == __name__:  # not one of a user's subclasses
+            newer = [name for name in kwargs if name not in _parameters(cls)]
+            if newer and all(name in _parameters(cls._theirs) for name in newer):
+                _report(
+                    f"{cls.__name__} is scikit-learn's: parameter {', '.join(newer)} is newer than "
+                    "this library"
+                )
+                return cls._theirs(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        if super().__instancecheck__(instance):
+            return True
+        return cls.__module__ == __name__ and isinstance(instance, cls._theirs)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        if super().__subclasscheck__(subclass):
+            return True
+        return cls.__module__ == __name__ and issubclass(subclass, cls._theirs)
+
+
+def _parameters(cls: Any) -> set[str]:
+    return set(cls._get_param_names())
+
+
+class _Reporting:
+    """Says what every fit ran on."""
+
+    def _fit(self, *args: Any, **kwargs: Any) -> Any:
+        fitted = super()._fit(*args, **kwargs)  # type: ignore[misc]
+        units = [w.shape[0] for w in fitted.coefs_] + [fitted.n_outputs_]
+        plan = "; ".join(line.strip() for line in fitted.plan_.splitlines())
+        _report(f"{type(self).__name__} {units}: {plan}")
+        return fitted
+
+
+class MLPClassifier(_Reporting, estimators.MLPClassifier, metaclass=_Accelerated):
+    __doc__ = str(estimators.MLPClassifier.__doc__)
+    _theirs = genuine.MLPClassifier
+
+
+class MLPRegressor(_Reporting, estimators.MLPRegressor, metaclass=_Accelerated):
+    __doc__ = str(estimators.MLPRegressor.__doc__)
+    _theirs = genuine.MLPRegressor
+
+
+def install(verbose: bool = False) -> None:
+    """Give ours to whoever asks ``sklearn.neural_network`` from now on.
+
+    Parameters
+    ----------
+    verbose : bool
+        Print to stderr what trains each network and why, and what is handed back.
+    """
+    global _verbose
+    _verbose = verbose
+    for name in NAMES:
+        setattr(sklearn.neural_network, name, globals()[name])
+
+
+def uninstall() -> None:
+    """Give scikit-learn's own again."""
+    for name in NAMES:
+        setattr(sklearn.neural_network, name, getattr(genuine, name))
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """``%load_ext backprop_gpu.accel``"""
+    install()
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """``%unload_ext backprop_gpu.accel``"""
+    uninstall()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m backprop_gpu.accel",
+        description="Run a script with this library's perceptrons in place of scikit-learn's.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="print what trains each network and why, and what is handed back to scikit-learn",
+    )
+    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="script.py [arguments]")
+    asked = parser.parse_args(arguments)
+    if asked.module is None:
+        if not asked.rest:
+            parser.error("a script or -m MODULE is needed")
+        if not Path(asked.rest[0]).exists():
+            parser.error(f"no such script: {asked.rest[0]}")
+    install(asked.verbose)
+    if asked.module is not None:
+        sys.argv = [asked.module, *asked.rest]
+        sys.path.insert(0, "")
+        runpy.run_module(asked.module, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(asked.rest)
+        sys.path[0] = str(Path(asked.rest[0]).resolve().parent)
+        runpy.run_path(asked.rest[0], run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    # Under its own name, so that what a script pickles is found again.
+    from backprop_gpu import accel
+
+    sys.exit(accel.main())

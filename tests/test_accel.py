@@ -1,0 +1,153 @@
+"""`python -m backprop_gpu.accel`: an unchanged script gets our perceptrons."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import pickle, sys, warnings
+warnings.simplefilter("ignore")
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.neural_network import MLPClassifier, MLPRegressor, BernoulliRBM
+
+X, y = load_iris(return_X_y=True)
+
+
+class Mine(MLPClassifier):
+    def greet(self):
+        return "hello"
+
+
+class Reaching(MLPClassifier):
+    def _init_coef(self, fan_in, fan_out, dtype):
+        return super()._init_coef(fan_in, fan_out, dtype)
+
+
+def origin(estimator):
+    return next(c.__module__ for c in type(estimator).__mro__ if c.__module__ != "__main__")
+
+
+kinds = MLPClassifier, Mine, Reaching, MLPRegressor
+for est in [kind(hidden_layer_sizes=(4,), max_iter=3, random_state=0) for kind in kinds]:
+    est = clone(est).fit(X, y)
+    again = pickle.loads(pickle.dumps(est))
+    assert (again.predict(X) == est.predict(X)).all()
+    assert isinstance(est, (MLPClassifier, MLPRegressor))
+    print(type(est).__name__, origin(est), float(est.loss_))
+print(Mine().greet(), issubclass(Reaching, MLPClassifier))
+print(isinstance(BernoulliRBM(), MLPClassifier))
+MLPClassifier((4,), max_iter=2).fit(X, y, sample_weight=y + 1.0)
+if len(sys.argv) > 2:
+    with open(sys.argv[2], "rb") as file:
+        old = pickle.load(file)
+    print("old", isinstance(old, MLPClassifier), isinstance(old, MLPRegressor))
+print(sys.argv[1:], __name__)
+"""
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def test_a_script_gets_ours_and_the_same_answers(script: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.pickle"
+    made = run(
+        "-c",
+        "import pickle, sys\n"
+        "from sklearn.neural_network import MLPClassifier\n"
+        "model = MLPClassifier((2,), max_iter=1).fit([[0.], [1.]], [0, 1])\n"
+        "pickle.dump(model, open(sys.argv[1], 'wb'))",
+        str(old),
+    )
+    assert made.returncode == 0, made.stderr
+    plain = run(str(script), "a", str(old))
+    fast = run("-m", "backprop_gpu.accel", str(script), "a", str(old))
+    assert plain.returncode == fast.returncode == 0, fast.stderr
+    theirs, ours = (out.stdout.splitlines() for out in (plain, fast))
+    origins = [line.split()[1].split(".")[0] for line in ours[:4]]
+    assert origins == ["backprop_gpu", "backprop_gpu", "sklearn", "backprop_gpu"]
+    losses = [[float(line.split()[2]) for line in lines[:3]] for lines in (theirs, ours)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+    assert ours[4:] == theirs[4:]
+    assert ours[4:7] == ["hello True", "False", "old True False"]
+    assert ours[7] == f"['a', '{old}'] __main__"
+    assert "backprop_gpu:" not in fast.stderr
+
+
+def test_verbose_says_what_was_accelerated_and_what_was_not(script: Path) -> None:
+    out = run("-m", "backprop_gpu.accel", "--verbose", str(script))
+    assert out.returncode == 0, out.stderr
+    assert "MLPClassifier [4, 4, 3]: backend" in out.stderr
+    assert "engine layered" in out.stderr
+    assert "because samples have weights" in out.stderr
+    assert "Reaching is scikit-learn's MLPClassifier: it overrides _init_coef" in out.stderr
+
+
+def test_a_module_and_a_wrong_name(tmp_path: Path) -> None:
+    out = run("-m", "backprop_gpu.accel", "-m", "this")
+    assert "Zen of Python" in out.stdout
+    missing = run("-m", "backprop_gpu.accel", str(tmp_path / "none.py"))
+    assert missing.returncode == 2
+    assert "no such script" in missing.stderr
+    assert run("-m", "backprop_gpu.accel").returncode == 2
+
+
+def test_what_only_a_newer_scikit_learn_knows_is_handed_back() -> None:
+    out = run(
+        "-c",
+        "from backprop_gpu import accel\n"
+        "class Newer(accel.genuine.MLPClassifier):\n"
+        "    def __init__(self, hidden_layer_sizes=(100,), *, novelty=None):\n"
+        "        super().__init__(hidden_layer_sizes)\n"
+        "        self.novelty = novelty\n"
+        "accel.MLPClassifier._theirs = Newer\n"
+        "accel.install(verbose=True)\n"
+        "from sklearn.neural_network import MLPClassifier\n"
+        "est = MLPClassifier(novelty=3)\n"
+        "print(type(est).__name__, isinstance(est, MLPClassifier))\n"
+        "print(type(MLPClassifier()).__module__)\n"
+        "accel.uninstall()\n"
+        "from sklearn.neural_network import MLPClassifier\n"
+        "print(MLPClassifier is accel.genuine.MLPClassifier)\n",
+    )
+    assert out.stdout.split() == ["Newer", "True", "backprop_gpu.accel", "True"], out.stderr
+    assert "parameter novelty is newer than this library" in out.stderr
+
+
+def test_a_private_method_below_one_of_ours_is_warned_of() -> None:
+    out = run(
+        "-W", "always", "-c",
+        "from backprop_gpu import accel\n"
+        "class Mine(accel.MLPClassifier): pass\n"
+        "class Deeper(Mine):\n"
+        "    def _init_coef(self): pass\n",
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    assert "Deeper overrides _init_coef" in out.stderr
+
+
+def test_as_an_extension_of_ipython() -> None:
+    out = run(
+        "-c",
+        "from backprop_gpu import accel\n"
+        "accel.load_ipython_extension(None)\n"
+        "import sklearn.neural_network as n; print(n.MLPClassifier.__module__)\n"
+        "accel.unload_ipython_extension(None); print(n.MLPClassifier.__module__)\n",
+    )
+    assert out.stdout.split() == [
+        "backprop_gpu.accel", "sklearn.neural_network._multilayer_perceptron",
+    ]  # fmt: skip
