@@ -76,7 +76,6 @@ struct Epoch {
   double* costs;
   const int rows, thread, warp, lane, rank;
   const int first_column, own_columns;  // of X and w[1], this block's
-  const int before;  // columns of X in front of those, for the sake of aligned copies
   const T clip_value, l1, l2, d1, d2, epsilon;
   AsyncCopies copies;
   int row[rows_of_warp];  // of X, that this warp fetches next
@@ -89,7 +88,6 @@ struct Epoch {
         costs(costs_), rows(rows_), thread(threadIdx.x), warp(threadIdx.x / 32),
         lane(threadIdx.x % 32), rank(rank_), first_column(rank_ * Shared::columns),
         own_columns(max(0, min(Shared::columns, INPUTS - first_column))),
-        before(Shared::converts ? first_column % at_once<Stored, INPUTS> : 0),
         clip_value(constants[0]), l1(constants[1]), l2(constants[2]), d1(constants[3]),
         d2(constants[4]), epsilon(constants[5]) {}
 
@@ -105,17 +103,30 @@ struct Epoch {
       copies.template copy<step * sizeof(N)>(to + k, from + k);
   }
 
+  // Columns of X that this block fetches; so that copies are aligned, some in front of its own.
+  __device__ __forceinline__ int before() {
+    if constexpr (Shared::converts)
+      return first_column % at_once<Stored, INPUTS>;
+    else
+      return 0;
+  }
+  __device__ __forceinline__ int fetched() {
+    if constexpr (Shared::converts)
+      return own_columns > 0 ? before() + own_columns : 0;
+    else
+      return own_columns;
+  }
+
   // The mini-batch of a step sets out; the order of the one after is read, to be there next time.
   __device__ __forceinline__ void fetch(int step) {
     auto& into = shared.stages[step % Form::stages];
     const int begin = step * BATCH;
-    const int fetched = Shared::converts && own_columns > 0 ? before + own_columns : own_columns;
 #pragma unroll
     for (int i = 0; i < rows_of_warp; ++i) {
       const int x = i * WARPS + warp;
       if (x >= BATCH) continue;
       if (begin + x < rows) {
-        copy_row<INPUTS>(into.x[x], X + size_t(row[i]) * INPUTS + (first_column - before), fetched);
+        copy_row<INPUTS>(into.x[x], X + size_t(row[i]) * INPUTS + first_column - before(), fetched());
         copy_row<Network::outputs>(into.y[x], Y + size_t(row[i]) * Network::outputs,
                                    Network::outputs);
       }
@@ -155,7 +166,7 @@ struct Epoch {
     constexpr int runs = runs_of<T, Shared::columns>;
     for (int e = thread; e < m * runs; e += THREADS) {
       const int x = e / runs, k = e % runs * V;
-      const Run<Stored, V> stored = run_at<V>(&stage().x[x][before + k]);
+      const Run<Stored, V> stored = run_at<V>(&stage().x[x][before() + k]);
       Run<T, V> numbers;
 #pragma unroll
       for (int v = 0; v < V; ++v) numbers.x[v] = T(stored.x[v]);
