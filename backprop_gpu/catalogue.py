@@ -250,7 +250,7 @@ def residents(device: Device) -> Iterator[Kernel]:
     """Examples of the resident kernel that fit on a device.
 
     The book's network in every form, with every rule; and small ones, where every activation,
-    cost and rule appears. Those of the benchmarks' shapes with X of bytes, too.
+    cost and rule appears. Of both there are some with X of bytes, too.
     """
     nielsen, deep, small = (784, 30, 10), (64, 128, 128, 10), (20, 16, 12, 5)
     sigmoids, relus = ["sigmoid"] * 2, ["relu"] * 2 + ["softmax"]
@@ -267,6 +267,9 @@ def residents(device: Device) -> Iterator[Kernel]:
         yield from _resident(device, "float32", nielsen, 10, sigmoids, "quadratic", rule, 8)
     yield from _resident(device, "float32", deep, 32, relus, "categorical_cross_entropy", "sgd")
     yield from _resident(device, "float32", deep, 32, relus, "categorical_cross_entropy", "adam", 2)
+    for dtype, sizes in itertools.product(_TYPES, (small, (27, 16, 5))):
+        chosen = ["sigmoid"] * (len(sizes) - 1)
+        yield from _resident(device, dtype, sizes, 7, chosen, "quadratic", "sgd", stored=1)
     for dtype, cluster in itertools.product(_TYPES, residency.CLUSTERS):
         yield from _resident(device, dtype, nielsen, 10, sigmoids, "quadratic", "sgd", cluster, 1)
     for rule in ("sgd", "adam"):

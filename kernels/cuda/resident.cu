@@ -15,14 +15,13 @@
 // in shared memory from the first step to the last (resident.cuh), and so do the next mini-batches,
 // which arrive while the current one is computed.
 //
-// Where X is stored as bytes they travel and wait as bytes, and become T when their step comes: all
-// of its rows at once, into the one x that the products read.
+// Where X is stored as bytes, they travel and wait as bytes. When their step comes they become T,
+// in the one x that the products read.
 //
 // A step, a barrier after each line:
-//   bytes to T  if so stored: a thread makes 16 bytes of x. Between this and forward the block's own
-//               barrier will do, as a block of a cluster converts and reads its own columns only;
-//               before it none is missing: the last one of the step before said that the stage has
-//               arrived and that nobody reads x any more
+//   bytes to T  if so stored: a thread makes 16 bytes of x. The barrier after it is the block's,
+//               in a cluster, too: a block reads no columns but its own. None is needed before it:
+//               at the last one of the step before, the bytes were there and x was read
 //   forward     a thread makes X × J of z^l over a slice of k, 16 bytes of a row at a time
 //               a thread an element adds the slices, in order, and takes σ; in the first layer of
 //               a cluster those of all blocks, through distributed shared memory
@@ -103,7 +102,7 @@ struct Epoch {
       copies.template copy<step * sizeof(N)>(to + k, from + k);
   }
 
-  // Columns of X that this block fetches; so that copies are aligned, some in front of its own.
+  // Of X a block fetches its columns and, so that copies are aligned, some in front of them.
   __device__ __forceinline__ int before() {
     if constexpr (Shared::converts)
       return first_column % at_once<Stored, INPUTS>;
@@ -126,7 +125,8 @@ struct Epoch {
       const int x = i * WARPS + warp;
       if (x >= BATCH) continue;
       if (begin + x < rows) {
-        copy_row<INPUTS>(into.x[x], X + size_t(row[i]) * INPUTS + first_column - before(), fetched());
+        copy_row<INPUTS>(into.x[x], X + size_t(row[i]) * INPUTS + first_column - before(),
+                         fetched());
         copy_row<Network::outputs>(into.y[x], Y + size_t(row[i]) * Network::outputs,
                                    Network::outputs);
       }
@@ -489,8 +489,9 @@ __device__ __forceinline__ void train(const Stored* X, const T* Y, const int* or
   epoch.run(p, s0, s1, at);
 }
 
-// Grid (members). X is of T, or of bytes that mean 0 … 255. `constants` are clip_value, infinite
-// where there is none, l1, l2 and the rule's; s0 and s1 may be null where the rule has no such state.
+// Grid (members). X is of T, or of bytes that mean 0 … 255; `constants` are clip_value, infinite
+// where there is none, l1, l2 and the rule's; s0 and s1 may be null where the rule has no such
+// state.
 template <class T, class Stored, class Form, class Objective, class Rule, int INPUTS,
           class... Layers>
 __global__ void __launch_bounds__(Form::threads, 1)

@@ -15,7 +15,7 @@ template <class T, int columns> constexpr int row_of = (runs_of<T, columns> | 1)
 
 // Numbers that a copy takes from device memory, where a row has WIDTH of them: 16 bytes or a word,
 // if all rows start at a multiple of that, else one number.
-template <class N> constexpr int per_word = sizeof(N) < 4 ? 4 / sizeof(N) : 1;
+template <class N> constexpr int per_word = units_of<4, sizeof(N)>;
 template <class N, int WIDTH>
 constexpr int at_once = WIDTH % per_run<N> == 0    ? per_run<N>
                         : WIDTH % per_word<N> == 0 ? per_word<N>
@@ -114,8 +114,8 @@ struct Memory : Converted<T, Stored, Form::batch, columns_of<T, Form, INPUTS, Fi
   static constexpr bool split = Form::cluster > 1, converts = sizeof(Stored) < sizeof(T);
   static constexpr int slices = First::slices / Form::cluster;
   static constexpr int columns = columns_of<T, Form, INPUTS, First>;
-  // Columns of a block start at a multiple of a run, and what is copied at one of 16 bytes.
-  static constexpr int fetched = columns + (split && converts ? per_run<Stored> - per_run<T> : 0);
+  // A block's columns start where a run of T would, and its copies where one of Stored does.
+  static constexpr int fetched = columns + (split ? per_run<Stored> - per_run<T> : 0);
   static_assert(First::slices % Form::cluster == 0, "whole slices");
   using Network = Chain<T, Form::batch, COPIES, INPUTS, columns, split, First, Rest...>;
 
