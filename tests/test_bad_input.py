@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from backprop_gpu import Callback, Network, backends, costs
+from backprop_gpu import Callback, Network, backends, costs, training, validation
 
 ROWS = 6
 GOOD = {"epochs": 2, "batch_size": 2, "learning_rate": 0.1}
@@ -274,6 +274,10 @@ def test_bytes_are_checked_as_numbers_are():
         net.fit(given, Y, validation_data=(given, Y), **GOOD)
     assert state(nets[0])[0] == state(nets[1])[0]
     net, numbers = nets[0], X.astype(float)
+    given = training.check_data(net, X, Y, (X, Y))
+    assert given.X.dtype == np.uint8  # and nowhere else
+    assert given.validation[0].dtype == net._check_data(X, Y)[0].dtype == net.dtype
+    assert validation.inputs(X, 3, net.dtype).dtype == net.dtype
     assert net.loss(X, Y) == net.loss(numbers, Y)
     for got, expected in zip(net.gradients(X, Y), net.gradients(numbers, Y), strict=True):
         np.testing.assert_array_equal(got[0], expected[0])
