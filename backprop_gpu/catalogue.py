@@ -213,6 +213,7 @@ class Catalogue:
         collapses = str(costs.collapses(sigmas[-1], cost)).lower()
         arguments = (
             self._type,
+            "unsigned char" if r.stored == 1 else self._type,
             f"Form<{r.batch}, {r.threads}, {r.cluster}, {r.stages}, {r.shared_memory}>",
             f"Objective<{_COSTS[cost.name]}, {collapses}>",
             RULES[rule],
@@ -249,7 +250,7 @@ def residents(device: Device) -> Iterator[Kernel]:
     """Examples of the resident kernel that fit on a device.
 
     The book's network in every form, with every rule; and small ones, where every activation,
-    cost and rule appears.
+    cost and rule appears. Of both there are some with X of bytes, too.
     """
     nielsen, deep, small = (784, 30, 10), (64, 128, 128, 10), (20, 16, 12, 5)
     sigmoids, relus = ["sigmoid"] * 2, ["relu"] * 2 + ["softmax"]
@@ -266,6 +267,17 @@ def residents(device: Device) -> Iterator[Kernel]:
         yield from _resident(device, "float32", nielsen, 10, sigmoids, "quadratic", rule, 8)
     yield from _resident(device, "float32", deep, 32, relus, "categorical_cross_entropy", "sgd")
     yield from _resident(device, "float32", deep, 32, relus, "categorical_cross_entropy", "adam", 2)
+    for dtype, sizes in itertools.product(_TYPES, (small, (27, 16, 5))):
+        chosen = ["sigmoid"] * (len(sizes) - 1)
+        yield from _resident(device, dtype, sizes, 7, chosen, "quadratic", "sgd", stored=1)
+    for dtype, cluster in itertools.product(_TYPES, residency.CLUSTERS):
+        yield from _resident(device, dtype, nielsen, 10, sigmoids, "quadratic", "sgd", cluster, 1)
+    for rule in ("sgd", "adam"):
+        classifier = ["sigmoid", "softmax"], "categorical_cross_entropy"
+        yield from _resident(device, "float32", nielsen, 10, *classifier, rule, 8, 1)
+    yield from _resident(
+        device, "float32", deep, 32, relus, "categorical_cross_entropy", "sgd", stored=1
+    )
 
 
 def _resident(
@@ -277,9 +289,10 @@ def _resident(
     cost: str,
     rule: str,
     cluster: int = 1,
+    stored: int | None = None,
 ) -> Iterator[Kernel]:
     slots, itemsize = optimizers.get(rule).slots, np.dtype(dtype).itemsize
-    found = residency.fit(sizes, batch, itemsize, slots, device, clusters=(cluster,))
+    found = residency.fit(sizes, batch, itemsize, slots, device, stored=stored, clusters=(cluster,))
     if not isinstance(found, str):
         chosen = [activations.get(name) for name in sigmas]
         yield Catalogue(np.dtype(dtype)).resident(found, chosen, costs.get(cost), rule)

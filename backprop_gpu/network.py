@@ -253,6 +253,9 @@ class Network:
         Parameters
         ----------
         X : (n, n_0) array
+            Of uint8 it means its numbers, 0 to 255, and trains to the same bits as
+            ``X.astype(dtype)``; on a GPU the resident engine keeps and reads it as the
+            bytes it is, a quarter of float32's.
         Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
         epochs : int
             Passes over the rows, each in a new random order; the last mini-batch of a
@@ -336,9 +339,9 @@ class Network:
         return check_gradients(self, X, Y, tolerance=tolerance, max_weights=max_weights)
 
     def _check_data(
-        self, X: Any, Y: Any, names: tuple[str, str] = ("X", "Y")
+        self, X: Any, Y: Any, names: tuple[str, str] = ("X", "Y"), bytes_stay: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        X = validation.inputs(X, self.sizes[0], self.dtype, names[0])
+        X = validation.inputs(X, self.sizes[0], self.dtype, names[0], bytes_stay)
         Y = validation.targets(
             Y,
             len(X),

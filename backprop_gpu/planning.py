@@ -329,28 +329,31 @@ def _choose_on_device(
     if obstacle is None:
         found = residency.fit(sizes, m, itemsize, training.slots, device, members)
         cut, obstacle = (None, found) if isinstance(found, str) else (found, None)
+    # What is chosen does not depend on how X is stored, and neither do the bits.
     if cut is None:
         if training.engine == "resident":
             raise ValueError(f"engine 'resident' cannot run this: {obstacle}")
         return "layered", f"one backend call an equation; not resident, because {obstacle}"
-    form = f"an epoch is one launch, {cut}"
     layered = members * layered_step_seconds(sizes, m, itemsize, device)
-    predicted = (
-        f"predicted {cut.seconds * 1e6:.1f} µs a step against {layered * 1e6:.0f} µs, layered"
-    )
-    if members > 1:
-        predicted += f", of all {members} networks"
-    if training.engine == "resident":
-        return "resident", f"asked for; {form}; {predicted}"
+
+    def predicted(cut: Residency) -> str:
+        ours, theirs = f"{cut.seconds * 1e6:.1f} µs", f"{layered * 1e6:.0f} µs"
+        of_all = f", of all {members} networks" if members > 1 else ""
+        return f"predicted {ours} a step against {theirs}, layered{of_all}"
+
     saved = (layered - cut.seconds) * training.epochs * math.ceil(training.rows / m)
-    if saved > BUILDING:
-        return "resident", f"{form}; {predicted}"
+    if training.engine == "resident" or saved > BUILDING:
+        stored = 1 if training.bytes else itemsize
+        taken = residency.fit(sizes, m, itemsize, training.slots, device, members, stored)
+        assert not isinstance(taken, str)
+        asked = "asked for; " if training.engine == "resident" else ""
+        return "resident", f"{asked}an epoch is one launch, {taken}; {predicted(taken)}"
     why = (
         f"would save {saved:.2f} s of training, less than building it takes"
         if saved > 0
         else "is not expected to be faster"
     )
-    return "layered", f"one backend call an equation; the resident kernel {why} ({predicted})"
+    return "layered", f"one backend call an equation; the resident kernel {why} ({predicted(cut)})"
 
 
 def layered_step_seconds(sizes: Sequence[int], batch: int, itemsize: int, device: Device) -> float:
@@ -524,6 +527,8 @@ class Training:
     slots: int = 0
     #: Whether gradients are clipped by their norm.
     clips_norm: bool = False
+    #: Whether X is stored as uint8.
+    bytes: bool = False
 
 
 def plan(

@@ -207,6 +207,7 @@ class Population:
         Parameters
         ----------
         X : (n, n_0) array
+            Also of uint8, as of `Network.fit`.
         Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
         epochs, batch_size, learning_rate, optimizer
             As of `Network.fit`: one value for all, or a list, tuple or 1-d array with one a
@@ -250,7 +251,7 @@ class Population:
         data = training.check_data(self.members[0], X, Y, validation_data)
         settings = _settings(len(data.X), len(self), epochs, batch_size, learning_rate, optimizer)
         hooks = training.check_callbacks(callbacks, data)
-        plan = training.plan(self.members, settings, hooks, engine)
+        plan = training.plan(self.members, settings, hooks, engine, data.bytes)
         with Progress(sum(each.epochs for each in settings), progress, len(self)) as shown:
             histories = self._train(data, settings, hooks, plan, shown)
         if len(self.failed) == len(self):

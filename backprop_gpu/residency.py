@@ -66,11 +66,13 @@ class LayerTiles:
 class Residency:
     """A specialisation of the resident kernel, and the time it is expected to take.
 
-    ``shared_memory`` is a block's, in bytes; ``cycles`` a step's, by phase; ``seconds`` are what
-    all members take for a step, those that wait for a multiprocessor included.
+    ``stored`` are the bytes of a number of X in device memory; ``shared_memory`` is a block's, in
+    bytes; ``cycles`` a step's, by phase; ``seconds`` are what all members take for a step, those
+    that wait for a multiprocessor included.
     """
 
     inputs: int
+    stored: int
     batch: int
     threads: int
     cluster: int
@@ -86,7 +88,8 @@ class Residency:
 
     def __str__(self) -> str:
         blocks = "one block" if self.cluster == 1 else f"a cluster of {self.cluster} blocks"
-        return f"{blocks} of {self.threads} threads, {_kilobytes(self.shared_memory)} KB each"
+        rows = ", rows of X read as uint8" if self.stored == 1 else ""
+        return f"{blocks} of {self.threads} threads, {_kilobytes(self.shared_memory)} KB each{rows}"
 
 
 def fit(
@@ -96,11 +99,15 @@ def fit(
     slots: int,
     device: Device,
     members: int = 1,
+    stored: int | None = None,
     threads: tuple[int, ...] = THREADS,
     clusters: tuple[int, ...] = CLUSTERS,
     cut: tuple[int, ...] | None = None,
 ) -> Residency | str:
     """The fastest specialisation that fits, or why there is none.
+
+    How X is stored decides how a network is cut and never whether: else another engine could train
+    on bytes than on the same numbers, and the results differ in their last bits.
 
     Parameters
     ----------
@@ -113,6 +120,9 @@ def fit(
         Numbers of optimizer state a parameter.
     members : int
         Networks that train at once, a block or cluster each.
+    stored : int, optional
+        Bytes of a number of X in device memory: 1, of uint8, or `itemsize`. Where there is room
+        for the numbers only, the result's ``stored`` is `itemsize` all the same.
     threads, clusters : tuple of int
         What to choose from; tests narrow it.
     cut : tuple of int, optional
@@ -123,7 +133,17 @@ def fit(
             slices(k, batch * n, itemsize, PARTS if l else FIRST_PARTS)
             for l, (k, n) in enumerate(pairwise(sizes))
         )
-    return _fit(tuple(sizes), batch, itemsize, slots, device, members, threads, clusters, cut)
+
+    def fitting(stored: int) -> Residency | str:
+        return _fit(
+            tuple(sizes), batch, itemsize, slots, device, members, stored, threads, clusters, cut
+        )
+
+    found = fitting(itemsize)
+    if stored is None or stored == itemsize or isinstance(found, str):
+        return found
+    read_as_stored = fitting(stored)
+    return found if isinstance(read_as_stored, str) else read_as_stored
 
 
 def slices(fan_in: int, outputs: int, itemsize: int, parts: int) -> int:
@@ -153,27 +173,28 @@ def _fit(
     slots: int,
     device: Device,
     members: int,
+    stored: int,
     threads: tuple[int, ...],
     clusters: tuple[int, ...],
     cut: tuple[int, ...],
 ) -> Residency | str:
     most = min(cut[0], largest_cluster(device), device.multiprocessors)
     allowed = [cluster for cluster in clusters if cluster <= most]
-    found, least = [], 1 << 62
+    found, least, read = [], 1 << 62, (sizes[0], stored)
     for cluster in allowed:
         for stages in STAGES:
-            size = _bytes(sizes, batch, itemsize, slots, cluster, stages, cut)
+            size = _bytes(sizes, batch, itemsize, slots, cluster, stages, cut, stored)
             least = min(least, size)
             if size <= device.shared_memory:
                 for count in threads:
                     tiles, cycles = _Machine(device, count, itemsize).step(
-                        sizes, batch, slots, cluster, cut
+                        sizes, batch, slots, cluster, cut, stored
                     )
                     at_once = max(1, device.multiprocessors // cluster)
                     seconds = sum(c for _, c in cycles) / device.clock * ceil(members / at_once)
                     found.append(
                         Residency(
-                            sizes[0], batch, count, cluster, stages, size, tiles, cycles, seconds
+                            *read, batch, count, cluster, stages, size, tiles, cycles, seconds
                         )
                     )
                 break
@@ -201,6 +222,7 @@ def _bytes(
     cluster: int,
     stages: int,
     cut: Sequence[int],
+    stored: int,
 ) -> int:
     """Of ``Memory``."""
 
@@ -218,7 +240,12 @@ def _bytes(
         total += batch * (row(ceil(n * itemsize / 16)) + ceil(n / 16) * 16 * itemsize)
         if cut[l] > 1 and not (l == 0 and cluster > 1):
             parts = max(parts, cut[l] * batch * n)
-    stage = batch * row(columns) + whole(batch * sizes[-1] * itemsize) + 4 * 8
+    fetched = columns
+    if stored < itemsize:
+        total += batch * row(columns)
+        aligned = 16 // stored - 16 // itemsize if cluster > 1 else 0
+        fetched = ceil((columns * 16 // itemsize + aligned) * stored / 16)
+    stage = batch * row(fetched) + whole(batch * sizes[-1] * itemsize) + 4 * 8
     exchanged = 2 * (cut[0] // cluster * batch * sizes[1] if cluster > 1 else 1)
     return total + stages * stage + whole(parts * itemsize) + 16 + whole(exchanged * itemsize)
 
@@ -245,10 +272,16 @@ class _Machine:
         slots: int,
         cluster: int,
         cut: Sequence[int],
+        stored: int,
     ) -> tuple[tuple[LayerTiles, ...], tuple[tuple[str, int], ...]]:
         """The fastest tiles, and the cycles of each phase."""
         layers, cycles = [], []
         updates = 0.0
+        if stored < self.itemsize:
+            # A conversion takes the place of two instructions; 512 bytes of a warp are written.
+            runs = batch * _block_runs(sizes[0], self.itemsize, cluster, cut[0])
+            converted = self.phase(runs, 0, 2 * self.per_run + 12, 5)
+            cycles.append(("X from uint8", round(converted + PHASE)))
         for l, (k, n) in enumerate(pairwise(sizes)):
             split = l == 0 and cluster > 1
             runs = ceil(k * self.itemsize / 16)

@@ -297,7 +297,7 @@ class _Group:
         pattern = Network(**self.shape, seed=0)
         data = training.check_data(pattern, X, Y, validation_data)
         self.hooks = training.check_callbacks(callbacks, data)
-        self.rows_of_data = len(data.X)
+        self.rows_of_data, self.bytes = len(data.X), data.bytes
         self.cost = pattern.cost
         self.classes = _has_classes(data)
         self.validated = data.validation is not None
@@ -314,7 +314,9 @@ class _Group:
 
     def make(self, engine: str) -> None:
         self.population = Population(**self.shape, members=len(self.numbers), seed=self.seeds)
-        self.plan = training.plan(self.population.members, self.settings, self.hooks, engine)
+        self.plan = training.plan(
+            self.population.members, self.settings, self.hooks, engine, self.bytes
+        )
 
 
 def _given(grid: Any, settings: Any) -> list[Setting]:

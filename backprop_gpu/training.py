@@ -172,7 +172,7 @@ def fit(
     data = check_data(network, X, Y, validation_data)
     settings = check_settings(len(data.X), epochs, batch_size, learning_rate, optimizer)
     hooks = check_callbacks(callbacks, data)
-    network.plan = plan([network], [settings], hooks, engine)
+    network.plan = plan([network], [settings], hooks, engine, data.bytes)
     backend = network._backend
     length = network._layout.length
     course = Course(
@@ -195,11 +195,19 @@ def fit(
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Checked rows on the host: (n, n_0) and (n, n_L), and perhaps the same for validation."""
+    """Checked rows on the host: (n, n_0) and (n, n_L), and perhaps the same for validation.
+
+    All are of the networks' dtype, but for an X that was given as uint8, which it stays.
+    """
 
     X: np.ndarray
     Y: np.ndarray
     validation: tuple[np.ndarray, np.ndarray] | None
+
+    @property
+    def bytes(self) -> bool:
+        """Whether X is of uint8."""
+        return self.X.dtype == np.uint8
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +222,7 @@ class Settings:
 
 
 def check_data(network: Network, X: Any, Y: Any, validation_data: Any) -> Data:
-    X, Y = network._check_data(X, Y)
+    X, Y = network._check_data(X, Y, bytes_stay=True)
     if validation_data is not None:
         if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
             raise TypeError("validation_data must be a pair (X, Y)")
@@ -262,9 +270,16 @@ def _as_callback(callback: Any) -> Callback:
 
 
 def plan(
-    networks: Sequence[Network], settings: Sequence[Settings], hooks: list[Callback], engine: str
+    networks: Sequence[Network],
+    settings: Sequence[Settings],
+    hooks: list[Callback],
+    engine: str,
+    stored_bytes: bool,
 ) -> planning.Plan:
-    """What trains networks of one shape: by the largest batch and the most epochs among them."""
+    """What trains networks of one shape: by the largest batch and the most epochs among them.
+
+    ``stored_bytes`` is `Data.bytes`.
+    """
     network = networks[0]
     return network._make_plan(
         planning.Training(
@@ -278,6 +293,7 @@ def plan(
             user_cost=not network.cost.builtin,
             slots=max(each.optimizer.slots for each in settings),
             clips_norm=any(each.optimizer.clip_norm is not None for each in settings),
+            bytes=stored_bytes,
         )
     )
 
@@ -439,7 +455,9 @@ class Loop:
     ) -> None:
         self.engine, self.backend = engine, engine.backend
         self.courses, self.whole = courses, whole
-        self.X, self.Y = self.backend.asarray(data.X), self.backend.asarray(data.Y)
+        as_bytes = data.bytes and engine.reads_bytes
+        self.X = self.backend.asarray(data.X, data.X.dtype if as_bytes else None)
+        self.Y = self.backend.asarray(data.Y)
         self.validation = None
         if data.validation is not None:
             X_val, Y_val = data.validation

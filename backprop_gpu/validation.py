@@ -75,8 +75,13 @@ def as_array(name: str, value: Any) -> np.ndarray:
         raise ValueError(f"{name} must be an array, with rows of one length: {error}") from error
 
 
-def inputs(value: Any, n_inputs: int, to: np.dtype[Any], name: str = "X") -> np.ndarray:
-    """X as (n, n_0) with n >= 1."""
+def inputs(
+    value: Any, n_inputs: int, to: np.dtype[Any], name: str = "X", bytes_stay: bool = False
+) -> np.ndarray:
+    """X as (n, n_0) with n >= 1, of dtype `to`, or of uint8 if it is and `bytes_stay`."""
+    value = as_array(name, value)
+    if bytes_stay and value.dtype == np.uint8:
+        to = value.dtype
     array = numbers(name, value, to)
     if array.ndim != 2:
         hint = f"; one sample is {name}.reshape(1, -1)" if array.ndim == 1 else ""

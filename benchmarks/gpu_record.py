@@ -39,6 +39,8 @@ from backprop_gpu.residency import Residency
 from . import records
 
 Record = dict[str, Any]
+#: How X lies in device memory, by the bytes of a number.
+_STORED = {4: "float32", 1: "uint8"}
 
 #: (m, n, k) of a product's result and sum.
 PRODUCTS = (
@@ -326,14 +328,19 @@ class Recorder:
         rows: int = 50_000,
         repeats: int = 5,
     ) -> None:
-        """A step of an epoch in one launch, in each of its forms, beside what was predicted."""
-        for (sizes, batch), count, cluster in itertools.product(
-            shapes, members, residency.CLUSTERS
+        """A step of an epoch in one launch, in each of its forms, beside what was predicted.
+
+        Of each form, one that reads X as float32 and one that reads it as uint8.
+        """
+        for (sizes, batch), count, cluster, stored in itertools.product(
+            shapes, members, residency.CLUSTERS, (4, 1)
         ):
-            cut = residency.fit(sizes, batch, 4, 0, self.runtime.device, count, clusters=(cluster,))
+            cut = residency.fit(
+                sizes, batch, 4, 0, self.runtime.device, count, stored, clusters=(cluster,)
+            )
             if isinstance(cut, str):
                 self.write(op="resident", shape=(*sizes, batch), plan=f"{cluster} blocks",
-                           members=count, absent=cut)  # fmt: skip
+                           members=count, stored=_STORED[stored], absent=cut)  # fmt: skip
             else:
                 self.resident(sizes, batch, cut, count, rows, repeats)
 
@@ -345,7 +352,10 @@ class Recorder:
         backend = CudaBackend(np.float32, self.runtime)
         engine = ResidentCudaEngine(backend, net.sizes, net.activations, net.cost)
         engine.cut = lambda *_: cut  # type: ignore[method-assign]
+        stored = _STORED[cut.stored]
         X = self.rng.random((rows, sizes[0]), np.float32)
+        if stored == "uint8":
+            X = (X < 0.5).astype(np.uint8)  # as large as they are otherwise
         Y = self.rng.random((rows, sizes[-1]), np.float32)
         sgd, order = optimizers.get("sgd"), self.rng.permutation(rows)
         flat = backend.asarray(np.tile(net._get_flat(), (count, 1)))
@@ -357,7 +367,7 @@ class Recorder:
         def members(steps: int) -> list[Member]:
             return [member(Parameters(net._layout, row), steps) for row in flat]
 
-        arrays = backend.asarray(X), backend.asarray(Y)
+        arrays = backend.asarray(X, X.dtype), backend.asarray(Y)
         exact = net._parameters.flat
         before = exact.copy()
         checked = min(4, rows // batch)
@@ -382,7 +392,8 @@ class Recorder:
         self.timed(
             "resident", (*sizes, batch), np.float32, str(cut), [x / steps for x in epochs],
             flops=count * planning.step_flops(sizes, batch), error=error, members=count,
-            cluster=cut.cluster, steps=steps, expected_us=round(cut.seconds * 1e6, 3),
+            cluster=cut.cluster, stored=stored, steps=steps,
+            expected_us=round(cut.seconds * 1e6, 3),
         )  # fmt: skip
 
     # -- training -------------------------------------------------------------------

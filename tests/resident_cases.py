@@ -15,6 +15,7 @@ from reference import assert_close
 
 from backprop_gpu import activations, costs, planning, residency
 from backprop_gpu.backends.base import Backend
+from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.backends.numpy import NumpyBackend
 from backprop_gpu.catalogue import Catalogue, Kernel
 from backprop_gpu.engines.layered import Hyperparameters, LayeredEngine, Member
@@ -44,13 +45,15 @@ class Form:
     stages: int = 3
     #: First biases of the last layer that are far from the rest, (slice, value), one a member.
     far: tuple[tuple[slice, float], ...] = ()
+    #: X of uint8, read as such.
+    bytes: bool = False
 
     def residency(self, itemsize: int) -> residency.Residency:
         device = planning.H200
         for _ in residency.STAGES:
-            found = residency.fit(
-                self.sizes, self.batch, itemsize, self.optimizers[0].slots, device,
-                threads=(self.threads,), clusters=(self.cluster,), cut=self.cut,
+            found = residency._fit(  # `fit` would ask for room for the numbers, too
+                self.sizes, self.batch, itemsize, self.optimizers[0].slots, device, 1,
+                1 if self.bytes else itemsize, (self.threads,), (self.cluster,), self.cut,
             )  # fmt: skip
             assert not isinstance(found, str), found
             if found.stages == self.stages:
@@ -108,6 +111,32 @@ FORMS = (
         "binary_cross_entropy", (AdamW(weight_decay=0.2),), batch=6, rows=6, threads=128,
         cut=(16, 1, 1, 1), tiles=((1, 1, 1, 1),) * 4, cluster=8,
     ),
+    Form(
+        "bytes", (32, 6, 3), ("tanh", "softmax"), "categorical_cross_entropy",
+        (SGD(l2=0.1), SGD()), batch=4, rows=10, threads=64, cut=(2, 1),
+        tiles=((2, 3, 4, 4), (1, 1, 1, 1)), stages=2, bytes=True,
+    ),
+    Form(  # blocks that start between two copies, have less or, at T = float, nothing
+        "bytes, cluster", (80, 5, 2), ("sigmoid", "sigmoid"), "quadratic", (Adam(epsilon=1e-3),),
+        batch=3, rows=8, threads=32, cut=(8, 1), tiles=((3, 2, 1, 8), (1, 2, 1, 1)), cluster=8,
+        bytes=True,
+    ),
+    Form(
+        "bytes by four", (20, 7), ("sigmoid",), "quadratic", (SGD(momentum=0.5),), batch=5,
+        rows=13, threads=96, cut=(4,), tiles=((2, 2, 1, 4),), bytes=True,
+    ),
+    Form(
+        "bytes by four, cluster", (52, 6), ("sigmoid",), "quadratic", (SGD(), SGD()), batch=4,
+        rows=11, threads=32, cut=(4,), tiles=((2, 1, 1, 2),), cluster=2, stages=2, bytes=True,
+    ),
+    Form(
+        "odd bytes", (37, 4), ("tanh",), "quadratic", (SGD(),), batch=3, rows=7, threads=64,
+        cut=(1,), tiles=((1, 4, 1, 1),), bytes=True,
+    ),
+    Form(
+        "odd bytes, cluster", (27, 5, 4), ("tanh", "sigmoid"), "quadratic", (SGD(),), batch=6,
+        rows=15, threads=32, cut=(4, 1), tiles=((3, 1, 2, 4), (1, 1, 1, 2)), cluster=4, bytes=True,
+    ),
 )  # fmt: skip
 
 
@@ -126,10 +155,13 @@ class Run:
         rng = np.random.default_rng(1)
         inputs, outputs = form.sizes[0], form.sizes[-1]
         X = rng.standard_normal((form.rows, inputs)).astype(dtype)
+        if form.bytes:
+            X = rng.integers(0, 256, X.shape, np.uint8)
         Y = rng.uniform(size=(form.rows, outputs))
         Y[0] = np.arange(outputs) == 0
         Y = (Y / Y.sum(axis=1, keepdims=True)).astype(dtype)
-        self.X, self.Y = backend.asarray(X), backend.asarray(Y)
+        stored = np.uint8 if form.bytes and isinstance(backend, CudaBackend) else None
+        self.X, self.Y = backend.asarray(X, stored), backend.asarray(Y)
         layout = Layout(form.sizes)
         steps = -(-form.rows // form.batch)
         self.members = []
@@ -138,11 +170,13 @@ class Run:
             weights, biases = layout.views(flat)
             for array in (*weights, *biases):
                 array[...] = rng.standard_normal(array.shape) / array.shape[-1] ** 0.5
+            # With large inputs w[1] is small, and the steps as small as its gradient is large.
+            weights[0][...] /= 128 if form.bytes else 1
             weights[0].flat[0] = 0.0  # sign(0) is 0
             for place, value in form.far[len(self.members) :][:1]:
                 biases[-1][place] += value
             orders = [rng.permutation(form.rows) for _ in range(2)]
-            rates = rng.uniform(0.02, 0.1, (2, steps))
+            rates = rng.uniform(0.02, 0.1, (2, steps)) / (128**2 if form.bytes else 1)
             self.members.append(
                 [
                     Member(

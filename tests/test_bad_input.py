@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from backprop_gpu import Callback, Network, backends, costs
+from backprop_gpu import Callback, Network, backends, costs, training, validation
 
 ROWS = 6
 GOOD = {"epochs": 2, "batch_size": 2, "learning_rate": 0.1}
@@ -257,6 +257,31 @@ def test_any_array_will_do(form):
 def test_numbers_of_any_width(dtype):
     X = (np.arange(ROWS * 3) % 5).reshape(ROWS, 3).astype(dtype)
     np.testing.assert_array_equal(network().predict(X), network().predict(X.astype(float)))
+
+
+def test_bytes_are_checked_as_numbers_are():
+    X, Y = (np.arange(ROWS * 3) * 9 % 256).reshape(ROWS, 3).astype("uint8"), data()[1]
+    for bad, message in (
+        (X[0], r"X must have shape \(n, 3\), got \(3,\); one sample"),
+        (X[:, :2], r"expected shape \(n, 3\), got \(6, 2\)"),
+        (X[:0], r"X is empty: shape \(0, 3\)"),
+        (X[:-1], "X has 5 rows but Y has 6"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            network().fit(bad, Y, **GOOD)
+    nets = network(), network()
+    for net, given in zip(nets, (X[::-1], X[::-1].astype(float)), strict=True):
+        net.fit(given, Y, validation_data=(given, Y), **GOOD)
+    assert state(nets[0])[0] == state(nets[1])[0]
+    net, numbers = nets[0], X.astype(float)
+    given = training.check_data(net, X, Y, (X, Y))
+    assert given.X.dtype == np.uint8  # and nowhere else
+    assert given.validation[0].dtype == net._check_data(X, Y)[0].dtype == net.dtype
+    assert validation.inputs(X, 3, net.dtype).dtype == net.dtype
+    assert net.loss(X, Y) == net.loss(numbers, Y)
+    for got, expected in zip(net.gradients(X, Y), net.gradients(numbers, Y), strict=True):
+        np.testing.assert_array_equal(got[0], expected[0])
+    assert net.check_gradients(X, Y).error == net.check_gradients(numbers, Y).error
 
 
 def test_data_is_left_alone():

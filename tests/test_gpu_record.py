@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,10 @@ def test_every_stage(recorder: gpu_record.Recorder) -> None:
         "forward", "hidden_error", "weight_gradient", "resident",
     }  # fmt: skip
     resident = [line for line in timed if line["op"] == "resident"]
-    assert {(line["members"], line["cluster"]) for line in resident} >= {(1, 1), (3, 1)}
+    forms = {(line["members"], line["cluster"], line["stored"]) for line in resident}
+    assert forms >= set(product((1, 3), (1,), ("float32", "uint8")))
+    plans = {("read as uint8" in line["plan"], line["stored"]) for line in resident}
+    assert plans == {(False, "float32"), (True, "uint8")}
     assert all(line["expected_us"] > 0 for line in resident)
     kinds = [line["kind"] for line in lines if line["op"] == "training"]
     assert kinds == ["rates", "step", "step", "absent"]

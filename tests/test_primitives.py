@@ -65,23 +65,28 @@ def test_warp_max() -> None:
 
 @needs_compiler
 @pytest.mark.parametrize("sanitizer", RUNS)
-@pytest.mark.parametrize(("T", "dtype"), [("float", np.float32), ("double", np.float64)])
+@pytest.mark.parametrize(
+    ("T", "dtype"), [("float", np.float32), ("double", np.float64), ("unsigned char", np.uint8)]
+)
 @pytest.mark.parametrize("ahead", [1, 2, 3])
 def test_async_copies(sanitizer: Sanitizer, T: str, dtype: type, ahead: int) -> None:
     """A copy is there after its wait, and the place it will take holds nothing usable before."""
     rounds = 5
-    x = np.random.default_rng(0).standard_normal((rounds, 32)).astype(dtype)
-    out, early = np.full_like(x, np.nan), np.zeros_like(x)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rounds, 32)).astype(dtype)
+    if dtype == np.uint8:
+        x = rng.integers(0, 255, x.shape, np.uint8)
+    out, early = np.zeros_like(x), np.zeros_like(x)
     runtime = HostRuntime(sanitizer, sources=HERE)
     runtime.prepare(
         ("primitives.cu", f"fetch_ahead<{name}, {n}>")
-        for name in ("float", "double")
+        for name in ("float", "double", "unsigned char")
         for n in (1, 2, 3)
     )
     kernel = f"fetch_ahead<{T}, {ahead}>"
     runtime.launch("primitives.cu", kernel, (1, 1, 1), (32, 1, 1), (x, out, early, np.int32(5)))
     np.testing.assert_array_equal(out, x[:, ::-1])
-    assert np.isnan(early[: rounds - ahead]).all()
+    assert (early[: rounds - ahead].view(np.uint8) == 255).all()
 
 
 @needs_compiler

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import re
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,16 +24,22 @@ from resident_cases import FORMS, Form, Run, check
 
 from backprop_gpu import (
     Activation,
+    Callback,
     Network,
+    Population,
     activations,
     catalogue,
     compiler,
     costs,
     planning,
     residency,
+    sweep,
 )
 from backprop_gpu.backends.cuda import CudaBackend, CupyRuntime
 from backprop_gpu.catalogue import RULES, Catalogue, Kernel
+from backprop_gpu.engines.layered import LayeredEngine
+from backprop_gpu.engines.resident_cpu import ResidentEngine
+from backprop_gpu.engines.resident_cuda import ResidentCudaEngine
 from backprop_gpu.optimizers import SGD, Adam, Optimizer
 from backprop_gpu.optimizers import get as rule_of
 from backprop_gpu.parameters import Parameters
@@ -372,6 +380,208 @@ def test_the_order_is_honoured() -> None:
     same_bits([costs, a.parameters.flat], [moved, b.parameters.flat])
 
 
+# -- X of uint8 --------------------------------------------------------------------------------
+
+BYTES = tuple(form for form in FORMS if form.bytes)
+
+
+def test_forms_of_bytes_cover_every_way_to_copy() -> None:
+    ways = {(form.cluster > 1, next(n for n in (16, 4, 1) if form.sizes[0] % n == 0))
+            for form in BYTES}  # fmt: skip
+    assert ways == {(split, unit) for split in (False, True) for unit in (16, 4, 1)}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("form", BYTES, ids=lambda form: form.name)
+def test_bytes_give_the_bits_of_numbers(form: Form, dtype: str) -> None:
+    backend = CudaBackend(dtype, runtime())
+    stored, numbers = Run(form, backend, dtype), Run(form, backend, dtype)
+    assert stored.X.dtype == np.uint8
+    assert (stored.X > 127).any()
+    numbers.X = backend.asarray(numbers.X)
+    as_numbers = replace(form, bytes=False)
+    same_bits(stored.train(form.engine(backend)), numbers.train(as_numbers.engine(backend)))
+
+
+def test_every_form_of_bytes_gives_the_same_bits() -> None:
+    form = next(form for form in BYTES if form.name == "bytes, cluster")
+    results = [
+        _train(each)
+        for each in (
+            form,
+            replace(form, cluster=1, threads=96, stages=2),
+            replace(form, cluster=4, tiles=((1, 1, 1, 1),) * 2),
+        )
+    ]
+    for result in results[1:]:
+        same_bits(results[0], result)
+
+
+def _images(inputs: int, rows: int = 23) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(inputs)
+    return rng.integers(0, 256, (rows, inputs), np.uint8), rng.integers(0, 3, rows)
+
+
+FIT = {"epochs": 2, "batch_size": 5, "learning_rate": 0.01}
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[np.dtype[Any]]:
+    """The dtypes of X in every epoch that an engine is asked for."""
+    found: list[np.dtype[Any]] = []
+
+    def spied(run: Any) -> Any:
+        def call(self: Any, what: Any, X: Any, *rest: Any) -> Any:
+            found.append(X.dtype)
+            return run(self, what, X, *rest)
+
+        return call
+
+    for engine in (LayeredEngine, ResidentEngine, ResidentCudaEngine):
+        for name in ("run_epoch", "run_members"):
+            monkeypatch.setattr(engine, name, spied(getattr(engine, name)))
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("inputs", [48, 36, 27])
+def test_a_network_of_bytes(inputs: int, dtype: str, seen: list[np.dtype[Any]]) -> None:
+    X, y = _images(inputs)
+    nets = []
+    for given in (X, X.astype(dtype)):
+        net = Network([inputs, 6, 3], seed=2, backend="host_cuda", dtype=dtype)
+        net.fit(given, y, engine="resident", validation_data=(X, y), **FIT)
+        nets.append(net)
+    assert seen == [np.uint8] * 2 + [np.dtype(dtype)] * 2
+    for net, reads in zip(nets, (True, False), strict=True):
+        assert ("rows of X read as uint8" in net.plan.engine_reason) == reads
+    launched = [[k.expression for k in net._backend.runtime.launched if k.file == "resident.cu"]
+                for net in nets]  # fmt: skip
+    assert [["unsigned char" in one for one in each] for each in launched] == [[True], [False]]
+    same_bits([nets[0]._get_flat()], [nets[1]._get_flat()])
+    assert nets[0].history == replace(nets[1].history, seconds=nets[0].history.seconds)
+
+
+def test_a_population_and_a_sweep_of_bytes(seen: list[np.dtype[Any]]) -> None:
+    X, y = _images(32)
+    found = []
+    for given in (X, X.astype(np.float32)):
+        population = Population([32, 6, 3], members=3, seed=2, backend="host_cuda")
+        population.fit(given, y, engine="resident", **FIT)
+        grid = {"sizes": [[32, 6, 3]], "learning_rate": [0.01, 0.001]}
+        swept = sweep(given, y, grid=grid, backend="host_cuda", engine="resident", seed=4,
+                      epochs=2, batch_size=5)  # fmt: skip
+        found.append([*population.members, *swept.networks])
+    assert seen == [np.uint8] * 4 + [np.float32] * 4
+    for one, other in zip(*found, strict=True):
+        assert "rows of X read as uint8" in one.plan.engine_reason
+        same_bits([one._get_flat()], [other._get_flat()])
+
+
+def test_other_engines_get_numbers(backend: str, seen: list[np.dtype[Any]]) -> None:
+    X, y = _images(20)
+
+    class Watch(Callback):
+        def on_batch_end(self, network: Network, batch: int) -> None:
+            pass
+
+    for how in ({"engine": "layered"}, {"callbacks": [Watch()]}, {"engine": "resident"}):
+        if how.get("engine") == "resident" and backend != "numpy":
+            continue
+        nets = [Network([20, 6, 3], seed=2, backend=backend) for _ in range(2)]
+        for net, given in zip(nets, (X, X.astype(np.float32)), strict=True):
+            net.fit(given, y, **FIT, **how)
+        assert set(seen) == {np.dtype(np.float32)}, how
+        same_bits([nets[0]._get_flat()], [nets[1]._get_flat()])
+
+
+@pytest.mark.parametrize("why", ["too large", "a callback after every batch"])
+def test_where_an_epoch_is_layered_bytes_become_numbers_once(why: str) -> None:
+    form = BYTES[0]
+    backend = CudaBackend("float32", runtime())
+    run, exact = Run(form, backend, "float32"), Run(form, backend, "float32")
+    engine = form.engine(backend)
+    layered = LayeredEngine(backend, engine.sizes, engine.activations, engine.cost)
+    numbers = backend.asarray(exact.X)
+    made = []
+    copy = backend.copy
+
+    def watched(source: Any, out: Any) -> None:
+        made.extend([out] if source is run.X else [])
+        copy(source, out)
+
+    backend.copy = watched  # type: ignore[method-assign]
+    engine.cut = lambda *_: "too large"  # type: ignore[method-assign]
+    on_step = None if why == "too large" else lambda step: None
+    for mine, theirs in zip(run.members, exact.members, strict=True):
+        for one, other in zip(mine, theirs, strict=True):
+            same_bits(
+                [engine.run_epoch(one, run.X, run.Y, on_step), one.parameters.flat],
+                [layered.run_epoch(other, numbers, exact.Y), other.parameters.flat],
+            )
+    if on_step is None:
+        engine.run_members([member[0] for member in run.members], run.X, run.Y)
+    assert [array.dtype for array in made] == [np.float32]
+    other = np.zeros_like(run.X)  # and another array is another
+    assert not engine._numbers(other).any()
+    engine.release()
+    assert engine._converted is None
+
+
+def _kernel_size(found: residency.Residency | str) -> int:
+    assert not isinstance(found, str)
+    return found.shared_memory
+
+
+@pytest.mark.parametrize(
+    ("cluster", "numbers", "stored"), [(1, 197 * 16, 49 * 16), (8, 27 * 16, 9 * 16)]
+)
+def test_what_bytes_take_of_shared_memory(cluster: int, numbers: int, stored: int) -> None:
+    """Rows of bytes in three stages and one of numbers, for rows of numbers in three stages."""
+    plain, read = (
+        residency.fit(NIELSEN, 10, 4, 0, planning.H200, stored=each, clusters=(cluster,))
+        for each in (None, 1)
+    )
+    assert _kernel_size(plain) - _kernel_size(read) == 10 * (3 * numbers - 3 * stored - numbers)
+
+
+def test_what_the_conversion_takes() -> None:
+    plain, read = (residency.fit(NIELSEN, 10, 4, 0, planning.H200, stored=each) for each in (4, 1))
+    assert not isinstance(plain, str)
+    assert not isinstance(read, str)
+    assert [name for name, _ in read.cycles] == [
+        "X from uint8",
+        *(name for name, _ in plain.cycles),
+    ]
+    assert dict(read.cycles)["X from uint8"] > 0
+    assert read.seconds > plain.seconds
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch", "less"), [((784, 30, 10), 10, True), ((3, 2, 1), 500, False)]
+)
+def test_bytes_are_resident_where_numbers_are(
+    sizes: tuple[int, ...], batch: int, less: bool
+) -> None:
+    """The engine decides about the last bits, so how X is stored must not decide about it."""
+    fit = partial(residency.fit, sizes, batch, 4, 0, clusters=(1,), cut=(1, 1))
+    needs = [residency._bytes(sizes, batch, 4, 0, 1, 2, (1, 1), stored) for stored in (4, 1)]
+    assert (needs[1] < needs[0]) == less
+    tight, ample = (replace(planning.H200, shared_memory=of(needs)) for of in (min, max))
+    assert isinstance(fit(tight, stored=1), str) == isinstance(fit(tight, stored=4), str) == less
+    assert less or fit(tight, stored=1).stored == 4
+    assert fit(ample, stored=1).stored == 1
+
+
+def test_bytes_that_have_no_room_become_numbers() -> None:
+    form = BYTES[0]
+    backend = CudaBackend("float32", runtime())
+    as_numbers = replace(form, bytes=False)
+    run, exact = Run(form, backend, "float32"), Run(form, backend, "float32")
+    exact.X = backend.asarray(exact.X)
+    same_bits(run.train(as_numbers.engine(backend)), exact.train(as_numbers.engine(backend)))
+
+
 # -- a real device ----------------------------------------------------------------------------
 
 
@@ -424,6 +634,22 @@ def test_the_book_is_resident_and_the_reason_has_both_figures() -> None:
     assert "µs a step against" in chosen.engine_reason
     work = planning.step_work(NIELSEN, 10, 4, 0, chosen)
     assert {each.kernel for each in work} == {"the resident kernel"}
+
+
+def test_the_plan_says_that_rows_are_bytes() -> None:
+    numbers, read = (plan(NIELSEN, 10, bytes=each) for each in (False, True))
+    assert numbers.engine == read.engine == "resident"
+    assert "rows of X read as uint8" in read.engine_reason
+    assert "uint8" not in numbers.engine_reason
+
+    def enough(stored_bytes: bool) -> int:
+        """Rows from which on building pays."""
+        return bisect(
+            range(50_000), False,
+            key=lambda n: plan(NIELSEN, 10, bytes=stored_bytes, rows=n).engine == "resident",
+        )  # fmt: skip
+
+    assert 0 < enough(True) == enough(False) < 50_000
 
 
 @pytest.mark.parametrize(
@@ -499,3 +725,7 @@ def test_the_examples_cover_the_benchmarks() -> None:
     assert len(kernels) == len(set(kernels))
     for rule in RULES.values():
         assert any(f", {rule}, 784," in kernel.expression for kernel in kernels)
+    read = [kernel for kernel in kernels if ", unsigned char, " in kernel.expression]
+    assert {kernel.cluster for kernel in read if ", 784," in kernel.expression} == set(
+        residency.CLUSTERS
+    )

@@ -205,8 +205,9 @@ class CudaBackend:
 
     # -- memory -----------------------------------------------------------------
 
-    def asarray(self, host: Any) -> Array:
-        return self._xp.ascontiguousarray(self._xp.asarray(host, dtype=self.dtype))
+    def asarray(self, host: Any, dtype: Any = None) -> Array:
+        dtype = self.dtype if dtype is None else dtype
+        return self._xp.ascontiguousarray(self._xp.asarray(host, dtype=dtype))
 
     def to_numpy(self, array: Array) -> np.ndarray:
         return self.runtime.to_numpy(array)

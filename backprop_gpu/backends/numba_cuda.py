@@ -93,13 +93,14 @@ class NumbaCudaBackend:
 
     # -- memory -----------------------------------------------------------------
 
-    def asarray(self, host: Array) -> Array:
+    def asarray(self, host: Array, dtype: Any = None) -> Array:
         """The array on the device; one that is there already, of this dtype, as it is."""
+        dtype = self.dtype if dtype is None else dtype
         if getattr(host, "__cuda_ndarray__", False):
-            if host.dtype == self.dtype and host.is_c_contiguous():
+            if host.dtype == dtype and host.is_c_contiguous():
                 return host
             host = host.copy_to_host()
-        return cuda.to_device(np.ascontiguousarray(host, self.dtype))
+        return cuda.to_device(np.ascontiguousarray(host, dtype))
 
     def to_numpy(self, array: Array) -> np.ndarray:
         host: np.ndarray = array.copy_to_host()

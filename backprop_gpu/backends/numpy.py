@@ -46,8 +46,8 @@ class NumpyBackend:
         self._scratch: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
         self._means: dict[int, np.ndarray] = {}
 
-    def asarray(self, host: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(host, self.dtype)
+    def asarray(self, host: np.ndarray, dtype: Any = None) -> np.ndarray:
+        return np.ascontiguousarray(host, self.dtype if dtype is None else dtype)
 
     def to_numpy(self, array: np.ndarray) -> np.ndarray:
         return array.copy()

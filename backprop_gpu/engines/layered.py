@@ -101,6 +101,8 @@ class LayeredEngine:
     """
 
     name = "layered"
+    #: Whether X may be of uint8 in `run_epoch` and `run_members`.
+    reads_bytes = False
 
     def __init__(
         self,

@@ -24,14 +24,18 @@ class ResidentCudaEngine(LayeredEngine):
     """
 
     name = "resident"
+    reads_bytes = True
     #: How the kernel is cut; tests put another in its place.
     cut: Callable[..., Residency | str] = staticmethod(residency.fit)
+    #: An X of uint8, and the same as numbers.
+    _converted: tuple[Array, Array] | None = None
 
     def run_epoch(
         self, member: Member, X: Array, Y: Array, on_step: Callable[[int], None] | None = None
     ) -> np.ndarray:
         if on_step is not None or member.hyperparameters.squares is not None:
-            return super().run_epoch(member, X, Y, on_step)  # the host is needed between steps
+            # the host is needed between steps
+            return super().run_epoch(member, self._numbers(X), Y, on_step)
         return self._launch([member], X, Y)[0]
 
     def run_members(
@@ -62,12 +66,15 @@ class ResidentCudaEngine(LayeredEngine):
         settings = members[0].hyperparameters
         optimizer, m = settings.optimizer, settings.batch_size
         cut = self.cut(
-            self.sizes, m, backend.dtype.itemsize, optimizer.slots, runtime.device, len(members)
-        )
+            self.sizes, m, backend.dtype.itemsize, optimizer.slots, runtime.device, len(members),
+            X.dtype.itemsize,
+        )  # fmt: skip
         if isinstance(cut, str) or optimizer.clip_norm is not None:
             # Some members of a population may be too large: they get what they would alone.
-            alone = super().run_epoch
+            alone, X = super().run_epoch, self._numbers(X)
             return [alone(member, X, Y) for member in members]
+        if cut.stored != X.dtype.itemsize:
+            X = self._numbers(X)
         kernel = Catalogue(backend.dtype).resident(cut, self.activations, self.cost, optimizer.rule)
 
         def device(host: np.ndarray, dtype: Any) -> Array:
@@ -98,6 +105,20 @@ class ResidentCudaEngine(LayeredEngine):
                 for array, whole in zip(state, arrays, strict=True):
                     backend.copy(whole[i], array)
         return list(runtime.to_numpy(costs))
+
+    def _numbers(self, X: Array) -> Array:
+        """X in the backend's dtype: always the same array for one of uint8, as buffers hold it."""
+        if X.dtype == self.backend.dtype:
+            return X
+        if self._converted is None or self._converted[0] is not X:
+            numbers = self.backend.empty(X.shape)
+            self.backend.copy(X, numbers)
+            self._converted = X, numbers
+        return self._converted[1]
+
+    def release(self) -> None:
+        self._converted = None
+        super().release()
 
     def _gathered(self, states: Sequence[tuple[Array, ...]]) -> list[Array]:
         """(members, length) copies of the parameters and of each slot."""

@@ -5,7 +5,7 @@
 //   BP2       δ^l = (δ^{l+1} w^{l+1}) ⊙ σ'(z^l)
 //   BP3, BP4  ∂C/∂b^l = mean of δ^l,  ∂C/∂w^l = δ^lᵀ a^{l-1} / m, and at once the update
 //
-//   X (n, n_0)  Y (n, n_L)                of all members of a population
+//   X (n, n_0) of T or of bytes  Y (n, n_L)   of all members of a population
 //   order (members, n)  coefficients (members, steps, 4)  constants (members, 6)
 //   parameters p, state s0, s1 (…, length), of which member i has row places[i]
 //   costs (members, steps)
@@ -15,7 +15,13 @@
 // in shared memory from the first step to the last (resident.cuh), and so do the next mini-batches,
 // which arrive while the current one is computed.
 //
+// Where X is stored as bytes, they travel and wait as bytes. When their step comes they become T,
+// in the one x that the products read.
+//
 // A step, a barrier after each line:
+//   bytes to T  if so stored: a thread makes 16 bytes of x. The barrier after it is the block's,
+//               in a cluster, too: a block reads no columns but its own. None is needed before it:
+//               at the last one of the step before, the bytes were there and x was read
 //   forward     a thread makes X × J of z^l over a slice of k, 16 bytes of a row at a time
 //               a thread an element adds the slices, in order, and takes σ; in the first layer of
 //               a cluster those of all blocks, through distributed shared memory
@@ -49,19 +55,21 @@ template <int N, class T> __device__ __forceinline__ void put_run(T* x, const Ru
   *reinterpret_cast<Run<T, N>*>(x) = values;
 }
 
-template <class T, class Form, class Objective, class Rule, int INPUTS, class... Layers>
+template <class T, class Stored, class Form, class Objective, class Rule, int INPUTS,
+          class... Layers>
 struct Epoch {
   static constexpr int BATCH = Form::batch, THREADS = Form::threads, WARPS = THREADS / 32;
   static constexpr int V = per_run<T>;
   static constexpr int rows_of_warp = units_of<BATCH, WARPS>;
   using Cost = typename Objective::Cost;
-  using Shared = Memory<T, Form, 1 + Rule::slots, INPUTS, Layers...>;
+  using Shared = Memory<T, Stored, Form, 1 + Rule::slots, INPUTS, Layers...>;
   using Network = typename Shared::Network;
   static_assert(sizeof(Shared) == Form::bytes, "planning counts the same bytes");
   static_assert(THREADS % 32 == 0 && Form::stages > 1, "whole warps, and a stage to fetch into");
 
   Shared& shared;
-  const T *X, *Y;
+  const Stored* X;
+  const T* Y;
   const int* order;
   const double* coefficients;
   double* costs;
@@ -72,26 +80,40 @@ struct Epoch {
   int row[rows_of_warp];  // of X, that this warp fetches next
   int number = 0, m = 0;  // of the step
 
-  __device__ __forceinline__ Epoch(Shared& shared_memory, const T* X_, const T* Y_,
+  __device__ __forceinline__ Epoch(Shared& shared_memory, const Stored* X_, const T* Y_,
                                    const int* order_, const double* coefficients_,
                                    const T* constants, double* costs_, int rows_, int rank_)
       : shared(shared_memory), X(X_), Y(Y_), order(order_), coefficients(coefficients_),
         costs(costs_), rows(rows_), thread(threadIdx.x), warp(threadIdx.x / 32),
         lane(threadIdx.x % 32), rank(rank_), first_column(rank_ * Shared::columns),
-        own_columns(max(0, min(Shared::columns, INPUTS - first_column))), clip_value(constants[0]),
-        l1(constants[1]), l2(constants[2]), d1(constants[3]), d2(constants[4]),
-        epsilon(constants[5]) {}
+        own_columns(max(0, min(Shared::columns, INPUTS - first_column))),
+        clip_value(constants[0]), l1(constants[1]), l2(constants[2]), d1(constants[3]),
+        d2(constants[4]), epsilon(constants[5]) {}
 
   __device__ __forceinline__ auto& stage() { return shared.stages[number % Form::stages]; }
 
   // ------------------------------------------------------------------ from and to device memory
 
   // WIDTH is a row's in device memory, which says how its start is aligned.
-  template <int WIDTH>
-  __device__ __forceinline__ void copy_row(T* to, const T* from, int count) {
-    constexpr int at_once = WIDTH % V == 0 ? V : 1;
-    for (int k = lane * at_once; k < count; k += 32 * at_once)
-      copies.template copy<at_once * sizeof(T)>(to + k, from + k);
+  template <int WIDTH, class N>
+  __device__ __forceinline__ void copy_row(N* to, const N* from, int count) {
+    constexpr int step = at_once<N, WIDTH>;
+    for (int k = lane * step; k < count; k += 32 * step)
+      copies.template copy<step * sizeof(N)>(to + k, from + k);
+  }
+
+  // Of X a block fetches its columns and, so that copies are aligned, some in front of them.
+  __device__ __forceinline__ int before() {
+    if constexpr (Shared::converts)
+      return first_column % at_once<Stored, INPUTS>;
+    else
+      return 0;
+  }
+  __device__ __forceinline__ int fetched() {
+    if constexpr (Shared::converts)
+      return own_columns > 0 ? before() + own_columns : 0;
+    else
+      return own_columns;
   }
 
   // The mini-batch of a step sets out; the order of the one after is read, to be there next time.
@@ -103,7 +125,8 @@ struct Epoch {
       const int x = i * WARPS + warp;
       if (x >= BATCH) continue;
       if (begin + x < rows) {
-        copy_row<INPUTS>(into.x[x], X + size_t(row[i]) * INPUTS + first_column, own_columns);
+        copy_row<INPUTS>(into.x[x], X + size_t(row[i]) * INPUTS + first_column - before(),
+                         fetched());
         copy_row<Network::outputs>(into.y[x], Y + size_t(row[i]) * Network::outputs,
                                    Network::outputs);
       }
@@ -134,6 +157,29 @@ struct Epoch {
     }
     if constexpr (!Here::last)
       each_parameter(here.next, w + Here::weights, b + Here::biases, alike, move);
+  }
+
+  // -------------------------------------------------------------------------- bytes to numbers
+
+  // What fills up a row is 0 among the bytes, too.
+  __device__ __forceinline__ void convert() {
+    constexpr int runs = runs_of<T, Shared::columns>;
+    for (int e = thread; e < m * runs; e += THREADS) {
+      const int x = e / runs, k = e % runs * V;
+      const Run<Stored, V> stored = run_at<V>(&stage().x[x][before() + k]);
+      Run<T, V> numbers;
+#pragma unroll
+      for (int v = 0; v < V; ++v) numbers.x[v] = T(stored.x[v]);
+      put_run(&shared.x[x][k], numbers);
+    }
+  }
+
+  // The rows of this step.
+  __device__ __forceinline__ auto& inputs() {
+    if constexpr (Shared::converts)
+      return shared.x;
+    else
+      return stage().x;
   }
 
   // -------------------------------------------------------------------------------- forward
@@ -408,11 +454,15 @@ struct Epoch {
     for (; number * BATCH < rows; ++number) {
       fetch(number + Form::stages - 1);
       m = min(BATCH, rows - number * BATCH);
-      pass(stage().x, shared.network);
+      if constexpr (Shared::converts) {
+        convert();
+        __syncthreads();
+      }
+      pass(inputs(), shared.network);
       T c[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) c[i] = T(stage().coefficients[i]);
-      update(stage().x, shared.network, c);
+      update(inputs(), shared.network, c);
       copies.template wait<Form::stages - 2>();
       __syncthreads();
     }
@@ -422,12 +472,13 @@ struct Epoch {
   }
 };
 
-template <class T, class Form, class Objective, class Rule, int INPUTS, class... Layers>
-__device__ __forceinline__ void train(const T* X, const T* Y, const int* order,
+template <class T, class Stored, class Form, class Objective, class Rule, int INPUTS,
+          class... Layers>
+__device__ __forceinline__ void train(const Stored* X, const T* Y, const int* order,
                                       const double* coefficients, const T* constants,
                                       const int* places, T* p, T* s0, T* s1, double* costs,
                                       int rows, int rank) {
-  using Training = Epoch<T, Form, Objective, Rule, INPUTS, Layers...>;
+  using Training = Epoch<T, Stored, Form, Objective, Rule, INPUTS, Layers...>;
   const size_t member = blockIdx.x / Form::cluster;
   const size_t steps = (rows + Form::batch - 1) / Form::batch;
   const size_t length = Training::Network::all_weights + Training::Network::all_biases;
@@ -438,22 +489,25 @@ __device__ __forceinline__ void train(const T* X, const T* Y, const int* order,
   epoch.run(p, s0, s1, at);
 }
 
-// Grid (members). `constants` are clip_value, infinite where there is none, l1, l2 and the rule's;
-// s0 and s1 may be null where the rule has no such state.
-template <class T, class Form, class Objective, class Rule, int INPUTS, class... Layers>
+// Grid (members). X is of T, or of bytes that mean 0 … 255; `constants` are clip_value, infinite
+// where there is none, l1, l2 and the rule's; s0 and s1 may be null where the rule has no such
+// state.
+template <class T, class Stored, class Form, class Objective, class Rule, int INPUTS,
+          class... Layers>
 __global__ void __launch_bounds__(Form::threads, 1)
-    resident(const T* X, const T* Y, const int* order, const double* coefficients,
+    resident(const Stored* X, const T* Y, const int* order, const double* coefficients,
              const T* constants, const int* places, T* p, T* s0, T* s1, double* costs, int rows) {
-  train<T, Form, Objective, Rule, INPUTS, Layers...>(X, Y, order, coefficients, constants, places,
-                                                     p, s0, s1, costs, rows, 0);
+  train<T, Stored, Form, Objective, Rule, INPUTS, Layers...>(
+      X, Y, order, coefficients, constants, places, p, s0, s1, costs, rows, 0);
 }
 
 // Grid (members · CLUSTER).
-template <class T, class Form, class Objective, class Rule, int INPUTS, class... Layers>
+template <class T, class Stored, class Form, class Objective, class Rule, int INPUTS,
+          class... Layers>
 __global__ void __launch_bounds__(Form::threads, 1) CLUSTER_OF(Form::cluster)
-    resident_cluster(const T* X, const T* Y, const int* order, const double* coefficients,
+    resident_cluster(const Stored* X, const T* Y, const int* order, const double* coefficients,
                      const T* constants, const int* places, T* p, T* s0, T* s1, double* costs,
                      int rows) {
-  train<T, Form, Objective, Rule, INPUTS, Layers...>(X, Y, order, coefficients, constants, places,
-                                                     p, s0, s1, costs, rows, cluster_rank());
+  train<T, Stored, Form, Objective, Rule, INPUTS, Layers...>(
+      X, Y, order, coefficients, constants, places, p, s0, s1, costs, rows, cluster_rank());
 }

@@ -13,6 +13,14 @@ template <class T> constexpr int per_run = 16 / sizeof(T);
 template <class T, int columns> constexpr int runs_of = units_of<columns, per_run<T>>;
 template <class T, int columns> constexpr int row_of = (runs_of<T, columns> | 1) * per_run<T>;
 
+// Numbers that a copy takes from device memory, where a row has WIDTH of them: 16 bytes or a word,
+// if all rows start at a multiple of that, else one number.
+template <class N> constexpr int per_word = units_of<4, sizeof(N)>;
+template <class N, int WIDTH>
+constexpr int at_once = WIDTH % per_run<N> == 0    ? per_run<N>
+                        : WIDTH % per_word<N> == 0 ? per_word<N>
+                                                   : 1;
+
 // In the parameters' flat array every block starts at a multiple of 32 (parameters.py).
 template <int count> constexpr int aligned = units_of<count, 32> * 32;
 
@@ -81,24 +89,38 @@ struct Chain<T, BATCH, COPIES, FAN_IN, COLUMNS, SPLIT, First, Rest...>
   Next next;
 };
 
-// A mini-batch: rows of X (of a cluster's block only its columns), rows of Y, and c0 … c3.
-template <class T, int BATCH, int COLUMNS, int OUTPUTS> struct Stage {
-  alignas(16) T x[BATCH][row_of<T, COLUMNS>];
+// A mini-batch: FETCHED columns of rows of X, as they are stored, rows of Y, and c0 … c3.
+template <class T, class Stored, int BATCH, int FETCHED, int OUTPUTS> struct Stage {
+  alignas(16) Stored x[BATCH][row_of<Stored, FETCHED>];
   alignas(16) T y[BATCH][OUTPUTS];
   alignas(16) double coefficients[4];
 };
 
-template <class T, class Form, int COPIES, int INPUTS, class First, class... Rest> struct Memory {
-  // Each block of a cluster has as many slices, of as many runs; the last may have less, or none.
-  static constexpr bool split = Form::cluster > 1;
-  static constexpr int runs = runs_of<T, INPUTS>, slices = First::slices / Form::cluster;
-  static constexpr int columns =
-      (split ? slices * units_of<runs, First::slices> : runs) * per_run<T>;
+// The rows of a step as numbers, where they are stored as something else.
+template <class T, class Stored, int BATCH, int COLUMNS> struct Converted {
+  alignas(16) T x[BATCH][row_of<T, COLUMNS>];
+};
+template <class T, int BATCH, int COLUMNS> struct Converted<T, T, BATCH, COLUMNS> {};
+
+// Each block of a cluster has as many slices, of as many runs; the last may have less, or none.
+template <class T, class Form, int INPUTS, class First>
+constexpr int columns_of =
+    (Form::cluster > 1 ? First::slices / Form::cluster * units_of<runs_of<T, INPUTS>, First::slices>
+                       : runs_of<T, INPUTS>) *
+    per_run<T>;
+
+template <class T, class Stored, class Form, int COPIES, int INPUTS, class First, class... Rest>
+struct Memory : Converted<T, Stored, Form::batch, columns_of<T, Form, INPUTS, First>> {
+  static constexpr bool split = Form::cluster > 1, converts = sizeof(Stored) < sizeof(T);
+  static constexpr int slices = First::slices / Form::cluster;
+  static constexpr int columns = columns_of<T, Form, INPUTS, First>;
+  // A block's columns start where a run of T would, and its copies where one of Stored does.
+  static constexpr int fetched = columns + (split ? per_run<Stored> - per_run<T> : 0);
   static_assert(First::slices % Form::cluster == 0, "whole slices");
   using Network = Chain<T, Form::batch, COPIES, INPUTS, columns, split, First, Rest...>;
 
   Network network;
-  Stage<T, Form::batch, columns, Network::outputs> stages[Form::stages];
+  Stage<T, Stored, Form::batch, fetched, Network::outputs> stages[Form::stages];
   alignas(16) T parts[Network::most_parts + per_run<T>];
   alignas(16) T exchanged[2][split ? slices * Form::batch * First::n : 1];
 };

@@ -1,7 +1,7 @@
 // Copies from device to shared memory that arrive while the thread computes. copy() starts one,
 // commit() closes a group of them, wait<n>() returns when all but this thread's latest n groups
 // have arrived; other threads see them after a barrier. Both addresses are multiples of BYTES:
-// 4, 8 or 16. Before 8.0, where there is no such copy, it is an ordinary one.
+// 1, 4, 8 or 16. A single byte, and before 8.0 all, is an ordinary copy: there is no other.
 #pragma once
 #ifdef __CUDACC__
 
@@ -13,6 +13,8 @@ struct AsyncCopies {
                        unsigned(__cvta_generic_to_shared(to))),
                    "l"(__cvta_generic_to_global(from))
                    : "memory");
+    } else if constexpr (BYTES == 1) {
+      *static_cast<unsigned char*>(to) = *static_cast<const unsigned char*>(from);
     } else {
       asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(
                        unsigned(__cvta_generic_to_shared(to))),
@@ -24,8 +26,10 @@ struct AsyncCopies {
       *static_cast<uint4*>(to) = *static_cast<const uint4*>(from);
     else if constexpr (BYTES == 8)
       *static_cast<uint2*>(to) = *static_cast<const uint2*>(from);
-    else
+    else if constexpr (BYTES == 4)
       *static_cast<unsigned*>(to) = *static_cast<const unsigned*>(from);
+    else
+      *static_cast<unsigned char*>(to) = *static_cast<const unsigned char*>(from);
 #endif
   }
 
@@ -45,8 +49,8 @@ struct AsyncCopies {
 #else
 #include <stdlib.h>
 
-// A copy arrives as late as it may, and until then its place holds NaN: who reads too early, or
-// still reads what was there, gets nonsense.
+// A copy arrives as late as it may, and until then its place holds NaN, or 255 for a byte: who
+// reads too early, or still reads what was there, gets nonsense.
 struct AsyncCopies {
   struct Copy {
     void* to;
@@ -57,7 +61,7 @@ struct AsyncCopies {
   int count = 0, group = 0;
 
   template <int BYTES> void copy(void* to, const void* from) {
-    static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "what the hardware copies");
+    static_assert(BYTES == 1 || BYTES == 4 || BYTES == 8 || BYTES == 16, "as on the device");
     if (uintptr_t(to) % BYTES != 0 || uintptr_t(from) % BYTES != 0)
       cuda_host::fail("a copy of %d bytes from or to another multiple", BYTES);
     started = static_cast<Copy*>(realloc(started, sizeof(Copy) * (count + 1)));
