@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 from typing import Any
@@ -22,7 +23,7 @@ from backprop_gpu import (
     optimizers,
     planning,
 )
-from backprop_gpu.engines import resident_cpu_loop
+from backprop_gpu.engines import resident_cpu, resident_cpu_loop
 from backprop_gpu.engines.layered import Hyperparameters, Member
 from backprop_gpu.engines.resident_cpu import ResidentEngine
 from backprop_gpu.parameters import Parameters
@@ -351,3 +352,33 @@ def test_the_planner_loads_it_only_where_that_pays() -> None:
         planning.choose_engine("fast", "numpy", None, 1.0)
     with pytest.raises(ValueError, match="backend is cuda"):
         planning.choose_engine("resident", "cuda", None, 1.0)
+
+
+def test_a_long_compilation_is_announced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def train() -> None:
+        net = Network([3, 4, 2], backend="numpy", seed=0)
+        X, Y = np.zeros((4, 3)), np.zeros((4, 2))
+        net.fit(X, Y, epochs=1, batch_size=2, learning_rate=0.1, engine="resident")
+
+    train()
+    assert np.dtype("float32") in resident_cpu._compiled
+    monkeypatch.setattr(resident_cpu, "_compiled", set())
+    train()  # from the cache, within two seconds
+    assert not caplog.messages
+    monkeypatch.setattr(resident_cpu, "_compiled", set())
+    monkeypatch.setattr(resident_cpu, "PATIENCE", 0.0)
+    transpose_all = resident_cpu_loop.transpose_all
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.2)
+        transpose_all(*arguments)
+
+    monkeypatch.setattr(resident_cpu_loop, "transpose_all", slowly)
+    train()
+    assert caplog.messages == [
+        "compiling the resident loop for float32: ten to twenty seconds, once on this machine"
+    ]
+    train()  # it is told once
+    assert len(caplog.messages) == 1

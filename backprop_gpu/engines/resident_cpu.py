@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,32 @@ if TYPE_CHECKING:
 Array = np.ndarray
 #: More arrivals than any wait is for.
 _ABANDONED = 1 << 62
+
+_log = logging.getLogger("backprop_gpu")
+#: Seconds of compilation after which a user is told what takes so long.
+PATIENCE = 2.0
+#: For which dtypes this process has the loop.
+_compiled: set[np.dtype[Any]] = set()
+
+
+@contextmanager
+def _announced(dtype: np.dtype[Any]) -> Iterator[None]:
+    """Around what compiles the loop, or loads it, the first time in a process."""
+    if dtype in _compiled:
+        yield
+        return
+    timer = threading.Timer(
+        PATIENCE,
+        _log.warning,
+        ("compiling the resident loop for %s: ten to twenty seconds, once on this machine", dtype),
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    _compiled.add(dtype)
 
 
 def cores() -> int:
@@ -99,9 +128,6 @@ class ResidentEngine(LayeredEngine):
             *map(float, limits),
         )
         state = list(zip((flat, *member.slots), (memory.p, memory.s, memory.t), strict=False))
-        for array, strips in state:
-            loop.convert(shape, array, strips, True)
-        loop.transpose_all(shape, memory)
         steps = -(-len(member.order) // m)
         step_costs = np.empty(steps)
         order = np.ascontiguousarray(member.order, np.intp)
@@ -115,6 +141,12 @@ class ResidentEngine(LayeredEngine):
                 first, last, thread, threads, m, rows, targets, order, shape, memory, rule,
                 coefficients, step_costs, squares,
             )  # fmt: skip
+
+        with _announced(flat.dtype):
+            for array, strips in state:
+                loop.convert(shape, array, strips, True)
+            loop.transpose_all(shape, memory)
+            run_steps(0, 0, 0)
 
         # Between two calls Ctrl-C is heard.
         at_once = planning.steps_a_call(layout.count, m)
