@@ -495,11 +495,12 @@ def test_on_kernels(iris: Any) -> None:
     backend = rules["backend"]
     try:
         rules["backend"] = estimators._one_of("numpy", "host_cuda")
-        for alpha in (0.0, 0.01):
+        # On a device the penalty of an epoch is that of the mean of two sums.
+        for alpha, tolerance in ((0.0, 2e-6), (0.01, 1e-5), (1.0, 2e-3)):
             ours = MLPClassifier(backend="host_cuda", alpha=alpha, **settings).fit(X, y)
             assert "backend host_cuda" in ours.plan_
             other = theirs.MLPClassifier(alpha=alpha, **settings).fit(X, y)
-            same_curve(ours, other, 1e-5)
+            same_curve(ours, other, tolerance)
             np.testing.assert_allclose(ours.predict_proba(X), other.predict_proba(X), rtol=1e-4)
     finally:
         rules["backend"] = backend
