@@ -49,8 +49,8 @@ class CrossEntropyCost:
 
     @staticmethod
     def fn(a: Any, y: Any) -> float:
-        """C_x of a column a (n_L, 1) and its target y; 0 ln 0 is 0, ln 0 is finite."""
-        return float(_cross_entropy(np.asarray(a), np.asarray(y)).sum())
+        """C_x of a column a (n_L, 1) and its target y; 0 ln 0 is 0, -ln 0 the largest number."""
+        return float(_cross_entropy(np.asarray(a), np.asarray(y), None))
 
     @staticmethod
     def delta(z: Any, a: Any, y: Any) -> Any:
@@ -58,10 +58,11 @@ class CrossEntropyCost:
         return np.subtract(a, y)
 
 
-def _cross_entropy(a: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Its terms; where they are no number 0, where they are infinite the largest number."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(-y * np.log(a) - (1.0 - y) * np.log(1.0 - a))
+def _cross_entropy(a: np.ndarray, y: np.ndarray, axis: int | None) -> np.ndarray:
+    """Its sum along an axis: a term that is no number is 0, one that is infinite the largest."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        terms = np.nan_to_num(-y * np.log(a) - (1.0 - y) * np.log(1.0 - a))
+        return np.sum(terms, axis=axis)
 
 
 #: The costs by the names in a file, and what the engine calls them. Nothing else is looked up.
@@ -288,7 +289,7 @@ class Network(Trainer):
         if name == "quadratic":
             return 0.5 * ((a - data.Y) ** 2).sum(axis=1)
         if name is not None:
-            return _cross_entropy(a, data.Y).sum(axis=1)
+            return _cross_entropy(a, data.Y, 1)
         pairs = zip(a, data.Y, strict=True)
         return np.array([float(self.cost.fn(a[:, None], y[:, None])) for a, y in pairs])
 
