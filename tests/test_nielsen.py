@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from backprop_gpu import driver, planning
-from backprop_gpu.nielsen import network, network2
+from backprop_gpu.nielsen import network, network2, samples
 
 REFERENCE = json.loads(
     (Path(__file__).parent / "data" / "nielsen_reference.json").read_text(encoding="utf-8")
@@ -137,7 +137,7 @@ def test_the_reference(name, engine, capsys):
             assert line == expected
 
 
-@pytest.mark.parametrize("m", [4, 23, 100])  # the last batch is short; one batch; fewer rows than m
+@pytest.mark.parametrize("m", [4, 23, 10**13])  # a short last batch; one batch; fewer rows than m
 @pytest.mark.parametrize("kind", ["network", "quadratic", "cross-entropy"])
 def test_three_classes_and_a_short_last_batch(kind, m, engine):
     training, evaluation = data()
@@ -157,17 +157,26 @@ def test_three_classes_and_a_short_last_batch(kind, m, engine):
     assert (net.evaluate if kind == "network" else net.accuracy)(evaluation) == hits
 
 
-def test_an_epoch_is_one_engine_call(monkeypatch):
-    calls = []
-    run = driver.Driver.run
+def test_an_epoch_is_one_engine_call(monkeypatch, capsys):
+    calls, closed, stacked = [], [], []
+    run, close, stack = driver.Driver.run, driver.Driver.close, samples._stack
 
     def counted(self, order, *arguments, **keywords):
         calls.append(sorted(order))
         return run(self, order, *arguments, **keywords)
 
     monkeypatch.setattr(driver.Driver, "run", counted)
-    made(network).SGD(data()[0], 3, 4, 0.5)
+    monkeypatch.setattr(driver.Driver, "close", lambda self: closed.append(close(self)))
+    monkeypatch.setattr(
+        samples, "_stack", lambda *given: stacked.append(given[1:3]) or stack(*given)
+    )
+    made(network).SGD(data()[0], 3, 4, 0.5, test_data=data()[1])
     assert calls == [list(range(23))] * 3
+    assert closed == [None]
+    assert sorted(stacked) == [("test_data", "x"), ("training_data", "x"), ("training_data", "y")]
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    made(network).SGD(data()[0], 2, 4, 0.5)
+    assert capsys.readouterr().out == "Epoch 0 complete\nEpoch 1 complete\n"
 
 
 def test_every_backend(backend):
@@ -514,6 +523,41 @@ def test_overridden_methods_are_honoured():
     close(state(net)[2:], before[2:], 0)
     assert np.abs(net.weights[0] - before[0]).max() > 1e-6
     assert net.evaluate(evaluation) >= 100
+
+
+def test_an_overridden_feedforward_is_what_counts():
+    _, evaluation = data()
+
+    class Second(network2.Network):
+        def feedforward(self, a):
+            assert a.shape == (5, 1)
+            return np.array([[0.0], [1.0], [0.0]])
+
+    right = sum(int(j == 1) for _, j in evaluation)
+    assert Second(SIZES).accuracy(evaluation) == right
+    assert 0 < right < 23
+
+
+def test_weights_changed_between_epochs_are_used():
+    training, evaluation = data()
+
+    class Emptied(network.Network):
+        def evaluate(self, test_data):
+            count = super().evaluate(test_data)
+            self.weights[0][:] = 0.0
+            return count
+
+    np.random.seed(1)
+    net = Emptied(SIZES)
+    other = made(network)
+    random.seed(3)
+    net.SGD(list(training), 2, 4, 0.5, test_data=evaluation)
+    random.seed(3)
+    order = list(training)
+    other.SGD(order, 1, 4, 0.5)
+    other.weights[0][:] = 0.0
+    other.SGD(order, 1, 4, 0.5)
+    close(net.biases, other.biases, 1e-12)
 
 
 # -- files --------------------------------------------------------------------------------
