@@ -21,7 +21,7 @@ VERSION = 1
 
 
 def save(network: Network, path: Any) -> None:
-    """Write to a temporary file beside `path`, then rename: never a half-written model."""
+    """Write the network, the whole file or none of it."""
     import safetensors.numpy
 
     path = Path(path)
@@ -40,7 +40,11 @@ def save(network: Network, path: Any) -> None:
         "cost": network.cost.name,
         "dtype": network.dtype.name,
     }
-    data = safetensors.numpy.save(tensors, {FORMAT: json.dumps(description)})
+    write_whole(path, safetensors.numpy.save(tensors, {FORMAT: json.dumps(description)}))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write to a temporary file beside `path`, then rename: never a half-written file."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
