@@ -430,12 +430,13 @@ class _Backpropagation(torch.autograd.Function):
         a, z = [x], [None]
         with _equations(x) as equations:
             for w, b, sigma in zip(weights, biases, sigmas, strict=True):
-                kept, out = equations.forward(w, b, a[-1], sigma, sigma.derivative_from == "z")
+                kept, out = equations.forward(w, b, a[-1], sigma, equations.reads_z(sigma))
                 z.append(kept)
                 a.append(out)
         ctx.sigmas = sigmas
-        # a^L itself is for σ' alone, where that is made of it.
-        output = None if sigmas[-1].name == "identity" or _only_z(sigmas[-1]) else a[-1]
+        # a^L itself is for σ' alone, and for that only where z does not do.
+        spared = sigmas[-1].builtin and (sigmas[-1].name == "identity" or z[-1] is not None)
+        output = None if spared else a[-1]
         ctx.save_for_backward(*parameters, *a[:-1], output, *z[1:])
         return a[-1]
 
@@ -477,10 +478,6 @@ def _infer(sigmas: tuple[Activation, ...], x: Tensor, parameters: list[Any]) -> 
     return a
 
 
-def _only_z(sigma: Activation) -> bool:
-    return sigma.builtin and sigma.derivative_from == "z"
-
-
 def _differentiable(
     sigmas: tuple[Activation, ...], saved: Sequence[Any], wanted: Sequence[bool], error: Tensor
 ) -> tuple[Any, ...]:
@@ -509,6 +506,9 @@ def _differentiable(
 
 class _Equations(Protocol):
     """The equations on tensors, for a batch of m rows. δ is ∂C/∂z of the whole batch's C."""
+
+    def reads_z(self, sigma: Activation) -> bool:
+        """Whether BP1 and BP2 need z to compute σ'."""
 
     def forward(
         self, w: Tensor, b: Tensor, a_prev: Tensor, sigma: Activation, keep_z: bool
@@ -589,6 +589,9 @@ class _OnCuda:
     def _view(self, tensor: Tensor | None) -> Any:
         return None if tensor is None else self._array(tensor.detach().contiguous())
 
+    def reads_z(self, sigma: Activation) -> bool:
+        return sigma.derivative_from == "z"
+
     def forward(
         self, w: Tensor, b: Tensor, a_prev: Tensor, sigma: Activation, keep_z: bool
     ) -> tuple[Tensor | None, Tensor]:
@@ -636,6 +639,9 @@ class _OnTorch:
     wait for the cores that PyTorch's still spin on. ``out=`` also keeps autocast away.
     """
 
+    def reads_z(self, sigma: Activation) -> bool:
+        return _sigma(sigma).from_z
+
     def forward(
         self, w: Tensor, b: Tensor, a_prev: Tensor, sigma: Activation, keep_z: bool
     ) -> tuple[Tensor | None, Tensor]:
@@ -669,6 +675,9 @@ class _OnTorch:
 class _Sigma(Protocol):
     """σ on tensors of one shape, (m, n)."""
 
+    #: Whether the pull-back reads z; otherwise it reads a.
+    from_z: bool
+
     def evaluate(self, z: Tensor, out: Tensor) -> Tensor:
         """out = σ(z). z and out may be the same tensor."""
 
@@ -679,7 +688,13 @@ class _Sigma(Protocol):
 class _Builtin:
     """σ and its pull-back as operations that write into `out`."""
 
-    def __init__(self, evaluate: Callable[..., Any], pull_back: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        evaluate: Callable[..., Any],
+        pull_back: Callable[..., Any],
+        from_z: bool = False,
+    ) -> None:
+        self.from_z = from_z
         self._evaluate = evaluate
         self._pull_back = pull_back
 
@@ -694,6 +709,8 @@ class _Builtin:
 
 class _Users:
     """A user's σ: its NumPy functions, in the memory of the tensors."""
+
+    from_z = True
 
     def __init__(self, activation: Activation) -> None:
         self._activation = activation
@@ -724,18 +741,6 @@ def _cdf(z: Tensor, out: Tensor) -> Tensor:
 
 def _gelu(z: Tensor, out: Tensor) -> None:
     torch.mul(z, _cdf(z, torch.empty_like(z)), out=out)
-
-
-def _gelu_pull_back(error: Tensor, z: Tensor, a: Tensor, out: Tensor) -> None:
-    """error ⊙ (Φ(z) + z φ(z))."""
-    density = torch.mul(z, z).mul_(-0.5).exp_().mul_(1.0 / math.sqrt(2.0 * math.pi))
-    slope = _cdf(z, torch.empty_like(z)).addcmul_(density, z)
-    torch.mul(error, slope, out=out)
-
-
-def _softplus_pull_back(error: Tensor, z: Tensor, a: Tensor, out: Tensor) -> None:
-    """error ⊙ (1 - e^-a)."""
-    torch.mul(error, torch.neg(a).expm1_().neg_(), out=out)
 
 
 def _softmax_pull_back(error: Tensor, z: Tensor, a: Tensor, out: Tensor) -> None:
@@ -775,14 +780,22 @@ _SIGMA_OPERATIONS: dict[str, _Builtin] = {
             error, 1.0, 1.0, 1.0, True, a, grad_input=out
         ),
     ),
-    "gelu": _Builtin(_gelu, _gelu_pull_back),
+    "gelu": _Builtin(
+        _gelu,  # σ' in one pass is PyTorch's: 1 + erf is off by one part in 10^7 of 1, in float32
+        lambda error, z, a, out: aten.gelu_backward.grad_input(error, z, grad_input=out),
+        from_z=True,
+    ),
     "silu": _Builtin(
         lambda z, out: aten.silu.out(z, out=out),
         lambda error, z, a, out: aten.silu_backward.grad_input(error, z, grad_input=out),
+        from_z=True,
     ),
     "softplus": _Builtin(
         lambda z, out: aten.softplus.out(z, 1.0, _SOFTPLUS_THRESHOLD["float64"], out=out),
-        _softplus_pull_back,
+        lambda error, z, a, out: aten.softplus_backward.grad_input(
+            error, z, 1.0, _SOFTPLUS_THRESHOLD["float64"], grad_input=out
+        ),
+        from_z=True,
     ),
     "identity": _Builtin(lambda z, out: None, lambda error, z, a, out: None),
     "exponential": _Builtin(
