@@ -93,6 +93,7 @@ def test_models_go_there_and_back_with_every_bit(name, dtype):
     net = Network([5, 4, 3], activation=sigmas_of(name), dtype=str(dtype)[6:], seed=1)
     module = to_torch(net)
     assert list(module.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert len(module) == (3 if name == "identity" else 4)  # at the output it is left out
     back = from_torch(module, seed=1)
     assert back.dtype == net.dtype
     assert back.activations == net.activations
@@ -233,6 +234,9 @@ def test_the_softplus_of_float64_is_exact():
     exact = np.log1p(np.exp(z))
     assert abs(to_torch(net)(torch.tensor(z)).item() - exact) < 1e-14
     assert abs(F.softplus(torch.tensor(z)).item() - exact) > 1e-9
+    mlp = MLP([1, 1], "softplus", dtype=torch.float64)
+    mlp.load_state_dict(to_torch(net).state_dict())
+    assert abs(mlp(torch.tensor(z)).item() - exact) < 1e-14
 
 
 # -- MLP: its numbers ---------------------------------------------------------------------------
@@ -381,7 +385,7 @@ def test_the_gradient_of_x_alone():
     assert all(p.grad is None for p in mlp.parameters())
 
 
-def test_without_gradients_nothing_is_kept():
+def test_without_gradients_nothing_is_kept(monkeypatch):
     mlp = MLP([3, 4, 2], "gelu", seed=1)
     x = random(5, 3, dtype=torch.float32)
     kept = []
@@ -389,6 +393,15 @@ def test_without_gradients_nothing_is_kept():
     def keep(tensor):
         kept.append(tensor.shape)
         return tensor
+
+    forward, zs = ours._OnTorch.forward, []
+
+    def watched(self, *arguments):
+        z, a = forward(self, *arguments)
+        zs.append(z)
+        return z, a
+
+    monkeypatch.setattr(ours._OnTorch, "forward", watched)
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.no_grad():
@@ -398,6 +411,7 @@ def test_without_gradients_nothing_is_kept():
         mlp.requires_grad_(False)
         assert not mlp(x).requires_grad
         assert kept == []
+        assert zs == [None] * 6
         mlp.requires_grad_(True)
         assert torch.equal(mlp.eval()(x), mlp.train()(x))  # there is nothing random in it
     # 4 parameters, x, a of the hidden layer, and twice z; a^L is not needed.
@@ -635,7 +649,7 @@ def stand_in(monkeypatch):
 def test_the_kernels_give_the_gradients_of_autograd(stand_in, name):
     sizes, m = [7, 5, 4, 3], 6  # m is no power of 2, so that the m of the means must cancel
     mlp = MLP(sizes, sigmas_of(name, 3), dtype=torch.float64, seed=1)
-    x, error = random(m, 7).requires_grad_(), random(3, m, seed=1).T
+    x, error = random(7, m).T.requires_grad_(), random(3, m, seed=1).T  # columns first
     before = error.clone()
     got = gradients(mlp, list(mlp.parameters()), x, error)
     expected = gradients(lambda x: plain(mlp, x), list(mlp.parameters()), x, error)
