@@ -292,7 +292,8 @@ class MLP(nn.Module):
     device : torch.device, optional
         The CPU unless given.
     seed : int, optional
-        The initial parameters are those of ``Network(sizes, activation=..., seed=seed)``.
+        The initial parameters are those of ``Network(sizes, activation=..., seed=seed)``. Left
+        out, it is drawn from PyTorch's generator, so ``torch.manual_seed`` makes them repeatable.
     initial_weights : str
         As of `Network`.
 
@@ -332,6 +333,8 @@ class MLP(nn.Module):
         super().__init__()
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}")
+        if seed is None:
+            seed = int(torch.randint(2**62, ()))
         drawn = Network(
             sizes,
             activation=activation,
@@ -539,8 +542,13 @@ def _equations(x: Tensor) -> Iterator[_Equations]:
     if _kind(x) == "cpu" or x.numel() == 0:  # no kernel is launched on nothing
         yield _TORCH
         return
-    import cupy
-
+    try:
+        import cupy
+    except ImportError as error:
+        raise ImportError(
+            "MLP on a CUDA device needs CuPy: pip install 'backprop_gpu[cu13]' or "
+            "'backprop_gpu[cu12]', after the driver's CUDA version"
+        ) from error
     index = x.device.index
     stream = cupy.cuda.Stream.from_external(_Stream(torch.cuda.current_stream(x.device)))
     with cupy.cuda.Device(index), stream:

@@ -498,6 +498,15 @@ def test_the_initial_parameters_are_the_networks():
             assert linear.bias.detach().numpy().tobytes() == b.tobytes()
 
 
+def test_without_a_seed_pytorchs_decides():
+    torch.manual_seed(3)
+    first, second = MLP([5, 4]), MLP([5, 4])
+    torch.manual_seed(3)
+    again = MLP([5, 4])
+    assert torch.equal(first.linears[0].weight, again.linears[0].weight)
+    assert not torch.equal(first.linears[0].weight, second.linears[0].weight)
+
+
 def test_state_dicts_load_both_ways():
     mlp = MLP([5, 4, 3], "relu", seed=1)
     twin = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU())
@@ -671,6 +680,12 @@ def test_an_empty_batch_launches_nothing(stand_in):
     assert y.shape == (0, 3)
     assert all((p.grad == 0).all() for p in mlp.parameters())
     assert not stand_in.runtime.launched
+
+
+def test_without_cupy_it_says_what_to_install(stand_in, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(ImportError, match=r"needs CuPy: pip install 'backprop_gpu\[cu13\]'"):
+        MLP([7, 5])(torch.zeros(2, 7))
 
 
 def test_cupy_takes_the_stream_of_pytorch():
