@@ -81,7 +81,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = terminalreporter.stats
     skipped = [
-        report for report in reports.get("skipped", ()) if GPU in map(tuple, report.user_properties)
+        report
+        for report in reports.get("skipped", ())
+        # a whole file that skips itself is reported without properties
+        if GPU in map(tuple, getattr(report, "user_properties", ()))
     ]
     ran = [
         report

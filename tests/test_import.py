@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-HEAVY = ("cupy", "cuda", "numba", "sklearn", "matplotlib", "scipy", "safetensors", "tqdm")
+HEAVY = ("cupy", "cuda", "numba", "sklearn", "matplotlib", "scipy", "safetensors", "tqdm", "torch")
 
 
 def python(code: str) -> str:
@@ -46,6 +46,18 @@ def test_import_works_without_the_cuda_packages():
     )
     assert out.startswith("numpy |")
     assert "not installed" in out
+
+
+def test_the_torch_module_says_what_to_install():
+    """As on a machine where only the required packages are installed."""
+    out = python(
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "try: import backprop_gpu.torch\n"
+        "except ImportError as error: print(error)"
+    )
+    assert "needs PyTorch" in out
+    assert "pip install 'backprop_gpu[torch]'" in out
 
 
 def test_import_time():

@@ -302,7 +302,7 @@ class CudaBackend:
             self._map(self._kernels.collapsed_output_error(), m * n, a, y, out, *sizes)
         elif not cost.builtin:
             cost.evaluate_gradient(a, y, out, out)
-            self._pull_back(z, a, activation, out)
+            self.pull_back(z, a, activation, out)
         elif activation.elementwise:
             self._map(
                 self._kernels.output_error(activation, cost),
@@ -311,7 +311,7 @@ class CudaBackend:
         else:
             self._rows(self._kernels.softmax_output_error(cost), m, a, y, out, *sizes)
 
-    def _pull_back(self, z: Array | None, a: Array, activation: Activation, delta: Array) -> None:
+    def pull_back(self, z: Array | None, a: Array, activation: Activation, delta: Array) -> None:
         """δ holds ∂C/∂a and becomes ∂C/∂z."""
         m, n = a.shape
         sizes = np.int32(m), np.int32(n)
@@ -334,7 +334,7 @@ class CudaBackend:
         tile = self._product("NN", m, n, k).tile
         if tile is None:
             self.runtime.product("NN", delta_next, w_next, out, 1.0)
-            self._pull_back(z, a, activation, out)
+            self.pull_back(z, a, activation, out)
             return
         sigma = activation if activation.elementwise else _IDENTITY
         self.runtime.launch(
@@ -346,7 +346,7 @@ class CudaBackend:
             ),
         )  # fmt: skip
         if not activation.elementwise:
-            self._pull_back(z, a, activation, out)
+            self.pull_back(z, a, activation, out)
 
     def bias_gradient(self, delta: Array, out: Array) -> None:
         m, n = delta.shape

@@ -1,0 +1,713 @@
+"""backprop_gpu.torch: models there and back, and MLP against PyTorch's own autograd.
+
+What the module says where PyTorch is not installed stands in `test_import.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import pickle
+import sys
+import types
+
+import numpy as np
+import pytest
+from conftest import host_runtime
+
+from backprop_gpu import Activation, Network, activations
+
+torch = pytest.importorskip(
+    "torch", reason="backprop_gpu.torch needs PyTorch: pip install 'backprop_gpu[torch]'"
+)
+
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+import backprop_gpu.torch as ours  # noqa: E402
+from backprop_gpu.torch import MLP, from_torch, to_torch  # noqa: E402
+
+NAMES = [name for name in activations.names() if activations.get(name).builtin]
+PORTABLE = [name for name in NAMES if name != "exponential"]
+DTYPES = [torch.float32, torch.float64]
+
+#: name -> σ in PyTorch, by formulas that share nothing with the module
+SIGMAS = {
+    "sigmoid": lambda z: torch.where(z > 0, 1 / (1 + (-z).exp()), z.exp() / (1 + z.exp())),
+    "tanh": lambda z: 2 / (1 + (-2 * z).exp()) - 1,
+    "relu": lambda z: torch.where(z > 0, z, 0 * z),
+    "leaky_relu": lambda z: torch.where(z > 0, z, 0.01 * z),
+    "elu": lambda z: torch.where(z > 0, z, z.exp() - 1),
+    "gelu": lambda z: z * 0.5 * torch.special.erfc(-z / 2**0.5),
+    "silu": lambda z: z / (1 + (-z).exp()),
+    "softplus": lambda z: torch.log1p(z.exp()),
+    "identity": lambda z: z,
+    "exponential": lambda z: z.exp(),
+    "softmax": lambda z: z.exp() / z.exp().sum(dim=1, keepdim=True),
+}
+
+
+def sigmas_of(name: str, layers: int = 2) -> list[str]:
+    """A network with that activation: in every layer, or at the output if it must."""
+    hidden = [name if activations.get(name).elementwise else "tanh"] * (layers - 1)
+    if name == "exponential" and layers > 2:  # e^z of e^z of e^z is soon infinite
+        hidden[0] = "tanh"
+    return [*hidden, name]
+
+
+def plain(mlp: MLP, x):
+    """The same network as PyTorch's own operations, in the parameters' dtype."""
+    a = x
+    for linear, sigma in zip(mlp.linears, mlp.activations, strict=True):
+        a = SIGMAS[sigma.name](a @ linear.weight.T + linear.bias)
+    return a
+
+
+def gradients(module, parameters, x, error):
+    return torch.autograd.grad(module(x), [x, *parameters], error)
+
+
+def random(*shape, dtype=torch.float64, seed=0, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(*shape, dtype=torch.float64, generator=generator)).to(dtype)
+
+
+def as_function(mlp: MLP):
+    """a^L as a function of x and the parameters, for gradcheck."""
+    names = [name for name, _ in mlp.named_parameters()]
+    return lambda x, *p: torch.func.functional_call(mlp, dict(zip(names, p, strict=True)), (x,))
+
+
+@pytest.fixture
+def square(registries):
+    return activations.register(Activation("square", lambda z: z * z, lambda z: 2 * z))
+
+
+# -- models as networks ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", PORTABLE)
+def test_models_go_there_and_back_with_every_bit(name, dtype):
+    net = Network([5, 4, 3], activation=sigmas_of(name), dtype=str(dtype)[6:], seed=1)
+    module = to_torch(net)
+    assert list(module.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert len(module) == (3 if name == "identity" else 4)  # at the output it is left out
+    back = from_torch(module, seed=1)
+    assert back.dtype == net.dtype
+    assert back.activations == net.activations
+    for mine, theirs in zip(
+        (*net.weights, *net.biases), (*back.weights, *back.biases), strict=True
+    ):
+        assert mine.tobytes() == theirs.tobytes()
+
+    # z goes to ±30, where Softplus has left ln(1 + e^z) behind unless it was told not to.
+    X = random(200, 5, dtype=dtype, scale=8.0)
+    with torch.no_grad():
+        got = module(X).numpy()
+    expected = net.predict(X.numpy())
+    # gelu's left tail: 1 + erf is off by an ulp of 1, times z
+    bound = 40 * np.finfo(expected.dtype).eps
+    assert abs(got - expected).max() <= bound * max(1.0, abs(expected).max())
+
+
+def test_models_that_read_differently_are_the_same_network():
+    first, second = nn.Linear(4, 3), nn.Linear(3, 2)
+    sigmoid = nn.Sigmoid()  # one module may stand in two places
+    plainly = nn.Sequential(first, sigmoid, second, sigmoid)
+    nested = nn.Sequential(
+        nn.Flatten(), nn.Sequential(first, nn.Sequential(sigmoid)), second, nn.Identity(), sigmoid
+    )
+    X = random(6, 4, dtype=torch.float32).numpy()
+    assert (from_torch(plainly).predict(X) == from_torch(nested).predict(X)).all()
+    names = [a.name for a in from_torch(nested).activations]
+    assert names == ["sigmoid", "sigmoid"]
+    linear = from_torch(nn.Sequential(first, second, nn.Softmax(dim=1)))
+    assert [a.name for a in linear.activations] == ["identity", "softmax"]
+
+
+def test_the_copies_share_nothing():
+    module = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid())
+    net = from_torch(module)
+    before = net.weights[0].copy()
+    back = to_torch(net)
+    with torch.no_grad():
+        module[0].weight.add_(1.0)
+        back[0].weight.add_(1.0)
+    assert (net.weights[0] == before).all()
+    assert all(p.requires_grad for p in back.parameters())
+
+
+def test_a_network_keeps_what_it_is_told():
+    module = nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=-1))
+    nets = [
+        from_torch(module, cost="categorical_cross_entropy", backend="numpy", seed=3)
+        for _ in range(2)
+    ]
+    assert nets[0].cost.name == "categorical_cross_entropy"
+    assert nets[0].backend == "numpy"
+    X, y = np.eye(3)[[0, 1, 2] * 5], [0, 1, 1] * 5
+    for net in nets:
+        net.fit(X, y, epochs=2, batch_size=4, learning_rate=0.5)
+    assert nets[0].weights[0].tobytes() == nets[1].weights[0].tobytes()
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def hooked():
+    linear = nn.Linear(2, 2)
+    linear.register_forward_hook(lambda module, x, y: 2 * y)
+    return linear
+
+
+SAME = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([nn.Linear(2, 2), nn.Dropout(0.5)], r"layer 1, Dropout\(p=0.5.*supported are Linear"),
+        ([nn.Linear(2, 2), nn.Sequential(nn.ReLU(), nn.Dropout())], r"layer 1\.1, Dropout"),
+        ([nn.Linear(2, 2, bias=False)], r"layer 0, .*bias=False.*bias of zeros"),
+        ([nn.Linear(2, 2), nn.BatchNorm1d(2)], r"layer 1, BatchNorm1d"),
+        ([nn.Linear(2, 2), nn.LeakyReLU(0.2)], r"layer 1, LeakyReLU\(negative_slope=0.2\).*0\.01"),
+        ([nn.Linear(2, 2), nn.ELU(0.5)], r"layer 1, ELU\(alpha=0.5\)"),
+        ([nn.Linear(2, 2), nn.GELU("tanh")], r"layer 1, GELU\(approximate='tanh'\)"),
+        ([nn.Linear(2, 2), nn.Softplus(beta=2)], r"layer 1, Softplus\(beta=2"),
+        ([nn.Linear(2, 2), nn.Softplus(threshold=5)], r"layer 1, Softplus\(beta=1.*threshold=5"),
+        ([nn.Linear(2, 2), nn.Softmax(dim=0)], r"layer 1, Softmax\(dim=0\)"),
+        ([nn.Linear(2, 2), nn.Softmax(dim=1), nn.Linear(2, 2)], r"layer 2, .*after a Softmax"),
+        ([nn.Linear(2, 2), nn.ReLU(), nn.Tanh()], r"layer 2, Tanh.*second"),
+        ([nn.ReLU(), nn.Linear(2, 2)], r"layer 0, ReLU.*no Linear comes before"),
+        ([nn.Linear(2, 2), nn.Flatten()], r"layer 1, Flatten"),
+        ([nn.Flatten(0), nn.Linear(2, 2)], r"layer 0, Flatten\(start_dim=0"),
+        ([nn.Linear(2, 3), nn.Linear(2, 2)], r"layer 1: .*does not fit layer 0.*3 outputs"),
+        ([Doubled(2, 2)], r"layer 0, Doubled.*forward of its own"),
+        ([hooked()], r"layer 0, Linear.*hooks"),
+        ([SAME, SAME], r"layer 1 shares its weight with layer 0"),
+        ([nn.ReLU6()], r"layer 0, ReLU6"),
+        ([], r"module has no Linear"),
+        ([nn.Linear(2, 1), nn.Softmax(dim=1)], r"softmax of one output"),
+    ],
+    ids=str,
+)
+def test_what_no_network_has_is_named(layers, message):
+    with pytest.raises(ValueError, match=message):
+        from_torch(nn.Sequential(*layers))
+
+
+def test_other_dtypes_and_modules_are_refused():
+    with pytest.raises(TypeError, match="all be float32 or all be float64, got float16"):
+        from_torch(nn.Sequential(nn.Linear(2, 2)).half())
+    mixed = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
+    with pytest.raises(TypeError, match="got float32, float64"):
+        from_torch(mixed)
+    with pytest.raises(TypeError, match=r"must be an nn.Sequential or an MLP, got Linear"):
+        from_torch(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="net must be a Network, got Linear"):
+        to_torch(nn.Linear(2, 2))
+    broken = nn.Sequential(nn.Linear(2, 2))
+    broken[0].weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"weights.*NaN"):
+        from_torch(broken)
+    with pytest.raises(TypeError, match="Sequential with a forward of its own"):
+        from_torch(type("Twice", (nn.Sequential,), {"forward": lambda self, x: x})())
+
+
+def test_activations_that_pytorch_has_not_are_named(square):
+    for activation in ("exponential", square):
+        net = Network([2, 2, 2], activation=["tanh", activation])
+        name = activations.get(activation).name
+        with pytest.raises(ValueError, match=f"no module for activation '{name}' of layer 2"):
+            to_torch(net)
+
+
+def test_the_softplus_of_float64_is_exact():
+    """PyTorch's own threshold, 20, would be off by e^-20 there."""
+    net = Network([1, 1], activation="softplus", dtype="float64")
+    net.weights, net.biases = [[[1.0]]], [[0.0]]
+    z = np.array([[20.5]])
+    exact = np.log1p(np.exp(z))
+    assert abs(to_torch(net)(torch.tensor(z)).item() - exact) < 1e-14
+    assert abs(F.softplus(torch.tensor(z)).item() - exact) > 1e-9
+    mlp = MLP([1, 1], "softplus", dtype=torch.float64)
+    mlp.load_state_dict(to_torch(net).state_dict())
+    assert abs(mlp(torch.tensor(z)).item() - exact) < 1e-14
+
+
+# -- MLP: its numbers ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("of_x", [False, True], ids=["parameters", "parameters and x"])
+def test_gradcheck(name, of_x):
+    """Against the difference quotient, in float64, once and twice."""
+    mlp = MLP([3, 4, 2], sigmas_of(name), dtype=torch.float64, seed=1)
+    for linear in mlp.linears:  # where b = 0 and all of a^1 is 0, z is on relu's kink
+        linear.bias.data.copy_(random(*linear.bias.shape, seed=3))
+    x = random(5, 3, seed=2).requires_grad_(of_x)
+    assert torch.autograd.gradcheck(as_function(mlp), (x, *mlp.parameters()))
+    assert torch.autograd.gradgradcheck(as_function(mlp), (x, *mlp.parameters()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layer_by_itself(name):
+    """The output's σ is also the first layer's, and nothing between x and a^L hides a slip."""
+    mlp = MLP([3, 2], name, dtype=torch.float64, seed=1)
+    x = random(5, 3, seed=2).requires_grad_()
+    assert torch.autograd.gradcheck(as_function(mlp), (x, *mlp.parameters()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_those_of_autograd(name, dtype):
+    sizes, m = [40, 30, 20, 10], 50
+    mlp = MLP(sizes, sigmas_of(name, 3), dtype=dtype, seed=1)
+    x, error = random(m, 40, dtype=dtype).requires_grad_(), random(m, 10, dtype=dtype, seed=1)
+    got = gradients(mlp, list(mlp.parameters()), x, error)
+    exact = copy.deepcopy(mlp).double()
+    wanted = gradients(
+        lambda x: plain(exact, x), list(exact.parameters()),
+        x.detach().double().requires_grad_(), error.double(),
+    )  # fmt: skip
+    for mine, theirs in zip(got, wanted, strict=True):
+        assert mine.dtype == dtype
+        bound = 30 * torch.finfo(dtype).eps * max(sizes) ** 0.5
+        assert (mine - theirs).abs().max() <= bound * theirs.abs().max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_are_those_of_the_network(name, dtype):
+    """Within a few ulps times √k of the terms, on both of the ways forward."""
+    net = Network([300, 100, 7], activation=sigmas_of(name), dtype=str(dtype)[6:], seed=1)
+    mlp = MLP([300, 100, 7], sigmas_of(name), dtype=dtype, seed=1)
+    X = random(64, 300, dtype=dtype)
+    expected = net.predict(X.numpy())
+    bound = 8 * np.finfo(expected.dtype).eps * np.sqrt(300) * max(1.0, abs(expected).max())
+    with torch.no_grad():
+        assert abs(mlp(X).numpy() - expected).max() <= bound
+    assert abs(mlp(X).detach().numpy() - expected).max() <= bound
+
+
+def test_the_left_tail_of_gelu_keeps_its_digits():
+    mlp = MLP([1, 1], "gelu", dtype=torch.float32)
+    mlp.load_state_dict({"0.weight": torch.ones(1, 1), "0.bias": torch.zeros(1)})
+    x = torch.tensor([[-6.0]])
+    exact = -6.0 * 0.5 * torch.special.erfc(torch.tensor(6.0 / 2**0.5, dtype=torch.float64))
+    assert abs(mlp(x).item() / exact.item() - 1) < 1e-5
+    assert abs(F.gelu(x).item() / exact.item() - 1) > 1e-2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_far_out(name):
+    """σ and σ' have their limits, not NaN, where e^z leaves the range of float32."""
+    mlp = MLP([1, 1], name) if name != "softmax" else MLP([1, 2], name)
+    with torch.no_grad():
+        mlp.linears[0].weight.fill_(1.0)
+        mlp.linears[0].bias.zero_()
+    x = torch.tensor([[-300.0], [300.0]]).requires_grad_()
+    if name == "exponential":
+        x = torch.tensor([[-300.0], [80.0]]).requires_grad_()
+    y = mlp(x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert torch.isfinite(y).all()
+    assert torch.isfinite(slope).all()
+    if name != "softmax":
+        expected = activations.get(name)
+        assert np.allclose(y.detach().numpy(), expected.function(x.detach().numpy()), rtol=1e-5)
+        assert np.allclose(slope.numpy(), expected.derivative(x.detach().numpy()), rtol=1e-5)
+
+
+def test_a_users_activation(square):
+    mlp = MLP([3, 4, 2], ["square", "square"], dtype=torch.float64, seed=1)
+    x = random(5, 3).requires_grad_()
+    assert torch.autograd.gradcheck(as_function(mlp), (x, *mlp.parameters()))
+    assert mlp(x[:0]).shape == (0, 2)
+    (first,) = torch.autograd.grad(mlp(x).sum(), x)
+    with pytest.raises(RuntimeError, match=r"twice \(create_graph=True\).*'square'"):
+        torch.autograd.grad(mlp(x).sum(), x, create_graph=True)
+    assert first.shape == x.shape
+    expected = from_torch(mlp).predict(x.detach().numpy())
+    assert np.allclose(mlp(x).detach().numpy(), expected, rtol=1e-14, atol=0)
+
+
+def test_the_gradient_of_a_gradient():
+    """A penalty on ∂a/∂x trains the parameters, as of an nn.Sequential."""
+    mlp = MLP([3, 8, 1], ["tanh", "identity"], dtype=torch.float64, seed=1)
+    twin = to_torch(from_torch(mlp))
+    x = random(6, 3).requires_grad_()
+    found = []
+    for module in (mlp, twin):
+        (slope,) = torch.autograd.grad(module(x).sum(), x, create_graph=True)
+        penalty = (slope.norm(dim=1) - 1).square().mean()
+        found.append(torch.autograd.grad(penalty, [module.get_parameter("0.weight")])[0])
+    assert found[0].abs().max() > 0
+    assert torch.allclose(found[0], found[1], rtol=1e-12)
+
+
+# -- MLP: what it computes when ------------------------------------------------------------------
+
+
+def test_frozen_layers_get_no_gradient_and_cost_none(monkeypatch):
+    calls = []
+    for name in ("weight_gradient", "bias_gradient", "hidden_error", "input_error"):
+        method = getattr(ours._OnTorch, name)
+
+        def counted(self, *arguments, _method=method, _name=name):
+            calls.append(_name)
+            return _method(self, *arguments)
+
+        monkeypatch.setattr(ours._OnTorch, name, counted)
+    mlp = MLP([3, 4, 4, 2], seed=1)
+    for name, p in mlp.named_parameters():
+        p.requires_grad_(name in ("2.bias", "4.weight"))
+    x = random(5, 3, dtype=torch.float32)
+    mlp(x).sum().backward()
+    given = {name for name, p in mlp.named_parameters() if p.grad is not None}
+    assert given == {"2.bias", "4.weight"}
+    assert calls == ["weight_gradient", "hidden_error", "input_error", "bias_gradient"]
+    free = MLP([3, 4, 4, 2], seed=1)
+    free(x).sum().backward()
+    assert torch.equal(mlp.linears[1].bias.grad, free.linears[1].bias.grad)
+
+
+def test_the_gradient_of_x_alone():
+    mlp = MLP([3, 4, 2], seed=1).requires_grad_(False)
+    x = random(5, 3, dtype=torch.float32).requires_grad_()
+    mlp(x).sum().backward()
+    (expected,) = torch.autograd.grad(plain(mlp, x).sum(), x)
+    assert torch.allclose(x.grad, expected, rtol=1e-5)
+    assert all(p.grad is None for p in mlp.parameters())
+
+
+def test_without_gradients_nothing_is_kept(monkeypatch):
+    mlp = MLP([3, 4, 2], "gelu", seed=1)
+    x = random(5, 3, dtype=torch.float32)
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.shape)
+        return tensor
+
+    forward, zs = ours._OnTorch.forward, []
+
+    def watched(self, *arguments):
+        z, a = forward(self, *arguments)
+        zs.append(z)
+        return z, a
+
+    monkeypatch.setattr(ours._OnTorch, "forward", watched)
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.no_grad():
+            assert mlp(x).grad_fn is None
+        with torch.inference_mode():
+            assert mlp(x).grad_fn is None
+        mlp.requires_grad_(False)
+        assert not mlp(x).requires_grad
+        assert kept == []
+        assert zs == [None] * 6
+        mlp.requires_grad_(True)
+        assert torch.equal(mlp.eval()(x), mlp.train()(x))  # there is nothing random in it
+    # 4 parameters, x, a of the hidden layer, and twice z; a^L is not needed.
+    assert len(kept) == 2 * 8
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (4, 2, 3), (2, 1, 2, 3), (0, 3), (2, 0, 3)])
+def test_leading_dimensions(shape):
+    mlp = MLP([3, 4, 2], dtype=torch.float64, seed=1)
+    twin = to_torch(from_torch(mlp))
+    x = random(*shape).requires_grad_()
+    y = mlp(x)
+    assert y.shape == (*shape[:-1], 2)
+    wanted = [x, *mlp.parameters()]
+    got = torch.autograd.grad(y.square().sum(), wanted)
+    expected = torch.autograd.grad(twin(x).square().sum(), [x, *twin.parameters()])
+    for mine, theirs in zip(got, expected, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-12, atol=1e-14)
+    with torch.no_grad():
+        assert torch.allclose(mlp(x), twin(x), rtol=1e-12)
+
+
+def test_strided_inputs_and_errors():
+    mlp = MLP([3, 4, 2], ["tanh", "identity"], dtype=torch.float64, seed=1)
+    x = random(3, 10)[:, ::2].T.requires_grad_()
+    error = random(2, 5).T
+    got = gradients(mlp, list(mlp.parameters()), x, error)
+    expected = gradients(lambda x: plain(mlp, x), list(mlp.parameters()), x, error)
+    for mine, theirs in zip(got, expected, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_error_that_comes_in_is_left_alone(name):
+    mlp = MLP([3, 4, 2], sigmas_of(name), dtype=torch.float64, seed=1)
+    error = random(5, 2)
+    before = error.clone()
+    x = random(5, 3).requires_grad_()
+    gradients(mlp, list(mlp.parameters()), x, error)
+    assert torch.equal(error, before)
+
+
+def test_what_was_saved_must_not_change():
+    """PyTorch itself notices, because the tensors went through save_for_backward."""
+    mlp = MLP([3, 4, 2], seed=1)
+    x = random(5, 3, dtype=torch.float32)
+    y = mlp(x)
+    with torch.no_grad():
+        mlp.linears[1].weight.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_under_autocast_the_arithmetic_stays():
+    mlp = MLP([64, 32, 8], seed=1)
+    x = random(16, 64, dtype=torch.float32)
+    half = x.bfloat16()
+    expected = mlp(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(mlp(x), expected)
+        with torch.no_grad():
+            assert torch.equal(mlp(x), expected)
+        got = mlp(half)
+        (slope,) = torch.autograd.grad(got.sum(), mlp.linears[0].weight, create_graph=True)
+    assert got.dtype == slope.dtype == torch.float32
+    assert torch.equal(got, mlp(half.float()))
+    (expected,) = torch.autograd.grad(mlp(half.float()).sum(), mlp.linears[0].weight)
+    assert torch.allclose(slope, expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(TypeError, match=r"x must be torch.float32.*got torch.bfloat16"):
+        mlp(half)
+
+
+# -- MLP as a module -----------------------------------------------------------------------------
+
+
+def test_the_initial_parameters_are_the_networks():
+    for settings in ({"activation": "relu"}, {"initial_weights": "xavier"}, {}):
+        net = Network([5, 4, 3], seed=7, **settings)
+        before = torch.random.get_rng_state()
+        mlp = MLP([5, 4, 3], seed=7, **settings)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        for linear, w, b in zip(mlp.linears, net.weights, net.biases, strict=True):
+            assert linear.weight.detach().numpy().tobytes() == w.tobytes()
+            assert linear.bias.detach().numpy().tobytes() == b.tobytes()
+
+
+def test_without_a_seed_pytorchs_decides():
+    torch.manual_seed(3)
+    first, second = MLP([5, 4]), MLP([5, 4])
+    torch.manual_seed(3)
+    again = MLP([5, 4])
+    assert torch.equal(first.linears[0].weight, again.linears[0].weight)
+    assert not torch.equal(first.linears[0].weight, second.linears[0].weight)
+
+
+def test_state_dicts_load_both_ways():
+    mlp = MLP([5, 4, 3], "relu", seed=1)
+    twin = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU())
+    twin.load_state_dict(mlp.state_dict())
+    x = random(6, 5, dtype=torch.float32)
+    assert torch.allclose(twin(x), mlp(x), rtol=1e-5)
+    other = MLP([5, 4, 3], "relu", seed=2)
+    other.load_state_dict(twin.state_dict())
+    assert torch.equal(other(x), mlp(x))
+    assert np.allclose(from_torch(mlp).predict(x.numpy()), mlp(x).detach().numpy(), rtol=1e-5)
+
+
+def test_copies_and_files(square):
+    mlp = MLP([5, 4, 3], ["gelu", "square"], seed=1)
+    x = random(6, 5, dtype=torch.float32)
+    file = io.BytesIO()
+    torch.save(mlp, file)
+    file.seek(0)
+    for twin in (
+        copy.deepcopy(mlp),
+        pickle.loads(pickle.dumps(mlp)),
+        torch.load(file, weights_only=False),
+    ):
+        assert torch.equal(twin(x), mlp(x))
+        with torch.no_grad():
+            twin.linears[0].weight.add_(1.0)
+        assert not torch.equal(twin(x), mlp(x))
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam], ids=["SGD", "Adam"])
+def test_training_goes_as_an_nn_sequentials(make):
+    mlp = MLP([6, 16, 3], ["relu", "identity"], dtype=torch.float64, seed=1)
+    twin = to_torch(from_torch(mlp))
+    X = random(40, 6)
+    y = (X[:, :3].argmax(dim=1)).long()
+    losses = []
+    for module in (mlp, twin):
+        optimizer = make(module.parameters(), lr=0.05)
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss = nn.CrossEntropyLoss()(module(X), y)
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    assert losses[0] < 0.7
+    for p, q in zip(mlp.parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-8, atol=1e-10)
+
+
+def test_a_parametrized_weight_is_the_one_used():
+    mlp = MLP([4, 3], "tanh", dtype=torch.float64, seed=1)
+    nn.utils.parametrizations.weight_norm(mlp.linears[0])
+    with torch.no_grad():
+        mlp.linears[0].parametrizations.weight.original0.mul_(2.0)
+    x = random(5, 4).requires_grad_()
+    assert torch.allclose(mlp(x), plain(mlp, x), rtol=1e-12)
+    for p in mlp.parameters():
+        (got,) = torch.autograd.grad(mlp(x).sum(), p)
+        (expected,) = torch.autograd.grad(plain(mlp, x).sum(), p)
+        assert torch.allclose(got, expected, rtol=1e-10)
+
+
+def test_its_description_names_sizes_and_activations():
+    assert "[5, 4, 3], activation='relu'" in repr(MLP([5, 4, 3], "relu"))
+    assert "activation=['relu', 'softmax']" in repr(MLP([5, 4, 3], ["relu", "softmax"]))
+
+
+# -- MLP: what does not fit ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "kind", "message"),
+    [
+        (torch.zeros(5, 4), ValueError, r"x must have shape \(…, 3\), got \(5, 4\)"),
+        (torch.tensor(1.0), ValueError, r"x must have shape \(…, 3\), got \(\)"),
+        (torch.zeros(5, 3, dtype=torch.float64), TypeError, "x must be torch.float32.*float64"),
+        (torch.zeros(5, 3, dtype=torch.int64), TypeError, "x must be torch.float32.*int64"),
+        (np.zeros((5, 3)), TypeError, "x must be a torch.Tensor, got ndarray"),
+        (torch.zeros(5, 3, device="meta"), ValueError, "x must be on cpu.*got meta"),
+        (torch.zeros(5, 3).to_sparse(), TypeError, "x must be a dense tensor.*to_dense"),
+    ],
+    ids=["width", "scalar", "double", "labels", "numpy", "device", "sparse"],
+)
+def test_inputs_that_do_not_fit_are_named(x, kind, message):
+    with pytest.raises(kind, match=message):
+        MLP([3, 4, 2])(x)
+
+
+def test_parameters_that_do_not_fit_are_named():
+    x = torch.zeros(5, 3)
+    with pytest.raises(TypeError, match=r"parameters must be torch.float32 or.*float16"):
+        MLP([3, 2]).half()(x)
+    with pytest.raises(ValueError, match="parameters must be on cpu or cuda, got meta"):
+        MLP([3, 2]).to("meta")(x)
+    mixed = MLP([3, 4, 2])
+    mixed.linears[1].double()
+    with pytest.raises(ValueError, match=r"one dtype and device, got torch.float32.*float64"):
+        mixed(x)
+
+
+def test_settings_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"dtype must be torch.float32 or torch.float64"):
+        MLP([3, 2], dtype=torch.float16)
+    with pytest.raises(ValueError, match="sizes must name an input and an output"):
+        MLP([3])
+    with pytest.raises(ValueError, match="unknown activation 'swoosh'"):
+        MLP([3, 2], "swoosh")
+    with pytest.raises(ValueError, match="output layer only"):
+        MLP([3, 2, 2], "softmax")
+
+
+# -- MLP on a CUDA device -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """A CUDA device played by the CPU: our kernels run there, on the memory of CPU tensors.
+
+    What it leaves out: CuPy's view of a CUDA tensor and the stream itself.
+    """
+    runtime = host_runtime()
+    seen = types.SimpleNamespace(entered=[], runtime=runtime)
+
+    @contextlib.contextmanager
+    def device(index):
+        seen.entered.append(("device", index))
+        yield
+
+    @contextlib.contextmanager
+    def from_external(stream):
+        seen.entered.append(("stream", stream.__cuda_stream__()))
+        yield
+
+    cupy = types.ModuleType("cupy")
+    cupy.cuda = types.SimpleNamespace(
+        Device=device, Stream=types.SimpleNamespace(from_external=from_external)
+    )
+    cupy.from_dlpack = lambda tensor: tensor.numpy()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    current = types.SimpleNamespace(cuda_stream=1234)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: current)
+    monkeypatch.setattr(ours, "_runtime", lambda index: runtime)
+    monkeypatch.setattr(ours, "_kind", lambda x: "cuda")
+    return seen
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_kernels_give_the_gradients_of_autograd(stand_in, name):
+    sizes, m = [7, 5, 4, 3], 6  # m is no power of 2, so that the m of the means must cancel
+    mlp = MLP(sizes, sigmas_of(name, 3), dtype=torch.float64, seed=1)
+    x, error = random(7, m).T.requires_grad_(), random(3, m, seed=1).T  # columns first
+    before = error.clone()
+    got = gradients(mlp, list(mlp.parameters()), x, error)
+    expected = gradients(lambda x: plain(mlp, x), list(mlp.parameters()), x, error)
+    for mine, theirs in zip(got, expected, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-11, atol=1e-13)
+    assert torch.equal(error, before)
+    with torch.no_grad():
+        assert torch.allclose(mlp(x), plain(mlp, x), rtol=1e-11)
+    launched = {kernel.expression.partition("<")[0] for kernel in stand_in.runtime.launched}
+    assert {"bias_gradient"} <= launched
+    stream = ("stream", (0, 1234))
+    assert stand_in.entered == [("device", None), stream] * 3  # forward, backward, no_grad
+
+
+def test_an_empty_batch_launches_nothing(stand_in):
+    mlp = MLP([7, 5, 3], seed=1)
+    y = mlp(torch.zeros(0, 7))
+    y.sum().backward()
+    assert y.shape == (0, 3)
+    assert all((p.grad == 0).all() for p in mlp.parameters())
+    assert not stand_in.runtime.launched
+
+
+def test_without_cupy_it_says_what_to_install(stand_in, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(ImportError, match=r"needs CuPy: pip install 'backprop_gpu\[cu13\]'"):
+        MLP([7, 5])(torch.zeros(2, 7))
+
+
+def test_cupy_takes_the_stream_of_pytorch():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    stream = types.SimpleNamespace(cuda_stream=1234)
+    taken = cupy.cuda.Stream.from_external(ours._Stream(stream))
+    assert taken.ptr == 1234
+
+
+@pytest.mark.gpu
+def test_on_a_device():
+    """No copy, PyTorch's stream, and the gradients of the CPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no CUDA device")
+    for name in NAMES:
+        mlp = MLP([70, 50, 30], sigmas_of(name), dtype=torch.float64, seed=1)
+        x, error = random(40, 70).requires_grad_(), random(40, 30, seed=1)
+        expected = gradients(mlp, list(mlp.parameters()), x, error)
+        mlp.cuda()
+        x = x.detach().cuda().requires_grad_()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            got = gradients(mlp, list(mlp.parameters()), x, error.cuda())
+            torch.cuda.current_stream().synchronize()
+        for mine, theirs in zip(got, expected, strict=True):
+            assert torch.allclose(mine.cpu(), theirs, rtol=1e-10, atol=1e-12)
