@@ -4,8 +4,8 @@
 
 trains [784, 30, 10] in mini-batches of 10 on random data both ways, checks that the weights agree,
 and prints µs a step of each and their ratio. Both start from the list of column vectors; ours is
-a whole `SGD`, with stacking the list, shuffling and writing weights back. They take turns; figures are
-medians over the rounds.
+a whole `SGD`, with stacking the list, shuffling and writing weights back. They take turns, and
+figures are medians over the rounds.
 """
 
 from __future__ import annotations
