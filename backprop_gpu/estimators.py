@@ -27,10 +27,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import LabelBinarizer
-from sklearn.utils import check_random_state, column_or_1d, compute_sample_weight, shuffle
+from sklearn.utils import (
+    check_array,
+    check_random_state,
+    column_or_1d,
+    compute_sample_weight,
+    shuffle,
+)
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import perceptron, planning
 from .network import Network
@@ -247,7 +253,7 @@ class _Perceptron(
         X, y = self._validate_input(X, y, incremental, fresh)
         y = y.reshape(len(y), -1)
         if sample_weight is not None:
-            sample_weight = _check_sample_weight(_host(sample_weight), X)
+            sample_weight = _check_weights(_host(sample_weight), X)
         sample_weight = self._weighted_by_class(y, sample_weight)
         self.n_outputs_ = y.shape[1]
         self._random_state = check_random_state(self.random_state)
@@ -653,6 +659,7 @@ class _Perceptron(
             ours, no hidden layer. Dropout, clipping and class weights are of training only, and
             are left behind.
         """
+        # `accel` may have bound the public names to ours.
         from sklearn.neural_network import _multilayer_perceptron as genuine
 
         names = set(self._hidden_names())
@@ -1004,12 +1011,29 @@ _RULES: dict[str, tuple[Any, str]] = {
 }
 
 
-def _invalid(estimator: str, name: str, expected: str, value: Any) -> ValueError:
-    from sklearn.utils._param_validation import InvalidParameterError
+class InvalidParameterError(ValueError, TypeError):
+    """A parameter of an estimator that means nothing; scikit-learn's of that name is private."""
 
+
+def _invalid(estimator: str, name: str, expected: str, value: Any) -> ValueError:
     return InvalidParameterError(
         f"The {name!r} parameter of {estimator} must be {expected}. Got {value!r} instead."
     )
+
+
+def _check_weights(sample_weight: Any, X: Any) -> np.ndarray:
+    """A weight a row of X, in its dtype, from an array or one number for all."""
+    rows = X.shape[0]
+    if isinstance(sample_weight, Real):
+        return np.full(rows, sample_weight, X.dtype)
+    weights = check_array(sample_weight, ensure_2d=False, dtype=X.dtype, input_name="sample_weight")
+    if weights.ndim != 1:
+        raise ValueError(f"Sample weights must be 1D array or scalar, got {weights.ndim}D array.")
+    if len(weights) != rows:
+        raise ValueError(f"sample_weight.shape == {weights.shape}, expected {(rows,)}!")
+    if not weights.any():
+        raise ValueError("Sample weights must contain at least one non-zero number.")
+    return weights
 
 
 def _pack(coefs: Any, intercepts: Any) -> np.ndarray:
