@@ -10,6 +10,7 @@ order. What they do more stands behind the parameters' docstring under *Beyond s
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
@@ -39,6 +40,7 @@ from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import perceptron, planning
+from .engines.resident_cpu import one_blas_thread
 from .network import Network
 from .parameters import Layout, Parameters
 from .perceptron import EngineEpochs, PlainEpochs, Problem, State
@@ -476,10 +478,10 @@ class _Perceptron(
             worse = self.loss_ > self.best_loss_ - self.tol
             self.best_loss_ = min(self.best_loss_, self.loss_)
         else:
-            a = self._outputs(X)
-            dtype = a.dtype
+            with one_blas_thread() if "engine resident" in self.plan_ else nullcontext():
+                a = self._outputs(X)
             self.validation_loss_curve_.append(
-                perceptron.loss_of(self._problem, y.astype(dtype), a, sample_weight)
+                perceptron.loss_of(self._problem, y.astype(a.dtype), a, sample_weight)
             )
             score = self._score_of(a, labels, sample_weight)
             self.validation_scores_.append(score)

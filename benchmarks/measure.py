@@ -29,8 +29,10 @@ OUT_OF_TIME = "out of time"
 FEWEST = 3
 #: Rows that a problem names at most over all its steps: 128 MiB of indices.
 ROWS = 1 << 24
-#: Seconds between two runs: the threads of a library spin for a while before they sleep.
-PAUSE = 0.02
+#: Between two runs: seconds of a look at whether threads still spin, the share of a core that
+#: is taken for none, and the seconds after which to go on all the same. OpenBLAS's threads spin
+#: for 2²⁸ cycles before they sleep, on cores that the next library needs.
+LOOK, IDLE, PATIENCE = 0.01, 0.2, 1.0
 
 Disagreement = Callable[[Peer, Workload, Device, int], float]
 
@@ -111,7 +113,7 @@ def measure(
             if result.peer.name not in trainers or spent():
                 continue
             progress(f"{result.peer.name}: round {done + 1} of {rounds}")
-            pause(PAUSE)
+            settle(pause)
             try:
                 begin = clock()
                 trainers[result.peer.name].run()
@@ -152,6 +154,15 @@ def prepare(
         if steps / 2 <= wanted <= steps * 2:
             break
     return trainer, steps
+
+
+def settle(pause: Callable[[float], None] = time.sleep, cpu: Clock = time.process_time) -> None:
+    """Wait until the threads of what ran last have gone to sleep."""
+    for _ in range(round(PATIENCE / LOOK)):
+        before = cpu()
+        pause(LOOK)
+        if cpu() - before < IDLE * LOOK:
+            return
 
 
 def ratios(result: Result, ours: Result) -> list[float]:

@@ -196,7 +196,7 @@ def run_suite(
     step: float = 1e-3,
 ) -> list[dict[str, Any]]:  # fmt: skip
     monkeypatch.setattr(floor, "measure", lambda device, budget: RATES)
-    monkeypatch.setattr(measure, "PAUSE", 0.0)
+    monkeypatch.setattr(measure, "settle", lambda pause: None)
     clock = Clock()
     peers = [Fake(name, clock, [], lambda call: step) for name in ("ours", "other")]
     return list(
@@ -603,3 +603,25 @@ def test_where_records_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     Path("benchmarks/results").mkdir(parents=True)
     assert folder(None) == Path("benchmarks/results")
     assert folder("elsewhere") == Path("elsewhere")
+
+
+def test_a_library_begins_when_the_threads_of_the_last_one_sleep() -> None:
+    from benchmarks.measure import LOOK, PATIENCE, settle
+
+    now, waits = [0.0], []
+
+    def pause(seconds: float) -> None:
+        waits.append(seconds)
+        now[0] += seconds if len(waits) <= 14 else 0.0  # a core's worth, 0.14 s long
+
+    settle(pause, lambda: now[0])
+    assert len(waits) == 15
+    waits.clear()
+
+    def forever(seconds: float) -> None:
+        waits.append(seconds)
+        now[0] += seconds
+
+    settle(forever, lambda: now[0])
+    assert sum(waits) == pytest.approx(PATIENCE)
+    assert waits[0] == LOOK

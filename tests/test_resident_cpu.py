@@ -382,3 +382,26 @@ def test_a_long_compilation_is_announced(
     ]
     train()  # it is told once
     assert len(caplog.messages) == 1
+
+
+def test_no_blas_thread_spins_beside_the_loops_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation between epochs has BLAS to itself, and leaves it as it was."""
+    from threadpoolctl import threadpool_info
+
+    def blas_threads() -> set[int]:
+        return {i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"}
+
+    before, during = blas_threads(), []
+    forward = ResidentEngine._forward
+
+    def watched(*arguments: Any) -> None:
+        during.append(blas_threads())
+        forward(*arguments)
+
+    monkeypatch.setattr(ResidentEngine, "_forward", watched)
+    X, Y = np.zeros((8, 3)), np.zeros((8, 2))
+    Network([3, 4, 2], backend="numpy", seed=0).fit(
+        X, Y, epochs=2, batch_size=2, learning_rate=0.1, engine="resident", validation_data=(X, Y)
+    )
+    assert during == [{1}] * 2
+    assert blas_threads() == before
