@@ -107,6 +107,21 @@ def test_gradients(backend, problem):
             np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * scale)
 
 
+def runs_away(described, X, Y, arguments):
+    """Whether it is the training that diverges, and no kernel: in float64 on NumPy it does so too.
+
+    e^z may leave the range of float32 in a step, and a few unbounded σ in two epochs.
+    """
+    net = make(described | {"dtype": "float64"}, "numpy")
+    with np.errstate(all="ignore"):
+        try:
+            history = net.fit(X, Y, **arguments)
+        except FloatingPointError:
+            return True
+        largest = max(np.abs(net.predict(X)).max(), *np.abs(history.loss))
+    return not largest < 1e12
+
+
 @given(
     problem=problems(),
     optimizer=OPTIMIZERS,
@@ -133,15 +148,14 @@ def test_training_runs(backend, problem, optimizer, batch, rate):
         try:
             for net in nets:
                 net.fit(X, Y, **arguments)
-        except FloatingPointError:  # σ = e^z may well run away
-            assert "exponential" in described["activation"]
+        except FloatingPointError:
+            assert runs_away(described, X, Y, arguments)
     for w, v in zip(nets[0].weights, nets[1].weights, strict=True):
         assert np.isfinite(w).all()
         if len(nets[1].history or ()) == 2:
             np.testing.assert_array_equal(w, v)
-    # A step may lead e^z, and it alone, out of the range of float32.
-    if "exponential" not in [a.name for a in nets[0].activations]:
-        assert np.isfinite(nets[0].predict(X)).all()
+    if not np.isfinite(nets[0].predict(X)).all():
+        assert runs_away(described, X, Y, arguments)
 
 
 @given(
