@@ -10,7 +10,6 @@ order. What they do more stands behind the parameters' docstring under *Beyond s
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
@@ -40,7 +39,6 @@ from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import perceptron, planning
-from .engines.resident_cpu import one_blas_thread
 from .network import Network
 from .parameters import Layout, Parameters
 from .perceptron import EngineEpochs, PlainEpochs, Problem, State
@@ -441,7 +439,7 @@ class _Perceptron(
                 self.loss_curve_.append(self.loss_)
                 if self.verbose:
                     print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-                self._judge(X_val, y_val, labels_val, val_weight)
+                self._judge(epochs, X_val, y_val, labels_val, val_weight)
                 self._optimizer.iteration_ends(self.t_)
                 stops = hooks.end_epoch()
                 if self._no_improvement_count > self.n_iter_no_change:
@@ -472,13 +470,15 @@ class _Perceptron(
             "consecutive epochs."
         )
 
-    def _judge(self, X: Any, y: Any, labels: Any, sample_weight: Any) -> None:
+    def _judge(
+        self, epochs: EngineEpochs | PlainEpochs, X: Any, y: Any, labels: Any, sample_weight: Any
+    ) -> None:
         """Count the epochs without improvement, by the held-out rows or by the loss."""
         if X is None:
             worse = self.loss_ > self.best_loss_ - self.tol
             self.best_loss_ = min(self.best_loss_, self.loss_)
         else:
-            with one_blas_thread() if "engine resident" in self.plan_ else nullcontext():
+            with epochs.between():
                 a = self._outputs(X)
             self.validation_loss_curve_.append(
                 perceptron.loss_of(self._problem, y.astype(a.dtype), a, sample_weight)

@@ -16,6 +16,7 @@ so that of a short last mini-batch α weighs more; an epoch's is the mean over i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from . import activations, costs
 from .activations import Activation
 from .backends.numpy import apply_rule, clip
 from .driver import Driver
+from .engines.resident_cpu import one_blas_thread
 from .optimizers import SGD, Adam, Optimizer
 from .parameters import Layout, Parameters
 
@@ -349,6 +351,11 @@ class EngineEpochs:
         weights = parameters.flat[: parameters.layout.weights_end]
         return self.network._backend.sum_of_squares(weights)
 
+    def between(self) -> AbstractContextManager[None]:
+        """Around NumPy's work between two epochs, so that it leaves the cores to the next."""
+        shared = self._driver.plan.engine == "resident" and self.network.backend == "numpy"
+        return one_blas_thread() if shared else nullcontext()
+
     def close(self) -> None:
         """Keep the optimizer's state, and give back the buffers."""
         to_numpy = self.network._backend.to_numpy
@@ -404,6 +411,10 @@ class PlainEpochs:
             total += len(batch) * loss
             state.step += 1
         return total / len(order)
+
+    def between(self) -> AbstractContextManager[None]:
+        """As of `EngineEpochs`; here all is NumPy."""
+        return nullcontext()
 
     def close(self) -> None:
         """There is nothing to give back."""

@@ -116,6 +116,30 @@ def test_the_same_loss_curve_from_the_resident_engine(
     )
 
 
+@pytest.mark.parametrize("loading", [0.0, 1e9])
+def test_scores_between_resident_epochs_wake_no_blas_threads(
+    iris: Any, loading: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from threadpoolctl import threadpool_info
+
+    monkeypatch.setattr(planning, "LOADING", loading)
+
+    def blas_threads() -> set[int]:
+        return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
+
+    outputs, during = MLPClassifier._outputs, []
+
+    def watched(self: Any, X: Any) -> np.ndarray:
+        during.append(blas_threads())
+        return outputs(self, X)
+
+    monkeypatch.setattr(MLPClassifier, "_outputs", watched)
+    before = blas_threads()
+    MLPClassifier(early_stopping=True, max_iter=2, random_state=0, backend="numpy").fit(*iris)
+    assert during == [{1} if loading == 0.0 else before] * 2
+    assert blas_threads() == before
+
+
 SETTINGS: list[dict[str, Any]] = [
     {"learning_rate": "invscaling", "solver": "sgd", "power_t": 0.3},
     {"learning_rate": "adaptive", "solver": "sgd", "learning_rate_init": 0.5, "tol": 0.1,
