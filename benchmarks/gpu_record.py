@@ -1,6 +1,7 @@
 """``python -m benchmarks.gpu_record --out DIR``: what the kernels do on this machine's GPU.
 
-In one call of under eight minutes, with nothing to download: the GPU tests,
+In one call of under eight minutes, with nothing to download, each stage in a process
+of its own with a time limit of its own: the GPU tests,
 compute-sanitizer on small shapes, the machine's own ceilings (copy, cuBLAS),
 every kernel of a product at a range of shapes, the other kernels, an epoch in one
 launch in each of its forms beside what was predicted, and whole training steps
@@ -17,13 +18,18 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
+import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -342,7 +348,12 @@ class Recorder:
                 self.write(op="resident", shape=(*sizes, batch), plan=f"{cluster} blocks",
                            members=count, stored=_STORED[stored], absent=cut)  # fmt: skip
             else:
-                self.resident(sizes, batch, cut, count, rows, repeats)
+                try:
+                    self.resident(sizes, batch, cut, count, rows, repeats)
+                except Exception as error:
+                    why = f"{type(error).__name__}: {error}"
+                    self.write(op="resident", shape=(*sizes, batch), plan=str(cut), members=count,
+                               stored=_STORED[stored], failed=why)  # fmt: skip
 
     def resident(
         self, sizes: tuple[int, ...], batch: int, cut: Residency, count: int, rows: int,
@@ -447,79 +458,122 @@ def sanitized_case() -> None:
                     net.fit(X, y, optimizer=optimizer, engine="resident", **options)
 
 
+#: What is recorded, most worth first, and the seconds that each may take.
+STAGES = {
+    "gpu tests": 150, "ceilings": 30, "resident": 60, "training": 200, "maps": 30, "updates": 30,
+    "compute-sanitizer memcheck": 60, "compute-sanitizer racecheck": 60, "products": 90,
+}  # fmt: skip
+_PYTHON = [sys.executable, "-m"]
+
+
+def gpu_tests(recorder: Recorder) -> None:
+    # Most of the time goes into compiling, which several processes share.
+    workers = ["-n", "auto"] if importlib.util.find_spec("xdist") else []
+    log = recorder.path.with_name("gpu_tests.log")
+    with log.open("w") as file:  # which holds what they printed, should they be stopped
+        run = subprocess.run(
+            [*_PYTHON, "pytest", "-v", "--tb=short", "-m", "gpu", "-p", "no:cacheprovider",
+             *workers, "tests"],
+            stdout=file, stderr=subprocess.STDOUT, check=False,
+        )  # fmt: skip
+    lines = log.read_text().splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    recorder.write(op="gpu tests", result=lines[-1:], code=run.returncode, failures=failed)
+
+
+def sanitizer(recorder: Recorder, tool: str) -> None:
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        recorder.write(op=f"compute-sanitizer {tool}", absent="not on the PATH")
+        return
+    done = subprocess.run(
+        [program, "--tool", tool, "--error-exitcode", "9", *_PYTHON,
+         f"{__package__}.gpu_record", "--sanitized-case"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    summary = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
+    recorder.write(op=f"compute-sanitizer {tool}", code=done.returncode, result=summary[-1:])
+    if done.returncode:
+        print(done.stdout[-6000:], done.stderr[-2000:])
+
+
+def run_stage(name: str, path: Path, common: Record, seconds: float) -> None:
+    """One of `STAGES`, in this process."""
+    runtime = CupyRuntime()
+    recorder = Recorder(runtime, Clock(runtime, budget=0.05), path, common, seconds)
+    if name == "gpu tests":
+        stage = partial(gpu_tests, recorder)
+    elif name.startswith("compute-sanitizer"):
+        stage = partial(sanitizer, recorder, name.split()[1])
+    else:
+        stage = getattr(recorder, "residents" if name == "resident" else name)
+    recorder.stage(name, stage)
+
+
+def in_a_child(name: str, path: Path, common: Record, seconds: float) -> None:
+    """One of `STAGES` in a process of its own, so that no fault of it, an illegal address or a
+    kernel that hangs, reaches the next. What it has recorded and printed stays, however it ends.
+    """
+    arguments = ["--stage", name, "--out", str(path.parent), "--minutes", str(seconds / 60)]
+    # A group of its own: pytest's workers and what a sanitizer watches end with it.
+    child = subprocess.Popen(
+        [*_PYTHON, f"{__package__}.gpu_record", *arguments, "--common", json.dumps(common)],
+        start_new_session=True,
+    )
+    try:
+        code = child.wait(seconds)
+        ended = None if code == 0 else f"its process ended with {code}"
+    except subprocess.TimeoutExpired:
+        ended = f"stopped after {seconds:.0f} s"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+    if ended:
+        print(f"  {name}: {ended}", flush=True)
+        records.append(path, [common | {"op": name, "failed": ended}])
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=records.RESULTS, help="folder for gpu.jsonl")
     parser.add_argument("--minutes", type=float, default=7.5, help="time for everything")
+    parser.add_argument("--only", action="append", choices=STAGES, help="a stage; may be repeated")
+    parser.add_argument("--commit", help="of this code, where there is no git to ask")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--common", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--sanitized-case", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
+    begin = time.perf_counter()
+    path, seconds = arguments.out / records.GPU, arguments.minutes * 60
     if arguments.sanitized_case:
         sanitized_case()
         return 0
-    begin = time.perf_counter()
+    if arguments.stage:
+        run_stage(arguments.stage, path, arguments.common, seconds)
+        return 0
     try:
-        runtime = CupyRuntime()
+        device = CupyRuntime().device
     except Exception as error:
         print(f"no usable CUDA device: {error}", file=sys.stderr)
         return 2
     import cupy
 
-    device = runtime.device
     common = records.environment() | {
         "gpu": device.name,
         "compute_capability": device.compute_capability,
         "driver": cupy.cuda.runtime.driverGetVersion(),
     }
+    common["commit"] = common["commit"] or arguments.commit
     common["machine"]["gpu"] = device.name  # by which `explain` finds them
-    clock = Clock(runtime, budget=0.05)
-    path = arguments.out / records.GPU
-    recorder = Recorder(runtime, clock, path, common, arguments.minutes * 60)
-    python = [sys.executable, "-m"]
-
-    def tests() -> None:
-        # Most of the time goes into compiling, which several processes share.
-        workers = ["-n", "8"] if importlib.util.find_spec("xdist") else []
-        run = subprocess.run(
-            [*python, "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *workers, "tests"],
-            capture_output=True, text=True, timeout=180, check=False,
-        )  # fmt: skip
-        last = run.stdout.strip().splitlines()[-1:] or [run.stderr[-500:]]
-        failed = [line for line in run.stdout.splitlines() if line.startswith("FAILED")]
-        recorder.write(op="gpu tests", result=last[0], code=run.returncode, failures=failed)
-        if run.returncode:
-            print(run.stdout[-6000:], run.stderr[-2000:])
-
-    def sanitizer(tool: str) -> Callable[[], None]:
-        def run() -> None:
-            program = shutil.which("compute-sanitizer")
-            if program is None:
-                recorder.write(op=f"compute-sanitizer {tool}", absent="not on the PATH")
-                return
-            done = subprocess.run(
-                [program, "--tool", tool, "--error-exitcode", "9", *python,
-                 f"{__package__}.gpu_record", "--sanitized-case"],
-                capture_output=True, text=True, timeout=100, check=False,
-            )  # fmt: skip
-            summary = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
-            recorder.write(
-                op=f"compute-sanitizer {tool}", code=done.returncode, result=summary[-1:]
-            )
-            if done.returncode:
-                print(done.stdout[-6000:], done.stderr[-2000:])
-
-        return run
-
-    recorder.stage("gpu tests", tests)
-    recorder.stage("ceilings", recorder.ceilings)
-    recorder.stage("resident", recorder.residents)
-    recorder.stage("training", recorder.training)
-    recorder.stage("maps", recorder.maps)
-    recorder.stage("updates", recorder.updates)
-    recorder.stage("compute-sanitizer memcheck", sanitizer("memcheck"))
-    recorder.stage("compute-sanitizer racecheck", sanitizer("racecheck"))
-    recorder.stage("products", recorder.products)
+    for name in arguments.only or STAGES:
+        left = begin + seconds - time.perf_counter()
+        if left < 5:
+            records.append(path, [common | {"op": name, "skipped": "out of time"}])
+            continue
+        in_a_child(name, path, common, min(left, STAGES[name]))
     print(f"{path}: {time.perf_counter() - begin:.0f} s in all")
     return 0
 

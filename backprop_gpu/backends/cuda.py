@@ -21,6 +21,7 @@ from ..catalogue import Catalogue, Dimensions, Kernel
 from ..costs import Cost
 from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
+from .cublas import Cublas
 
 Array = Any
 
@@ -60,7 +61,7 @@ class Runtime(Protocol):
 class CupyRuntime:
     """The current CUDA device through CuPy, on CuPy's current stream.
 
-    Without cuBLAS (CuPy installed without the toolkit's libraries) the planner is told so,
+    Without cuBLAS (installed without the toolkit's libraries) the planner is told so,
     and every product runs on our kernels.
     """
 
@@ -70,9 +71,7 @@ class CupyRuntime:
         self.xp = cupy
         self._cublas: Any = None
         with suppress(ImportError):
-            from cupy_backends.cuda.libs import cublas
-
-            self._cublas = cublas
+            self._cublas = Cublas()
         self.library = self._cublas is not None
         self._functions: dict[Kernel, Any] = {}
         properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
@@ -117,23 +116,7 @@ class CupyRuntime:
     def product(
         self, layout: planning.Layout, a: Array, b: Array, out: Array, scale: float
     ) -> None:
-        # cuBLAS counts columns first, so it sees every array transposed: outᵀ = b'ᵀ a'ᵀ.
-        normal, transposed = self._cublas.CUBLAS_OP_N, self._cublas.CUBLAS_OP_T
-        columns, rows = out.shape[1], out.shape[0]
-        summed = a.shape[0] if layout == "TN" else a.shape[1]
-        alpha = np.array([scale, 0.0], out.dtype)
-        gemm = self._cublas.sgemm if out.dtype == np.float32 else self._cublas.dgemm
-        gemm(
-            self.xp.cuda.get_cublas_handle(),
-            transposed if layout == "NT" else normal,
-            transposed if layout == "TN" else normal,
-            columns, rows, summed,
-            alpha.ctypes.data,
-            b.data.ptr, b.shape[1],
-            a.data.ptr, a.shape[1],
-            alpha.ctypes.data + alpha.itemsize,
-            out.data.ptr, columns,
-        )  # fmt: skip
+        self._cublas.product(layout, a, b, out, scale)
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         # The default stream cannot be captured; a graph runs on any stream.
