@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from . import __version__, activations, backends, costs, datasets, optimizers, planning
-from .engines.resident_cpu import cores
 from .network import Network
+from .threads import cores
 from .training import Callback, History
 
 if TYPE_CHECKING:

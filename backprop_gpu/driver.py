@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import planning
+from . import planning, threads
 from .engines.layered import Hyperparameters, Member
 from .optimizers import Optimizer
 
@@ -110,6 +110,11 @@ class Driver:
         -------
         (steps,) float64 array
             The mean cost of each mini-batch, before its update and without penalties.
+
+        Raises
+        ------
+        RuntimeError
+            If the network is being trained elsewhere just now.
         """
         optimizer = optimizer or self.optimizer
         steps = -(-len(order) // self.batch_size)
@@ -126,7 +131,8 @@ class Driver:
                 squares,
             ),
         )
-        costs = self._engine.run_epoch(member, self._X, self._Y, on_step)
+        with threads.alone("network", self.network):
+            costs = self._engine.run_epoch(member, self._X, self._Y, on_step)
         self.step += steps
         return costs
 

@@ -281,8 +281,8 @@ def _kind(name: str, value: Array) -> str:
 
 
 def _backend(kind: str, dtype: str) -> Any:
-    # A NumPy backend is made afresh: its scratch arrays should not outlive the call.
-    return NumpyBackend(dtype) if kind == "numpy" else _cuda_backend(dtype)
+    # Made afresh: scratch arrays should not outlive the call, nor be another thread's.
+    return NumpyBackend(dtype) if kind == "numpy" else _cuda_backend(dtype).fork()
 
 
 @lru_cache

@@ -38,7 +38,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from . import perceptron, planning
+from . import perceptron, planning, threads
 from .network import Network
 from .parameters import Layout, Parameters
 from .perceptron import EngineEpochs, PlainEpochs, Problem, State
@@ -244,6 +244,10 @@ class _Perceptron(
         return self._fit(X, y, sample_weight, incremental=False)
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Any:
+        with threads.alone("estimator", self):
+            return self._fit_alone(X, y, sample_weight, incremental)
+
+    def _fit_alone(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Any:
         self._check_parameters()
         if self.early_stopping and incremental and self.solver in STOCHASTIC:
             raise ValueError("partial_fit does not support early_stopping=True")
@@ -311,7 +315,7 @@ class _Perceptron(
             self._best: Any = None
 
     def _network(self, backend: str) -> Network:
-        """A network with the current parameters, the last one where it still fits."""
+        """A new network with the current parameters, on the last one's backend where it fits."""
         problem, dtype = self._problem, np.result_type(*self.coefs_, *self.intercepts_)
         key = problem.sizes, problem.names, problem.loss, dtype, backend
         cached = self.__dict__.get("_cache")
@@ -321,10 +325,7 @@ class _Perceptron(
                 backend=backend, seed=0,
             )  # fmt: skip
             cached = self._cache = key, network
-        network = cached[1]
-        network.weights = [w.T for w in self.coefs_]
-        network.biases = self.intercepts_
-        return network
+        return cached[1]._with([w.T for w in self.coefs_], self.intercepts_)
 
     def _take(self, network: Network) -> None:
         """The parameters of the network, as scikit-learn holds them."""

@@ -16,6 +16,7 @@ from . import (
     initializers,
     optimizers,
     planning,
+    threads,
     training,
     validation,
 )
@@ -23,7 +24,7 @@ from .activations import Activation
 from .backends.cuda import CudaBackend
 from .costs import Cost
 from .engines.layered import LayeredEngine
-from .engines.resident_cpu import ResidentEngine, cores
+from .engines.resident_cpu import ResidentEngine
 from .engines.resident_cuda import ResidentCudaEngine
 from .explanation import Explanation, explain
 from .gradient_check import GradientReport, check_gradients
@@ -69,6 +70,13 @@ class Network:
         What runs and why: the backend from the start, kernels from the last `fit`.
     history : History or None
         Of the last `fit`, also of one that was interrupted.
+
+    Notes
+    -----
+    Any number of threads may read one network at once: `predict`, `loss`, `accuracy`,
+    `gradients`, `weights`, `save`. One may train it, and a second that tries is refused. What is
+    read while it trains, or while another thread assigns weights, may be a mixture of weights
+    before and after a step.
 
     Examples
     --------
@@ -121,7 +129,6 @@ class Network:
         """Make backend, engine and parameters, all 0, and the plan that names them."""
         self._layout = Layout(self.sizes)
         self._backend = backends.create(self._choice.backend, self.dtype)
-        self._engine = LayeredEngine(self._backend, self.sizes, self._activations, self.cost)
         self._parameters = Parameters(self._layout, self._backend.zeros((self._layout.length,)))
         self.plan = self._make_plan(None)
 
@@ -133,15 +140,28 @@ class Network:
         sibling._parameters = Parameters(self._layout, flat)
         return sibling
 
+    def _with(self, weights: Sequence[Any], biases: Sequence[Any]) -> Network:
+        """A network like this one with other parameters, which this one's users do not meet."""
+        sibling = self._sibling(self._backend.zeros((self._layout.length,)), self._rng)
+        sibling.weights, sibling.biases = weights, biases
+        return sibling
+
     def _make_plan(self, run: planning.Training | None) -> planning.Plan:
         device = getattr(self._backend, "device", None)
-        return planning.plan(self.sizes, self.dtype.itemsize, self._choice, device, run, cores())
+        return planning.plan(
+            self.sizes, self.dtype.itemsize, self._choice, device, run, threads.cores()
+        )
 
     def _engine_for(self, plan: planning.Plan) -> LayeredEngine:
+        """A new engine, for one training."""
         if plan.engine == "layered":
-            return self._engine
+            return self._reader()
         engine = ResidentEngine if self._choice.backend == "numpy" else ResidentCudaEngine
         return engine(self._backend, self.sizes, self._activations, self._cost)
+
+    def _reader(self) -> LayeredEngine:
+        """A new engine for one call that reads: several threads may read at once."""
+        return LayeredEngine(self._backend, self.sizes, self._activations, self._cost)
 
     def _resident_obstacle(self) -> str | None:
         """Why the resident engine cannot train this network, if it cannot."""
@@ -287,45 +307,59 @@ class Network:
         FloatingPointError
             If the cost turns NaN or infinite, naming epoch and batch. The weights are
             then those at the end of the last good epoch, as they are after Ctrl-C.
+        RuntimeError
+            If this network is being trained already: by another thread, or by the `fit`
+            whose callback calls this one.
         """
-        return training.fit(
-            self,
-            X,
-            Y,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            optimizer=optimizer,
-            validation_data=validation_data,
-            callbacks=callbacks,
-            progress=progress,
-            engine=engine,
-        )
+        with threads.alone("network", self):
+            return training.fit(
+                self,
+                X,
+                Y,
+                epochs=epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                optimizer=optimizer,
+                validation_data=validation_data,
+                callbacks=callbacks,
+                progress=progress,
+                engine=engine,
+            )
 
     # -- without training -------------------------------------------------------------
 
     def predict(self, X: Any) -> np.ndarray:
-        """a^L of every row of X: (n, n_0) -> (n, n_L)."""
+        """a^L of every row of X: (n, n_0) -> (n, n_L).
+
+        Warns
+        -----
+        RuntimeWarning
+            If outputs are NaN, naming the first row: z overflowed there.
+        """
         X = validation.inputs(X, self.sizes[0], self.dtype)
-        return self._engine.predict(self._parameters, X, planning.CHUNK_ROWS)
+        outputs = self._reader().predict(self._parameters, X, planning.CHUNK_ROWS)
+        return validation.warn_of_nan(outputs)
 
     def loss(self, X: Any, Y: Any) -> float:
         """C, the mean cost over the rows, without penalties."""
         X, Y = self._check_data(X, Y)
-        return self._engine.evaluate(self._parameters, X, Y, planning.CHUNK_ROWS)[0]
+        return self._reader().evaluate(self._parameters, X, Y, planning.CHUNK_ROWS)[0]
 
     def accuracy(self, X: Any, labels: Any) -> float:
-        """The share of rows whose largest output is the label's; with one output, a >= ½ is 1."""
+        """The share of rows whose largest output is the label's; with one output, a >= ½ is 1.
+
+        A row with an output that is NaN is never right.
+        """
         X = validation.inputs(X, self.sizes[0], self.dtype)
         classes = validation.labels(labels, len(X), self.sizes[-1])
         return validation.accuracy(
-            self._engine.predict(self._parameters, X, planning.CHUNK_ROWS), classes
+            self._reader().predict(self._parameters, X, planning.CHUNK_ROWS), classes
         )
 
     def gradients(self, X: Any, Y: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         """[(∂C/∂w[1], ∂C/∂b[1]), …] of the mean cost over all rows (BP1–BP4)."""
         X, Y = self._check_data(X, Y)
-        flat = self._backend.to_numpy(self._engine.gradients(self._parameters, X, Y).flat)
+        flat = self._backend.to_numpy(self._reader().gradients(self._parameters, X, Y).flat)
         return list(zip(*self._layout.views(flat), strict=True))
 
     def check_gradients(
@@ -427,7 +461,7 @@ class Network:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_backend", "_engine", "_parameters", "_layout", "plan"):
+        for name in ("_backend", "_parameters", "_layout", "plan"):
             del state[name]
         return state | {"flat": self._get_flat()}
 

@@ -26,9 +26,9 @@ from . import activations, costs
 from .activations import Activation
 from .backends.numpy import apply_rule, clip
 from .driver import Driver
-from .engines.resident_cpu import one_blas_thread
 from .optimizers import SGD, Adam, Optimizer
 from .parameters import Layout, Parameters
+from .threads import one_blas_thread
 
 if TYPE_CHECKING:
     from .costs import Cost
@@ -354,7 +354,7 @@ class EngineEpochs:
     def between(self) -> AbstractContextManager[None]:
         """Around NumPy's work between two epochs, so that it leaves the cores to the next."""
         shared = self._driver.plan.engine == "resident" and self.network.backend == "numpy"
-        return one_blas_thread() if shared else nullcontext()
+        return one_blas_thread if shared else nullcontext()
 
     def close(self) -> None:
         """Keep the optimizer's state, and give back the buffers."""

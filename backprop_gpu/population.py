@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import initializers, optimizers, planning, training, validation
+from . import initializers, optimizers, planning, threads, training, validation
 from .activations import Activation
 from .costs import Cost
 from .network import Network
@@ -42,8 +42,8 @@ class Population:
     Attributes
     ----------
     members : tuple of Network
-        Ordinary networks: to be used, saved, pickled or trained further alone. They share one
-        backend, so they are not for several threads at once.
+        Ordinary networks: to be used, saved, pickled or trained further alone. As of `Network`,
+        several threads may read them, and the population, at once; each is trained by one.
     failed : dict of int to str
         The members whose cost or parameters turned NaN or infinite in the last `fit`, each with
         what happened, in which epoch and batch.
@@ -241,6 +241,8 @@ class Population:
             For arguments that do not fit, before anything has changed.
         FloatingPointError
             If all members failed.
+        RuntimeError
+            If the population, or one of its members, is being trained already.
 
         Notes
         -----
@@ -252,7 +254,8 @@ class Population:
         settings = _settings(len(data.X), len(self), epochs, batch_size, learning_rate, optimizer)
         hooks = training.check_callbacks(callbacks, data)
         plan = training.plan(self.members, settings, hooks, engine, data.bytes)
-        with Progress(sum(each.epochs for each in settings), progress, len(self)) as shown:
+        bar = Progress(sum(each.epochs for each in settings), progress, len(self))
+        with threads.alone("population", self, *self.members), bar as shown:
             histories = self._train(data, settings, hooks, plan, shown)
         if len(self.failed) == len(self):
             raise FloatingPointError(
@@ -307,7 +310,8 @@ class Population:
         X : (n, n_0) array
         combine : {None, "mean", "vote"}
             "mean" is the mean of the members' outputs; "vote" the class that most members name,
-            the lowest of equals. Members that failed in the last `fit` have no part in either.
+            the lowest of equals. Members that failed in the last `fit` have no part in either,
+            and one whose outputs of a row are NaN has no vote on it; -1 where none has.
 
         Returns
         -------
@@ -327,17 +331,20 @@ class Population:
             outputs = np.empty((len(self), n, n_outputs), self.dtype)
             for i, rows, _, a in self._outputs(range(len(self)), X):
                 outputs[i, rows] = a
-            return outputs
+            return validation.warn_of_nan(outputs)
         sound = self._sound()
         if combine == "mean":
             total = np.zeros((n, n_outputs))
             for _, rows, _, a in self._outputs(sound, X):
                 total[rows] += a
-            return np.asarray(total / len(sound), self.dtype)
+            return validation.warn_of_nan(np.asarray(total / len(sound), self.dtype))
         votes = np.zeros((n, max(n_outputs, 2)), np.intp)
         for _, rows, _, a in self._outputs(sound, X):
-            votes[np.arange(n)[rows], validation.predicted(a)] += 1
-        return votes.argmax(axis=1)
+            classes = validation.predicted(a)
+            votes[np.arange(n)[rows], classes] += classes != validation.NO_CLASS
+        winners = votes.argmax(axis=1)
+        winners[~votes.any(axis=1)] = validation.NO_CLASS
+        return winners
 
     def loss(self, X: Any, Y: Any) -> np.ndarray:
         """C of each member, (members,): the mean cost over the rows, without penalties."""
@@ -410,13 +417,13 @@ class Population:
         self, numbers: Sequence[int], X: np.ndarray, Y: np.ndarray | None = None
     ) -> Iterator[tuple[int, slice, float, np.ndarray]]:
         parameters = [self.members[i]._parameters for i in numbers]
-        return self.members[0]._engine.outputs(parameters, X, Y, planning.CHUNK_ROWS)
+        return self.members[0]._reader().outputs(parameters, X, Y, planning.CHUNK_ROWS)
 
     def _evaluate(
         self, X: np.ndarray, Y: np.ndarray | None, classes: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         parameters = [member._parameters for member in self.members]
-        return training.evaluate(self.members[0]._engine, parameters, X, Y, classes)
+        return training.evaluate(self.members[0]._reader(), parameters, X, Y, classes)
 
     # -- copies -----------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -181,11 +182,39 @@ def accuracy(outputs: np.ndarray, classes: np.ndarray) -> float:
     return float(np.mean(predicted(outputs) == classes))
 
 
+#: The class of a row whose outputs are not all numbers.
+NO_CLASS = -1
+
+
 def predicted(outputs: np.ndarray) -> np.ndarray:
-    """The class of each row: its largest output, the lowest of equals; with one, a >= ½ is 1."""
+    """The class of each row: its largest output, the lowest of equals; with one, a >= ½ is 1.
+
+    `NO_CLASS` where an output is NaN.
+    """
     if outputs.shape[1] == 1:
-        return (outputs[:, 0] >= 0.5).astype(np.intp)
-    return np.asarray(outputs.argmax(axis=1))
+        classes = (outputs[:, 0] >= 0.5).astype(np.intp)
+    else:
+        classes = np.asarray(outputs.argmax(axis=1))
+    classes[nan_rows(outputs)] = NO_CLASS
+    return classes
+
+
+def nan_rows(outputs: np.ndarray) -> np.ndarray:
+    """Which rows hold a NaN, (n,) bool."""
+    return np.asarray(np.isnan(outputs).any(axis=-1))
+
+
+def warn_of_nan(outputs: np.ndarray, stacklevel: int = 3) -> np.ndarray:
+    """The outputs, (…, n, n_L), of the method that calls this, with a warning if some are NaN."""
+    rows = np.flatnonzero(nan_rows(outputs).reshape(-1, outputs.shape[-2]).any(axis=0))
+    if len(rows):
+        warnings.warn(
+            f"the outputs of {len(rows)} of {outputs.shape[-2]} rows are NaN, first of row "
+            f"{rows[0]}: z overflowed. Are its inputs of the size of those in training?",
+            RuntimeWarning,
+            stacklevel=stacklevel,
+        )
+    return outputs
 
 
 def classes_of(Y: np.ndarray) -> np.ndarray | None:

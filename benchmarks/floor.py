@@ -19,7 +19,8 @@ from typing import Any, Literal
 import numpy as np
 
 from backprop_gpu import planning
-from backprop_gpu.engines.resident_cpu import cores as usable_cores
+from backprop_gpu.backends.cublas import WORKSPACE
+from backprop_gpu.threads import cores as usable_cores
 
 from .peers import Device
 from .workloads import Workload
@@ -179,7 +180,8 @@ def measure_cuda(
     products = {}
     for precision in (np.float32, np.float64):
         a = xp.full((product, product), 0.5, precision)
-        multiply = partial(runtime.product, "NN", a, a, xp.zeros_like(a), 1.0)
+        out, workspace = xp.zeros_like(a), xp.empty(WORKSPACE, np.uint8)
+        multiply = partial(runtime.product, "NN", a, a, out, 1.0, workspace)
         products[np.dtype(precision).name] = 2 * product**3 / min(clock(multiply))
     return Rates("cuda", bandwidth, products, call, on_chip)
 

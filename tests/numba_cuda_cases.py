@@ -148,7 +148,6 @@ def test_memory(module, dtype):
         assert not backend.all_finite(backend.asarray(np.array([0.0, value])))
     backend.hadamard(array, array, out)
     np.testing.assert_array_equal(backend.to_numpy(out), host * host)
-    backend.release()
 
 
 # -- a whole run ---------------------------------------------------------------------------

@@ -265,7 +265,6 @@ def test_the_planner_chooses_from_the_catalogue(device: planning.Device, library
             backend.hidden_error(w, z, x, x, sigma, x)
         backend.weight_gradient(z, x, w)
         backend.bias_gradient(z, b)
-        backend.release()
     _whole_steps(CudaBackend(np.float32, runtime))
     _whole_steps(CudaBackend(np.float64, runtime))
     assert runtime.launched <= set(catalogue.everything())

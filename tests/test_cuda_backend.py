@@ -44,7 +44,7 @@ def test_training_takes_every_path(runtime: BackendRuntime) -> None:
             [33, 17, 9, 5], activation=["gelu", "relu", "softmax"], dtype="float64", seed=1,
             cost="categorical_cross_entropy", backend="numpy",
         )  # fmt: skip
-        net._backend = net._engine.backend = backend
+        net._backend = backend
         net._parameters = Parameters(net._layout, backend.asarray(net._get_flat()))
         net.fit(X, y, epochs=2, batch_size=32, learning_rate=0.05, optimizer="adam")
         nets.append(net)

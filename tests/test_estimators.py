@@ -23,8 +23,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from backprop_gpu import MLPClassifier, MLPRegressor, planning
-from backprop_gpu.engines import resident_cpu
+from backprop_gpu import MLPClassifier, MLPRegressor, planning, threads
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -281,9 +280,9 @@ def test_inside_pipelines_searches_and_frames(iris: Any) -> None:
 
 def test_a_workers_threads_are_those_that_joblib_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
-    assert resident_cpu.cores() == 1
+    assert threads.cores() == 1
     monkeypatch.setenv("NUMBA_NUM_THREADS", "4096")
-    assert resident_cpu.cores() <= (os.cpu_count() or 1)
+    assert threads.cores() <= (os.cpu_count() or 1)
 
 
 def test_sample_weights_are_routed(iris: Any) -> None:

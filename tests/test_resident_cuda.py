@@ -113,7 +113,7 @@ def runtime() -> BackendRuntime:
 def on(net: Network, backend: CudaBackend) -> Network:
     """The network on another backend, and planned for it."""
     flat = net._get_flat()
-    net._backend = net._engine.backend = backend
+    net._backend = backend
     net._choice = planning.Choice("host_cuda", "asked for")
     net._parameters = Parameters(net._layout, backend.asarray(flat))
     return net

@@ -51,8 +51,13 @@ class Backend(Protocol):
     def copy(self, source: Array, out: Array) -> None: ...
     def all_finite(self, array: Array) -> bool: ...
     def sum_of_squares(self, array: Array) -> float: ...
-    def release(self) -> None:
-        """Forget scratch memory and captured steps."""
+    def fork(self) -> Backend:
+        """The same backend, with scratch memory and captured steps of its own.
+
+        One backend serves one use at a time. So each training, and each call that reads, takes a
+        fork for itself, and what that has made goes with it. Arrays belong to all forks.
+        """
+        ...
 
     # the equations
     def forward(

@@ -7,22 +7,24 @@ stream is captured (CuPy 14): no product of its own can stand in a CUDA graph.
 from __future__ import annotations
 
 import ctypes
+import threading
 from typing import Any, Literal
 
 import numpy as np
 
 Array = Any
 
-#: Bytes that cuBLAS recommends on Hopper. Ours, so that a product allocates nothing in a capture
-#: and takes the same algorithm in and outside of one.
+#: Bytes of the workspace that cuBLAS recommends on Hopper. It is the caller's, so that a product
+#: allocates nothing in a capture, and takes the same algorithm in one and outside.
 WORKSPACE = 32 << 20
 _NORMAL, _TRANSPOSED = 0, 1
 
 
-class Cublas:
+class Cublas(threading.local):
     """Products of row-major CuPy arrays on the current device, on CuPy's current stream.
 
-    Not for several threads at once: they would share the workspace.
+    A thread has a handle of its own: with one handle, another thread could set the stream between
+    a product and its own.
 
     Raises
     ------
@@ -40,14 +42,28 @@ class Cublas:
         except (RuntimeError, OSError) as error:
             raise ImportError(f"no cuBLAS: {error}") from error
         self._handle = ctypes.c_void_p()
-        self._workspace: Array = None
-        self._stream: int | None = None
 
     def product(
-        self, layout: Literal["NT", "NN", "TN"], a: Array, b: Array, out: Array, scale: float
+        self,
+        layout: Literal["NT", "NN", "TN"],
+        a: Array,
+        b: Array,
+        out: Array,
+        scale: float,
+        workspace: Array,
     ) -> None:
-        """out = scale · a bᵀ ("NT"), a b ("NN") or aᵀ b ("TN")."""
-        self._follow(self._cupy.cuda.get_current_stream().ptr)
+        """out = scale · a bᵀ ("NT"), a b ("NN") or aᵀ b ("TN").
+
+        `workspace` are bytes of device memory that nothing else uses until the product is done.
+        """
+        if not self._handle:
+            self._call("cublasCreate_v2", ctypes.byref(self._handle))
+        stream = self._cupy.cuda.get_current_stream().ptr
+        self._call("cublasSetStream_v2", self._handle, ctypes.c_void_p(stream))
+        self._call(  # which setting the stream has taken away
+            "cublasSetWorkspace_v2", self._handle,
+            ctypes.c_void_p(workspace.data.ptr), ctypes.c_size_t(workspace.nbytes),
+        )  # fmt: skip
         # cuBLAS counts columns first, so it sees every array transposed: outᵀ = b'ᵀ a'ᵀ.
         single = out.dtype == np.float32
         number = ctypes.c_float if single else ctypes.c_double
@@ -64,21 +80,6 @@ class Cublas:
             ctypes.byref(number(0.0)),
             ctypes.c_void_p(out.data.ptr), columns,
         )  # fmt: skip
-
-    def _follow(self, stream: int) -> None:
-        """Run what follows on this stream."""
-        if self._stream == stream:
-            return
-        if not self._handle:
-            self._workspace = self._cupy.empty(WORKSPACE, np.uint8)
-            self._call("cublasCreate_v2", ctypes.byref(self._handle))
-        self._call("cublasSetStream_v2", self._handle, ctypes.c_void_p(stream))
-        # Another stream takes the workspace away again.
-        self._call(
-            "cublasSetWorkspace_v2",
-            self._handle, ctypes.c_void_p(self._workspace.data.ptr), ctypes.c_size_t(WORKSPACE),
-        )  # fmt: skip
-        self._stream = stream
 
     def _call(self, name: str, *arguments: Any) -> None:
         status = getattr(self._library, name)(*arguments)

@@ -21,7 +21,7 @@ from ..catalogue import Catalogue, Dimensions, Kernel
 from ..costs import Cost
 from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
-from .cublas import Cublas
+from .cublas import WORKSPACE, Cublas
 
 Array = Any
 
@@ -47,9 +47,18 @@ class Runtime(Protocol):
         """
 
     def product(
-        self, layout: planning.Layout, a: Array, b: Array, out: Array, scale: float
+        self,
+        layout: planning.Layout,
+        a: Array,
+        b: Array,
+        out: Array,
+        scale: float,
+        workspace: Array,
     ) -> None:
-        """out = scale · a bᵀ ("NT"), a b ("NN") or aᵀ b ("TN"), by a library."""
+        """out = scale · a bᵀ ("NT"), a b ("NN") or aᵀ b ("TN"), by a library.
+
+        `workspace` are `cublas.WORKSPACE` bytes that nothing else uses meanwhile.
+        """
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         """Record the launches of a step without running them; the result replays them."""
@@ -114,9 +123,15 @@ class CupyRuntime:
         return function
 
     def product(
-        self, layout: planning.Layout, a: Array, b: Array, out: Array, scale: float
+        self,
+        layout: planning.Layout,
+        a: Array,
+        b: Array,
+        out: Array,
+        scale: float,
+        workspace: Array,
     ) -> None:
-        self._cublas.product(layout, a, b, out, scale)
+        self._cublas.product(layout, a, b, out, scale, workspace)
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         # The default stream cannot be captured; a graph runs on any stream.
@@ -210,12 +225,11 @@ class CudaBackend:
     def sum_of_squares(self, array: Array) -> float:
         return float(self._xp.vdot(array, array))
 
-    def release(self) -> None:
-        self._captured.clear()
-        self._scratch.clear()
+    def fork(self) -> CudaBackend:
+        return type(self)(self.dtype, self.runtime, self._choose)
 
     def _work(self, name: str, size: int, dtype: Any = None) -> Array:
-        """A flat scratch array for one use, kept until `release`.
+        """A flat scratch array for one use, kept as long as the backend.
 
         Never replaced by a larger one: a captured step may hold its address.
         """
@@ -239,6 +253,13 @@ class CudaBackend:
 
     def _product(self, layout: planning.Layout, m: int, n: int, k: int) -> planning.Product:
         return self._choose(layout, m, n, k, self.dtype.itemsize, self.device, self.runtime.library)
+
+    def _multiply(
+        self, layout: planning.Layout, a: Array, b: Array, out: Array, scale: float = 1.0
+    ) -> None:
+        """By the library."""
+        workspace = self._work("workspace", WORKSPACE, np.uint8)
+        self.runtime.product(layout, a, b, out, scale, workspace)
 
     # -- the equations ------------------------------------------------------------
 
@@ -265,7 +286,7 @@ class CudaBackend:
                 (w, b, a_prev, z_out, target, *sizes, np.int32(k)),
             )
         else:
-            self.runtime.product("NT", a_prev, w, target, 1.0)
+            self._multiply("NT", a_prev, w, target)
             self._map(self._kernels.bias_activation(sigma), m * n, target, b, z_out, target, *sizes)
         if not activation.elementwise:
             self._rows(self._kernels.softmax(), m, target, a, *sizes)
@@ -316,7 +337,7 @@ class CudaBackend:
         (m, k), n = delta_next.shape, w_next.shape[1]
         tile = self._product("NN", m, n, k).tile
         if tile is None:
-            self.runtime.product("NN", delta_next, w_next, out, 1.0)
+            self._multiply("NN", delta_next, w_next, out)
             self.pull_back(z, a, activation, out)
             return
         sigma = activation if activation.elementwise else _IDENTITY
@@ -349,7 +370,7 @@ class CudaBackend:
         (m, n), k = delta.shape, a_prev.shape[1]
         plan = self._product("TN", n, k, m)
         if plan.tile is None:
-            self.runtime.product("TN", delta, a_prev, out, 1.0 / m)
+            self._multiply("TN", delta, a_prev, out, 1.0 / m)
             return
         tile, splits = plan.tile, plan.splits
         rows = ceil(ceil(m / splits) / tile.bk) * tile.bk

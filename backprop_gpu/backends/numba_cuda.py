@@ -122,8 +122,10 @@ class NumbaCudaBackend:
         host = array.copy_to_host()
         return float(np.dot(host, host))
 
-    def release(self) -> None:
-        self._scratch.clear()
+    def fork(self) -> NumbaCudaBackend:
+        fork = type(self)(self.dtype)
+        fork._sigmas = self._sigmas  # compiling a user's σ again would take long
+        return fork
 
     def _buffer(self, name: str, size: int, dtype: Any) -> Array:
         """A small array of zeros, kept by name; the kernels before are done with it."""

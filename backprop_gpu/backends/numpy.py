@@ -67,9 +67,8 @@ class NumpyBackend:
     def sum_of_squares(self, array: np.ndarray) -> float:
         return float(np.dot(array, array))
 
-    def release(self) -> None:
-        self._scratch.clear()
-        self._means.clear()
+    def fork(self) -> NumpyBackend:
+        return type(self)(self.dtype)
 
     def _mean_of(self, rows: int) -> np.ndarray:
         """The vector (1/m, …, 1/m), whose product with m rows is their mean."""

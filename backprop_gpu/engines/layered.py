@@ -90,9 +90,12 @@ _quiet = np.errstate(all="ignore")
 class LayeredEngine:
     """Forward, BP1–BP4 and the update as calls to a backend, layer by layer.
 
+    An engine is for one training, or one call that reads, and for one thread.
+
     Parameters
     ----------
     backend : Backend
+        The engine works on a fork of it.
     sizes : tuple of int
         (n_0, …, n_L).
     activations : tuple of Activation
@@ -111,7 +114,7 @@ class LayeredEngine:
         activations: tuple[Activation, ...],
         cost: Cost,
     ) -> None:
-        self.backend = backend
+        self.backend = backend.fork()
         self.sizes = sizes
         self.depth = len(sizes) - 1
         self.activations = activations
@@ -238,7 +241,7 @@ class LayeredEngine:
         ):
             return self._run
         self._run = None
-        self.backend.release()
+        self.backend = self.backend.fork()  # steps and scratch of the run before are of no use
         epoch = self.backend.epoch(rows, m)
         gradients = self._zeros_like(parameters)
 
@@ -338,7 +341,6 @@ class LayeredEngine:
                     a, z, y = batch.a[-1], batch.z[-1], batch.y
                     cost = 0.0 if Y is None else self.backend.cost(z, a, y, self.output, self.cost)
                 yield i, rows, cost, self.backend.to_numpy(a)
-        self._release_between_runs()
 
     @_quiet
     def gradients(self, parameters: Parameters, X: np.ndarray, Y: np.ndarray) -> Parameters:
@@ -349,7 +351,6 @@ class LayeredEngine:
         self.backend.copy(self.backend.asarray(Y), batch.y)
         self._forward(parameters, batch)
         self._backward(parameters, gradients, batch)
-        self._release_between_runs()
         return gradients
 
     def _outputs(
@@ -368,12 +369,7 @@ class LayeredEngine:
         layout = parameters.layout
         return Parameters(layout, self.backend.zeros((layout.length,)))
 
-    def _release_between_runs(self) -> None:
-        """Scratch of odd sizes must not pile up; during a `fit` captured steps still use it."""
-        if self._run is None:
-            self.backend.release()
-
     def release(self) -> None:
         """Forget the buffers of the last run."""
         self._run = self._turns = None
-        self.backend.release()
+        self.backend = self.backend.fork()

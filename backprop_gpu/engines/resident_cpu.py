@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,7 @@ import numpy as np
 
 from .. import costs, planning
 from ..parameters import Layout, Parameters
+from ..threads import cores, one_blas_thread
 from .layered import LayeredEngine, Member
 
 if TYPE_CHECKING:
@@ -51,32 +50,6 @@ def _announced(dtype: np.dtype[Any]) -> Iterator[None]:
     finally:
         timer.cancel()
     _compiled.add(dtype)
-
-
-def cores() -> int:
-    """The CPUs that this process may use: at most NUMBA_NUM_THREADS, which joblib sets in its
-    workers so that they do not all use all of them.
-    """
-    usable = getattr(os, "sched_getaffinity", None)
-    count = len(usable(0)) if usable else os.cpu_count() or 1
-    limit = os.environ.get("NUMBA_NUM_THREADS", "")
-    return max(1, min(count, int(limit))) if limit.isdecimal() else count
-
-
-@lru_cache(maxsize=1)
-def _blas() -> Any:
-    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
-
-    return ThreadpoolController()
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """For products between two epochs: OpenBLAS's other threads would spin for a tenth of a second
-    behind them, on the cores that the loop's threads need.
-    """
-    with _blas().limit(limits=1, user_api="blas"):
-        yield
 
 
 class ResidentEngine(LayeredEngine):
@@ -131,7 +104,7 @@ class ResidentEngine(LayeredEngine):
     def outputs(
         self, members: Sequence[Parameters], X: Array, Y: Array | None, chunk: int
     ) -> Iterator[tuple[int, slice, float, np.ndarray]]:
-        with one_blas_thread():
+        with one_blas_thread:
             yield from super().outputs(members, X, Y, chunk)
 
     def _train(self, member: Member, X: Array, Y: Array, threads: int) -> Array:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import planning, validation
+from .. import planning, threads, validation
 from ..driver import Driver
 from ..network import Network as EngineNetwork
 from ..optimizers import SGD
@@ -102,11 +102,9 @@ class Trainer:
         return self._connection[1]
 
     def _loaded(self) -> EngineNetwork:
-        """The engine's network with the weights and biases as they are now."""
+        """A new one of the engine's networks, with the weights and biases as they are now."""
         weights, biases = self._parameters()
-        engine = self._connect()
-        engine.weights, engine.biases = tuple(weights), tuple(b[:, 0] for b in biases)
-        return engine
+        return self._connect()._with(weights, [b[:, 0] for b in biases])
 
     def _parameters(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Weights and biases, checked: a user may have assigned them."""
@@ -229,7 +227,7 @@ class Trainer:
         if self._replaced("feedforward"):
             return np.concatenate([np.reshape(self.feedforward(x), (1, -1)) for x, _ in data])
         engine = self._loaded()
-        return engine._engine.predict(engine._parameters, data.X, planning.CHUNK_ROWS)
+        return engine._reader().predict(engine._parameters, data.X, planning.CHUNK_ROWS)
 
     def _hits(self, data: Samples) -> int:
         """How many samples have their largest output, the lowest of equals, at their label."""
@@ -280,7 +278,8 @@ class Training:
         self._order = list(range(len(self.data)))
         self._epoch = 0
         self._driver: Driver | None = None
-        engine = trainer._loaded()  # refuses weights that do not fit
+        self._alone = threads.alone("network", trainer)
+        self._engine = trainer._loaded()  # refuses weights that do not fit
         slow = trainer._slow()
         if slow is not None:
             warnings.warn(
@@ -290,11 +289,13 @@ class Training:
             )
         elif self.epochs:
             self._driver = Driver(
-                engine, self.data.X, self.data.Y, epochs=self.epochs, batch_size=self._batch,
-                optimizer=SGD(l2=lmbda / len(self.data)),
+                self._engine, self.data.X, self.data.Y, epochs=self.epochs,
+                batch_size=self._batch, optimizer=SGD(l2=lmbda / len(self.data)),
             )  # fmt: skip
+            trainer._connect().plan = self._driver.plan
 
     def __enter__(self) -> Training:
+        self._alone.__enter__()
         return self
 
     def __exit__(
@@ -303,6 +304,7 @@ class Training:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._alone.__exit__(kind, error, trace)
         if self._driver is not None:
             self._driver.close()
         if self._list is not None and self._epoch:
@@ -325,7 +327,9 @@ class Training:
             if self._driver is None:
                 self._loop()
             else:
-                engine = trainer._loaded()
+                engine = self._engine
+                weights, biases = trainer._parameters()
+                engine.weights, engine.biases = tuple(weights), tuple(b[:, 0] for b in biases)
                 self._driver.run(np.asarray(self._order), self._eta)
                 trainer.weights = [w.copy() for w in engine.weights]
                 trainer.biases = [b.reshape(-1, 1).copy() for b in engine.biases]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from backprop_gpu import planning
+from backprop_gpu.backends.cublas import WORKSPACE
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.catalogue import Kernel
 
@@ -81,7 +82,10 @@ class BackendRuntime:
             cluster=(kernel.cluster, 1, 1),
         )
 
-    def product(self, layout: planning.Layout, a: Any, b: Any, out: Any, scale: float) -> None:
+    def product(
+        self, layout: planning.Layout, a: Any, b: Any, out: Any, scale: float, workspace: Any
+    ) -> None:
+        assert workspace.nbytes == WORKSPACE
         if self._recording is not None:
             self._recording.append(lambda: self._multiply(layout, a, b, out, scale))
         else:

@@ -1,0 +1,105 @@
+"""What several threads of a process share: the cores, BLAS's own threads, and what is trained."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from typing import Any
+
+#: The ids of what is being trained just now.
+_trained: set[int] = set()
+_lock = threading.Lock()
+
+
+@contextmanager
+def alone(what: str, *things: object) -> Iterator[None]:
+    """Around the training of things, which nothing else may train meanwhile.
+
+    Parameters
+    ----------
+    what : str
+        What they are called, for the error.
+
+    Raises
+    ------
+    RuntimeError
+        At once, if one of them is being trained: by another thread, or by the `fit` whose
+        callback asks for this one.
+    """
+    keys = set(map(id, things))
+    with _lock:
+        if keys & _trained:
+            raise RuntimeError(
+                f"this {what} is being trained already, by another thread or by the call whose "
+                "callback this is; train a copy.deepcopy of it, or one after the other"
+            )
+        _trained.update(keys)
+    try:
+        yield
+    finally:
+        with _lock:
+            _trained.difference_update(keys)
+
+
+class _OneBlasThread:
+    """BLAS held to one thread for as long as anybody asks for it."""
+
+    def __init__(self) -> None:
+        self._limit = ExitStack()
+        self.forget()
+
+    def forget(self) -> None:
+        """Nobody holds it: those who did are threads of the process that this was forked from."""
+        self._lock = threading.Lock()
+        self._held = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._held:
+                self._limit.close()  # what was forgotten
+                self._limit.enter_context(_blas().limit(limits=1, user_api="blas"))
+            self._held += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._held = max(0, self._held - 1)
+            if not self._held:
+                self._limit.close()
+
+
+#: For products between two epochs: OpenBLAS's other threads would spin for a tenth of a second
+#: behind them, on the cores that the resident loop's threads need. The number of threads is the
+#: process's, so the first to ask sets it and the last to leave puts it back.
+one_blas_thread = _OneBlasThread()
+
+
+@lru_cache(maxsize=1)
+def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+    return ThreadpoolController()
+
+
+def cores() -> int:
+    """The CPUs that this process may use: at most NUMBA_NUM_THREADS, which joblib sets in its
+    workers so that they do not all use all of them.
+    """
+    usable = getattr(os, "sched_getaffinity", None)
+    count = len(usable(0)) if usable else os.cpu_count() or 1
+    limit = os.environ.get("NUMBA_NUM_THREADS", "")
+    return max(1, min(count, int(limit))) if limit.isdecimal() else count
+
+
+def _after_fork() -> None:
+    """The threads that trained, or held a lock, are not there in the child."""
+    global _lock
+    _lock = threading.Lock()
+    _trained.clear()
+    one_blas_thread.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
