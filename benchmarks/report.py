@@ -124,18 +124,18 @@ def _place(record: Record) -> Any:
 # -- Markdown ---------------------------------------------------------------------------
 
 
-def markdown(found: Iterable[Record]) -> str:
+def markdown(found: Iterable[Record], command: str = "backprop-gpu bench --record") -> str:
     """A table for each machine: µs a step, and in brackets the ratio to ours."""
-    return "\n\n".join(_markdown(machine) for machine in machines(found) if machine.places)
+    return "\n\n".join(_markdown(machine, command) for machine in machines(found) if machine.places)
 
 
-def _markdown(machine: Machine) -> str:
+def _markdown(machine: Machine, command: str) -> str:
     run = machine.runs[0]
     peers = [name for name in machine.peers if any(r["peer"] == name for r in machine.steps)]
     head = ["workload", *(machine.peers[name] for name in peers), "share of the floor, ours"]
     lines = [
         f"µs a step on {machine.title}, float32, {run['date'][:10]} "
-        "(`backprop-gpu bench --record`); in brackets the ratio to ours, from the same run:",
+        f"(`{command}`); in brackets the ratio to ours, from the same run:",
         "",
         _row(head),
         _row(["---"] * len(head)),

@@ -314,7 +314,9 @@ def test_rates_of_a_device() -> None:
     class Runtime:
         xp = np
 
-        def product(self, layout: str, a: Any, b: Any, out: Any, scale: float) -> None:
+        def product(
+            self, layout: str, a: Any, b: Any, out: Any, scale: float, workspace: Any
+        ) -> None:
             np.matmul(a, b, out=out)
 
     def clock(work: Callable[[], None]) -> list[float]:

@@ -74,3 +74,6 @@ def test_tables_of_readme_come_from_the_records() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     found = records.read(ROOT / "benchmarks" / "results" / records.BENCH)
     assert report.markdown(found) in readme
+    found = records.read(ROOT / "benchmarks" / "results" / records.GPU)
+    steps = [record for record in found if record.get("op") == "training"]
+    assert report.markdown(steps, "python -m benchmarks.gpu_record") in readme
