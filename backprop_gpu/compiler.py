@@ -1,10 +1,8 @@
-"""CUDA C++ sources to cubins, with cuda.core, no device needed; cached on disk.
+"""CUDA C++ sources to cubins, with cuda.core, no device needed; cached on disk (`cache`).
 
 A cubin's name in the cache is a hash of everything that went into it: the source
 with its headers, the template arguments, the architecture, the options and the
-compiler's version. Files are written under a temporary name and then renamed, so
-processes may share a cache. It lies in ``$BACKPROP_GPU_CACHE``, else in
-``$XDG_CACHE_HOME/backprop_gpu``, else in ``~/.cache/backprop_gpu``.
+compiler's version.
 """
 
 from __future__ import annotations
@@ -14,16 +12,15 @@ import io
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from . import catalogue, planning
+from . import cache, catalogue, planning
 from .activations import Activation
 from .catalogue import Kernel
 from .occupancy import LIMITS, Occupancy, capability, occupancy, shared_memory
@@ -70,9 +67,9 @@ class KernelReport:
 
 @dataclass(frozen=True)
 class Cubin:
-    """A compiled file: where it lies, and for each template-id its symbol and its report."""
+    """A compiled file: its code, and for each template-id its symbol and its report."""
 
-    path: Path
+    code: bytes = field(repr=False)
     symbols: dict[str, str]
     reports: tuple[KernelReport, ...]
 
@@ -106,23 +103,17 @@ def compile_kernels(kernels: Sequence[Kernel], arch: str) -> Cubin:
     text = "\0".join((arch, *expressions, *launches, _compiler_version()))
     for part in (_sources(file), text.encode(), *linked):
         key.update(hashlib.sha256(part).digest())
-    path = _cache() / f"{Path(file).stem}-{arch}-{key.hexdigest()[:32]}.cubin"
-    cached = _read(path)
+    name = f"{Path(file).stem}-{arch}-{key.hexdigest()[:32]}"
+    cached = _unpack(cache.read(name), expressions)
     if cached is not None:
         return cached
 
     code, symbols, log = _build(file, expressions, arch, linked)
     _refuse_serialised(log, file, arch)
     reports = _parse(log, {symbols[kernel.expression]: kernel for kernel in kernels}, arch)
-    description = {
-        "sha256": hashlib.sha256(code).hexdigest(),
-        "symbols": symbols,
-        "reports": [asdict(report) for report in reports],
-    }
-    # The description goes first and names the cubin's hash: a pair is whole or not there.
-    _write(path.with_suffix(".json"), json.dumps(description).encode())
-    _write(path, code)
-    return Cubin(path, symbols, reports)
+    cubin = Cubin(code, symbols, reports)
+    cache.write(name, _pack(cubin))
+    return cubin
 
 
 def compile_all(arch: str, jobs: int | None = None) -> Iterator[KernelReport]:
@@ -292,26 +283,20 @@ def _compiler_version() -> str:
     return f"cuda.core {cuda.core.__version__}, nvrtc {major}.{minor}"
 
 
-def _cache() -> Path:
-    chosen = os.environ.get("BACKPROP_GPU_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(chosen) if chosen else Path(base) / "backprop_gpu"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+def _pack(cubin: Cubin) -> bytes:
+    """A line of JSON, then the code."""
+    reports = [asdict(report) for report in cubin.reports]
+    return json.dumps({"symbols": cubin.symbols, "reports": reports}).encode() + b"\n" + cubin.code
 
 
-def _read(path: Path) -> Cubin | None:
+def _unpack(entry: bytes | None, expressions: Sequence[str]) -> Cubin | None:
+    if entry is None:
+        return None
+    head, _, code = entry.partition(b"\n")
     try:
-        description = json.loads(path.with_suffix(".json").read_bytes())
-        whole = hashlib.sha256(path.read_bytes()).hexdigest() == description["sha256"]
+        description = json.loads(head)
+        symbols = {expression: description["symbols"][expression] for expression in expressions}
         reports = tuple(KernelReport(**report) for report in description["reports"])
-        return Cubin(path, description["symbols"], reports) if whole else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there or damaged: compile again
-
-
-def _write(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    os.replace(temporary, path)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None  # another version's: compile again
+    return Cubin(code, symbols, reports) if all(type(s) is str for s in symbols.values()) else None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import activations, costs, validation
+from .files import write_whole
 from .parameters import Layout
 
 if TYPE_CHECKING:
@@ -43,102 +42,93 @@ def save(network: Network, path: Any) -> None:
     write_whole(path, safetensors.numpy.save(tensors, {FORMAT: json.dumps(description)}))
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write to a temporary file beside `path`, then rename: never a half-written file."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp keeps the file to its owner
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def load(cls: type[Network], path: Any, backend: str, seed: int | None) -> Network:
     """Read a file written by `save`, checking every part before a network is made of it."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no model file at {path}")
-    metadata, tensors = _read(path)
-    if FORMAT not in metadata:
-        raise ValueError(f"{path} is a safetensors file, but not a model saved by backprop_gpu")
     try:
-        description = json.loads(metadata[FORMAT])
-        version = description["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has a damaged description: {error!r}") from error
-    if type(version) is not int or version != VERSION:
-        raise ValueError(
-            f"{path} has format version {version!r}; this backprop_gpu reads version {VERSION}"
-        )
-    try:
-        layout = Layout(validation.sizes(description["sizes"]))
-        dtype = validation.dtype(description["dtype"])
-        names, cost = description["activations"], description["cost"]
-        unknown = [name for name in names if name not in activations.names()]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} has a damaged description: {error!r}") from error
-    if unknown:
-        raise ValueError(
-            f"{path} uses activation {unknown[0]!r}, which is not registered here: call "
-            "activations.register first"
-        )
-    if cost not in costs.names():
-        raise ValueError(
-            f"{path} uses cost {cost!r}, which is not registered here: call costs.register first"
-        )
-    _check_tensors(path, tensors, layout, dtype)
-    layers = range(1, len(layout.sizes))
-    try:
-        network = cls(
-            layout.sizes, activation=names, cost=cost, dtype=dtype, backend=backend, seed=seed
-        )
-        network.weights = [tensors[f"w{l}"] for l in layers]
-        network.biases = [tensors[f"b{l}"] for l in layers]
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return network
+        return _load(cls, path, backend, seed)
+    except ValueError as error:  # its text, and those behind it, may be as long as the file
+        raise ValueError(f"{path}: {validation.brief(error)}") from None
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Header and tensors of a safetensors file."""
+def _load(cls: type[Network], path: Path, backend: str, seed: int | None) -> Network:
     import safetensors
 
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            layout, names, cost, dtype = _describe(file)
+            tensors = _read(file, layout, dtype)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is cut short or not a safetensors file: {error}") from error
-    except (AttributeError, TypeError) as error:  # BF16 and the like
-        raise ValueError(f"{path} holds tensors of a type unknown to NumPy: {error}") from error
+        raise ValueError(f"cut short or not a safetensors file: {error}") from error
+    layers = range(1, len(layout.sizes))
+    network = cls(
+        layout.sizes, activation=names, cost=cost, dtype=dtype, backend=backend, seed=seed
+    )
+    network.weights = [tensors[f"w{l}"] for l in layers]
+    network.biases = [tensors[f"b{l}"] for l in layers]
+    return network
 
 
-def _check_tensors(
-    path: Path, tensors: dict[str, np.ndarray], layout: Layout, dtype: np.dtype[Any]
-) -> None:
-    """Refuse tensors that are not the parameters of such a network, before one is made."""
+def _describe(file: Any) -> tuple[Layout, list[str], str, np.dtype[Any]]:
+    """What the header says of the network: sizes, activations, cost and dtype."""
+    metadata = file.metadata() or {}
+    if FORMAT not in metadata:
+        raise ValueError("a safetensors file, but not a model saved by backprop_gpu")
+    try:
+        description = json.loads(metadata[FORMAT])
+        version = description["version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"damaged description: {error!r}") from error
+    if type(version) is not int or version != VERSION:
+        raise ValueError(f"format version {version!r}; this backprop_gpu reads version {VERSION}")
+    try:
+        sizes, names, cost = (description[key] for key in ("sizes", "activations", "cost"))
+        dtype = validation.dtype(description["dtype"])
+        # Counted before anything is done a layer: a short text can claim a million of them.
+        layers, tensors = len(sizes) - 1, len(file.keys())
+        if layers > tensors or len(names) > max(layers, 1):
+            raise ValueError(
+                f"{len(sizes)} sizes and {len(names)} activations, but {tensors} tensors"
+            )
+        layout = Layout(validation.sizes(sizes))
+        unknown = [name for name in names if name not in activations.names()]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"damaged description: {error!r}") from error
+    if unknown:
+        raise ValueError(
+            f"it uses activation {unknown[0]!r}, which is not registered here: call "
+            "activations.register first"
+        )
+    if cost not in costs.names():
+        raise ValueError(
+            f"it uses cost {cost!r}, which is not registered here: call costs.register first"
+        )
+    return layout, names, cost, dtype
+
+
+def _read(file: Any, layout: Layout, dtype: np.dtype[Any]) -> dict[str, np.ndarray]:
+    """w1, b1, …, wL, bL, and nothing else."""
     shapes: dict[str, tuple[int, ...]] = {}
     for l, pair in enumerate(zip(layout.weight_shapes, layout.bias_shapes, strict=True), start=1):
         shapes[f"w{l}"], shapes[f"b{l}"] = pair
-    if set(tensors) != set(shapes):
-        raise ValueError(f"{path} should hold {sorted(shapes)}, but holds {sorted(tensors)}")
+    held = set(file.keys())
+    if held != set(shapes):
+        missing, other = sorted(set(shapes) - held)[:1], sorted(held - set(shapes))[:1]
+        wrong = f"lacks {missing[0]!r}" if missing else f"holds {other[0]!r}, too"
+        raise ValueError(f"it should hold w and b of {len(shapes) // 2} layers, but {wrong}")
+    tensors: dict[str, np.ndarray] = {}
     for name, shape in shapes.items():
-        tensor = tensors[name]
-        if tensor.shape != shape:
+        found = tuple(file.get_slice(name).get_shape())
+        if found != shape:
             raise ValueError(
-                f"{path}: {name} does not fit layer {name[1:]}: expected shape {shape}, "
-                f"got {tensor.shape}"
+                f"{name} does not fit layer {name[1:]}: expected shape {shape}, got {found}"
             )
-        if tensor.dtype != dtype:
-            raise ValueError(f"{path}: {name} should be {dtype}, but is {tensor.dtype}")
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+        try:
+            tensors[name] = file.get_tensor(name)
+        except (AttributeError, TypeError) as error:  # BF16 and the like
+            raise ValueError(f"{name} is of a type unknown to NumPy: {error}") from error
+        if tensors[name].dtype != dtype:
+            raise ValueError(f"{name} should be {dtype}, but is {tensors[name].dtype}")
+    return tensors

@@ -252,3 +252,9 @@ def _to_host(value: Any) -> Any:
     if not isinstance(value, np.ndarray) and hasattr(value, "__cuda_array_interface__"):
         return value.get() if hasattr(value, "get") else value.copy_to_host()
     return value
+
+
+def brief(text: object, length: int = 200) -> str:
+    """One line of at most so many characters, for what may come from a file."""
+    line = " ".join(str(text)[: 4 * length].split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"

@@ -311,11 +311,13 @@ def _read(asked: str | None) -> list[Record]:
 
 
 def _report(args: argparse.Namespace) -> int:
+    from backprop_gpu.files import write_whole
+
     from . import report
 
     text = report.page(_read(args.records))
     try:
-        Path(args.out).write_text(text, encoding="utf-8")
+        write_whole(args.out, text.encode())
     except OSError as error:
         raise _wrong(error) from error
     print(f"written: {args.out}")

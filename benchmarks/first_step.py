@@ -69,7 +69,7 @@ def _fresh(
     arguments = [peer, workload, "--variant", str(variant), "--device", device]
     command = [sys.executable, "-c", _START, str(Path(__file__).parent), *arguments]
     for folder in caches.values():
-        Path(folder).mkdir(exist_ok=True)
+        Path(folder).mkdir(0o700, exist_ok=True)  # ours uses none that others may write to
     try:
         done = subprocess.run(
             command, env=os.environ | caches, capture_output=True, text=True, timeout=timeout,

@@ -19,7 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backprop_gpu import Activation, activations, catalogue, compiler, costs, optimizers, planning
+from backprop_gpu import (
+    Activation,
+    activations,
+    cache,
+    catalogue,
+    compiler,
+    costs,
+    optimizers,
+    planning,
+)
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.catalogue import Catalogue, Kernel
 from backprop_gpu.parameters import Layout, Parameters
@@ -66,7 +75,7 @@ def test_what_kernels_take(arch: str) -> None:
             assert report.registers <= 255, report
             assert report.occupancy is not None
             assert report.occupancy.blocks > 0, report
-        assert cubin.path.read_bytes()[:4] == b"\x7fELF", file
+        assert cubin.code[:4] == b"\x7fELF", file
 
 
 @pytest.mark.parametrize("arch", compiler.ARCHITECTURES)
@@ -137,32 +146,50 @@ def test_an_activation_that_numba_cannot_compile_is_named() -> None:
         compiler.compile_kernels([Catalogue(np.dtype("float32")).pull_back(odd)], "sm_90a")
 
 
-def test_cache_is_whole_or_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_used_and_whatever_is_wrong_with_it_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BACKPROP_GPU_CACHE", str(tmp_path))
     kernel = Catalogue(np.dtype("float32")).hadamard()
     first = compiler.compile_kernels([kernel], "sm_80")
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".cubin", ".json"]
-    whole = first.path.read_bytes()
+    (entry,) = tmp_path.iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(compiler, "_build", lambda *_: pytest.fail("the cache was not used"))
+        assert compiler.compile_kernels([kernel], "sm_80") == first
 
-    monkeypatch.setattr(compiler, "_build", lambda *_: pytest.fail("the cache was not used"))
+    kept = cache.read(entry.name)
+    assert kept is not None
+    head, _, code = kept.partition(b"\n")
+    fields = json.loads(head)
+    report = fields["reports"][0]
+    renamed = {"other" if key == "registers" else key: value for key, value in report.items()}
+    for description in (
+        fields | {"symbols": {}},
+        fields | {"symbols": {"another": "symbol"}},
+        fields | {"symbols": dict.fromkeys(first.symbols, 3)},
+        fields | {"symbols": None},
+        fields | {"reports": [renamed]},  # written by a version whose reports had other fields
+        fields | {"reports": [3]},
+        fields | {"reports": 3},
+        [],
+        {},
+    ):
+        cache.write(entry.name, json.dumps(description).encode() + b"\n" + code)
+        assert compiler.compile_kernels([kernel], "sm_80") == first
+        assert cache.read(entry.name) == kept
+    cache.write(entry.name, b"[" * 100_000 + b"\n" + code)
     assert compiler.compile_kernels([kernel], "sm_80") == first
-    monkeypatch.undo()
+    entry.write_bytes(entry.read_bytes()[:100])  # cut short by a full disk, say
+    assert compiler.compile_kernels([kernel], "sm_80") == first
+    assert cache.read(entry.name) == kept
+    tmp_path.chmod(0o777)
+    assert compiler.compile_kernels([kernel], "sm_80") == first
+    tmp_path.chmod(0o700)
 
-    monkeypatch.setenv("BACKPROP_GPU_CACHE", str(tmp_path))
-    first.path.write_bytes(whole[:100])  # cut short by a full disk, say
-    assert compiler.compile_kernels([kernel], "sm_80") == first
-    assert first.path.read_bytes() == whole
-    assert compiler.compile_kernels([kernel], "sm_75").path != first.path
+    compiler.compile_kernels([kernel], "sm_75")
+    assert len(list(tmp_path.iterdir())) == 2
     smaller = compiler.compile_kernels([replace(kernel, block=(64, 1, 1))], "sm_80")
     assert [report.threads for report in smaller.reports] == [64]
-
-    description = first.path.with_suffix(".json")
-    for name in ("threads", "registers"):  # written by a version whose reports had other fields
-        entry = json.loads(description.read_text())
-        entry["reports"][0]["other"] = entry["reports"][0].pop(name)
-        description.write_text(json.dumps(entry))
-        assert compiler.compile_kernels([kernel], "sm_80") == first
-        assert "other" not in description.read_text()
 
 
 def test_a_source_that_does_not_compile_shows_the_log(
@@ -199,15 +226,15 @@ __global__ void twice(float* out, unsigned long long a, unsigned long long b) {
 def test_serialised_matrix_instructions_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("BACKPROP_GPU_CACHE", str(cache))
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("BACKPROP_GPU_CACHE", str(folder))
     monkeypatch.setattr(compiler, "_folder", lambda: tmp_path)
     (tmp_path / "twice.cu").write_text(WGMMA)
     with pytest.raises(RuntimeError, match=r"twice\.cu for sm_90a: \(C75\d\d\) .* serialized"):
         compiler.compile_kernels([Kernel("twice.cu", "twice<true>", (128, 1, 1))], "sm_90a")
-    assert not list(cache.iterdir())
+    assert not folder.exists()
     compiler.compile_kernels([Kernel("twice.cu", "twice<false>", (128, 1, 1))], "sm_90a")
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(folder.iterdir())) == 1
 
 
 @pytest.mark.parametrize("code", ["C7510", "C7515"])

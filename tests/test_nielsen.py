@@ -605,7 +605,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
         net.save(path)
 
     def fail(*arguments):
-        raise OSError("no space left on device")
+        raise OSError(28, "no space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="no space left"):

@@ -591,28 +591,34 @@ def test_what_the_driver_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int, int]] = []
     monkeypatch.setattr(driver, "funcSetAttribute", lambda *values: asked.append(values))
     launched: list[Any] = []
+    loaded: list[bytes] = []
 
     class Function:
-        max_dynamic_shared_size_bytes = None
-        kernel = SimpleNamespace(ptr=77)
+        ptr = 77
 
         def __call__(self, *arguments: Any, **settings: Any) -> None:
-            launched.append((arguments[:2], settings, self.max_dynamic_shared_size_bytes))
+            launched.append((arguments[:2], settings))
 
-    module = SimpleNamespace(get_function=lambda symbol: Function())
+    class Module:
+        load = staticmethod(loaded.append)
+
+        def get_function(self, symbol: str) -> Function:
+            assert symbol == "symbol"
+            return Function()
+
     device = object.__new__(CupyRuntime)
-    device.xp = SimpleNamespace(RawModule=lambda path: module)
+    device.xp = SimpleNamespace(cuda=SimpleNamespace(function=SimpleNamespace(Module=Module)))
     device._functions, device._arch = {}, "sm_90a"
-    cubin = SimpleNamespace(path="x.cubin", symbols=defaultdict(str))
+    cubin = compiler.Cubin(b"code", defaultdict(lambda: "symbol"), ())
     monkeypatch.setattr(compiler, "compile_kernels", lambda kernels, arch: cubin)
     for shared_memory, cluster in ((1000, 1), (200_000, 8), (60_000, 16)):
         kernel = Kernel("resident.cu", f"{cluster}", (192, 1, 1), None, cluster, shared_memory)
         device.launch(kernel, (cluster, 1, 1), (None,))
-    assert [each[2] for each in launched] == [None, 200_000, 60_000]
     assert [each[1] for each in launched] == [
         {"shared_mem": size} for size in (1000, 200_000, 60_000)
     ]
-    assert asked == [(77, 14, 1)]
+    assert asked == [(77, 8, 200_000), (77, 8, 60_000), (77, 14, 1)]
+    assert loaded == [b"code"] * 3
 
 
 # -- the plan ---------------------------------------------------------------------------------

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import pickle
+import random
 import stat
 import struct
 import tracemalloc
@@ -15,7 +17,8 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from backprop_gpu import Activation, Cost, Network, activations, costs
+from backprop_gpu import Activation, Cost, Network, activations, costs, model_file
+from backprop_gpu.parameters import Layout
 
 X = np.random.default_rng(0).standard_normal((5, 3))
 
@@ -87,19 +90,20 @@ def test_the_file_is_plain_safetensors(tmp_path):
 # -- writing ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace", "fdopen"])
+@pytest.mark.parametrize("step", ["fsync", "replace", "fchmod"])
 def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, step):
     path = tmp_path / "net"
     network(seed=1).save(path)
     old = path.read_bytes()
 
     def fail(*arguments, **keywords):
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "no space left", "some temporary file", None, path)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, step, fail)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(OSError, match="no space left") as error:
             network(seed=2).save(path)
+    assert str(error.value) == f"[Errno {errno.ENOSPC}] no space left: {str(path)!r}"
     assert path.read_bytes() == old
     assert os.listdir(tmp_path) == ["net"]
 
@@ -235,7 +239,7 @@ def test_a_damaged_description(tmp_path, description, message):
         Network.load(tmp_path / "net", backend="numpy")
 
 
-@pytest.mark.parametrize("text", ["", "{", "null", "[1]", "3", '"version"'])
+@pytest.mark.parametrize("text", ["", "{", "null", "[1]", "3", '"version"', "[" * 100_000])
 def test_a_description_that_is_none(tmp_path, text):
     write(tmp_path / "net", text=text)
     with pytest.raises(ValueError, match="damaged description"):
@@ -245,8 +249,8 @@ def test_a_description_that_is_none(tmp_path, text):
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"w2": None}, r"should hold .*'w2'.* but holds"),
-        ({"w3": np.zeros((2, 2))}, r"should hold .* but holds .*'w3'"),
+        ({"w2": None}, "should hold w and b of 2 layers, but lacks 'w2'"),
+        ({"w3": np.zeros((2, 2))}, "should hold w and b of 2 layers, but holds 'w3', too"),
         ({"w2": np.zeros((4, 2), np.float32)}, r"layer 2: expected shape \(2, 4\), got \(4, 2\)"),
         ({"b1": np.zeros((4, 1), np.float32)}, r"layer 1: expected shape \(4,\), got \(4, 1\)"),
         ({"b1": np.full(4, np.nan, np.float32)}, "NaN or infinity"),
@@ -291,6 +295,87 @@ def test_a_description_of_a_giant_takes_no_memory(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 4_000_000
+
+
+def test_a_description_of_a_million_layers_is_refused_at_once(tmp_path, monkeypatch):
+    """Before anything is done a layer, and in a short line."""
+
+    class Counted(Layout):
+        def __init__(self, sizes):
+            assert len(sizes) < 100
+            super().__init__(sizes)
+
+    monkeypatch.setattr(model_file, "Layout", Counted)
+    many = 1_000_000
+    for description in (
+        {"sizes": [1] * many, "activations": ["tanh"] * (many - 1)},
+        {"activations": ["tanh"] * many},
+        {"sizes": ["x" * many, 1]},
+        {"version": "x" * many},
+        {"cost": "x" * many},
+        {"activations": ["x" * many] * 2},
+    ):
+        write(tmp_path / "net", description)
+        with pytest.raises(ValueError, match="net: ") as error:
+            Network.load(tmp_path / "net", backend="numpy")
+        assert len(str(error.value)) < len(str(tmp_path)) + 300
+        assert "\n" not in str(error.value)
+        assert error.value.__suppress_context__  # a traceback would print the long one
+    write(tmp_path / "net", tensors={"x" * many: np.zeros(1)})
+    with pytest.raises(ValueError, match="holds 'xxx") as error:
+        Network.load(tmp_path / "net", backend="numpy")
+    assert len(str(error.value)) < len(str(tmp_path)) + 300
+
+
+ODD = (
+    None, True, -1, 0, 3, 1.5, 10**400, 1e308, float("nan"), "", "tanh", "x\ny", [], {}, [[]],
+    [3, 4, 2], ["tanh", "sigmoid"], {"a": 1}, [10**400, 4, 2], [3, 4, 2] * 50, "float64",
+)  # fmt: skip
+
+
+def mutants(data):
+    """Whole files with something changed: bytes, lengths, or a value of the JSON in them."""
+    rng = random.Random(0)
+    (length,) = struct.unpack("<Q", data[:8])
+    for _ in range(600):
+        changed = bytearray(data)
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            at = rng.randrange(rng.choice((8, 8 + length, len(data))))
+            changed[at] = rng.randrange(256)
+        if rng.random() < 0.3:
+            at, end = sorted(rng.choices(range(len(data)), k=2))
+            changed[at:end] = rng.choice((b"", changed[:20], b"[" * 5000))
+        yield bytes(changed)
+    for _ in range(600):
+        header = json.loads(data[8 : 8 + length])
+        description = json.loads(header["__metadata__"]["backprop_gpu"])
+        where = rng.choice((description, header, header[rng.choice(("w1", "b2"))]))
+        key = rng.choice(list(where))
+        if rng.random() < 0.2:
+            where["another"] = where.pop(key)
+        else:
+            where[key] = rng.choice(ODD)
+        if isinstance(header.get("__metadata__"), dict):
+            header["__metadata__"]["backprop_gpu"] = json.dumps(description)
+        text = json.dumps(header).encode()
+        yield struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def test_whatever_is_in_a_file_is_refused_in_a_line(tmp_path):
+    path = tmp_path / "net"
+    network().save(path)
+    loaded = 0
+    for data in mutants(path.read_bytes()):
+        path.write_bytes(data)
+        try:
+            Network.load(path, backend="numpy")
+            loaded += 1  # other weights, say
+        except ValueError as error:
+            text = str(error)
+            assert text.startswith(str(path))
+            assert len(text) < len(str(path)) + 300
+            assert "\n" not in text
+    assert loaded < 600
 
 
 def test_errors_of_load_name_the_file(tmp_path):

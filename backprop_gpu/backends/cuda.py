@@ -110,16 +110,18 @@ class CupyRuntime:
         )
 
     def _load(self, kernel: Kernel) -> Any:
+        from cupy_backends.cuda.api import driver
+
         cubin = compiler.compile_kernels([kernel], self._arch)
-        module = self.xp.RawModule(path=str(cubin.path))
+        module = self.xp.cuda.function.Module()
+        module.load(cubin.code)
         function = module.get_function(cubin.symbols[kernel.expression])
         if kernel.shared_memory > WITHOUT_ASKING:
-            function.max_dynamic_shared_size_bytes = kernel.shared_memory
+            attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            driver.funcSetAttribute(function.ptr, attribute, kernel.shared_memory)
         # The size of its clusters is compiled into a kernel; beyond 8 blocks it has to be allowed.
         if kernel.cluster > residency.PORTABLE_CLUSTER:
-            from cupy_backends.cuda.api import driver
-
-            driver.funcSetAttribute(function.kernel.ptr, NON_PORTABLE_CLUSTERS, 1)
+            driver.funcSetAttribute(function.ptr, NON_PORTABLE_CLUSTERS, 1)
         return function
 
     def product(

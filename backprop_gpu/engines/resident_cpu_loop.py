@@ -24,12 +24,22 @@ that one compiled function, kept on disk, serves all networks of a dtype.
 from __future__ import annotations
 
 import math
+import pickle
+import sys
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 from numba import njit, types
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
 from numba.extending import overload
 
+from .. import cache
+from . import resident_cpu_product
 from .resident_cpu_product import (
     STRIPS,
     arrive,
@@ -57,13 +67,50 @@ RULES = ("sgd", "momentum", "nesterov", "adam", "adamw")
 SGD, MOMENTUM, NESTEROV, ADAM, ADAMW = range(len(RULES))
 
 
+class _Kept(NullCache):
+    """A function's machine code in our cache, which is checked before Numba unpickles it.
+
+    In Numba's own a damaged file, or a full disk, is an exception at the call of the function, or
+    the end of the process.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def _name(self, signature: Any, codegen: Any) -> str:
+        parts = (
+            numba.__version__, sys.version, _SOURCES, self._function.__qualname__, signature,
+            codegen.magic_tuple(),
+        )  # fmt: skip
+        return f"{self._function.__name__}-{sha256(repr(parts).encode()).hexdigest()[:32]}"
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        target_context.refresh()
+        kept = cache.read(self._name(signature, target_context.codegen()))
+        if kept is None:
+            return None
+        try:
+            return CompileResult._rebuild(target_context, *pickle.loads(kept))
+        except Exception:  # another version's, whatever its number says: compile again
+            return None
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        if not (result.lifted or result.library.has_dynamic_globals):
+            cache.write(self._name(signature, result.codegen), dumps(result._reduce()))
+
+
+#: Of all that the functions here are compiled from.
+_SOURCES = sha256(
+    b"".join(Path(file).read_bytes() for file in (__file__, resident_cpu_product.__file__))
+).hexdigest()
+
+
 def _compile(function: Any, **inlining: Any) -> Any:
     """Numba's decorator, with NumPy's rules for division: a check for zero would stop vectors."""
     options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}} | inlining
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # nowhere on disk to keep it: then every process compiles its own
-        return njit(**options)(function)
+    compiled = njit(**options)(function)
+    compiled._cache = _Kept(function)
+    return compiled
 
 
 def _inlined(function: Any) -> Any:

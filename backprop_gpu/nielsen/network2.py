@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import model_file, validation
+from .. import validation
+from ..files import write_whole
 from .network import draw
 from .samples import Samples
 from .trainer import Trainer, Training, sigmoid, sigmoid_prime
@@ -312,7 +313,7 @@ class Network(Trainer):
             "biases": [b.tolist() for b in biases],
             "cost": _name(_check_cost(self.cost)),
         }
-        model_file.write_whole(Path(filename), json.dumps(data).encode())
+        write_whole(Path(filename), json.dumps(data).encode())
 
     def _cost_name(self) -> str | None:
         return _ENGINE_NAMES.get(_class(_check_cost(self.cost)))
@@ -353,14 +354,17 @@ def load(filename: Any, *, cost: Any = None, backend: str = "auto") -> Network:
     keys = ("sizes", "weights", "biases", "cost")
     if not isinstance(data, dict) or not all(key in data for key in keys):
         holds = sorted(data) if isinstance(data, dict) else type(data).__name__
-        raise ValueError(f"{path} should hold an object with {', '.join(keys)}, but holds {holds}")
+        raise ValueError(
+            f"{path} should hold an object with {', '.join(keys)}, but holds "
+            f"{validation.brief(holds)}"
+        )
     found = _file_cost(path, data["cost"], cost)
     try:
         sizes = validation.sizes(data["sizes"])
         weights = _arrays("weights", data["weights"], [(n, k) for k, n in pairwise(sizes)])
         biases = _arrays("biases", data["biases"], [(n, 1) for n in sizes[1:]])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (TypeError, ValueError) as error:  # its text may be as long as the file
+        raise ValueError(f"{path}: {validation.brief(error)}") from None
     net = Network(sizes, found, backend=backend)
     net.weights, net.biases = weights, biases
     return net
@@ -369,12 +373,14 @@ def load(filename: Any, *, cost: Any = None, backend: str = "auto") -> Network:
 def _file_cost(path: Path, name: Any, given: Any) -> Any:
     if given is not None:
         if _name(_check_cost(given)) != name:
-            raise ValueError(f"{path} was saved with cost {name!r}, not {_name(given)!r}")
+            raise ValueError(
+                f"{path} was saved with cost {validation.brief(name)!r}, not {_name(given)!r}"
+            )
         return given
     if not isinstance(name, str) or name not in _COSTS:
         raise ValueError(
-            f"{path} names cost {name!r}; known: {', '.join(_COSTS)}; give load a class of your "
-            "own as cost="
+            f"{path} names cost {validation.brief(repr(name))}; known: {', '.join(_COSTS)}; give "
+            "load a class of your own as cost="
         )
     return _COSTS[name]
 
