@@ -9,6 +9,7 @@ order. What they do more stands behind the parameters' docstring under *Beyond s
 
 from __future__ import annotations
 
+import sys
 import warnings
 from itertools import pairwise
 from numbers import Integral, Real
@@ -23,7 +24,7 @@ from sklearn.base import (
     RegressorMixin,
     TransformerMixin,
 )
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import LabelBinarizer
@@ -52,6 +53,14 @@ except ImportError:  # before scikit-learn 1.9
 
     def with_callbacks(method: Any) -> Any:
         return method
+
+
+try:
+    from sklearn.utils._param_validation import InvalidParameterError
+except ImportError:  # a scikit-learn that has moved it: it is private
+
+    class InvalidParameterError(ValueError, TypeError):  # type: ignore[no-redef]
+        """A parameter of an estimator that means nothing."""
 
 
 STOCHASTIC = ("sgd", "adam")
@@ -388,10 +397,8 @@ class _Perceptron(
         if self.batch_size == "auto":
             return min(200, rows)
         if self.batch_size > rows:
-            warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be "
-                "clipped",
-                stacklevel=4,
+            _warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped"
             )
         return int(np.clip(self.batch_size, 1, rows))
 
@@ -405,9 +412,9 @@ class _Perceptron(
             epochs = 1 if incremental else self.max_iter
             return EngineEpochs(self._problem, network, X, y, batch_size, epochs, self._optimizer)
         if self.backend in ("cuda", "numba_cuda"):
-            warnings.warn(
+            _warn(
                 f"backend {self.backend!r} was asked for, but NumPy trains this: {obstacle}",
-                stacklevel=4,
+                module=__name__,
             )
         network = self._network("numpy")
         return PlainEpochs(
@@ -449,15 +456,14 @@ class _Perceptron(
                 if incremental or stops:
                     break
                 if self.n_iter_ == self.max_iter:
-                    warnings.warn(
+                    _warn(
                         f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and "
                         "the optimization hasn't converged yet.",
                         ConvergenceWarning,
-                        stacklevel=4,
                     )
         except KeyboardInterrupt:
             self._take(epochs.network)
-            warnings.warn("Training interrupted by user.", stacklevel=4)
+            _warn("Training interrupted by user.")
         finally:
             epochs.close()
         if self.early_stopping and self._best is not None:
@@ -537,12 +543,11 @@ class _Perceptron(
                 if self.n_iter_ == self.max_iter
                 else ""
             )
-            warnings.warn(
+            _warn(
                 f"lbfgs failed to converge after {self.n_iter_} iteration(s) "
                 f"(status={result.status}):\n{result.message}\n{more}"
                 "\nYou might also want to scale the data.",
                 ConvergenceWarning,
-                stacklevel=4,
             )
 
     def _unpack(self, packed: np.ndarray) -> None:
@@ -745,7 +750,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
             dtype=(np.float64, np.float32), reset=reset,
         )  # fmt: skip
         if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
+            y = _column(y)
         if not hasattr(self, "classes_") or (not self.warm_start and not incremental):
             self._label_binarizer = LabelBinarizer().fit(y)
             self.classes_ = self._label_binarizer.classes_
@@ -875,7 +880,9 @@ class MLPRegressor(RegressorMixin, _Perceptron):
             dtype=(np.float64, np.float32), reset=reset,
         )  # fmt: skip
         if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
+            y = _column(y)
+        if y.dtype.kind not in "biuf":
+            raise TypeError(f"y must hold numbers, got dtype {y.dtype}: for labels, MLPClassifier")
         if self.loss == "poisson" and (y < 0).any():
             raise ValueError("loss='poisson' needs y >= 0")
         return X, y
@@ -934,6 +941,41 @@ class _Hooks:
             for name, value in vars(self._estimator).items()
             if name.endswith("_") and not name.startswith("__")
         } | {"_label_binarizer": getattr(self._estimator, "_label_binarizer", None)}
+
+
+# -- warnings -------------------------------------------------------------------------------------
+
+#: Where scikit-learn's perceptrons warn.
+_THEIRS = "sklearn.neural_network._multilayer_perceptron"
+
+
+def _warn(message: str, category: type[Warning] = UserWarning, module: str = _THEIRS) -> None:
+    """Warn at the user's line, in the name of the module that scikit-learn warns in.
+
+    A program's ``filterwarnings(..., module="sklearn")`` silences then what it would silence with
+    scikit-learn. File and line are those of the caller's, for theirs has not run.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _package(frame) in ("backprop_gpu", "sklearn"):
+        frame = frame.f_back
+    warnings.warn_explicit(
+        message, category, frame.f_code.co_filename, frame.f_lineno, module=module,
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )  # fmt: skip
+
+
+def _package(frame: Any) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def _column(y: np.ndarray) -> np.ndarray:
+    """y (n, 1) as (n,), with scikit-learn's warning."""
+    _warn(
+        "A column-vector y was passed when a 1d array was expected. Please change the shape of y "
+        "to (n_samples, ), for example using ravel().",
+        DataConversionWarning,
+    )
+    return np.asarray(column_or_1d(y))
 
 
 # -- parameters and arrays ------------------------------------------------------------------------
@@ -1011,10 +1053,6 @@ _RULES: dict[str, tuple[Any, str]] = {
     "clip_norm": _number(Real, "(0, inf)", None),
     "clip_value": _number(Real, "(0, inf)", None),
 }
-
-
-class InvalidParameterError(ValueError, TypeError):
-    """A parameter of an estimator that means nothing; scikit-learn's of that name is private."""
 
 
 def _invalid(estimator: str, name: str, expected: str, value: Any) -> ValueError:

@@ -609,6 +609,62 @@ def test_errors_are_scikit_learns(iris: Any) -> None:
     assert not hasattr(MLPClassifier(solver="lbfgs"), "partial_fit")
 
 
+@pytest.mark.parametrize(
+    "y", [["a", "b"] * 3, ["1.5", "2"] * 3, np.array(["2026-01-01"] * 6, "M8[D]")], ids=str
+)
+@pytest.mark.parametrize("kind", PAIRS[1])
+def test_a_regressors_targets_are_numbers(kind: Any, y: Any) -> None:
+    """Of scikit-learn's own it is an accident, but a TypeError."""
+    est = kind(max_iter=2)
+    with pytest.raises(TypeError):
+        est.fit(np.arange(12.0).reshape(6, 2), y)
+
+
+def test_invalid_parameters_are_scikit_learns_error(iris: Any) -> None:
+    from sklearn.utils._param_validation import InvalidParameterError
+
+    with pytest.raises(InvalidParameterError):
+        MLPClassifier(alpha=-1).fit(*iris)
+
+
+WARNED = [
+    ({"max_iter": 1}, ConvergenceWarning),
+    ({"max_iter": 1, "solver": "lbfgs"}, ConvergenceWarning),
+    ({"max_iter": 1, "batch_size": 1000, "tol": 1e9}, UserWarning),
+]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize(("settings", "category"), WARNED, ids=str)
+def test_warnings_are_silenced_as_scikit_learns(
+    iris: Any, settings: Any, category: Any, accelerated: bool
+) -> None:
+    """Under scikit-learn's name, and at the line that called `fit`."""
+    from backprop_gpu import accel
+
+    X, y = iris
+    ours = accel.MLPClassifier if accelerated else MLPClassifier
+    heard = []
+    for kind in (ours, theirs.MLPClassifier):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            kind(**settings).fit(X, y[:, None])
+        heard.append([(each.category, str(each.message)[:40]) for each in found])
+        if kind is ours:
+            assert {each.filename for each in found} == {__file__}
+            with open(__file__) as file:
+                line = file.readlines()[found[0].lineno - 1]
+            assert "kind(**settings).fit(X, y[:, None])" in line
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for each in (category, UserWarning):
+                warnings.filterwarnings("ignore", category=each, module="^sklearn.neural_network")
+            kind(**settings).fit(X, y[:, None])
+    assert heard[0] == heard[1]
+    assert category in dict(heard[0])
+
+
 def test_regressors_and_a_gpu_sized_prediction() -> None:
     """Enough rows for a device are predicted by a network; on this machine that is NumPy too."""
     X, y = make_regression(planning.CHUNK_ROWS + 5, 6, random_state=0)
