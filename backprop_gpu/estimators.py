@@ -144,8 +144,9 @@ _ATTRIBUTES = """
 
     Notes
     -----
-    ``_optimizer.learning_rate``, ``_no_improvement_count`` and ``_loss_grad_lbfgs`` are kept for
-    code, and scikit-learn's own tests, that look at scikit-learn's private attributes.
+    ``_forward_pass``, ``_forward_pass_fast``, ``_loss_grad_lbfgs``, ``_no_improvement_count`` and
+    ``_optimizer.learning_rate`` are kept for code, and scikit-learn's own tests, that use
+    scikit-learn's private names; the error for any other says what to use.
 """
 
 
@@ -607,6 +608,16 @@ class _Perceptron(
         weights = [w.T for w in self.coefs_]
         return perceptron.forward(X, weights, self.intercepts_, self._problem.names)
 
+    def _forward_pass_fast(self, X: Any, check_input: bool = True) -> np.ndarray:
+        """a^L of X, (n, n_L): scikit-learn's private method, for code that calls it."""
+        return self._outputs(self._checked(X) if check_input else X)
+
+    def _forward_pass(self, activations: list[Any]) -> list[Any]:
+        """Fill a^1 … a^L into a list that begins with X: scikit-learn's private method."""
+        for l, a in enumerate(self._layers(activations[0]), start=1):
+            activations[l] = a
+        return activations
+
     def _checked(self, X: Any) -> Any:
         check_is_fitted(self)
         return validate_data(self, _host(X), accept_sparse=["csr", "csc"], reset=False)
@@ -650,9 +661,25 @@ class _Perceptron(
         return tags
 
     def __getstate__(self) -> Any:
-        state = super().__getstate__()
+        state = dict(super().__getstate__())
         state.pop("_cache", None)  # a network on a device; it is made again where it is needed
+        if isinstance(state.get("_optimizer"), State):  # so that a file names no type but this
+            state["_optimizer"] = state["_optimizer"].data
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state.get("_optimizer"), dict):
+            state = state | {"_optimizer": State.of(state["_optimizer"])}
+        super().__setstate__(state)
+
+    def __getattr__(self, name: str) -> Any:
+        """Only of what is missing: for scikit-learn's private names say what to use."""
+        if name in _INSTEAD:
+            raise AttributeError(
+                f"{type(self).__name__} has no {name}, which is private to scikit-learn's own; "
+                f"{_INSTEAD[name]}"
+            )
+        return self.__getattribute__(name)  # raises what it raised
 
     # -- to scikit-learn ------------------------------------------------------------------------
 
@@ -688,6 +715,23 @@ class _Perceptron(
                 setattr(estimator, name, copied)
         return estimator
 
+
+_STEP = "partial_fit(X, y) takes steps, transform(X, layer=i) has the activations of a layer"
+
+#: scikit-learn's private names that cannot be -> what to use.
+_INSTEAD = {
+    "_backprop": _STEP,
+    "_compute_loss_grad": _STEP,
+    "_init_coef": "coefs_ and intercepts_ can be assigned, and are where warm_start=True begins",
+    "_best_coefs": "with early stopping coefs_ are the best",
+    "_best_intercepts": "with early stopping intercepts_ are the best",
+    "_coef_indptr": "coefs_ have the shapes",
+    "_intercept_indptr": "intercepts_ have the shapes",
+    "_predict": "use predict(X)",
+    "_score": "use score(X, y)",
+    "_score_with_function": "use score(X, y)",
+    "_update_no_improvement_count": "use validation_scores_, or score(X, y)",
+}
 
 #: What scikit-learn's estimator has after `fit`, and predicts with.
 _FITTED = (
