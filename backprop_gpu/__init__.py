@@ -5,6 +5,18 @@
 >>> net.fit(X, Y, epochs=30, batch_size=10, learning_rate=3.0)  # doctest: +SKIP
 """
 
+import sys
+
+if (
+    sys.argv[:1] == ["-m"]
+    and sys.orig_argv[-len(sys.argv) :][0].endswith("backprop_gpu.accel")
+    and not sys.flags.safe_path
+):
+    # `python -m` has put the current folder first. accel runs somebody's script, and must not
+    # import a ./numpy.py that `python script.py` would not import. It puts there what belongs
+    # there when the script runs.
+    del sys.path[0]
+
 from typing import Any
 
 from . import activations, costs, equations, optimizers, schedules

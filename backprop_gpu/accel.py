@@ -4,6 +4,8 @@
     python -m backprop_gpu.accel [--verbose] -m module [arguments]
     %load_ext backprop_gpu.accel
 
+The script finds ``sys.path`` and ``sys.argv`` as ``python script.py`` would leave them.
+
 `install` binds ``sklearn.neural_network.MLPClassifier`` and ``MLPRegressor`` to classes of the same
 names here; what was imported from there before keeps scikit-learn's. ``isinstance`` takes
 scikit-learn's own objects for theirs too, such as come out of older pickles. A subclass that
@@ -14,11 +16,14 @@ are handed back to scikit-learn.
 from __future__ import annotations
 
 import argparse
+import os
+import pkgutil
 import runpy
 import sys
 import warnings
 from abc import ABCMeta
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m backprop_gpu.accel",
+        usage="%(prog)s [-h] [--verbose] (script.py | -m module) [arguments]",
         description="Run a script with this library's perceptrons in place of scikit-learn's.",
         allow_abbrev=False,
     )
@@ -156,23 +162,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="print what trains each network and why, and what is handed back to scikit-learn",
     )
-    parser.add_argument("-m", dest="module", metavar="MODULE", help="run a module, as python -m")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="script.py [arguments]")
-    asked = parser.parse_args(arguments)
-    if asked.module is None:
-        if not asked.rest:
-            parser.error("a script or -m MODULE is needed")
-        if not Path(asked.rest[0]).exists():
-            parser.error(f"no such script: {asked.rest[0]}")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # What follows the script or -m is the script's, whatever it looks like.
+    ours = len(list(takewhile(lambda each: each[0:1] == "-" and each[1:2] != "m", given)))
+    asked, theirs = parser.parse_args(given[:ours]), given[ours:]
+    module = None
+    if theirs and theirs[0].startswith("-m"):
+        module = theirs.pop(0).removeprefix("-m") or (theirs.pop(0) if theirs else "")
+    if not (module or theirs) or module == "":
+        parser.error("a script or -m MODULE is needed")
+    if module is None and not Path(theirs[0]).exists():
+        parser.error(f"no such script: {theirs[0]}")
     install(asked.verbose)
-    if asked.module is not None:
-        sys.argv = [asked.module, *asked.rest]
-        sys.path.insert(0, "")
-        runpy.run_module(asked.module, run_name="__main__", alter_sys=True)
+    if module is not None:
+        if not sys.flags.safe_path:
+            sys.path.insert(0, os.getcwd())
+        sys.argv = ["-m", *theirs]  # until the module is found, as in Python itself
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
-        sys.argv = list(asked.rest)
-        sys.path[0] = str(Path(asked.rest[0]).resolve().parent)
-        runpy.run_path(asked.rest[0], run_name="__main__")
+        script = Path(theirs[0])
+        # A folder or an archive with a __main__.py is put there by `run_path`, even under -P.
+        if not sys.flags.safe_path and pkgutil.get_importer(theirs[0]) is None:
+            sys.path.insert(0, str(script.resolve().parent))
+        sys.argv = theirs
+        runpy.run_path(theirs[0], run_name="__main__")
     return 0
 
 

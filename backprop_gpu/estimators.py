@@ -9,6 +9,7 @@ order. What they do more stands behind the parameters' docstring under *Beyond s
 
 from __future__ import annotations
 
+import sys
 import warnings
 from itertools import pairwise
 from numbers import Integral, Real
@@ -23,7 +24,7 @@ from sklearn.base import (
     RegressorMixin,
     TransformerMixin,
 )
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import LabelBinarizer
@@ -52,6 +53,14 @@ except ImportError:  # before scikit-learn 1.9
 
     def with_callbacks(method: Any) -> Any:
         return method
+
+
+try:
+    from sklearn.utils._param_validation import InvalidParameterError
+except ImportError:  # a scikit-learn that has moved it: it is private
+
+    class InvalidParameterError(ValueError, TypeError):  # type: ignore[no-redef]
+        """A parameter of an estimator that means nothing."""
 
 
 STOCHASTIC = ("sgd", "adam")
@@ -135,8 +144,9 @@ _ATTRIBUTES = """
 
     Notes
     -----
-    ``_optimizer.learning_rate``, ``_no_improvement_count`` and ``_loss_grad_lbfgs`` are kept for
-    code, and scikit-learn's own tests, that look at scikit-learn's private attributes.
+    ``_forward_pass``, ``_forward_pass_fast``, ``_loss_grad_lbfgs``, ``_no_improvement_count`` and
+    ``_optimizer.learning_rate`` are kept for code, and scikit-learn's own tests, that use
+    scikit-learn's private names; the error for any other says what to use.
 """
 
 
@@ -389,10 +399,8 @@ class _Perceptron(
         if self.batch_size == "auto":
             return min(200, rows)
         if self.batch_size > rows:
-            warnings.warn(
-                "Got `batch_size` less than 1 or larger than sample size. It is going to be "
-                "clipped",
-                stacklevel=4,
+            _warn(
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped"
             )
         return int(np.clip(self.batch_size, 1, rows))
 
@@ -406,9 +414,9 @@ class _Perceptron(
             epochs = 1 if incremental else self.max_iter
             return EngineEpochs(self._problem, network, X, y, batch_size, epochs, self._optimizer)
         if self.backend in ("cuda", "numba_cuda"):
-            warnings.warn(
+            _warn(
                 f"backend {self.backend!r} was asked for, but NumPy trains this: {obstacle}",
-                stacklevel=4,
+                module=__name__,
             )
         network = self._network("numpy")
         return PlainEpochs(
@@ -450,15 +458,14 @@ class _Perceptron(
                 if incremental or stops:
                     break
                 if self.n_iter_ == self.max_iter:
-                    warnings.warn(
+                    _warn(
                         f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and "
                         "the optimization hasn't converged yet.",
                         ConvergenceWarning,
-                        stacklevel=4,
                     )
         except KeyboardInterrupt:
             self._take(epochs.network)
-            warnings.warn("Training interrupted by user.", stacklevel=4)
+            _warn("Training interrupted by user.")
         finally:
             epochs.close()
         if self.early_stopping and self._best is not None:
@@ -538,12 +545,11 @@ class _Perceptron(
                 if self.n_iter_ == self.max_iter
                 else ""
             )
-            warnings.warn(
+            _warn(
                 f"lbfgs failed to converge after {self.n_iter_} iteration(s) "
                 f"(status={result.status}):\n{result.message}\n{more}"
                 "\nYou might also want to scale the data.",
                 ConvergenceWarning,
-                stacklevel=4,
             )
 
     def _unpack(self, packed: np.ndarray) -> None:
@@ -603,6 +609,16 @@ class _Perceptron(
         weights = [w.T for w in self.coefs_]
         return perceptron.forward(X, weights, self.intercepts_, self._problem.names)
 
+    def _forward_pass_fast(self, X: Any, check_input: bool = True) -> np.ndarray:
+        """a^L of X, (n, n_L): scikit-learn's private method, for code that calls it."""
+        return self._outputs(self._checked(X) if check_input else X)
+
+    def _forward_pass(self, activations: list[Any]) -> list[Any]:
+        """Fill a^1 … a^L into a list that begins with X: scikit-learn's private method."""
+        for l, a in enumerate(self._layers(activations[0]), start=1):
+            activations[l] = a
+        return activations
+
     def _checked(self, X: Any) -> Any:
         check_is_fitted(self)
         return validate_data(self, _host(X), accept_sparse=["csr", "csc"], reset=False)
@@ -646,9 +662,25 @@ class _Perceptron(
         return tags
 
     def __getstate__(self) -> Any:
-        state = super().__getstate__()
+        state = dict(super().__getstate__())
         state.pop("_cache", None)  # a network on a device; it is made again where it is needed
+        if isinstance(state.get("_optimizer"), State):  # so that a file names no type but this
+            state["_optimizer"] = state["_optimizer"].data
         return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state.get("_optimizer"), dict):
+            state = state | {"_optimizer": State.of(state["_optimizer"])}
+        super().__setstate__(state)
+
+    def __getattr__(self, name: str) -> Any:
+        """Only of what is missing: for scikit-learn's private names say what to use."""
+        if name in _INSTEAD:
+            raise AttributeError(
+                f"{type(self).__name__} has no {name}, which is private to scikit-learn's own; "
+                f"{_INSTEAD[name]}"
+            )
+        return self.__getattribute__(name)  # raises what it raised
 
     # -- to scikit-learn ------------------------------------------------------------------------
 
@@ -684,6 +716,23 @@ class _Perceptron(
                 setattr(estimator, name, copied)
         return estimator
 
+
+_STEP = "partial_fit(X, y) takes steps, transform(X, layer=i) has the activations of a layer"
+
+#: scikit-learn's private names that cannot be -> what to use.
+_INSTEAD = {
+    "_backprop": _STEP,
+    "_compute_loss_grad": _STEP,
+    "_init_coef": "coefs_ and intercepts_ can be assigned, and are where warm_start=True begins",
+    "_best_coefs": "with early stopping coefs_ are the best",
+    "_best_intercepts": "with early stopping intercepts_ are the best",
+    "_coef_indptr": "coefs_ have the shapes",
+    "_intercept_indptr": "intercepts_ have the shapes",
+    "_predict": "use predict(X)",
+    "_score": "use score(X, y)",
+    "_score_with_function": "use score(X, y)",
+    "_update_no_improvement_count": "use validation_scores_, or score(X, y)",
+}
 
 #: What scikit-learn's estimator has after `fit`, and predicts with.
 _FITTED = (
@@ -746,7 +795,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
             dtype=(np.float64, np.float32), reset=reset,
         )  # fmt: skip
         if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
+            y = _column(y)
         if not hasattr(self, "classes_") or (not self.warm_start and not incremental):
             self._label_binarizer = LabelBinarizer().fit(y)
             self.classes_ = self._label_binarizer.classes_
@@ -876,7 +925,9 @@ class MLPRegressor(RegressorMixin, _Perceptron):
             dtype=(np.float64, np.float32), reset=reset,
         )  # fmt: skip
         if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
+            y = _column(y)
+        if y.dtype.kind not in "biuf":
+            raise TypeError(f"y must hold numbers, got dtype {y.dtype}: for labels, MLPClassifier")
         if self.loss == "poisson" and (y < 0).any():
             raise ValueError("loss='poisson' needs y >= 0")
         return X, y
@@ -935,6 +986,41 @@ class _Hooks:
             for name, value in vars(self._estimator).items()
             if name.endswith("_") and not name.startswith("__")
         } | {"_label_binarizer": getattr(self._estimator, "_label_binarizer", None)}
+
+
+# -- warnings -------------------------------------------------------------------------------------
+
+#: Where scikit-learn's perceptrons warn.
+_THEIRS = "sklearn.neural_network._multilayer_perceptron"
+
+
+def _warn(message: str, category: type[Warning] = UserWarning, module: str = _THEIRS) -> None:
+    """Warn at the user's line, in the name of the module that scikit-learn warns in.
+
+    A program's ``filterwarnings(..., module="sklearn")`` silences then what it would silence with
+    scikit-learn. File and line are those of the caller's, for theirs has not run.
+    """
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _package(frame) in ("backprop_gpu", "sklearn"):
+        frame = frame.f_back
+    warnings.warn_explicit(
+        message, category, frame.f_code.co_filename, frame.f_lineno, module=module,
+        registry=frame.f_globals.setdefault("__warningregistry__", {}),
+    )  # fmt: skip
+
+
+def _package(frame: Any) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+def _column(y: np.ndarray) -> np.ndarray:
+    """y (n, 1) as (n,), with scikit-learn's warning."""
+    _warn(
+        "A column-vector y was passed when a 1d array was expected. Please change the shape of y "
+        "to (n_samples, ), for example using ravel().",
+        DataConversionWarning,
+    )
+    return np.asarray(column_or_1d(y))
 
 
 # -- parameters and arrays ------------------------------------------------------------------------
@@ -1012,10 +1098,6 @@ _RULES: dict[str, tuple[Any, str]] = {
     "clip_norm": _number(Real, "(0, inf)", None),
     "clip_value": _number(Real, "(0, inf)", None),
 }
-
-
-class InvalidParameterError(ValueError, TypeError):
-    """A parameter of an estimator that means nothing; scikit-learn's of that name is private."""
 
 
 def _invalid(estimator: str, name: str, expected: str, value: Any) -> ValueError:

@@ -233,7 +233,8 @@ class EpsilonOutsideAdam(Adam):
 class State:
     """What training goes on from: rule, moments, step and learning rate.
 
-    ``learning_rate`` is for compatibility with scikit-learn's ``_optimizer``.
+    ``learning_rate`` and ``learning_rate_init`` are for code that reads or sets those of
+    scikit-learn's ``_optimizer``.
     """
 
     rule: Optimizer
@@ -244,22 +245,62 @@ class State:
     step: int = 0
     #: On the host, in the order of `parameters.Layout`.
     slots: tuple[np.ndarray, ...] | None = None
-    rate: float = field(init=False)
+    #: η of sgd, as its schedule has changed it.
+    _rate: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rate = float(self.learning_rate_init)
+        self._rate = float(self.learning_rate_init)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"_optimizer has no {name}: of scikit-learn's optimizer there is learning_rate and "
+            "learning_rate_init. The parameters are coefs_ and intercepts_, partial_fit(X, y) "
+            "takes steps, and transform(X, layer=i) has the activations of a layer"
+        )
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """All of it in plain types, for a file."""
+        return vars(self) | {"rule": vars(self.rule)}
+
+    @classmethod
+    def of(cls, data: dict[str, Any]) -> State:
+        """From `data`."""
+        state = object.__new__(cls)
+        rule = data["rule"]
+        kind: type[Optimizer] = EpsilonOutsideAdam if "beta1" in rule else Descent
+        vars(state).update(data | {"rule": kind(**rule)})
+        return state
+
+    @property
+    def _is_adam(self) -> bool:
+        return self.rule.rule == "adam"
+
+    @property
+    def rate(self) -> float:
+        """η of the next step."""
+        return float(self.learning_rate_init) if self._is_adam else self._rate
 
     @property
     def learning_rate(self) -> float:
         """η of the last step, Adam's with its correction."""
-        if self.rule.rule == "adam" and self.step:
+        if self._is_adam and self.step:
             return float(self.rule.coefficients(np.array([self.rate]), self.step - 1)[0, 1])
         return self.rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        if self._is_adam:
+            raise AttributeError(
+                "Adam's learning_rate follows from learning_rate_init and the step: set "
+                "_optimizer.learning_rate_init"
+            )
+        self._rate = float(value)
 
     def iteration_ends(self, samples: int) -> None:
         """After an epoch, `samples` having been seen in all."""
         if self.schedule == "invscaling":
-            self.rate = float(self.learning_rate_init) / (samples + 1) ** self.power_t
+            self._rate = float(self.learning_rate_init) / (samples + 1) ** self.power_t
 
     def gives_up(self, message: str, verbose: bool) -> bool:
         """Whether to stop for lack of improvement, rather than go on with a smaller η."""
@@ -268,7 +309,7 @@ class State:
         elif self.rate <= 1e-6:
             outcome = " Learning rate too small. Stopping."
         else:
-            self.rate /= 5.0
+            self._rate /= 5.0
             outcome = f" Setting learning rate to {self.rate:f}"
         if verbose:
             print(message + outcome)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,10 +52,11 @@ print(sys.argv[1:], __name__)
 """
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False,
+        **options,
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -104,6 +107,65 @@ def test_a_module_and_a_wrong_name(tmp_path: Path) -> None:
     assert missing.returncode == 2
     assert "no such script" in missing.stderr
     assert run("-m", "backprop_gpu.accel").returncode == 2
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder full of files named as modules that we import, which must not be."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    for name in (
+        "sklearn",
+        "numpy",
+        "scipy",
+        "json",
+        "random",
+        "typing",
+        "argparse",
+        "dataclasses",
+    ):
+        (folder / f"{name}.py").write_text("raise SystemExit(f'{__file__} was imported')")
+    return folder
+
+
+SAYS = "import sys, neighbour; print(sys.path); print(sys.argv); print(neighbour.__file__)"
+
+
+@pytest.mark.parametrize("flags", [[], ["-P"]], ids=str)
+@pytest.mark.parametrize("kind", ["script", "link", "folder", "module"])
+def test_path_and_arguments_are_those_of_python_itself(
+    tmp_path: Path, elsewhere: Path, kind: str, flags: list[str]
+) -> None:
+    """The neighbour is found beside the script, or under -P in the first entry of PYTHONPATH."""
+    first, home = tmp_path / "first", tmp_path / "home"
+    for folder in (first, home):
+        folder.mkdir()
+        (folder / "neighbour.py").touch()
+        (folder / "program.py").write_text(SAYS)
+        (folder / "__main__.py").write_text(SAYS)
+    (tmp_path / "link.py").symlink_to(home / "program.py")
+    what = {
+        "script": [str(home / "program.py")],
+        "link": ["../link.py"],
+        "folder": [str(home)],
+        "module": ["-m", "program"],
+    }[kind]
+    options = ["--foo", "--verbose", "-h", "-m", "x", "--", "-c"]
+    environment = os.environ | {"PYTHONPATH": str(first)}
+    cwd = home if kind == "module" else elsewhere
+    plain = run(*flags, *what, *options, cwd=cwd, env=environment)
+    fast = run(*flags, "-m", "backprop_gpu.accel", *what, *options, cwd=cwd, env=environment)
+    assert plain.returncode == fast.returncode == 0, fast.stderr
+    assert fast.stdout == plain.stdout
+    assert fast.stdout.splitlines()[2] == str(
+        (first if flags and kind != "folder" else home) / "neighbour.py"
+    )
+
+
+def test_a_script_may_have_a_neighbour_called_as_one_of_our_imports(elsewhere: Path) -> None:
+    (elsewhere / "script.py").write_text("print('ran')")
+    out = run("-m", "backprop_gpu.accel", "script.py", cwd=elsewhere)
+    assert out.stdout == "ran\n", out.stderr
 
 
 def test_what_only_a_newer_scikit_learn_knows_is_handed_back() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import pickletools
+import re
 import subprocess
 import sys
 import types
@@ -357,6 +359,81 @@ def test_what_scikit_learn_cannot_be(iris: Any) -> None:
             est.set_params(max_iter=1).fit(X, y).to_sklearn()
 
 
+# -- scikit-learn's private names ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(("ours", "other"), PAIRS)
+def test_recipes_with_the_private_forward_passes(
+    iris: Any, ours: Any, other: Any, sparse: bool
+) -> None:
+    X, y = scipy.sparse.csr_matrix(iris[0]) if sparse else iris[0], iris[1]
+    found = []
+    for kind in (ours, other):
+        est = kind(hidden_layer_sizes=(6, 5), max_iter=3, random_state=0).fit(X, y)
+        passed = est._forward_pass([X] + [None] * (est.n_layers_ - 1))
+        found.append([*passed[1:], est._forward_pass_fast(X), est._forward_pass_fast(X, False)])
+        with pytest.raises(ValueError, match="3 features, but"):
+            est._forward_pass_fast(X[:, :3], check_input=True)
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+def test_a_learning_rate_set_between_epochs(iris: Any, solver: str) -> None:
+    """As recipes set scikit-learn's, which of Adam's has only the initial one left to set."""
+    name = "learning_rate" if solver == "sgd" else "learning_rate_init"
+    found = []
+    for kind in PAIRS[0]:
+        est = kind((6,), solver=solver, random_state=0).partial_fit(*iris, classes=[0, 1, 2])
+        setattr(est._optimizer, name, 0.03)
+        found.append(est.partial_fit(*iris).partial_fit(*iris))
+    same_curve(*found, 1e-12)
+    if solver == "adam":
+        with pytest.raises(AttributeError, match=r"set _optimizer\.learning_rate_init"):
+            found[0]._optimizer.learning_rate = 0.1
+
+
+def test_what_is_private_and_cannot_be_says_what_to_use(iris: Any) -> None:
+    """Of all that scikit-learn's estimators have and ours have not."""
+    settings = {"max_iter": 2, "random_state": 0, "early_stopping": True}
+    est, other = (kind(**settings).fit(*iris) for kind in PAIRS[0])
+    other._coef_indptr = other._intercept_indptr = []  # of lbfgs
+    missing = {n for n in dir(other) if not n.startswith("__") and not hasattr(est, n)}
+    missing -= {"_abc_impl", "_parameter_constraints"}
+    assert len(missing) > 8
+    for name in missing:
+        with pytest.raises(AttributeError, match=f"has no {name}, which is private") as raised:
+            getattr(est, name)
+        assert re.search(r"transform\(X, layer=i\)|score|coefs_|intercepts_|predict", str(raised))
+    for name in ("ms", "vs", "t", "update_params", "params"):
+        with pytest.raises(AttributeError, match=rf"no {name}: .*transform\(X, layer=i\)"):
+            getattr(est._optimizer, name)
+    with pytest.raises(AttributeError, match="'MLPClassifier' object has no attribute 'nothing'"):
+        _ = est.nothing
+    with pytest.raises(AttributeError, match="partial_fit"):
+        _ = MLPClassifier(solver="lbfgs").partial_fit
+    assert not hasattr(MLPClassifier(), "_optimizer")
+
+
+@pytest.mark.parametrize("solver", ["sgd", "adam"])
+def test_a_pickle_names_one_type_of_ours(iris: Any, solver: str) -> None:
+    """So that a loader which asks for trusted types, as skops does, asks for one."""
+    settings = {"clip_norm": 3.0, "solver": solver, "max_iter": 3, "early_stopping": True}
+    est = MLPClassifier(**settings, random_state=0).fit(*iris)
+    est.early_stopping = False
+    est.best_loss_ = np.inf
+    pickled = pickle.dumps(est, 0)
+    globals_ = {each for code, each, _ in pickletools.genops(pickled) if code.name == "GLOBAL"}
+    ours = {each for each in globals_ if each.startswith("backprop_gpu")}
+    assert ours == {"backprop_gpu.estimators MLPClassifier"}
+    again = pickle.loads(pickled)
+    assert again._optimizer.rule == est._optimizer.rule
+    for each in (est, again):
+        each.partial_fit(*iris)
+    assert again.loss_curve_ == est.loss_curve_
+
+
 # -- beyond scikit-learn ------------------------------------------------------------------------
 
 
@@ -606,6 +683,62 @@ def test_errors_are_scikit_learns(iris: Any) -> None:
     with pytest.warns(UserWarning, match="batch_size"):
         MLPClassifier(max_iter=1, batch_size=1000).fit(X, y)
     assert not hasattr(MLPClassifier(solver="lbfgs"), "partial_fit")
+
+
+@pytest.mark.parametrize(
+    "y", [["a", "b"] * 3, ["1.5", "2"] * 3, np.array(["2026-01-01"] * 6, "M8[D]")], ids=str
+)
+@pytest.mark.parametrize("kind", PAIRS[1])
+def test_a_regressors_targets_are_numbers(kind: Any, y: Any) -> None:
+    """Of scikit-learn's own it is an accident, but a TypeError."""
+    est = kind(max_iter=2)
+    with pytest.raises(TypeError):
+        est.fit(np.arange(12.0).reshape(6, 2), y)
+
+
+def test_invalid_parameters_are_scikit_learns_error(iris: Any) -> None:
+    from sklearn.utils._param_validation import InvalidParameterError
+
+    with pytest.raises(InvalidParameterError):
+        MLPClassifier(alpha=-1).fit(*iris)
+
+
+WARNED = [
+    ({"max_iter": 1}, ConvergenceWarning),
+    ({"max_iter": 1, "solver": "lbfgs"}, ConvergenceWarning),
+    ({"max_iter": 1, "batch_size": 1000, "tol": 1e9}, UserWarning),
+]
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("accelerated", [False, True])
+@pytest.mark.parametrize(("settings", "category"), WARNED, ids=str)
+def test_warnings_are_silenced_as_scikit_learns(
+    iris: Any, settings: Any, category: Any, accelerated: bool
+) -> None:
+    """Under scikit-learn's name, and at the line that called `fit`."""
+    from backprop_gpu import accel
+
+    X, y = iris
+    ours = accel.MLPClassifier if accelerated else MLPClassifier
+    heard = []
+    for kind in (ours, theirs.MLPClassifier):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            kind(**settings).fit(X, y[:, None])
+        heard.append([(each.category, str(each.message)[:40]) for each in found])
+        if kind is ours:
+            assert {each.filename for each in found} == {__file__}
+            with open(__file__) as file:
+                line = file.readlines()[found[0].lineno - 1]
+            assert "kind(**settings).fit(X, y[:, None])" in line
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for each in (category, UserWarning):
+                warnings.filterwarnings("ignore", category=each, module="^sklearn.neural_network")
+            kind(**settings).fit(X, y[:, None])
+    assert heard[0] == heard[1]
+    assert category in dict(heard[0])
 
 
 def test_regressors_and_a_gpu_sized_prediction() -> None:

@@ -56,6 +56,7 @@ class Network(Trainer):
         training_data : list or iterator of (x, y)
             x (n_0, 1) and y (n_L, 1), one-hot for a class. A list is shuffled in place.
         epochs : int
+            Or a whole float, which is what ``1500000 / size`` is in Python 3.
         mini_batch_size : int
             m >= 1; the last mini-batch of an epoch may be shorter.
         eta : float

@@ -147,11 +147,14 @@ class Network(Trainer):
     ) -> tuple[list[float], list[int], list[float], list[int]]:
         """Mini-batch gradient descent; prints and returns what is monitored after each epoch.
 
+        As in the book a blank line ends what an epoch prints.
+
         Parameters
         ----------
         training_data : list or iterator of (x, y)
             x (n_0, 1) and y (n_L, 1), one-hot for a class. A list is shuffled in place.
         epochs : int
+            Or a whole float, which is what ``1500000 / size`` is in Python 3.
         mini_batch_size : int
             m >= 1; the last mini-batch of an epoch may be shorter.
         eta : float
@@ -219,6 +222,7 @@ class Network(Trainer):
                     watched = self.accuracy(evaluation)
                     evaluation_accuracy.append(watched)
                     print(f"Accuracy on evaluation data: {watched} / {len(evaluation)}")
+                print()
                 best, without = (watched, 0) if watched > best else (best, without + 1)
                 if patience and without == patience:
                     break

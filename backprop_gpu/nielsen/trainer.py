@@ -242,7 +242,8 @@ class Training:
     trainer : Trainer
     data : list or other iterable of (x, y)
         A list is left in the order of the last epoch, as the book leaves it.
-    epochs, mini_batch_size : int
+    epochs : int or whole float
+    mini_batch_size : int
     eta : float
         η.
     step : callable (mini_batch, n)
@@ -266,6 +267,8 @@ class Training:
         step: Callable[[list[Any], int], None],
         lmbda: float = 0.0,
     ) -> None:
+        if isinstance(epochs, (float, np.floating)) and float(epochs).is_integer():
+            epochs = int(epochs)
         self.epochs = validation.integer("epochs", epochs, 0)
         size = validation.integer("mini_batch_size", mini_batch_size, 1)
         self._eta = validation.finite("eta", eta)
