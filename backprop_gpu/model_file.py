@@ -12,12 +12,15 @@ import numpy as np
 
 from . import activations, costs, validation
 from .parameters import Layout
+from .preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from .network import Network
 
 FORMAT = "backprop_gpu"
 VERSION = 1
+#: Where the header holds what is done to data before the network, if anything is.
+PREPROCESSING = "backprop_gpu.preprocessing"
 
 
 def save(network: Network, path: Any) -> None:
@@ -40,7 +43,10 @@ def save(network: Network, path: Any) -> None:
         "cost": network.cost.name,
         "dtype": network.dtype.name,
     }
-    write_whole(path, safetensors.numpy.save(tensors, {FORMAT: json.dumps(description)}))
+    metadata = {FORMAT: json.dumps(description)}
+    if network.preprocessing is not None:
+        metadata[PREPROCESSING] = network.preprocessing.to_json()
+    write_whole(path, safetensors.numpy.save(tensors, metadata))
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -92,6 +98,12 @@ def load(cls: type[Network], path: Any, backend: str, seed: int | None) -> Netwo
             f"{path} uses cost {cost!r}, which is not registered here: call costs.register first"
         )
     _check_tensors(path, tensors, layout, dtype)
+    preprocessing = None
+    if PREPROCESSING in metadata:
+        try:
+            preprocessing = Preprocessing.from_json(metadata[PREPROCESSING], layout.sizes)
+        except ValueError as error:
+            raise ValueError(f"{path} has a damaged preprocessing: {error}") from error
     layers = range(1, len(layout.sizes))
     try:
         network = cls(
@@ -99,6 +111,7 @@ def load(cls: type[Network], path: Any, backend: str, seed: int | None) -> Netwo
         )
         network.weights = [tensors[f"w{l}"] for l in layers]
         network.biases = [tensors[f"b{l}"] for l in layers]
+        network.preprocessing = preprocessing
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return network
