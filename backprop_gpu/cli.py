@@ -2,7 +2,7 @@
 
 Exit status: 0, or 1 where the work failed (training diverged, a kernel does not compile or takes
 what it should not, a library could not be timed or got slower), 2 where an argument or a file it
-names is wrong, 130 after Ctrl-C.
+names is wrong, 130 after Ctrl-C, 143 where `train` was told to end by SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,25 +10,30 @@ from __future__ import annotations
 import argparse
 import csv
 import ctypes
-import json
 import os
 import platform
 import re
+import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from . import __version__, activations, backends, costs, datasets, optimizers, planning
+from . import __version__, activations, backends, costs, datasets, optimizers, planning, tables
 from .network import Network
+from .preprocessing import Category, Number, Options, Preprocessing
+from .reading import MAX_BYTES, Budget
 from .threads import cores
-from .training import Callback, History
+from .training import Callback, EarlyStopping, History
 
 if TYPE_CHECKING:
     from .compiler import KernelReport
@@ -79,8 +84,10 @@ def _arguments() -> Iterator[None]:
     """What the package refuses in here was asked for on the command line."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, OverflowError) as error:
         raise ArgumentError(str(error)) from error
+    except MemoryError as error:
+        raise ArgumentError(f"not enough memory: {error}") from error
 
 
 def _parser(name: str) -> Parser:
@@ -121,27 +128,28 @@ def _add_train(commands: Any) -> None:
     option(
         "--data",
         metavar="PATH",
-        help="a folder of MNIST's IDX files, an .npz with X, y or "
-        "x_train, y_train, x_test, y_test, or a .csv whose last column is the label; default: "
-        "the digits, in a fixed random order because their last rows are by other writers",
+        help="a table (.csv, .tsv or .parquet, see below), a folder of MNIST's IDX files, or an "
+        ".npz with X, y or x_train, y_train, x_test, y_test; default: the digits, in a fixed "
+        "random order because their last rows are by other writers",
+    )
+    option(
+        "--task",
+        choices=("classification", "regression"),
+        help="whether the labels are classes or numbers to fit; default: texts are classes, and "
+        "so are whole numbers of which each comes often enough; with poisson, numbers",
     )
     option(
         "--validation",
         type=float,
         metavar="N",
         help="a share below 1, or a number, of the "
-        "last rows to keep for validation; default 0.2, or the data's own test rows",
+        "rows to keep for validation; default 0.2, or the data's own test rows",
     )
     option(
         "--shuffle",
-        action="store_true",
-        help="put the rows in a random order (of --seed) "
-        "before the last ones are kept: for files sorted by class",
-    )
-    option(
-        "--targets",
-        action="store_true",
-        help="the labels are numbers to fit, also where they are whole (always with poisson)",
+        action=argparse.BooleanOptionalAction,
+        help="take the rows for validation at random (by --seed), of each class its share; "
+        "default for all but the digits. --no-shuffle: take the last rows",
     )
     _add_scale(parser)
     option(
@@ -165,8 +173,8 @@ def _add_train(commands: Any) -> None:
         metavar="NAME",
         help=f"{_known(costs.names())}; default binary_cross_entropy for classes, else quadratic",
     )
-    option("--epochs", type=int, default=EPOCHS, metavar="N", help="default %(default)s")
-    option("--batch-size", type=int, metavar="M", help=f"default {BATCH_SIZE}")
+    option("--epochs", type=_whole, default=EPOCHS, metavar="N", help="default %(default)s")
+    option("--batch-size", type=_whole, metavar="M", help=f"default {BATCH_SIZE}")
     option(
         "--learning-rate",
         type=float,
@@ -180,6 +188,20 @@ def _add_train(commands: Any) -> None:
         default="sgd",
         metavar="NAME",
         help=f"{_known(optimizers.names())}; default %(default)s",
+    )
+    option(
+        "--l2",
+        type=float,
+        default=0.0,
+        metavar="LAMBDA",
+        help="the penalty ½ λ Σw² added to the cost; default none",
+    )
+    option(
+        "--patience",
+        type=_whole,
+        metavar="N",
+        help="stop when the validation loss has not fallen for N epochs, and keep the weights of "
+        "the best one",
     )
     option(
         "--dtype", default="float32", metavar="NAME", help="float32 or float64; default %(default)s"
@@ -203,7 +225,69 @@ def _add_train(commands: Any) -> None:
         metavar="FOLDER",
         help="where model.safetensors and learning_curve.png go; default: here",
     )
+    _add_max_bytes(parser)
+    table = parser.add_argument_group(
+        "tables (.csv, .tsv, .parquet)",
+        "Columns are called by their name, or by their number, counted from 1. Texts become "
+        "one-hot, numbers get mean 0 and deviation 1, and so does a target that is numbers; the "
+        "model file keeps it all, and predict applies it.",
+    )
+    option = table.add_argument
+    option("--target", metavar="COLUMN", help="what to predict; default: the last column")
+    option("--drop", nargs="+", default=[], metavar="COLUMN", help="leave out these columns")
+    option(
+        "--keep",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="use these although they only count the rows",
+    )
+    option(
+        "--categories",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="take the numbers in these columns as names",
+    )
+    option(
+        "--impute",
+        action="store_true",
+        help="fill missing cells with the mean of their column, or its most frequent text; "
+        "default: they are an error",
+    )
+    option(
+        "--no-standardize",
+        dest="standardize",
+        action="store_false",
+        help="take numbers as they are (--scale multiplies them, in place of standardising)",
+    )
+    _add_header(table)
     parser.set_defaults(run=_train)
+
+
+def _add_header(parser: Any) -> None:
+    parser.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="whether the first line has the names of the columns; default: found out",
+    )
+
+
+def _add_max_bytes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-bytes",
+        type=_bytes,
+        default=MAX_BYTES,
+        metavar="N",
+        help="refuse data that would take more memory, 500M or 4G; default 1G",
+    )
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,18})([KMGT]?)", text.upper())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of bytes, such as 4G")
+    return int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")
 
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:
@@ -220,6 +304,17 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
         metavar="FACTOR",
         help="multiply the features by it, 0.1 or 1/255; default 1/255 for uint8, else 1",
     )
+
+
+def _whole(text: str) -> int:
+    """A whole number that NumPy can count to."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number") from None
+    if abs(value) > sys.maxsize:
+        raise argparse.ArgumentTypeError(f"must be at most {sys.maxsize}")
+    return value
 
 
 def _fraction(text: str) -> float:
@@ -245,6 +340,29 @@ class _Announce(Callback):
         print(f"device: {_device(network)}", network.plan, *self.lines, sep="\n", flush=True)
 
 
+class _Termination:
+    """Makes SIGTERM end training as Ctrl-C does; once `waits` is true it is only noted."""
+
+    def __init__(self) -> None:
+        self.received = self.waits = False
+
+    def __enter__(self) -> _Termination:
+        self.main = threading.current_thread() is threading.main_thread()
+        if self.main:  # which alone hears signals
+            self.before = signal.signal(signal.SIGTERM, self.hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.main:
+            signal.signal(signal.SIGTERM, self.before)
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        if not self.waits:
+            self.waits = True
+            raise KeyboardInterrupt
+
+
 def _train(args: argparse.Namespace) -> int:
     with _arguments():
         out = Path(args.out)
@@ -252,15 +370,12 @@ def _train(args: argparse.Namespace) -> int:
             out.mkdir(parents=True, exist_ok=True)
             if not os.access(out, os.W_OK):
                 raise PermissionError(f"cannot write to {out}")
-        data = datasets.load(
-            args.data,
-            validation=args.validation,
-            scale=args.scale,
-            shuffle=args.seed if args.shuffle else None,
-            targets=args.targets or args.cost == "poisson",
-        )
+        optimizer = replace(optimizers.get(args.optimizer), l2=args.l2)
+        callbacks: list[Callback] = []
+        if args.patience is not None:
+            callbacks.append(EarlyStopping(patience=args.patience))
+        data = _data(args)
     net = _network(args, data)
-    optimizer = args.optimizer
     batch_size = min(BATCH_SIZE, len(data.X)) if args.batch_size is None else args.batch_size
     if args.explain:
         with _arguments():
@@ -270,56 +385,125 @@ def _train(args: argparse.Namespace) -> int:
                 )
             )
         return 0
+    if args.standardize and _fits_numbers(net, data):
+        with _arguments():
+            data = data.standardize_target()
+    net.preprocessing = data.preprocessing
     rate = args.learning_rate
     if rate is None:
-        rate = _default_rate(optimizer, net.cost.name, net.activations[-1].name)
+        rate = _default_rate(args.optimizer, net.cost.name, net.activations[-1].name)
+    settings = [f"{args.epochs} epochs", f"batch size {batch_size}", f"learning rate {rate:g}"]
+    settings += [args.optimizer] + ([f"l2 {args.l2:g}"] if args.l2 else [])
+    settings += [f"seed {args.seed}"]
+    settings += [] if args.patience is None else [f"patience {args.patience}"]
     announce = _Announce(
         [
             f"data: {data.description}",
             f"network: {net!r}",
-            f"training: {args.epochs} epochs, batch size {batch_size}, learning rate {rate:g}, "
-            f"{optimizer}, seed {args.seed}",
+            f"training: {', '.join(settings)}",
         ]
     )
     status, message = 0, ""
-    try:
-        net.fit(
-            data.X,
-            data.y,
-            epochs=args.epochs,
-            batch_size=batch_size,
-            learning_rate=rate,
-            optimizer=optimizer,
-            validation_data=(data.X_val, data.y_val),
-            callbacks=[announce],
-            progress=True,
-        )
-    except KeyboardInterrupt:
-        status, message = 130, "interrupted"
-    except FloatingPointError as error:
-        status, message = 1, str(error)
-    except (ValueError, TypeError) as error:
-        if announce.started:  # no argument's fault
-            raise
-        raise ArgumentError(str(error)) from error
+    with _Termination() as termination:
+        try:
+            try:
+                net.fit(
+                    data.X,
+                    data.y,
+                    epochs=args.epochs,
+                    batch_size=batch_size,
+                    learning_rate=rate,
+                    optimizer=optimizer,
+                    validation_data=(data.X_val, data.y_val),
+                    callbacks=[announce, *callbacks],
+                    progress=True,
+                )
+            finally:
+                termination.waits = True  # until the files are written
+        except KeyboardInterrupt:
+            status, message = 130, "terminated" if termination.received else "interrupted"
+        except FloatingPointError as error:
+            status, message = 1, str(error)
+        except (ValueError, TypeError, OverflowError, MemoryError):
+            if announce.started:  # no argument's fault
+                raise
+            with _arguments():
+                raise
+        status = _finish(net, data, out, status, message)
+        return 143 if termination.received else status
+
+
+def _finish(net: Network, data: Dataset, out: Path, status: int, message: str) -> int:
+    """Write what training has made and say how good it is; the exit status."""
     history = net.history
     epochs = 0 if history is None else len(history)
     if message:
-        what = f"the model has the weights after epoch {epochs}" if epochs else "nothing is written"
+        what = "nothing is written"
+        if history is not None and epochs:
+            best = epochs if history.restored is None else history.restored + 1
+            what = f"the model has the weights after epoch {best}"
         print(f"backprop-gpu train: {message}; {what}", file=sys.stderr)
     if history is None or not epochs:
         return status
+    if not message and history.restored is not None:
+        print(f"the model has the weights after epoch {history.restored + 1} of {epochs}")
     try:
-        for path in _write(net, data, history, out):
+        for path in _write(net, history, out):
             print(f"written: {path}")
     except OSError as error:
         print(f"backprop-gpu train: error: {error}", file=sys.stderr)
         return status or 1
-    if history.val_accuracy and not np.isnan(history.val_accuracy[-1]):
-        print(f"validation accuracy: {history.val_accuracy[-1]:.4f}")
+    accuracy, loss = history.final("val_accuracy"), history.final("val_loss")
+    if data.classes is not None and not np.isnan(accuracy):
+        print(f"validation accuracy: {accuracy:.4f}")
     elif history.val_loss:
-        print(f"validation loss: {history.val_loss[-1]:.6g}")
+        fit = ""
+        if data.classes is None:
+            target = data.preprocessing.target if data.preprocessing else None
+            fit = _goodness(data.y_val, net.predict(data.X_val), target)
+        print(f"validation loss: {loss:.6g}{fit}")
     return status
+
+
+def _goodness(y: np.ndarray, outputs: np.ndarray, target: Number | Category | None) -> str:
+    """How well numbers are met: in their own units, and beside their mean as a guess."""
+    from sklearn.metrics import r2_score
+
+    if len(y) < 2:
+        return ""
+    unit = target.deviation if isinstance(target, Number) else 1.0
+    error = unit * float(np.sqrt(np.mean((y - outputs) ** 2)))
+    r2 = float(r2_score(y, outputs))
+    worse = ", no better than to guess their mean" if r2 <= 0.0 else ""
+    return f", R² {r2:.4f}{worse}, root mean square error {error:.6g}"
+
+
+def _data(args: argparse.Namespace) -> Dataset:
+    shuffle = args.data is not None if args.shuffle is None else args.shuffle
+    return datasets.load(
+        args.data,
+        validation=args.validation,
+        scale=args.scale,
+        shuffle=args.seed if shuffle else None,
+        task="regression" if args.cost == "poisson" else args.task,
+        table=Options(
+            args.target,
+            args.drop,
+            args.keep,
+            args.categories,
+            args.impute,
+            args.standardize,
+            args.header,
+        ),
+        max_bytes=args.max_bytes,
+    )
+
+
+def _fits_numbers(net: Network, data: Dataset) -> bool:
+    """Whether the target is a table's column of numbers, which outputs without bounds fit."""
+    target = data.preprocessing.target if data.preprocessing else None
+    output = net.activations[-1].name
+    return isinstance(target, Number) and (net.cost.name, output) == ("quadratic", "identity")
 
 
 def _network(args: argparse.Namespace, data: Dataset) -> Network:
@@ -360,10 +544,10 @@ def _split(values: Sequence[str]) -> list[str]:
 
 def _integers(name: str, values: Sequence[str]) -> list[int]:
     try:
-        return [int(part) for part in _split(values)]
-    except ValueError:
+        return [_whole(part) for part in _split(values)]
+    except argparse.ArgumentTypeError as error:
         raise ArgumentError(
-            f"{name} must be whole numbers such as 784,30,10, got {' '.join(values)!r}"
+            f"{name} must be whole numbers such as 784,30,10: {error}"
         ) from None
 
 
@@ -377,25 +561,14 @@ def _default_rate(optimizer: str, cost: str, output: str) -> float:
     return rate if bounded else rate / 100.0
 
 
-def _write(net: Network, data: Dataset, history: History, out: Path) -> Iterator[Path]:
+def _write(net: Network, history: History, out: Path) -> Iterator[Path]:
     """The files of a training run, each named once it is there."""
     model = out / "model.safetensors"
-    names = _names_file(model)
-    # A stale list beside a new model would misname its outputs; the other way round is harmless.
-    names.unlink(missing_ok=True)
     net.save(model)
     yield model
-    if data.named:
-        names.write_text(json.dumps(data.classes, ensure_ascii=False) + "\n", encoding="utf-8")
-        yield names
     picture = out / "learning_curve.png"
     _draw(net, history, picture)
     yield picture
-
-
-def _names_file(model: Path) -> Path:
-    """Where the names of the classes stand if they are not 0, 1, 2, …"""
-    return model.with_suffix(".classes.json")
 
 
 def _draw(net: Network, history: History, path: Path) -> None:
@@ -483,99 +656,161 @@ def _add_predict(commands: Any) -> None:
     parser = commands.add_parser(
         "predict",
         allow_abbrev=False,
-        help="the class of every row, by a trained model",
-        description="The class of every row, by a trained model, and the accuracy where the data "
-        "has labels. Data that has test rows of its own is predicted on those.",
+        usage="%(prog)s MODEL [DATA] [options]",
+        help="the class of every row, or its number, by a trained model",
+        description="The class of every row, or its number, by a trained model, and how good that "
+        "is where the data has labels. Data that has test rows of its own is predicted on those.",
     )
     option = parser.add_argument
-    option("--model", required=True, metavar="FILE", help="a model.safetensors of `train`")
+    option("model", nargs="?", metavar="MODEL", help="a model.safetensors of `train`")
     option(
-        "--data",
-        metavar="PATH",
-        help="as for `train`; a .csv may lack the label column; "
-        "default: the validation rows of the digits",
+        "data",
+        nargs="?",
+        metavar="DATA",
+        help="as for `train`; the columns of a table are found by name if it has names, and it "
+        "may lack the target; default: the validation rows of the digits",
     )
+    option("--model", dest="model_option", metavar="FILE", help="the same as MODEL")
+    option("--data", dest="data_option", metavar="PATH", help="the same as DATA")
     option("--out", metavar="FILE", help="a .csv file to write; default: print it")
     option("--outputs", action="store_true", help="also write the outputs a^L of the network")
+    option(
+        "--verbatim",
+        action="store_true",
+        help="write the names of classes as they are; default: an apostrophe before those that a "
+        "spreadsheet would take for formulas",
+    )
     _add_scale(parser)
+    _add_header(parser)
+    _add_max_bytes(parser)
     _add_backend(parser)
     parser.set_defaults(run=_predict)
 
 
+def _model_and_data(args: argparse.Namespace) -> tuple[str, str | None]:
+    """Each by position or by its option."""
+    given = [path for path in (args.model, args.data) if path is not None]
+    model, data = args.model_option, args.data_option
+    if model is None:
+        if not given:
+            raise ArgumentError("the following arguments are required: MODEL")
+        model = given.pop(0)
+    if data is None and given:
+        data = given.pop(0)
+    if given:
+        raise ArgumentError(f"unrecognized arguments: {' '.join(given)}")
+    return model, data
+
+
 def _predict(args: argparse.Namespace) -> int:
+    model, path = _model_and_data(args)
     try:
         with _arguments():
-            net = Network.load(args.model, backend=args.backend)
-            names = _class_names(Path(args.model), net.sizes[-1])
-            X, y, what = _rows_to_predict(args, net.sizes[0])
+            net = Network.load(model, backend=args.backend)
+            X, labels, notes = _rows_to_predict(args, path, net)
             outputs = net.predict(X)
     except RuntimeError as error:  # a backend that is not usable here
         raise ArgumentError(str(error)) from error
     header: list[str] = ["row"]
     columns: list[Any] = [range(len(X))]
-    labels = None if y is None else datasets.names_of(y)
+    target = None if net.preprocessing is None else net.preprocessing.target
     verdict = ""
-    # Outputs in (0, 1) are read as classes, anything else as numbers.
-    if net.activations[-1].name in ("sigmoid", "softmax"):
-        single = outputs.shape[1] == 1
-        numbers = (outputs[:, 0] >= 0.5).astype(int) if single else outputs.argmax(axis=1)
-        predicted = np.array(names)[numbers]
-        header.append("class")
-        columns.append(predicted)
+    if isinstance(target, Number):
+        header.append("prediction")
+        predicted = target.mean + target.deviation * outputs[:, 0].astype(np.float64)
+        columns.append([f"{value:.9g}" for value in predicted])
         if labels is not None:
             header.append("label")
-            columns.append(labels)
-            verdict = f"accuracy: {np.mean(predicted == labels):.4f} ({len(X)} rows)"
+            columns.append([f"{value:.9g}" for value in labels])
+            y = (labels.reshape(-1, 1) - target.mean) / target.deviation
+            verdict = f"{len(X)} rows{_goodness(y, outputs, target)}"
+    # Outputs in (0, 1) are read as classes, anything else as numbers.
+    elif target is not None or net.activations[-1].name in ("sigmoid", "softmax"):
+        single = outputs.shape[1] == 1
+        numbers = (outputs[:, 0] >= 0.5).astype(int) if single else outputs.argmax(axis=1)
+        count = max(outputs.shape[1], 2)
+        predicted = np.array(datasets.numbered(count) if target is None else target.levels)[numbers]
+        names = None if labels is None else datasets.names_of(labels)
+        header.append("class")
+        columns.append(predicted if args.verbatim else _harmless(predicted, notes))
+        if names is not None:
+            header.append("label")
+            columns.append(names if args.verbatim else _harmless(names, notes))
+            verdict = f"accuracy: {np.mean(predicted == names):.4f} ({len(X)} rows)"
     if len(header) == 1 or args.outputs:
         header += [f"output_{j}" for j in range(outputs.shape[1])]
         columns += [[f"{value:.6g}" for value in column] for column in outputs.T]
     # What is not a prediction must not mix with predictions that are printed.
-    notes = sys.stdout if args.out else sys.stderr
-    print(f"device: {_device(net)}", f"data: {what}", sep="\n", file=notes)
+    beside = sys.stdout if args.out else sys.stderr
+    print(f"device: {_device(net)}", *notes, sep="\n", file=beside)
     if args.out:
         with _arguments(), open(args.out, "w", newline="", encoding="utf-8") as file:
             _write_csv(file, header, columns)
-        print(f"written: {args.out}", file=notes)
+        print(f"written: {args.out}", file=beside)
     else:
         _write_csv(sys.stdout, header, columns)
         sys.stdout.flush()
     if verdict:
-        print(verdict, file=notes)
+        print(verdict, file=beside)
     return 0
 
 
+#: What begins a formula in a spreadsheet (OWASP, CSV Injection), and a number that does not.
+_FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
+_PLAIN_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?", re.ASCII | re.IGNORECASE)
+
+
+def _harmless(names: np.ndarray, notes: list[str]) -> list[str]:
+    """The names, none of which a spreadsheet takes for a formula."""
+    cells = [
+        f"'{name}" if _FORMULA.match(name) and not _PLAIN_NUMBER.fullmatch(name) else name
+        for name in names.tolist()
+    ]
+    note = (
+        "note: names that a spreadsheet would take for formulas have an apostrophe before them; "
+        "--verbatim writes them as they are"
+    )
+    if cells != names.tolist() and note not in notes:
+        notes.append(note)
+    return cells
+
+
 def _rows_to_predict(
-    args: argparse.Namespace, features: int
-) -> tuple[np.ndarray, np.ndarray | None, str]:
-    if args.data is None:
+    args: argparse.Namespace, path: str | None, net: Network
+) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    """The network's inputs, what is known of its targets, and what to say about them."""
+    preprocessing = net.preprocessing
+    if preprocessing is not None and preprocessing.columns is not None:
+        return _table_to_predict(args, path, preprocessing)
+    if path is None:
         digits = datasets.load()
-        return (
-            digits.X_val,
-            digits.y_val,
-            f"the {len(digits.X_val)} rows of scikit-learn's handwritten digits that train keeps "
-            "for validation",
-        )
-    table = datasets.read(args.data, scale=args.scale, features=features)
+        what = "the {} rows of scikit-learn's handwritten digits that train keeps for validation"
+        return digits.X_val, digits.y_val, [f"data: {what.format(len(digits.X_val))}"]
+    table = datasets.read(path, scale=args.scale, features=net.sizes[0], max_bytes=args.max_bytes)
     X, y = (table.X, table.y) if table.test is None else table.test
     which = "" if table.test is None else "test "
-    return X, y, f"{table.description}: {len(X)} {which}rows; {table.scaled}"
+    return X, y, [f"data: {table.description}: {len(X)} {which}rows; {table.scaled}"]
 
 
-def _class_names(model: Path, outputs: int) -> tuple[str, ...]:
-    path, count = _names_file(model), max(outputs, 2)
-    if not path.exists():
-        return datasets.numbered(count)
-    try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not (isinstance(names, list) and len(names) == count and all(map(_is_text, names))):
-        raise ValueError(f"{path} must be a list of {count} names, one for each output")
-    return tuple(names)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+def _table_to_predict(
+    args: argparse.Namespace, path: str | None, preprocessing: Preprocessing
+) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+    wanted = [column.name for column in preprocessing.columns or ()]
+    if path is None or not tables.is_table(Path(path)):
+        raise ValueError(
+            f"the model takes a table (.csv, .tsv, .parquet) with the columns "
+            f"{tables.listed(wanted)}; got {'no data' if path is None else path}"
+        )
+    if args.scale is not None:
+        raise ValueError("--scale is not for this model, whose file says how to scale each column")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no data at {path}")
+    budget = Budget(Path(path), args.max_bytes)
+    frame = tables.read(Path(path), budget, args.header, wanted if preprocessing.header else ())
+    budget.take(8 * len(frame) * preprocessing.width, "its columns, the categories one-hot,")
+    X, remarks = preprocessing.transform(frame)
+    notes = [f"data: {path}: {len(X)} rows", *(f"note: {remark}" for remark in remarks)]
+    return X, preprocessing.labels(frame), notes
 
 
 def _write_csv(file: Any, header: list[str], columns: Sequence[Any]) -> None:

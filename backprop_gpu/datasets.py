@@ -1,24 +1,25 @@
-"""Data for the command line: handwritten digits, IDX folders, npz and csv files.
+"""Data for the command line: handwritten digits, IDX folders, npz files and tables.
 
-Files are only ever parsed: nothing in them is executed, no pickle is opened.
+Files are only ever parsed: nothing in them is executed, no pickle is opened. What they declare
+is checked before it is read, and takes no more memory than `reading.Budget` allows.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import math
-import warnings
 import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
+
+from . import preprocessing, reading, tables
+from .preprocessing import Category, Number, Options, Preprocessing
+from .reading import MAX_BYTES, Budget
+from .validation import integer
 
 #: The share of rows kept for validation where the data brings no rows of its own for it.
 VALIDATION = 0.2
@@ -46,7 +47,9 @@ class Dataset:
     """Rows to train on and rows to validate with, ready for `Network.fit`.
 
     ``y`` and ``y_val`` are class numbers (n,), or targets (n, k) where ``classes`` is None;
-    ``classes`` names what the outputs stand for, in order.
+    ``classes`` names what the outputs stand for, in order. ``preprocessing`` is what the rows of
+    a table have been through, or names the classes of other data; None where there is nothing
+    to keep.
     """
 
     X: np.ndarray
@@ -55,6 +58,7 @@ class Dataset:
     y_val: np.ndarray
     description: str
     classes: tuple[str, ...] | None
+    preprocessing: Preprocessing | None = None
 
     @property
     def n_outputs(self) -> int:
@@ -65,6 +69,27 @@ class Dataset:
     def named(self) -> bool:
         """Whether the classes have names of their own, rather than 0, 1, 2, …"""
         return self.classes is not None and self.classes != numbered(len(self.classes))
+
+    def standardize_target(self) -> Dataset:
+        """The target of a table with mean 0 and deviation 1, by the rows to train."""
+        if self.preprocessing is None or not isinstance(self.preprocessing.target, Number):
+            raise ValueError("only the numbers in a table's column can be standardised")
+        from sklearn.preprocessing import StandardScaler
+
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaler = StandardScaler().fit(self.y)
+        mean, deviation = float(scaler.mean_[0]), float(scaler.scale_[0])
+        if not np.isfinite([mean, deviation]).all():
+            raise ValueError("the numbers of the target are too large")
+        target = replace(self.preprocessing.target, mean=mean, deviation=deviation)
+        return replace(
+            self,
+            y=(self.y - mean) / deviation,
+            y_val=(self.y_val - mean) / deviation,
+            description=f"{self.description}\ntarget standardised: mean {mean:.6g}, "
+            f"deviation {deviation:.6g}; losses are in such units",
+            preprocessing=replace(self.preprocessing, target=target),
+        )
 
 
 def numbered(count: int) -> tuple[str, ...]:
@@ -78,71 +103,153 @@ def load(
     validation: float | None = None,
     scale: float | None = None,
     shuffle: int | None = None,
-    targets: bool = False,
+    task: str | None = None,
+    table: Options | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Dataset:
     """Read data and set validation rows apart.
 
     Parameters
     ----------
     path : path, optional
-        A folder of IDX files, an ``.npz`` or a ``.csv`` file (see `read`); without one,
-        scikit-learn's handwritten digits in a fixed random order, because their last
-        rows are by other writers than the first.
+        A folder of IDX files, an ``.npz`` file or a table (see `read` and `tables.read`);
+        without one, scikit-learn's handwritten digits in a fixed random order, because their
+        last rows are by other writers than the first.
     validation : float, optional
-        A share below 1, or a number of rows: the last ones are kept for validation.
+        A share below 1, or a number, of the rows to keep for validation.
         Default 0.2; not allowed where the data has test rows, which are used then.
     scale : float, optional
-        Features are multiplied by it; default 1/255 for uint8, else 1.
+        Features are multiplied by it; default 1/255 for uint8, else 1. Those of a table are
+        standardised unless it is given.
     shuffle : int, optional
-        Put the rows in the random order of this seed before the last are taken.
-    targets : bool
-        Labels are numbers to fit, whole or not, rather than classes.
+        Take the rows for validation at random, by this seed, rather than the last; of each
+        class its share, where there are rows enough. The rest is shuffled, too.
+    task : {"classification", "regression"}, optional
+        Whether labels are classes or numbers to fit; default: see `is_class`.
+    table : Options, optional
+        How the columns of a table are used.
+    max_bytes : int
+        What the data in the file may take.
     """
-    table = _digits() if path is None else read(path, scale=scale)
+    table = Options() if table is None else table
+    if path is not None and tables.is_table(Path(path)) and Path(path).is_file():
+        return _load_table(Path(path), validation, scale, shuffle, task, table, max_bytes)
+    given = {"target": table.target, "drop": table.drop, "keep": table.keep,
+             "categories": table.categories, "impute": table.impute}  # fmt: skip
+    held = _digits() if path is None else read(path, scale=scale, max_bytes=max_bytes)
     where = "the digits" if path is None else str(path)
-    if table.y is None:
+    if misplaced := [f"--{name}" for name, value in given.items() if value]:
+        raise ValueError(f"{misplaced[0]} is for tables, which {where} is not")
+    if held.y is None:
         raise ValueError(f"{where} has no labels to train on")
-    y, classes = table.y, None
-    prepare = _as_targets if targets else encode
-    held: tuple[np.ndarray, np.ndarray]
-    if table.test is not None:
-        X_val, y_val = table.test
-        if y_val is None:
-            raise ValueError(f"{where} has labels for the training rows, but not for the test rows")
-        if validation is not None:
-            raise ValueError(
-                f"{where} brings {len(X_val)} test rows, which are used for validation: "
-                "a validation share does not apply"
-            )
-        if X_val.shape[1] != table.X.shape[1]:
-            raise ValueError(
-                f"{where}: training rows have {table.X.shape[1]} features, "
-                f"test rows {X_val.shape[1]}"
-            )
-        both, classes = prepare(_together(y, y_val, where))
-        y, held = both[: len(y)], (X_val, both[len(y) :])
-        X, kept = table.X, "its own test rows"
-    else:
-        y, classes = prepare(y)
-        X = table.X
-        if shuffle is not None:
-            order = np.random.default_rng(shuffle).permutation(len(X))
-            X, y = X[order], y[order]
-        count = _validation_rows(VALIDATION if validation is None else validation, len(X))
-        held = X[-count:], y[-count:]
-        X, y = X[:-count], y[:-count]
-        kept = "the last" + (" of the shuffled rows" if shuffle is not None else "")
-    outputs = f"{len(classes)} classes" if classes is not None else f"{y.shape[1]} target(s)"
+    if held.test is None:
+        y, classes, notes = _prepare(held.y, task, "labels")
+        train, kept, how = _split(y, classes, validation, shuffle)
+        X = held.X
+        dataset = Dataset(X[train], y[train], X[kept], y[kept], held.description, classes)
+        return _described(dataset, held.scaled, how, notes)
+    X_val, y_val = held.test
+    if y_val is None:
+        raise ValueError(f"{where} has labels for the training rows, but not for the test rows")
+    if validation is not None:
+        raise ValueError(
+            f"{where} brings {len(X_val)} test rows, which are used for validation: "
+            "a validation share does not apply"
+        )
+    both, classes, notes = _prepare(_together(held.y, y_val, where), task, "labels")
+    y, y_val = both[: len(held.y)], both[len(held.y) :]
+    dataset = Dataset(held.X, y, X_val, y_val, held.description, classes)
+    return _described(dataset, held.scaled, "its own test rows", notes)
+
+
+def _load_table(
+    path: Path,
+    validation: float | None,
+    scale: float | None,
+    shuffle: int | None,
+    task: str | None,
+    options: Options,
+    max_bytes: int,
+) -> Dataset:
+    budget = Budget(path, max_bytes)
+    frame = tables.read(path, budget, options.header)
+    roles = preprocessing.roles(frame, options)
+    name = frame.names[roles.target]
+    y, classes, notes = _prepare(_target(frame, roles.target, task), task, f"target {name!r}")
+    train, kept, how = _split(y, classes, validation, shuffle)
+    learned = preprocessing.learn(frame, roles, train, options, scale)
+    if classes is not None:
+        learned = replace(learned, target=Category(name, classes))
+    budget.take(8 * len(frame) * learned.width, "its columns, the categories one-hot,")
+    learned.to_json()  # which refuses what a model file could not hold
+    X, remarks = learned.transform(frame)
+    found = [f"{c.name} ({c.width})" for c in learned.columns or () if type(c) is Category]
+    if found:
+        notes.append(f"categories, one-hot: {', '.join(found)}")
+    if frame.header:
+        notes.insert(0, f"target: {name}")
+    scaled = f"features scaled by {scale:g}" if scale is not None else "columns standardised"
+    if scale is None and not options.standardize:
+        scaled = _as_they_are(X)
+    without = " (without its header)" if frame.header and frame.unit == "line" else ""
+    dataset = Dataset(X[train], y[train], X[kept], y[kept], f"{path}{without}", classes, learned)
+    notes = [*roles.notes, *notes, *(f"note: {remark}" for remark in remarks)]
+    return _described(dataset, scaled, how, notes)
+
+
+def _target(frame: tables.Frame, j: int, task: str | None) -> np.ndarray:
+    frame.check_usable(j)
+    if (gaps := frame.missing(j)).any():
+        raise ValueError(
+            f"{frame.place(int(np.argmax(gaps)), j)}, which is the target: missing value, the "
+            f"first of {np.count_nonzero(gaps):,}"
+        )
+    if j not in frame.codes or task == "regression":
+        return frame.numeric(j)
+    codes, texts = frame.categorical(j)
+    return np.array(texts)[codes]
+
+
+def _split(
+    y: np.ndarray, classes: tuple[str, ...] | None, validation: float | None, shuffle: int | None
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Which rows train, which validate, and how they were chosen."""
+    rows = len(y)
+    count = _validation_rows(VALIDATION if validation is None else validation, rows)
+    order = np.arange(rows)
+    if shuffle is None:
+        return order[:-count], order[-count:], "the last"
+    seeds = np.random.SeedSequence(integer("seed", shuffle, 0))
+    if classes is not None:
+        each = np.unique(y, return_counts=True)[1]
+        if each.min() >= 2 and min(count, rows - count) >= len(each):
+            from sklearn.model_selection import train_test_split
+
+            state = np.random.RandomState(np.random.MT19937(seeds))
+            train, kept = train_test_split(order, test_size=count, stratify=y, random_state=state)
+            return train, kept, "taken at random, of each class its share"
+    order = np.random.default_rng(seeds).permutation(rows)
+    return order[:-count], order[-count:], "taken at random"
+
+
+def _described(dataset: Dataset, scaled: str, how: str, notes: list[str]) -> Dataset:
+    """The dataset with the whole of its description, and the names of its classes kept."""
+    classes = dataset.classes
+    outputs = f"{dataset.n_outputs} {'target(s)' if classes is None else 'classes'}"
     lines = [
-        f"{table.description}: {len(X)} rows to train, {len(held[0])} to validate ({kept}), "
-        f"{X.shape[1]} features, {outputs}; {table.scaled}"
+        f"{dataset.description}: {len(dataset.X)} rows to train, {len(dataset.X_val)} to validate "
+        f"({how}), {dataset.X.shape[1]} features, {outputs}; {scaled}",
+        *notes,
     ]
-    dataset = Dataset(X, y, *held, lines[0], classes)
     if dataset.named and classes is not None:
         shown = ", ".join(classes[:20]) + (", …" if len(classes) > 20 else "")
         lines.append(f"classes, sorted: {shown}")
+        if dataset.preprocessing is None:
+            kept = Preprocessing(None, Category("y", classes))
+            kept.to_json()  # which refuses what a model file could not hold
+            dataset = replace(dataset, preprocessing=kept)
     if classes is not None:
-        unseen = np.setdiff1d(held[1], y)
+        unseen = np.setdiff1d(dataset.y_val, dataset.y)
         if len(unseen):
             names = ", ".join(classes[i] for i in unseen[:5])
             lines.append(
@@ -151,21 +258,29 @@ def load(
     return replace(dataset, description="\n".join(lines))
 
 
-def read(path: str | Path, *, scale: float | None = None, features: int | None = None) -> Table:
-    """The rows of a file or folder.
+def read(
+    path: str | Path,
+    *,
+    scale: float | None = None,
+    features: int | None = None,
+    max_bytes: int = MAX_BYTES,
+) -> Table:
+    """The rows of a file or folder, as a network without a `Preprocessing` takes them.
 
     Parameters
     ----------
     path : path
         A folder with MNIST's file names (``train-images-idx3-ubyte`` and so on, plain or
         gzipped; with only the ``t10k`` pair that is the data), one IDX file of images, an
-        ``.npz`` with arrays X, y or x_train, y_train, x_test, y_test, or a ``.csv`` whose
-        last column is the label and whose first line may be a header.
+        ``.npz`` with arrays X, y or x_train, y_train, x_test, y_test, or a table of numbers
+        whose last column is the label.
     scale : float, optional
         Features are multiplied by it; default 1/255 for uint8, else 1.
     features : int, optional
-        How many features a network takes: a csv file of just as many columns is then
+        How many features a network takes: a table of just as many columns is then
         one without labels.
+    max_bytes : int
+        What the data in each file may take.
 
     Raises
     ------
@@ -174,21 +289,33 @@ def read(path: str | Path, *, scale: float | None = None, features: int | None =
     """
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path, scale)
+        return _read_folder(path, scale, max_bytes)
     if not path.exists():
         raise FileNotFoundError(f"no data at {path}")
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if ".csv" in suffixes:
-        return _read_csv(path, scale, features)
-    if suffixes[-1:] == [".npz"]:
-        return _read_npz(path, scale)
+    if tables.is_table(path):
+        return _read_table(path, scale, features, max_bytes)
+    if path.suffix.lower() == ".npz":
+        return _read_npz(path, scale, max_bytes)
     if "idx" in path.name or path.name.removesuffix(".gz").endswith("ubyte"):
-        X, scaled = _scale(_rows(read_idx(path), path), scale)
+        X, scaled = _scale(_rows(read_idx(path, max_bytes=max_bytes), path), scale)
         return Table(X, None, None, str(path), scaled)
     raise ValueError(
         f"{path} is not data that can be read: it must be a folder of IDX files, "
-        "an IDX file, an .npz or a .csv"
+        "an IDX file, an .npz, a .csv, a .tsv or a .parquet"
     )
+
+
+def _read_table(path: Path, scale: float | None, features: int | None, max_bytes: int) -> Table:
+    frame = tables.read(path, Budget(path, max_bytes))
+    count = len(frame.names)
+    labelled = count != features
+    for j in range(count - labelled):
+        if (gaps := frame.missing(j)).any():
+            raise ValueError(f"{frame.place(int(np.argmax(gaps)), j)}: missing value")
+        frame.numeric(j)
+    y = _target(frame, count - 1, None) if labelled else None
+    X, scaled = _scale(_rows(frame.numbers[:, : count - labelled], path), scale)
+    return Table(X, y, None, str(path), scaled)
 
 
 # -- labels ---------------------------------------------------------------------------
@@ -229,6 +356,44 @@ def names_of(y: np.ndarray) -> np.ndarray | None:
     return None if classes is None else np.array(classes)[numbers]
 
 
+def is_class(values: np.ndarray, rows: int) -> bool:
+    """Whether labels that are whole, of these different values, are taken as classes.
+
+    One or two values are. Up to 20 are where each comes twice or more on average, and more of
+    them where they leave no gap and each comes ten times or more.
+    """
+    if len(values) <= 20:
+        return len(values) <= 2 or rows >= 2 * len(values)
+    return bool(values[-1] - values[0] + 1 == len(values) and rows >= 10 * len(values))
+
+
+def _prepare(
+    y: np.ndarray, task: str | None, what: str
+) -> tuple[np.ndarray, tuple[str, ...] | None, list[str]]:
+    """Class numbers and names, or targets and None; and what to say about the choice."""
+    if task == "regression":
+        return (*_as_targets(y), [])
+    numbers, classes = encode(y)
+    if classes is None and task == "classification":
+        raise ValueError(f"{what}: numbers that are not whole are no classes")
+    if classes is None or task is not None or y.dtype.kind not in "biuf" or y.size != len(y):
+        return numbers, classes, []
+    values = np.unique(y)
+    if not is_class(values, len(y)):
+        note = (
+            f"note: {what}: {len(values):,} different whole numbers in {len(y):,} rows, taken as "
+            "numbers to fit; --task classification takes them as classes"
+        )
+        return (*_as_targets(y), [note])
+    if len(values) > 20:
+        note = (
+            f"note: {what}: {len(values):,} different whole numbers, taken as classes; "
+            "--task regression fits them as numbers"
+        )
+        return numbers, classes, [note]
+    return numbers, classes, []
+
+
 def _as_targets(y: np.ndarray) -> tuple[np.ndarray, None]:
     if y.dtype.kind not in "biuf":
         raise ValueError(f"labels that are not numbers cannot be targets, the first is {y[0]!r}")
@@ -257,26 +422,43 @@ def _validation_rows(validation: float, rows: int) -> int:
     return count
 
 
-def _labels(y: np.ndarray, rows: int, path: Path) -> np.ndarray:
-    """Labels as numbers or strings, of as many rows as there are samples."""
-    if y.ndim == 0 or len(y) != rows:
+@dataclass(frozen=True)
+class Declared:
+    """What a file says that an array is, before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _check_labels(y: Declared, rows: int, path: Path) -> None:
+    """Labels are numbers or strings, of as many rows as there are samples."""
+    if not y.shape or y.shape[0] != rows:
         raise ValueError(f"{path}: {rows} rows of features, but labels of shape {y.shape}")
-    if y.dtype.kind == "S":
-        y = np.char.decode(y, "utf-8")
-    if y.dtype.kind not in "biufU":
+    if y.dtype.kind not in "biufUS":
         raise ValueError(f"{path}: labels must be numbers or strings, got dtype {y.dtype}")
-    return y
+
+
+def _decoded(y: np.ndarray) -> np.ndarray:
+    return np.char.decode(y, "utf-8") if y.dtype.kind == "S" else y
 
 
 # -- features -------------------------------------------------------------------------
 
 
+def _check_rows(X: Declared, path: Path) -> None:
+    if len(X.shape) < 2 or 0 in X.shape:
+        raise ValueError(f"{path}: features must have shape (n, …), not empty, got {X.shape}")
+    if X.dtype.kind not in "biuf":
+        raise ValueError(f"{path}: features must be numbers, got dtype {X.dtype}")
+
+
 def _rows(array: np.ndarray, path: Path) -> np.ndarray:
     """One sample a row: images are flattened."""
-    if array.ndim < 2 or array.size == 0:
-        raise ValueError(f"{path}: features must have shape (n, …), not empty, got {array.shape}")
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"{path}: features must be numbers, got dtype {array.dtype}")
+    _check_rows(Declared(array.shape, array.dtype), path)
     return array.reshape(len(array), -1)
 
 
@@ -286,9 +468,13 @@ def _scale(array: np.ndarray, scale: float | None) -> tuple[np.ndarray, str]:
     if array.dtype == np.uint8:
         # float32 holds k/255 to its last digit and half the memory of float64.
         return array * np.float32(1.0 / 255.0), "uint8 features scaled by 1/255"
-    largest = float(np.abs(array).max())
+    return array, _as_they_are(array)
+
+
+def _as_they_are(array: np.ndarray) -> str:
+    largest = max(float(array.max()), -float(array.min()))
     hint = f" (the largest is {largest:g}: consider --scale)" if largest > 50.0 else ""
-    return array, f"features as they are{hint}"
+    return f"features as they are{hint}"
 
 
 # -- the digits -----------------------------------------------------------------------
@@ -313,68 +499,86 @@ def _digits() -> Table:
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
-def read_idx(path: str | Path) -> np.ndarray:
+def read_idx(path: str | Path, *, max_bytes: int = MAX_BYTES) -> np.ndarray:
     """The array in an IDX file, plain or gzipped (told by its content, not its name)."""
     path = Path(path)
-    with _open(path) as file:
-        magic = _take(file, 4, path)
-        if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES or not magic[3]:
-            raise ValueError(
-                f"{path} is not an IDX file: it starts with {magic.hex(' ') or 'nothing'}, "
-                "not with 00 00, a type from 08 to 0e and the number of dimensions"
-            )
-        header = _take(file, 4 * magic[3], path)
-        if len(header) < 4 * magic[3]:
-            raise ValueError(f"{path} is cut short: its header ends after {4 + len(header)} bytes")
-        shape = tuple(int(n) for n in np.frombuffer(header, ">u4"))
-        dtype = np.dtype(_IDX_TYPES[magic[2]])
-        expected = math.prod(shape) * dtype.itemsize
-        data = _take(file, expected + 1, path)
-    if len(data) < expected:
-        raise ValueError(
-            f"{path} is cut short: {shape} of {dtype.newbyteorder('=')} need {expected} bytes, "
-            f"but {len(data)} are there"
-        )
-    if len(data) > expected:
+    with reading.open_file(path) as file:
+        declared = _idx_header(file, path)
+        shape, dtype, expected = declared.shape, declared.dtype, declared.bytes
+        need = f"{path} is cut short: {shape} of {dtype.newbyteorder('=')} need {expected} bytes"
+        size = path.stat().st_size
+        if reading.is_gzip(path):
+            if expected > reading.INFLATION * size:
+                raise ValueError(f"{need}, more than its {size} can unpack to")
+        elif (there := size - file.tell()) < expected:
+            raise ValueError(f"{need}, but {there} are there")
+        Budget(path, max_bytes).take(expected)
+        data = np.empty(expected, np.uint8)
+        with reading.gunzipping(path):
+            got = reading.fill(file, data)
+            got += len(file.read(1))
+    if got < expected:
+        raise ValueError(f"{need}, but {got} are there")
+    if got > expected:
         raise ValueError(f"{path} goes on after the {expected} bytes of its {shape} array")
-    return np.frombuffer(data, dtype).astype(dtype.newbyteorder("=")).reshape(shape)
-
-
-def _open(path: Path) -> BinaryIO:
-    with open(path, "rb") as probe:
-        zipped = probe.read(2) == b"\x1f\x8b"
-    return cast(BinaryIO, gzip.open(path, "rb")) if zipped else open(path, "rb")
-
-
-def _take(file: BinaryIO, count: int, path: Path) -> bytes:
-    """Up to `count` bytes, in pieces: a false header must not claim the memory at once."""
-    pieces: list[bytes] = []
     try:
-        while count > 0 and (piece := file.read(min(count, 1 << 20))):
-            pieces.append(piece)
-            count -= len(piece)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path} is cut short or not a sound gzip file: {error}") from error
-    return b"".join(pieces)
+        return data.view(dtype).astype(dtype.newbyteorder("="), copy=False).reshape(shape)
+    except ValueError as error:  # too many dimensions, or none of some and too many of others
+        raise ValueError(f"{path}: no array has shape {shape}: {error}") from error
 
 
-def _read_folder(folder: Path, scale: float | None) -> Table:
+def _idx_header(file: BinaryIO, path: Path) -> Declared:
+    magic = reading.take(file, 4, path)
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _IDX_TYPES or not magic[3]:
+        raise ValueError(
+            f"{path} is not an IDX file: it starts with {magic.hex(' ') or 'nothing'}, "
+            "not with 00 00, a type from 08 to 0e and the number of dimensions"
+        )
+    header = reading.take(file, 4 * magic[3], path)
+    if len(header) < 4 * magic[3]:
+        raise ValueError(f"{path} is cut short: its header ends after {4 + len(header)} bytes")
+    shape = tuple(int(n) for n in np.frombuffer(header, ">u4"))
+    return Declared(shape, np.dtype(_IDX_TYPES[magic[2]]))
+
+
+def _idx_declared(path: Path) -> Declared:
+    with reading.open_file(path) as file:
+        return _idx_header(file, path)
+
+
+def _read_folder(folder: Path, scale: float | None, max_bytes: int) -> Table:
     parts = {part: _find(folder, part) for part in ("train", "t10k")}
     if not any(images for images, _ in parts.values()):
         raise ValueError(
             f"{folder} holds no MNIST files: expected train-images-idx3-ubyte[.gz] or "
             "t10k-images-idx3-ubyte[.gz], with the labels beside them"
         )
+    declared = []
+    for images, labels in parts.values():
+        if images is None:
+            continue
+        declared.append(_idx_declared(images))
+        _check_rows(declared[-1], images)
+        if labels is not None:
+            _check_labels(_idx_declared(labels), declared[-1].shape[0], labels)
+    _check_same_features(declared, folder)
     pairs, scaled = [], ""
     for images, labels in parts.values():
         if images is None:
             continue
-        array = _rows(read_idx(images), images)
+        array = _rows(read_idx(images, max_bytes=max_bytes), images)
         X, scaled = _scale(array, scale)
-        pairs.append((X, None if labels is None else _labels(read_idx(labels), len(X), labels)))
+        y = None if labels is None else read_idx(labels, max_bytes=max_bytes)
+        pairs.append((X, y))
     first, test = pairs[0], pairs[1] if len(pairs) == 2 else None
     which = "" if test else " (train)" if parts["train"][0] else " (t10k)"
     return Table(*first, test, f"IDX files in {folder}{which}", scaled)
+
+
+def _check_same_features(parts: list[Declared], where: Path) -> None:
+    counts = [math.prod(each.shape[1:]) for each in parts]
+    if len(counts) == 2 and counts[0] != counts[1]:
+        raise ValueError(f"{where}: training rows have {counts[0]} features, test rows {counts[1]}")
 
 
 def _find(folder: Path, part: str) -> tuple[Path | None, Path | None]:
@@ -394,104 +598,106 @@ def _find(folder: Path, part: str) -> tuple[Path | None, Path | None]:
 # -- npz ------------------------------------------------------------------------------
 
 
-def _read_npz(path: Path, scale: float | None) -> Table:
+def _read_npz(path: Path, scale: float | None, max_bytes: int) -> Table:
+    with open(path, "rb") as file:
+        if file.read(6) == b"\x93NUMPY":
+            raise ValueError(f"{path} cannot be read as .npz: it holds one array, not named ones")
     try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise ValueError("it holds one array, not named ones")
-        with file:
-            wanted = {name.lower(): name for name in file.files}
-            arrays = {
-                name: file[wanted[name]]
-                for name in ("x", "y", "x_train", "y_train", "x_test", "y_test")
-                if name in wanted
-            }
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        archive = zipfile.ZipFile(path)
+    except (ValueError, OSError, NotImplementedError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as .npz: {error}") from error
-    trained = "x_train" in arrays
-    X = arrays.get("x_train" if trained else "x")
-    if X is None:
+    with archive:
+        return _read_archive(archive, path, scale, Budget(path, max_bytes))
+
+
+def _read_archive(
+    archive: zipfile.ZipFile, path: Path, scale: float | None, budget: Budget
+) -> Table:
+    members = {
+        info.filename.removesuffix(".npy").lower(): info
+        for info in archive.infolist()
+        if info.filename.endswith(".npy")
+    }
+    parts = [("x_train", "y_train"), ("x_test", "y_test")]
+    if "x_train" not in members:
+        parts = [("x", "y")]
+    if parts[0][0] not in members:
         raise ValueError(
             f"{path} needs arrays X and y, or x_train, y_train, x_test and y_test; "
-            f"it holds {', '.join(sorted(wanted)) or 'none'}"
+            f"it holds {', '.join(sorted(members)) or 'none'}"
         )
-    X = _rows(X, path)
-    y = _optional_labels(arrays.get("y_train" if trained else "y"), len(X), path)
-    test = None
-    if trained and "x_test" in arrays:
-        X_test = _rows(arrays["x_test"], path)
-        y_test = _optional_labels(arrays.get("y_test"), len(X_test), path)
-        test = _scale(X_test, scale)[0], y_test
-    X, scaled = _scale(X, scale)
-    return Table(X, y, test, str(path), scaled)
+    names = [name for part in parts for name in part if name in members]
+    # All that is declared is checked before anything is unpacked.
+    declared = {name: _npy_declared(archive, members[name], path) for name in names}
+    features = []
+    for X, y in parts:
+        if X in declared:
+            features.append(declared[X])
+            _check_rows(declared[X], path)
+            if y in declared:
+                _check_labels(declared[y], declared[X].shape[0], path)
+    _check_same_features(features, path)
+    for name in names:
+        # uint8 becomes float32.
+        budget.take(declared[name].bytes * (4 if declared[name].dtype == np.uint8 else 1), name)
+    arrays = {name: _read_npy(archive, members[name], path) for name in names}
+    pairs, scaled = [], ""
+    for X, y in parts:
+        if X in arrays:
+            rows, scaled = _scale(_rows(arrays[X], path), scale)
+            pairs.append((rows, _decoded(arrays[y]) if y in arrays else None))
+    return Table(*pairs[0], pairs[1] if len(pairs) == 2 else None, str(path), scaled)
 
 
-def _optional_labels(y: np.ndarray | None, rows: int, path: Path) -> np.ndarray | None:
-    return None if y is None else _labels(y, rows, path)
-
-
-# -- csv ------------------------------------------------------------------------------
-
-#: Cells that mark a missing value: no number, but no sign of a header either.
-_MISSING = ("", "?", "na", "n/a", "null", "none")
-
-
-def _read_csv(path: Path, scale: float | None, features: int | None) -> Table:
+@contextmanager
+def _unpacking(path: Path, info: zipfile.ZipInfo) -> Iterator[None]:
+    """What is wrong with a member, as a line that names it."""
     try:
-        first = next(_lines(path), None)
-        if first is None:
-            raise ValueError("the file is empty")
-        cells = next(csv.reader([first]))
-        labelled = len(cells) != features
-        columns = len(cells) - labelled
-        if columns == 0:
+        yield
+    except Exception as error:
+        # NumPy reads a header as a literal of Python, which fails in a dozen ways, and zipfile
+        # raises RuntimeError for a password, NotImplementedError for an unknown compression, …
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as .npz: {info.filename}: {reason}") from error
+
+
+def _npy_header(file: Any) -> tuple[Declared, bool]:
+    """What an array is, and whether its first index changes fastest."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise ValueError(f"format version {version} of an array, not 1.0 or 2.0")
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are never opened")
+    if any(n < 0 for n in shape):
+        raise ValueError(f"shape {shape}")
+    return Declared(shape, dtype), fortran
+
+
+def _npy_declared(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Declared:
+    with _unpacking(path, info), archive.open(info) as file:
+        declared, _ = _npy_header(file)
+        there = info.file_size - file.tell()
+        if declared.bytes != there:
             raise ValueError(
-                "a row needs features and a label, separated by commas; "
-                f"the first line is {first.strip()[:60]!r}"
+                f"{declared.shape} of {declared.dtype} need {declared.bytes} bytes, but "
+                f"{there} are there"
             )
-        header = any(not _number(cell) and not _missing(cell) for cell in cells[:columns])
-        X = _columns(path, header, range(columns), np.dtype(np.float64))
-        y = None
-        if labelled:
-            y = np.char.strip(_columns(path, header, (columns,), np.dtype(np.str_))[:, 0])
-    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: {error}") from error
-    if y is not None:
-        missing = np.flatnonzero(y == "")
-        if len(missing):
-            raise ValueError(f"{path}: row {missing[0]} (counted from 0) has no label")
-        if all(map(_number, y.tolist())):
-            y = y.astype(np.float64)
-    X, scaled = _scale(X, scale)
-    return Table(X, y, None, f"{path}{' (without its header)' if header else ''}", scaled)
+        if info.file_size > reading.INFLATION * (info.compress_size + 64) and (
+            info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        ):
+            raise ValueError(f"{info.compress_size} bytes cannot unpack to {info.file_size}")
+    return declared
 
 
-def _columns(path: Path, header: bool, columns: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
-    lines = islice(_lines(path), int(header), None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # "input contained no data": raised below
-        array = np.loadtxt(
-            lines, dtype, comments=None, delimiter=",", quotechar='"', usecols=columns, ndmin=2
-        )
-    if not len(array):
-        raise ValueError("there are no rows after the header")
-    return array
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with _open(path) as file:
-        for line in io.TextIOWrapper(file, encoding="utf-8-sig"):
-            if line.strip():
-                yield line
-
-
-def _number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _missing(cell: str) -> bool:
-    return cell.strip().lower() in _MISSING
+def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
+    with _unpacking(path, info), archive.open(info) as file:
+        declared, fortran = _npy_header(file)
+        flat = np.empty(math.prod(declared.shape), declared.dtype)
+        if reading.fill(file, flat) < flat.nbytes:
+            raise ValueError("it is cut short")
+        file.read(1)  # the end, where the checksum is compared
+    return flat.reshape(declared.shape, order="F" if fortran else "C")

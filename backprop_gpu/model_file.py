@@ -11,12 +11,15 @@ import numpy as np
 from . import activations, costs, validation
 from .files import write_whole
 from .parameters import Layout
+from .preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from .network import Network
 
 FORMAT = "backprop_gpu"
 VERSION = 1
+#: Where the header holds what is done to data before the network, if anything is.
+PREPROCESSING = "backprop_gpu.preprocessing"
 
 
 def save(network: Network, path: Any) -> None:
@@ -39,7 +42,10 @@ def save(network: Network, path: Any) -> None:
         "cost": network.cost.name,
         "dtype": network.dtype.name,
     }
-    write_whole(path, safetensors.numpy.save(tensors, {FORMAT: json.dumps(description)}))
+    metadata = {FORMAT: json.dumps(description)}
+    if network.preprocessing is not None:
+        metadata[PREPROCESSING] = network.preprocessing.to_json()
+    write_whole(path, safetensors.numpy.save(tensors, metadata))
 
 
 def load(cls: type[Network], path: Any, backend: str, seed: int | None) -> Network:
@@ -59,6 +65,7 @@ def _load(cls: type[Network], path: Path, backend: str, seed: int | None) -> Net
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             layout, names, cost, dtype = _describe(file)
+            preprocessing = _preprocessing(file, layout)
             tensors = _read(file, layout, dtype)
     except safetensors.SafetensorError as error:
         raise ValueError(f"cut short or not a safetensors file: {error}") from error
@@ -68,6 +75,7 @@ def _load(cls: type[Network], path: Path, backend: str, seed: int | None) -> Net
     )
     network.weights = [tensors[f"w{l}"] for l in layers]
     network.biases = [tensors[f"b{l}"] for l in layers]
+    network.preprocessing = preprocessing
     return network
 
 
@@ -106,6 +114,17 @@ def _describe(file: Any) -> tuple[Layout, list[str], str, np.dtype[Any]]:
             f"it uses cost {cost!r}, which is not registered here: call costs.register first"
         )
     return layout, names, cost, dtype
+
+
+def _preprocessing(file: Any, layout: Layout) -> Preprocessing | None:
+    """What is done to data before the network, if anything is."""
+    text = (file.metadata() or {}).get(PREPROCESSING)
+    if text is None:
+        return None
+    try:
+        return Preprocessing.from_json(text, layout.sizes)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"damaged preprocessing: {error}") from error
 
 
 def _read(file: Any, layout: Layout, dtype: np.dtype[Any]) -> dict[str, np.ndarray]:

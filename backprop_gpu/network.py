@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from .optimizers import Optimizer
 from .parameters import Layout, Parameters
 from .schedules import Schedule
 from .training import Callback, History
+
+if TYPE_CHECKING:
+    from .preprocessing import Preprocessing
 
 #: Activations whose signal He's wider weights are made for.
 _RECTIFIERS = ("relu", "leaky_relu", "elu", "gelu", "silu", "softplus")
@@ -70,6 +73,9 @@ class Network:
         What runs and why: the backend from the start, kernels from the last `fit`.
     history : History or None
         Of the last `fit`, also of one that was interrupted.
+    preprocessing : preprocessing.Preprocessing or None
+        What the command line does to a table's columns before this network, kept in its file;
+        the methods here take rows as they are after it.
 
     Notes
     -----
@@ -87,6 +93,8 @@ class Network:
     >>> net.accuracy(X, Y)
     1.0
     """
+
+    preprocessing: Preprocessing | None = None
 
     def __init__(
         self,

@@ -633,7 +633,8 @@ class Progress:
         values = {"loss": f"{history.loss[-1]:.4f}"}
         if history.val_loss:
             values["val_loss"] = f"{history.val_loss[-1]:.4f}"
-            values["val_accuracy"] = f"{history.val_accuracy[-1]:.4f}"
+            if not np.isnan(history.val_accuracy[-1]):  # the targets are classes
+                values["val_accuracy"] = f"{history.val_accuracy[-1]:.4f}"
         if self._many:
             values = {f"best {name}": value for name, value in values.items()}
             values["training"] = str(len(ran))

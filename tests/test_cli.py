@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import struct
 import subprocess
@@ -19,6 +18,7 @@ import pytest
 import backprop_gpu
 from backprop_gpu import Network, backends, cli, datasets, training
 from backprop_gpu.compiler import KernelReport
+from backprop_gpu.preprocessing import Category
 
 FAST = ["--backend", "numpy", "--epochs", "2"]
 
@@ -90,13 +90,14 @@ def test_every_option(tmp_path: Path, flowers: Path, capsys: pytest.CaptureFixtu
     ).split()
     assert run(*command) == 0
     first = capsys.readouterr().out
-    assert "68 rows to train, 22 to validate (the last of the shuffled rows)" in first
+    assert "68 rows to train, 22 to validate (taken at random, of each class its share)" in first
     assert "features scaled by 0.5" in first
     assert "classes, sorted: iris, lily, rose" in first
     assert "30 epochs, batch size 4, learning rate 0.01, adam, seed 3" in first
     assert first.splitlines()[-1] == "validation accuracy: 1.0000"
-    assert json.loads((tmp_path / "model.classes.json").read_text()) == ["iris", "lily", "rose"]
     net = Network.load(tmp_path / "model.safetensors", backend="numpy")
+    assert net.preprocessing is not None
+    assert net.preprocessing.target == Category("kind", ("iris", "lily", "rose"))
     assert net.sizes == (2, 7, 5, 3)
     assert [activation.name for activation in net.activations] == ["tanh", "relu", "softmax"]
     assert net.dtype == np.float64
@@ -106,21 +107,12 @@ def test_every_option(tmp_path: Path, flowers: Path, capsys: pytest.CaptureFixtu
     np.testing.assert_array_equal(again.weights[0], net.weights[0])
 
 
-def test_names_of_an_older_model_do_not_stay(
-    tmp_path: Path, flowers: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run("train", "--data", flowers, *FAST, "--out", tmp_path) == 0
-    assert (tmp_path / "model.classes.json").exists()
-    assert run("train", *FAST, "--out", tmp_path) == 0
-    assert not (tmp_path / "model.classes.json").exists()
-
-
 def test_train_on_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     X = np.linspace(-1, 1, 60).reshape(30, 2)
     np.savez(tmp_path / "a.npz", X=X, y=X.sum(axis=1) + 0.5)
     assert run("train", "--data", tmp_path / "a.npz", *FAST, "--out", tmp_path) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"validation loss: [\d.e-]+", lines[-1])
+    assert re.match(r"validation loss: [\d.e-]+, R² -?[\d.]+", lines[-1])
     model = tmp_path / "model.safetensors"
     assert [a.name for a in Network.load(model).activations] == ["sigmoid", "identity"]
     assert run("predict", "--model", model, "--data", tmp_path / "a.npz") == 0
@@ -149,11 +141,16 @@ def test_whole_numbers_as_targets(
 ) -> None:
     np.savez(tmp_path / "a.npz", X=np.eye(20), y=np.arange(20))
     arguments = [*FAST, "--out", tmp_path]
-    assert run("train", "--data", tmp_path / "a.npz", "--targets", *arguments) == 0
+    assert run("train", "--data", tmp_path / "a.npz", "--task", "regression", *arguments) == 0
     net = Network.load(tmp_path / "model.safetensors", backend="numpy")
     assert net.sizes == (20, 30, 1)
     assert capsys.readouterr().out.splitlines()[-1].startswith("validation loss: ")
-    message = refused(capsys, "train", "--data", flowers, "--targets", *arguments)
+    message = refused(capsys, "train", "--data", flowers, "--task", "regression", *arguments)
+    assert "line 2, column 'kind': 'iris' is not a number" in message
+    np.savez(tmp_path / "b.npz", X=np.eye(20), y=["a", "b"] * 10)
+    message = refused(
+        capsys, "train", "--data", tmp_path / "b.npz", "--task", "regression", *arguments
+    )
     assert "labels that are not numbers cannot be targets" in message
 
 
@@ -171,7 +168,7 @@ def test_default_rates_train(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         ("", "the following arguments are required: command"),
         ("trane", "invalid choice: 'trane'"),
         ("train --epoch 3", "unrecognized arguments: --epoch 3"),
-        ("train --epochs x", "invalid int value: 'x'"),
+        ("train --epochs x", "'x' is not a whole number"),
         ("train --epochs 0", "epochs must be >= 1, got 0"),
         ("train --batch-size 0", "batch_size must be in [1, 1438], got 0"),
         ("train --batch-size 5000", "batch_size must be in [1, 1438], got 5000"),
@@ -191,8 +188,24 @@ def test_default_rates_train(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         ("train --validation 2000", "leave none to train on"),
         ("train --scale a/b", "is not a number such as 0.1 or 1/255"),
         ("train --data nowhere", "no data at nowhere"),
-        ("predict", "the following arguments are required: --model"),
+        ("predict", "the following arguments are required: MODEL"),
         ("predict --model nowhere", "no model file at nowhere"),
+        ("predict nowhere", "no model file at nowhere"),
+        ("predict a b --model c", "unrecognized arguments: b"),
+        ("train --target x", "--target is for tables, which the digits is not"),
+        ("train --task both", "invalid choice: 'both'"),
+        ("train --l2 -1", "l2 must be in [0, inf)"),
+        ("train --patience -1", "patience must be >= 0"),
+        ("train --max-bytes lots", "is not a number of bytes, such as 4G"),
+        (f"train --epochs {10**400}", "must be at most"),
+        (f"train --batch-size {10**400}", "must be at most"),
+        (f"train --patience {10**400}", "must be at most"),
+        (f"train --sizes 64,{10**400},10", "must be at most"),
+        ("train --sizes 64,1000000000000,10", "not enough memory"),
+        ("train --validation 1e400", "a share below 1 or a number of rows"),
+        ("train --learning-rate 1e400", "inf"),
+        ("train --l2 1e400", "l2 must be in [0, inf)"),
+        ("train --scale 1e400", "is not a number such as 0.1 or 1/255"),
     ],
 )
 def test_bad_arguments(
@@ -303,11 +316,8 @@ def test_predict_with_names(
 
     (tmp_path / "wide.csv").write_text("6.1,5.9,1,2,3\n")
     command[4] = tmp_path / "wide.csv"
-    assert "expected shape (n, 2)" in refused(capsys, *command)
-    (tmp_path / "model.classes.json").write_text('["iris"]')
-    assert "must be a list of 3 names" in refused(capsys, *command)
-    (tmp_path / "model.classes.json").write_text("[")
-    assert "is damaged" in refused(capsys, *command)
+    message = refused(capsys, *command)
+    assert "wide.csv has 5 columns; the model takes 2: width, height" in message
 
 
 def test_predict_a_folder_and_one_idx_file(

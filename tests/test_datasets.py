@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 
 from backprop_gpu import datasets
+from backprop_gpu.preprocessing import Options
+
+#: The cells as they are.
+RAW = Options(standardize=False)
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -220,7 +224,8 @@ def csv(tmp_path: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("header", ["", "width,height,kind\n", "\ufeffwidth,height,kind\n"])
 def test_csv_with_and_without_header(tmp_path: Path, header: str) -> None:
-    data = datasets.load(csv(tmp_path, header + "1,2.5,0\n-3,4e1,1\n\n5,6,1\n7,8,0\n9,10,1\n"))
+    text = header + "1,2.5,0\n-3,4e1,1\n\n5,6,1\n7,8,0\n9,10,1\n"
+    data = datasets.load(csv(tmp_path, text), table=RAW)
     np.testing.assert_array_equal(data.X, [[1, 2.5], [-3, 40], [5, 6], [7, 8]])
     np.testing.assert_array_equal(data.y, [0, 1, 1, 0])
     np.testing.assert_array_equal(data.X_val, [[9, 10]])
@@ -261,12 +266,19 @@ def test_csv_gzipped(tmp_path: Path) -> None:
         ("", "the file is empty"),
         ("\n\n", "the file is empty"),
         ("a,b,c\n", "no rows after the header"),
-        ("1;2;0\n3;4;1\n", "separated by commas; the first line is '1;2;0'"),
-        ("1,2,0\n3,x,1\n", "could not convert string 'x'"),
-        ("1,2,0\n3,,1\n", "could not convert string ''"),
-        ("1,,0\n3,2,1\n", "could not convert string ''"),  # a gap is not a header
-        ("1,2,0\n3,1\n", "row"),
-        ("1,2,0\n3,4,\n", "row 1 .* has no label"),
+        ("1;2;0\n3;4;1\n", "the first line is '1;2;0', and cells must be separated by commas"),
+        ("1,2,0\n3,x,1\n", r"line 2, column 2: 'x' is not a number, as others .*--categories 2"),
+        ("1,2,0\n3,,1\n", "line 2, column 2: missing value, the first of 1 .*--impute"),
+        ("1,,0\n3,2,1\n", "line 1, column 2: missing value"),  # a gap is not a header
+        ("1,2,0\n3,1\n", "line 2: 2 cells, but the first line has 3"),
+        ("1,2,0\n3,4,\n", "line 2, column 3, which is the target: missing value"),
+        ("a,b,c\n\n1,2,0\n\n3,inf,1\n", "line 5, column 'b': not a finite number"),
+        ("a,b,c\n1,2,0\n1,1e400,0\n", "line 3, column 'b': not a finite number"),
+        ("a,b,a\n1,2,0\n", "two columns are called 'a'"),
+        ('1,2,0\n3,"4,1\n', "line 2: unexpected end of data"),
+        ("1,2,0\n" + "3" * 200_000 + ",4,1\n", "line 2: field larger than field limit"),
+        ("1," * 10_000_000, "line 1: it goes on for more than 16,777,216 characters"),
+        ('"\n",' * 5_000_000, "line 1: it goes on for more than 16,777,216 characters"),
     ],
 )
 def test_damaged_csv(tmp_path: Path, text: str, message: str) -> None:
@@ -279,12 +291,12 @@ def test_damaged_csv(tmp_path: Path, text: str, message: str) -> None:
 def test_csv_that_is_not_text(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"1,2,\xff\xfe\n")
-    with pytest.raises(ValueError, match="utf-8"):
+    with pytest.raises(ValueError, match="is not UTF-8 text"):
         datasets.load(path)
 
 
 def test_a_hint_where_features_are_large(tmp_path: Path) -> None:
-    data = datasets.load(csv(tmp_path, "0,255,0\n255,0,1\n"))
+    data = datasets.load(csv(tmp_path, "0,255,0\n255,0,1\n"), table=RAW)
     assert "the largest is 255: consider --scale" in data.description
 
 

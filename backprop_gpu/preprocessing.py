@@ -1,0 +1,404 @@
+"""What is done to the columns of a table before a network, learned from the rows that train.
+
+It goes into the model file, so that the same is done to the rows to predict. scikit-learn's
+classes compute; what is kept is numbers and texts, for a model file holds nothing to execute.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .tables import LEVELS, Frame, listed
+
+#: The most characters of a `Preprocessing` in a model file.
+JSON = 2**23
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the columns of a table are used; each is called by its name, or its number from 1.
+
+    Parameters
+    ----------
+    target : str, optional
+        What to predict; default: the last column.
+    drop, keep : sequence of str
+        Columns to leave out, and to use although they only count the rows.
+    categories : sequence of str
+        Columns whose numbers are names.
+    impute : bool
+        Fill missing cells with the mean of the column, or its most frequent text.
+    standardize : bool
+        Give every column of numbers mean 0 and deviation 1.
+    header : bool, optional
+        Whether the first line of a csv has names; default: found out.
+    """
+
+    target: str | None = None
+    drop: Sequence[str] = ()
+    keep: Sequence[str] = ()
+    categories: Sequence[str] = ()
+    impute: bool = False
+    standardize: bool = True
+    header: bool | None = None
+
+
+@dataclass(frozen=True)
+class Number:
+    """A column of numbers, which becomes (x - mean) / deviation; `fill` stands for a gap."""
+
+    name: str
+    mean: float = 0.0
+    deviation: float = 1.0
+    fill: float | None = None
+
+    @property
+    def width(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class Category:
+    """A column of texts, which becomes one-hot; a text that is no level becomes zeros."""
+
+    name: str
+    levels: tuple[str, ...]
+    fill: str | None = None
+
+    @property
+    def width(self) -> int:
+        return len(self.levels)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What stands between data and a network; all of it is learned from rows that train.
+
+    Attributes
+    ----------
+    columns : tuple of Number and Category, or None
+        Of a table, in the order of the network's inputs. None: rows are taken as they are.
+    target : Number or Category, optional
+        What the outputs stand for: a Category's levels are the names of the classes, a Number's
+        mean and deviation lead from outputs to what was to be predicted.
+    file : tuple of str
+        Names, or numbers from 1, of all columns that the file had.
+    header : bool
+        Whether they are names.
+    """
+
+    columns: tuple[Number | Category, ...] | None
+    target: Number | Category | None
+    file: tuple[str, ...] = ()
+    header: bool = False
+
+    @property
+    def width(self) -> int:
+        """How many inputs the columns make."""
+        return sum(column.width for column in self.columns or ())
+
+    def transform(self, frame: Frame) -> tuple[np.ndarray, list[str]]:
+        """The network's inputs, (n, width), and what there is to say about them."""
+        X, notes, at = np.zeros((len(frame), self.width)), [], 0
+        for column, j in zip(self.columns or (), self.match(frame), strict=True):
+            gaps = frame.missing(j)
+            if gaps.any() and column.fill is None:
+                raise ValueError(
+                    f"{frame.place(int(np.argmax(gaps)), j)}: missing value, the first of "
+                    f"{np.count_nonzero(gaps):,} in the column, and the model was trained "
+                    "without --impute"
+                )
+            if isinstance(column, Number):
+                values = frame.numeric(j)
+                if column.fill is not None:
+                    values = np.where(gaps, column.fill, values)
+                with np.errstate(over="ignore"):
+                    X[:, at] = (values - column.mean) / column.deviation
+            else:
+                note = _one_hot(X[:, at : at + column.width], column, frame, j)
+                notes += [note] if note else []
+            at += column.width
+        return X, notes
+
+    def match(self, frame: Frame) -> list[int]:
+        """Where each column stands in a frame: by name, or by order where there are no names."""
+        wanted = [column.name for column in self.columns or ()]
+        if self.header and frame.header:
+            if absent := [name for name in wanted if name not in frame.names]:
+                raise ValueError(
+                    f"{frame.path} lacks the column {listed(absent)}, which the model takes: "
+                    f"it has {listed(frame.names)}"
+                )
+            return [frame.names.index(name) for name in wanted]
+        count = len(frame.names)
+        if count == len(self.file):
+            return [self.file.index(name) for name in wanted]
+        if self.target is not None and count == len(self.file) - 1:
+            rest = [name for name in self.file if name != self.target.name]
+            return [rest.index(name) for name in wanted]
+        if count == len(wanted):
+            return list(range(count))
+        raise ValueError(
+            f"{frame.path} has {count} columns; the model takes {len(wanted)}: {listed(wanted)}"
+        )
+
+    def labels(self, frame: Frame) -> np.ndarray | None:
+        """What is known of the target: numbers, or texts; None where a cell is missing."""
+        if self.target is None:
+            return None
+        if self.header and frame.header:
+            if self.target.name not in frame.names:
+                return None
+            j = frame.names.index(self.target.name)
+        elif len(frame.names) == len(self.file):
+            j = self.file.index(self.target.name)
+        else:
+            return None
+        if frame.missing(j).any():
+            return None
+        if isinstance(self.target, Number):
+            return frame.numeric(j)
+        codes, texts = frame.categorical(j)
+        return np.array(texts)[codes]
+
+    def to_json(self) -> str:
+        """For a model file."""
+        text = json.dumps({"version": 1, **asdict(self)}, ensure_ascii=False, allow_nan=False)
+        if len(text) > JSON:
+            raise ValueError(
+                f"names and categories of the columns take {len(text):,} characters, more than "
+                f"the {JSON:,} that a model file may hold: leave some columns out with --drop"
+            )
+        return text
+
+    @classmethod
+    def from_json(cls, text: str, sizes: Sequence[int]) -> Preprocessing:
+        """What `to_json` wrote, checked: it fits a network of these sizes, or ValueError."""
+        if len(text) > JSON:
+            raise ValueError(f"it takes {len(text):,} characters, more than {JSON:,}")
+        try:
+            given = json.loads(text)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+        fields = ["version", "columns", "target", "file", "header"]
+        if not isinstance(given, dict) or sorted(given) != sorted(fields):
+            raise ValueError(f"it must be an object of {', '.join(fields)}")
+        if type(given["version"]) is not int or given["version"] != 1:
+            raise ValueError(f"its version is {given['version']!r}, not 1")
+        if type(given["header"]) is not bool:
+            raise ValueError("header must be true or false")
+        columns, target = given["columns"], given["target"]
+        if columns is not None:
+            columns = tuple(map(_column, _list("columns", columns)))
+        target = None if target is None else _column(target)
+        result = cls(columns, target, _texts("file", given["file"]), given["header"])
+        result._check(sizes)
+        return result
+
+    def _check(self, sizes: Sequence[int]) -> None:
+        if self.columns is not None:
+            if self.width != sizes[0]:
+                raise ValueError(f"columns of {self.width} inputs, but the network has {sizes[0]}")
+            names = {column.name for column in self.columns}
+            if len(names) < len(self.columns) or not names <= set(self.file):
+                raise ValueError("columns must be different ones of file")
+            if self.target is None or self.target.name not in set(self.file) - names:
+                raise ValueError("target must be another column of file")
+            if isinstance(self.target, Number) and sizes[-1] != 1:
+                raise ValueError(f"one target, but the network has {sizes[-1]} outputs")
+        if isinstance(self.target, Category) and len(self.target.levels) != max(sizes[-1], 2):
+            raise ValueError(
+                f"{len(self.target.levels)} classes, but the network has {sizes[-1]} outputs"
+            )
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} must be a list")
+    return value
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    texts = _list(name, value)
+    if not all(isinstance(text, str) for text in texts) or len(set(texts)) < len(texts):
+        raise ValueError(f"{name} must be a list of different texts")
+    return tuple(texts)
+
+
+def _column(value: Any) -> Number | Category:
+    keys = set(value) if isinstance(value, dict) else set()
+    if keys == {"name", "mean", "deviation", "fill"} and isinstance(value["name"], str):
+        numbers = [value["mean"], value["deviation"]]
+        numbers += [] if value["fill"] is None else [value["fill"]]
+        if all(type(x) is float and math.isfinite(x) for x in numbers) and numbers[1] > 0.0:
+            return Number(**value)
+    if keys == {"name", "levels", "fill"} and isinstance(value["name"], str):
+        levels = _texts("levels", value["levels"])
+        if levels and (value["fill"] is None or value["fill"] in levels):
+            return Category(value["name"], levels, value["fill"])
+    raise ValueError("a column is neither one of numbers nor one of categories")
+
+
+def _one_hot(out: np.ndarray, column: Category, frame: Frame, j: int) -> str | None:
+    codes, texts = frame.categorical(j)
+    places = {level: place for place, level in enumerate(column.levels)}
+    place_of = np.array([places.get(text, -1) for text in texts] + [-1], np.int64)
+    if column.fill is not None:
+        place_of[-1] = places[column.fill]  # of the code -1
+    places_of_rows = place_of[codes]
+    known = np.flatnonzero(places_of_rows >= 0)
+    out[known, places_of_rows[known]] = 1.0
+    if len(known) == len(frame):
+        return None
+    row = int(np.argmax(places_of_rows < 0))
+    return (
+        f"{frame.place(row, j)}: {texts[codes[row]][:60]!r} is no category of the rows that "
+        f"trained; {len(frame) - len(known):,} such cells become zeros"
+    )
+
+
+# -- learning it ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which column is the target and which are features, and what to say about it."""
+
+    target: int
+    features: list[int]
+    notes: list[str] = field(default_factory=list)
+
+
+def roles(frame: Frame, options: Options) -> Roles:
+    """What each column is for."""
+    count = len(frame.names)
+    target = count - 1 if options.target is None else frame.find(options.target)
+    drop, keep = ({frame.find(name) for name in names} for names in (options.drop, options.keep))
+    if target in drop:
+        raise ValueError(f"{frame.path}: --drop leaves out the target, {frame.names[target]!r}")
+    features = [j for j in range(count) if j != target and j not in drop]
+    notes = []
+    counting = [j for j in features if j not in keep and _counts_rows(frame, j)]
+    if len(counting) < len(features):
+        for j in counting:
+            features.remove(j)
+            name = frame.names[j]
+            called = f"column {name!r}" if frame.header else f"column {name}"
+            notes.append(
+                f"note: {called} only counts the rows and is left out; --keep {shlex.quote(name)} "
+                "uses it"
+            )
+    if not features:
+        hint = ""
+        if count == 1:
+            codes, texts = frame.categorical(0)
+            first = frame.names[0] if frame.header or codes[0] < 0 else texts[codes[0]]
+            hint = f"; the first line is {first[:60]!r}, and cells must be separated by commas"
+        raise ValueError(f"{frame.path}: a row needs a feature beside the target{hint}")
+    return Roles(target, features, notes)
+
+
+#: Names of columns that may be left out if they count up.
+_COUNTERS = re.compile(r"(?i).*id|idx|index|no|nr|n|#|rows?|row_?names|unnamed:.*|__index_level_.*")
+
+
+def _counts_rows(frame: Frame, j: int) -> bool:
+    values = frame.numbers[:, j]
+    if j in frame.codes or len(values) < 3 or values[0] != np.floor(values[0]):
+        return False
+    if not (values == values[0] + np.arange(len(values))).all():
+        return False
+    name = frame.names[j]
+    if not frame.header or name == str(j + 1):  # it has no name
+        return j == 0 and values[0] in (0.0, 1.0)
+    return _COUNTERS.fullmatch(name) is not None
+
+
+def learn(
+    frame: Frame, roles: Roles, rows: np.ndarray, options: Options, scale: float | None
+) -> Preprocessing:
+    """The preprocessing of the features by these rows; the target is yet to be set.
+
+    With `scale`, numbers are multiplied by it instead of standardised.
+    """
+    if scale is not None and not (scale > 0.0 and math.isfinite(1.0 / scale)):
+        raise ValueError(f"the columns of a table need a --scale above 0, got {scale:g}")
+    as_category = {frame.find(name) for name in options.categories}
+    if strange := sorted(as_category - set(roles.features)):
+        raise ValueError(f"--categories {frame.names[strange[0]]!r} is not a feature")
+    numbers: list[int] = []
+    learned: dict[int, Number | Category] = {}
+    for j in roles.features:
+        frame.check_usable(j)
+        _check_gaps(frame, j, rows, options.impute)
+        if j in as_category or (j in frame.codes and not frame.mixed(j)):
+            learned[j] = _levels(frame, j, rows, options.impute, j in as_category)
+        else:
+            numbers.append(j)
+            frame.numeric(j)
+    for first in range(0, len(numbers), 64):
+        some = numbers[first : first + 64]
+        learned.update(zip(some, _moments(frame, some, rows, options, scale), strict=True))
+    columns = tuple(learned[j] for j in roles.features)
+    target = Number(frame.names[roles.target])
+    return Preprocessing(columns, target, frame.names, frame.header)
+
+
+def _check_gaps(frame: Frame, j: int, rows: np.ndarray, impute: bool) -> None:
+    gaps = frame.missing(j)
+    name = shlex.quote(frame.names[j])
+    if gaps.any() and not impute:
+        raise ValueError(
+            f"{frame.place(int(np.argmax(gaps)), j)}: missing value, the first of "
+            f"{np.count_nonzero(gaps):,} in the column; --impute fills them with the mean or the "
+            f"most frequent text, --drop {name} leaves the column out"
+        )
+    if gaps[rows].all():
+        raise ValueError(
+            f"{frame.path}: column {frame.names[j]!r} has no value in the rows that train: "
+            f"--drop {name} leaves it out"
+        )
+
+
+def _levels(frame: Frame, j: int, rows: np.ndarray, impute: bool, told: bool) -> Category:
+    codes, texts = frame.categorical(j)
+    found, counts = np.unique(codes[rows][codes[rows] >= 0], return_counts=True)
+    name = frame.names[j]
+    if not told and len(found) > 20 and counts.sum() < 2 * len(found):
+        raise ValueError(
+            f"{frame.path}: column {name!r} has {len(found):,} different texts in "
+            f"{counts.sum():,} rows, too many for categories: --drop {shlex.quote(name)} leaves it "
+            f"out, --categories {shlex.quote(name)} takes them all the same"
+        )
+    if len(found) > LEVELS:
+        raise ValueError(f"{frame.path}: column {name!r} has more than {LEVELS:,} categories")
+    fill = texts[found[np.argmax(counts)]] if impute else None
+    return Category(name, tuple(sorted(texts[code] for code in found)), fill)
+
+
+def _moments(
+    frame: Frame, columns: list[int], rows: np.ndarray, options: Options, scale: float | None
+) -> Iterator[Number]:
+    from sklearn.preprocessing import StandardScaler
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaler = StandardScaler().fit(
+            frame.numbers[rows[:, np.newaxis], columns]
+        )  # without the gaps
+    for j, mean, deviation in zip(columns, scaler.mean_, scaler.scale_, strict=True):
+        name, standardize = frame.names[j], options.standardize and scale is None
+        if (standardize or options.impute) and not np.isfinite([mean, deviation]).all():
+            raise ValueError(f"{frame.path}: the numbers of column {name!r} are too large")
+        fill = float(mean) if options.impute else None
+        if standardize:
+            yield Number(name, float(mean), float(deviation), fill)
+        else:
+            yield Number(name, 0.0, 1.0 / (1.0 if scale is None else scale), fill)
