@@ -7,6 +7,8 @@ the libraries take turns.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -33,3 +35,12 @@ def test_training(benchmark: Any, load: Workload, peer: str) -> None:
     trainer, steps = prepare(library, load, "cpu", seconds=0.1)
     benchmark.extra_info["steps"] = steps
     benchmark.pedantic(trainer.run, rounds=5)
+
+
+@pytest.mark.parametrize("module", ["numpy", "backprop_gpu"])
+def test_import(benchmark: Any, module: str) -> None:
+    """A process that imports it: ours should take little longer than NumPy alone."""
+    command = [sys.executable, "-c", f"import {module}"]
+    benchmark.pedantic(
+        subprocess.run, args=(command,), kwargs={"check": True}, rounds=10, warmup_rounds=1
+    )

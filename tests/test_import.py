@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 
-HEAVY = ("cupy", "cuda", "numba", "sklearn", "matplotlib", "scipy", "safetensors", "tqdm", "torch")
-
 
 def python(code: str) -> str:
     return subprocess.run(
@@ -15,12 +13,17 @@ def python(code: str) -> str:
     ).stdout
 
 
-def test_import_brings_in_nothing_heavy():
-    loaded = python(
-        "import sys, backprop_gpu; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
-    ).split()
-    assert "numpy" in loaded
-    assert not set(HEAVY) & set(loaded)
+def test_import_brings_in_little():
+    """Beside NumPy nothing but the standard library, and not much of that."""
+    foreign, count = python(
+        "import sys, numpy.random\n"
+        "before = set(sys.modules)\n"
+        "import backprop_gpu\n"
+        "new = {m for m in set(sys.modules) - before if not m.startswith('backprop_gpu')}\n"
+        "print({m.partition('.')[0] for m in new} - sys.stdlib_module_names, len(new), sep='|')"
+    ).split("|")
+    assert foreign == "set()"
+    assert int(count) < 60  # `benchmarks/bench_cpu.py` times it
 
 
 def test_numpy_networks_need_no_device_code():
@@ -58,16 +61,6 @@ def test_the_torch_module_says_what_to_install():
     )
     assert "needs PyTorch" in out
     assert "pip install 'backprop_gpu[torch]'" in out
-
-
-def test_import_time():
-    """Under 0.3 s more than NumPy alone; the best of several, for the machine may be busy."""
-    measure = (
-        "import time, numpy; start = time.perf_counter(); import backprop_gpu; "
-        "print(time.perf_counter() - start)"
-    )
-    best = min(float(python(measure)) for _ in range(3))
-    assert best < 0.3
 
 
 def test_import_creates_no_context():

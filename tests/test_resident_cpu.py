@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 from typing import Any
@@ -362,26 +361,38 @@ def test_a_long_compilation_is_announced(
         X, Y = np.zeros((4, 3)), np.zeros((4, 2))
         net.fit(X, Y, epochs=1, batch_size=2, learning_rate=0.1, engine="resident")
 
+    class Timer:
+        """Goes off at once if the compilation is to count as a long one, else never."""
+
+        long = False
+
+        def __init__(self, seconds: float, function: Any, arguments: tuple[Any, ...]) -> None:
+            assert seconds == resident_cpu.PATIENCE
+            self.function, self.arguments = function, arguments
+            events.append("made")
+
+        def start(self) -> None:
+            if self.long:
+                self.function(*self.arguments)
+
+        def cancel(self) -> None:
+            events.append("cancelled")
+
+    events: list[str] = []
+    monkeypatch.setattr(resident_cpu.threading, "Timer", Timer)
+    monkeypatch.setattr(resident_cpu, "_compiled", set())
     train()
     assert np.dtype("float32") in resident_cpu._compiled
-    monkeypatch.setattr(resident_cpu, "_compiled", set())
-    train()  # from the cache, within two seconds
     assert not caplog.messages
     monkeypatch.setattr(resident_cpu, "_compiled", set())
-    monkeypatch.setattr(resident_cpu, "PATIENCE", 0.0)
-    transpose_all = resident_cpu_loop.transpose_all
-
-    def slowly(*arguments: Any) -> None:
-        time.sleep(0.2)
-        transpose_all(*arguments)
-
-    monkeypatch.setattr(resident_cpu_loop, "transpose_all", slowly)
+    Timer.long = True
     train()
     assert caplog.messages == [
         "compiling the resident loop for float32: ten to twenty seconds, once on this machine"
     ]
     train()  # it is told once
     assert len(caplog.messages) == 1
+    assert events == ["made", "cancelled"] * 2
 
 
 def test_no_blas_thread_spins_beside_the_loops_threads(monkeypatch: pytest.MonkeyPatch) -> None:
