@@ -546,9 +546,7 @@ def _integers(name: str, values: Sequence[str]) -> list[int]:
     try:
         return [_whole(part) for part in _split(values)]
     except argparse.ArgumentTypeError as error:
-        raise ArgumentError(
-            f"{name} must be whole numbers such as 784,30,10: {error}"
-        ) from None
+        raise ArgumentError(f"{name} must be whole numbers such as 784,30,10: {error}") from None
 
 
 def _default_rate(optimizer: str, cost: str, output: str) -> float:
