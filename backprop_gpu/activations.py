@@ -64,6 +64,10 @@ class Activation:
                 raise TypeError(
                     f"{argument} of activation {name!r} must be callable, got {value!r}"
                 )
+        if range is not None and not _is_interval(range):
+            raise ValueError(
+                f"range of activation {name!r} must be (low, high), low < high, got {range!r}"
+            )
         self.name = name
         self.range = range
         self.function = function
@@ -98,6 +102,17 @@ class Activation:
         """error ← error ⊙ σ'(z): from ∂C/∂a to δ = ∂C/∂z, in place."""
         self.evaluate_derivative(z, a, scratch[0], scratch[1])
         np.multiply(error, scratch[0], out=error)
+
+
+def _is_interval(value: Any) -> bool:
+    """Whether it is two numbers, the smaller first; either may be infinite."""
+    numbers = (int, float, np.integer, np.floating)
+    return (
+        isinstance(value, (tuple, list))
+        and len(value) == 2
+        and all(isinstance(end, numbers) and not isinstance(end, bool) for end in value)
+        and bool(value[0] < value[1])
+    )
 
 
 def _same_shape(result: Any, z: np.ndarray, what: str) -> Any:

@@ -9,6 +9,7 @@ order. What they do more stands behind the parameters' docstring under *Beyond s
 
 from __future__ import annotations
 
+import copy
 import sys
 import warnings
 from itertools import pairwise
@@ -39,7 +40,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from . import perceptron, planning, threads
+from . import perceptron, planning, threads, validation
 from .network import Network
 from .parameters import Layout, Parameters
 from .perceptron import EngineEpochs, PlainEpochs, Problem, State
@@ -206,6 +207,8 @@ class _Perceptron(
         sizes = self._hidden_sizes()
         if any(not isinstance(n, Integral) or n <= 0 for n in sizes):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
+        for n in sizes:
+            validation.integer("hidden_layer_sizes", int(n), 1)
         if not isinstance(self.activation, str) and len(self.activation) != len(sizes):
             raise ValueError(
                 f"activation must name one for each of the {len(sizes)} hidden layers, "
@@ -301,7 +304,8 @@ class _Perceptron(
 
     def _initialize(self, n_inputs: int, dtype: np.dtype[Any]) -> None:
         """Glorot & Bengio's initial weights, drawn in scikit-learn's order."""
-        units = [n_inputs, *self._hidden_sizes(), self.n_outputs_]
+        units = [n_inputs, *map(int, self._hidden_sizes()), self.n_outputs_]
+        validation.room(f"hidden_layer_sizes={units[1:-1]}", 16 * Layout(tuple(units)).length)
         self.n_iter_ = self.t_ = 0
         self.n_layers_ = len(units)
         self.out_activation_ = self._output_name()
@@ -402,7 +406,7 @@ class _Perceptron(
             _warn(
                 "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped"
             )
-        return int(np.clip(self.batch_size, 1, rows))
+        return int(min(max(self.batch_size, 1), rows))
 
     def _epochs(
         self, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool
@@ -483,7 +487,7 @@ class _Perceptron(
     ) -> None:
         """Count the epochs without improvement, by the held-out rows or by the loss."""
         if X is None:
-            worse = self.loss_ > self.best_loss_ - self.tol
+            worse = not self.loss_ <= self.best_loss_ - self.tol  # NaN is worse
             self.best_loss_ = min(self.best_loss_, self.loss_)
         else:
             with epochs.between():
@@ -495,7 +499,7 @@ class _Perceptron(
             self.validation_scores_.append(score)
             if self.verbose:
                 print(f"Validation score: {score:f}")
-            worse = score < self.best_validation_score_ + self.tol
+            worse = not score >= self.best_validation_score_ + self.tol
             if score > self.best_validation_score_:
                 self.best_validation_score_ = score
                 self._best = self.coefs_, self.intercepts_
@@ -660,6 +664,15 @@ class _Perceptron(
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+    def __copy__(self) -> Any:
+        """The parameters are shared, what `fit` has left is not: both train on independently."""
+        copied = object.__new__(type(self))
+        shared = {*self.get_params(deep=False), "_skl_callbacks"}
+        for name, value in vars(self).items():
+            if name != "_cache":
+                setattr(copied, name, value if name in shared else copy.deepcopy(value))
+        return copied
 
     def __getstate__(self) -> Any:
         state = dict(super().__getstate__())
@@ -1033,7 +1046,6 @@ def _one_of(*names: str) -> tuple[Any, str]:
 
 def _number(kind: Any, span: str, *others: Any) -> tuple[Any, str]:
     """A number of a kind in a span such as "[0, inf)", or one of the others."""
-    low, high = (float(end) for end in span[1:-1].split(","))
     what = "an int" if kind is Integral else "a float"
 
     def is_valid(value: Any) -> bool:
@@ -1043,8 +1055,7 @@ def _number(kind: Any, span: str, *others: Any) -> tuple[Any, str]:
             return True
         if not isinstance(value, kind) or isinstance(value, (bool, np.bool_)):
             return False
-        above = value >= low if span[0] == "[" else value > low
-        return bool(above and (value <= high if span[-1] == "]" else value < high))
+        return validation.is_within(value, span)
 
     expected = " or ".join([f"{what} in the range {span}", *map(repr, others)])
     return is_valid, expected
@@ -1063,7 +1074,7 @@ def _is_activation(value: Any) -> bool:
 #: Parameter -> whether a value is valid, and what is.
 _RULES: dict[str, tuple[Any, str]] = {
     "hidden_layer_sizes": (
-        lambda value: isinstance(value, Integral) or hasattr(value, "__iter__"),
+        lambda value: isinstance(value, Integral) or validation.is_ordered(value),
         "an array-like or an int in the range [1, inf)",
     ),
     "activation": (
@@ -1102,7 +1113,8 @@ _RULES: dict[str, tuple[Any, str]] = {
 
 def _invalid(estimator: str, name: str, expected: str, value: Any) -> ValueError:
     return InvalidParameterError(
-        f"The {name!r} parameter of {estimator} must be {expected}. Got {value!r} instead."
+        f"The {name!r} parameter of {estimator} must be {expected}. Got "
+        f"{validation.shown(value)} instead."
     )
 
 

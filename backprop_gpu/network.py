@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -84,6 +85,11 @@ class Network:
     read while it trains, or while another thread assigns weights, may be a mixture of weights
     before and after a step.
 
+    Notes
+    -----
+    ``copy.copy`` and ``copy.deepcopy`` give a network that trains on independently: parameters,
+    generator and history are its own. Only activations and cost are shared by the former.
+
     Examples
     --------
     >>> import numpy as np
@@ -115,7 +121,7 @@ class Network:
             raise ValueError("softmax of one output is always 1: use sigmoid, or two outputs")
         self.dtype = validation.dtype(dtype)
         if seed is not None:
-            seed = validation.integer("seed", seed, 0)
+            seed = validation.seed(seed)
         self._rng = np.random.default_rng(seed)
         self.history: History | None = None
         chosen = [
@@ -127,6 +133,10 @@ class Network:
             for activation in self._activations
         ]
         self._initial_weights = tuple(chosen)
+        self._choice = planning.choose_backend(backend, backends.Obstacles())
+        # Drawn in float64, beside what it becomes.
+        size = Layout(self.sizes).length * (8 + self.dtype.itemsize)
+        validation.room(f"a network of sizes {self.sizes}", size)
         weights, biases = initializers.draw(chosen, self.sizes, self._rng)
 
         self._choice = planning.choose_backend(backend, backends.Obstacles())
@@ -311,7 +321,8 @@ class Network:
         Raises
         ------
         ValueError, TypeError
-            For arguments that do not fit, before anything has changed.
+            For arguments that do not fit, before anything has changed. Of a schedule some epochs
+            are tried; where another fails, training ends there with the weights before it.
         FloatingPointError
             If the cost turns NaN or infinite, naming epoch and batch. The weights are
             then those at the end of the last good epoch, as they are after Ctrl-C.
@@ -471,7 +482,8 @@ class Network:
         state = self.__dict__.copy()
         for name in ("_backend", "_parameters", "_layout", "plan"):
             del state[name]
-        return state | {"flat": self._get_flat()}
+        own = {name: copy.deepcopy(state[name]) for name in ("_rng", "history")}
+        return state | own | {"flat": self._get_flat()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         flat = state.pop("flat")
@@ -495,7 +507,7 @@ def resolve_activations(
                 f"for example {['sigmoid'] * (layers - 1) + [result[0].name]}"
             )
         return result
-    if not hasattr(value, "__iter__"):
+    if not validation.is_ordered(value):
         raise TypeError(f"activation must be a name, an Activation or one a layer, got {value!r}")
     result = tuple(activations.get(item) for item in value)
     if len(result) != layers:

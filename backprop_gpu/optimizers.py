@@ -25,18 +25,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import validation
+
 COEFFICIENTS = 4
-
-
-def _check(name: str, value: float, span: str) -> None:
-    """Refuse a value outside of a span such as "[0, 1)"."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    low, high = (float(end) for end in span[1:-1].split(","))
-    above = value >= low if span[0] == "[" else value > low
-    below = value <= high if span[-1] == "]" else value < high
-    if not (above and below):
-        raise ValueError(f"{name} must be in {span}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +52,10 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         for name in ("l1", "l2"):
-            _check(name, getattr(self, name), "[0, inf)")
+            validation.number(name, getattr(self, name), "[0, inf)")
         for name in ("clip_norm", "clip_value"):
             if getattr(self, name) is not None:
-                _check(name, getattr(self, name), "(0, inf)")
+                validation.number(name, getattr(self, name), "(0, inf)")
 
     @property
     def rule(self) -> str:
@@ -111,7 +102,8 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("momentum", self.momentum, "[0, 1)")
+        validation.number("momentum", self.momentum, "[0, 1)")
+        validation.boolean("nesterov", self.nesterov)
         if self.nesterov and self.momentum == 0.0:
             raise ValueError("nesterov=True needs momentum > 0")
 
@@ -146,9 +138,9 @@ class Adam(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("beta1", self.beta1, "[0, 1)")
-        _check("beta2", self.beta2, "[0, 1)")
-        _check("epsilon", self.epsilon, "(0, inf)")
+        validation.number("beta1", self.beta1, "[0, 1)")
+        validation.number("beta2", self.beta2, "[0, 1)")
+        validation.number("epsilon", self.epsilon, "(0, inf)")
 
     @property
     def rule(self) -> str:
@@ -182,7 +174,7 @@ class AdamW(Adam):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check("weight_decay", self.weight_decay, "[0, inf)")
+        validation.number("weight_decay", self.weight_decay, "[0, inf)")
 
     @property
     def rule(self) -> str:

@@ -14,8 +14,12 @@ from .activations import Activation
 from .costs import Cost
 from .network import Network
 from .optimizers import Optimizer
+from .parameters import Layout
 from .schedules import Schedule
 from .training import Callback, Course, Data, History, Loop, Progress, Settings
+
+#: Of a member beside its parameters: the network, its generator and so on.
+_OBJECT_BYTES = 2000
 
 #: How many failed members a warning describes; the others are in `Population.failed`.
 _DESCRIBED = 5
@@ -50,6 +54,10 @@ class Population:
     plan : planning.Plan
         What runs and why, as of `Network`.
 
+    Notes
+    -----
+    ``copy.copy``, as of a `Network`, gives a population that trains on independently.
+
     Examples
     --------
     >>> import numpy as np
@@ -79,6 +87,7 @@ class Population:
         initial_weights: str = "auto",
     ) -> None:
         members = validation.integer("members", members, 1)
+        check_room("members", members, validation.sizes(sizes), validation.dtype(dtype))
         seeds = _seeds(seed, members)
         pattern = Network(
             sizes,
@@ -250,6 +259,7 @@ class Population:
         After Ctrl-C, or an exception in a callback, every member has the weights at the end of
         its last whole epoch. `fit` trains all members again, also those that failed before.
         """
+        validation.boolean("progress", progress)
         data = training.check_data(self.members[0], X, Y, validation_data)
         settings = _settings(len(data.X), len(self), epochs, batch_size, learning_rate, optimizer)
         hooks = training.check_callbacks(callbacks, data)
@@ -429,11 +439,11 @@ class Population:
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            "pattern": self.members[0],
+            "pattern": copy.copy(self.members[0]),  # on a backend of its own
             "rows": self.members[0]._backend.to_numpy(self._rows),
-            "generators": [member._rng for member in self.members],
-            "histories": [member.history for member in self.members],
-            "failed": self.failed,
+            "generators": [copy.deepcopy(member._rng) for member in self.members],
+            "histories": [copy.deepcopy(member.history) for member in self.members],
+            "failed": dict(self.failed),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -441,6 +451,12 @@ class Population:
         for member, history in zip(self.members, state["histories"], strict=True):
             member.history = history
         self.failed = state["failed"]
+
+
+def check_room(name: str, count: int, sizes: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Refuse more networks than fit in memory, by the argument that asks for them."""
+    size = count * (Layout(sizes).length * dtype.itemsize + _OBJECT_BYTES)
+    validation.room(f"{name}={count} of sizes {sizes}", size)
 
 
 def history_keys(histories: Sequence[History], metric: str | None) -> list[tuple[float, float]]:
@@ -460,33 +476,37 @@ def history_keys(histories: Sequence[History], metric: str | None) -> list[tuple
 def history_metric(histories: Sequence[History], metric: str | None) -> str:
     """The metric, or the first of the known ones that all histories hold."""
     known = ("val_accuracy", "val_loss", "loss")
+    held = [name for name in known if _is_held(histories, name)]
     if metric is None:
-        held = (
-            name
-            for name in known
-            if all(getattr(each, name) and not np.isnan(each.final(name)) for each in histories)
-        )
-        return next(held, "loss")
+        return next(iter(held), "loss")
     if metric not in known:
         raise ValueError(f"unknown metric {metric!r}; known: {', '.join(known)}")
-    if any(not getattr(each, metric) or np.isnan(each.final(metric)) for each in histories):
+    if metric not in held:
         needs = "validation_data" + (" of classes" if metric == "val_accuracy" else "")
-        raise ValueError(f"metric {metric!r} needs a fit with {needs}")
+        raise ValueError(
+            f"metric {metric!r} needs a fit with {needs}"
+            if metric != "loss"
+            else "metric 'loss' needs a fit of an epoch at least"
+        )
     return metric
+
+
+def _is_held(histories: Sequence[History], name: str) -> bool:
+    """Whether all have it. A NaN is a bad value of one of them, all NaN is none."""
+    return all(getattr(each, name) for each in histories) and not all(
+        np.isnan(each.final(name)) for each in histories
+    )
 
 
 def _key(loss: float, accuracy: float) -> tuple[float, float]:
     """Sorts by accuracy where there is one, then by loss; NaN last."""
-    return (
-        0.0 if np.isnan(accuracy) else -float(accuracy),
-        np.inf if np.isnan(loss) else float(loss),
-    )
+    return 0.0 if np.isnan(accuracy) else -float(accuracy), validation.nan_last(loss)
 
 
 def _seeds(seed: Any, members: int) -> list[int | None]:
     if seed is None:
         return [None] * members
-    seeds = _one_a_member("seed", seed, members, lambda value: validation.integer("seed", value, 0))
+    seeds = _one_a_member("seed", seed, members, validation.seed)
     return list(seeds) if _is_several(seed) else [seeds[0] + i for i in range(members)]
 
 
@@ -509,14 +529,17 @@ def _settings(
         spread("optimizer", optimizer, optimizers.get),
     )
     checked: dict[tuple[int, int, int], Any] = {}
+    several = _is_several(learning_rate)
 
-    def check(values: tuple[Any, Any, Any, Any]) -> Settings:
-        return training.check_settings(rows, *values, checked)
+    def check(numbered: tuple[int, tuple[Any, Any, Any, Any]]) -> Settings:
+        i, values = numbered
+        place = f"learning_rate[{i}]" if several else ""
+        return training.check_settings(rows, *values, checked, place)
 
-    rows_of_columns = list(zip(*columns, strict=True))
-    if _is_several(learning_rate):  # only a rate can still be wrong
+    rows_of_columns = list(enumerate(zip(*columns, strict=True)))
+    if several:  # only a rate can still be wrong
         return _one_a_member("learning_rate", rows_of_columns, members, check)
-    return [check(values) for values in rows_of_columns]
+    return [check(numbered) for numbered in rows_of_columns]
 
 
 def _one_a_member(name: str, value: Any, members: int, check: Callable[[Any], Any]) -> list[Any]:

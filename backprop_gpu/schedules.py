@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from . import validation
 
 Schedule = Callable[[np.ndarray], np.ndarray]
 
@@ -21,6 +24,9 @@ class ExponentialDecay:
 
     initial: float
     decay: float
+
+    def __post_init__(self) -> None:
+        _check(self, initial="[0, inf)", decay="[0, inf)")
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
         return self.initial * np.power(self.decay, t)
@@ -35,8 +41,7 @@ class StepDecay:
     factor: float = 0.5
 
     def __post_init__(self) -> None:
-        if not self.every > 0:
-            raise ValueError(f"every must be > 0 epochs, got {self.every!r}")
+        _check(self, initial="[0, inf)", every="(0, inf)", factor="[0, inf)")
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
         return self.initial * np.power(self.factor, np.floor(t / self.every))
@@ -51,8 +56,7 @@ class CosineDecay:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.epochs > 0:
-            raise ValueError(f"epochs must be > 0, got {self.epochs!r}")
+        _check(self, initial="[0, inf)", epochs="(0, inf)", final="[0, inf)")
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
         phase = math.pi * np.minimum(t / self.epochs, 1.0)
@@ -67,11 +71,17 @@ class Warmup:
     then: float | Schedule
 
     def __post_init__(self) -> None:
-        if not self.epochs > 0:
-            raise ValueError(f"epochs must be > 0, got {self.epochs!r}")
+        _check(self, epochs="(0, inf)")
+        if not callable(self.then):
+            validation.number("then", self.then, "[0, inf)", "a number or a schedule")
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
         return np.minimum(t / self.epochs, 1.0) * evaluate(self.then, t)
+
+
+def _check(schedule: Any, **spans: str) -> None:
+    for name, span in spans.items():
+        validation.number(name, getattr(schedule, name), span)
 
 
 def evaluate(learning_rate: float | Schedule, t: np.ndarray) -> np.ndarray:
@@ -79,28 +89,31 @@ def evaluate(learning_rate: float | Schedule, t: np.ndarray) -> np.ndarray:
 
     Raises
     ------
+    TypeError
+        If a rate is no real number.
     ValueError
         If a rate is negative, NaN or infinite, or a schedule changes the shape.
     """
-    if callable(learning_rate):
-        rates = np.asarray(learning_rate(t), dtype=np.float64)
-        if rates.shape == ():
-            rates = np.full(t.shape, float(rates))
-        if rates.shape != t.shape:
-            raise ValueError(
-                f"learning_rate must return one rate a time: expected shape {t.shape}, "
-                f"got {rates.shape}"
-            )
-    elif isinstance(learning_rate, bool) or not isinstance(
-        learning_rate, (int, float, np.floating, np.integer)
-    ):
-        raise TypeError(f"learning_rate must be a number or a callable, got {learning_rate!r}")
-    else:
-        rates = np.full(t.shape, float(learning_rate))
+    if not callable(learning_rate):
+        rate = validation.number(
+            "learning_rate", learning_rate, "[0, inf)", "a number or a callable"
+        )
+        return np.full(t.shape, rate)
+    given = validation.as_array("what learning_rate returns", learning_rate(t))
+    if given.dtype.kind not in "iuf":
+        raise TypeError(f"learning_rate must return real numbers, got dtype {given.dtype}")
+    rates = np.asarray(given, dtype=np.float64)
+    if rates.shape == ():
+        rates = np.full(t.shape, float(rates))
+    if rates.shape != t.shape:
+        raise ValueError(
+            f"learning_rate must return one rate a time: expected shape {t.shape}, "
+            f"got {rates.shape}"
+        )
     bad = ~(np.isfinite(rates) & (rates >= 0.0))
     if bad.any():
         where = float(t[bad][0])
         raise ValueError(
-            f"learning_rate must be finite and >= 0, got {float(rates[bad][0])} at epoch {where:g}"
+            f"learning_rate must be finite and >= 0, got {float(rates[bad][0])} at t = {where:g}"
         )
     return rates

@@ -6,6 +6,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from . import costs, optimizers, training, validation
 from .network import Network, resolve_activations
 from .optimizers import Adam, AdamW, Optimizer
-from .population import Population, history_keys, history_metric
+from .population import Population, check_room, history_keys, history_metric
 from .training import Callback, Data, History, Progress, Settings
 
 #: The arguments of `Network` that a setting may hold. Networks that agree in them, the seed
@@ -186,6 +187,7 @@ def sweep(
     """
     _check_keys(shared, "the arguments that all settings share")
     seeds = validation.integer("seeds", seeds, 1)
+    validation.boolean("progress", progress)
     if hasattr(callbacks, "__iter__"):
         callbacks = list(callbacks)  # every shape takes them
     given = _given(grid, settings)
@@ -214,9 +216,11 @@ def sweep(
                 setting["learning_rate"],
                 _optimizer(setting),
                 schedules,
+                _named(i, given),
             )
             seed = setting.get("seed")
-            first = drawn if seed is None else validation.integer("seed", seed, 0)
+            first = drawn if seed is None else validation.seed(seed)
+            check_room("seeds", seeds, key[0], key[3])
         for repeat in range(seeds):
             group.add(len(rows), first + repeat, hyperparameters)
             rows.append(given[i] | {"seed": first + repeat})
@@ -350,9 +354,13 @@ def _spanned(grid: Any) -> list[Setting]:
                     f"{name} must hold a list of values for {key!r}, got {values!r}; for one "
                     f"value write [{values!r}]"
                 )
-            columns.append(list(values))
+            try:
+                columns.append(list(values))
+            except MemoryError:
+                raise MemoryError(f"{name} holds more values for {key!r} than memory can") from None
             if not columns[-1]:
                 raise ValueError(f"{name} holds no value for {key!r}")
+        validation.room(f"a setting for every combination of {name}", 64 * prod(map(len, columns)))
         found += [dict(zip(one, values, strict=True)) for values in itertools.product(*columns)]
     if not found:
         raise ValueError("grid is empty")

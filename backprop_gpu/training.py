@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -98,7 +99,8 @@ class EarlyStopping(Callback):
     monitor : {"val_loss", "val_accuracy", "loss"}
         ``val_accuracy`` is better when larger, the others when smaller.
     patience : int
-        Epochs without improvement before training stops.
+        Epochs without improvement before training stops. One whose value is NaN or infinite is
+        never an improvement; where all are, nothing is restored.
     min_delta : float
         By how much a value must beat the best to count.
     restore_best : bool
@@ -119,7 +121,7 @@ class EarlyStopping(Callback):
         self.monitor = monitor
         self.patience = validation.integer("patience", patience, 0)
         self.min_delta = validation.finite("min_delta", min_delta, 0.0)
-        self.restore_best = restore_best
+        self.restore_best = validation.boolean("restore_best", restore_best)
 
     def check_fit(self, validation_data: tuple[np.ndarray, np.ndarray] | None) -> None:
         if self.monitor == "loss":
@@ -140,7 +142,7 @@ class EarlyStopping(Callback):
         value = getattr(history, self.monitor)[-1]
         if self.monitor == "val_accuracy":
             value = -value
-        if value < self.best - self.min_delta or self.best_epoch < 0:
+        if value < self.best - self.min_delta:
             self.best, self.best_epoch = value, len(history) - 1
             if self.restore_best:
                 self._best_parameters = network._get_flat()
@@ -169,6 +171,7 @@ def fit(
 ) -> History:
     """`Network.fit`, which has the documentation."""
     # Everything is checked before anything changes.
+    validation.boolean("progress", progress)
     data = check_data(network, X, Y, validation_data)
     settings = check_settings(len(data.X), epochs, batch_size, learning_rate, optimizer)
     hooks = check_callbacks(callbacks, data)
@@ -238,12 +241,13 @@ def check_settings(
     learning_rate: Any,
     optimizer: Any,
     checked: dict[tuple[int, int, int], Any] | None = None,
+    place: str = "",
 ) -> Settings:
-    """`checked` remembers schedules that were tried at every step of so many epochs."""
+    """`checked` remembers schedules that were tried; `place` names the rate of one of many."""
     epochs = validation.integer("epochs", epochs, 1)
     batch_size = validation.integer("batch_size", batch_size, 1, rows)
     optimizer = optimizers.get(optimizer)
-    rates = Rates(learning_rate, -(-rows // batch_size))
+    rates = Rates(learning_rate, -(-rows // batch_size), place)
     checked = {} if checked is None else checked
     key = id(learning_rate), epochs, batch_size
     if rates.constant or key not in checked:
@@ -263,10 +267,43 @@ def check_callbacks(callbacks: Any, data: Data) -> list[Callback]:
 
 def _as_callback(callback: Any) -> Callback:
     if isinstance(callback, Callback):
+        for name, arguments in _HOOKS.items():
+            hook = getattr(callback, name)
+            if getattr(hook, "__func__", None) is not getattr(Callback, name):
+                _check_call(f"{name} of callback {callback!r}", hook, arguments)
         return callback
     if callable(callback) and not isinstance(callback, type):
+        _check_call(f"callback {callback!r}", callback, _HOOKS["on_epoch_end"])
         return _Function(callback)
     raise TypeError(f"callbacks must be Callback objects or functions, got {callback!r}")
+
+
+#: What the hooks are called with.
+_HOOKS = {
+    "check_fit": ("validation_data",),
+    "on_fit_start": ("network",),
+    "on_batch_end": ("network", "batch"),
+    "on_epoch_end": ("network", "history"),
+    "on_fit_end": ("network", "history"),
+    "for_member": ("network",),
+}
+
+
+def _check_call(what: str, hook: Any, arguments: tuple[str, ...]) -> None:
+    """Refuse now what could not be called after an epoch; what cannot be inspected passes."""
+    expected = f"{what} must be a function ({', '.join(arguments)})"
+    if not callable(hook):
+        raise TypeError(f"{expected}, got {hook!r}")
+    if inspect.iscoroutinefunction(hook) or inspect.isgeneratorfunction(hook):
+        raise TypeError(f"{expected} that returns at once, not a coroutine or generator")
+    try:
+        signature = inspect.signature(hook)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"{expected}, but it takes {signature}: {error}") from None
 
 
 def plan(
@@ -301,19 +338,30 @@ def plan(
 class Rates:
     """η at every step, an epoch at a time: those of all epochs could fill the memory."""
 
-    def __init__(self, learning_rate: float | schedules.Schedule, steps: int) -> None:
+    #: At most so many epochs are tried before the first: a million of them would take minutes.
+    TRIED = 16
+
+    def __init__(
+        self, learning_rate: float | schedules.Schedule, steps: int, place: str = ""
+    ) -> None:
         self.constant = not callable(learning_rate)
         self.learning_rate = _explained(learning_rate) if callable(learning_rate) else learning_rate
-        self.steps = steps
+        self.steps, self.place = steps, place
 
     def check(self, epochs: int) -> None:
-        for epoch in range(1 if self.constant else epochs):
+        """Try the first epoch, the last and some between."""
+        last = 0 if self.constant else epochs - 1
+        for epoch in sorted({last * i // (self.TRIED - 1) for i in range(self.TRIED)}):
             self.of(epoch)
 
     def of(self, epoch: int) -> np.ndarray:
-        first = epoch * self.steps
-        times = np.arange(first, first + self.steps) / self.steps
+        times = (epoch * self.steps + np.arange(self.steps, dtype=np.float64)) / self.steps
         return schedules.evaluate(self.learning_rate, times)
+
+    def now(self, epoch: int) -> np.ndarray:
+        """As `of`, in the midst of training."""
+        with validation.within(f"{self.place}{', ' if self.place else ''}epoch {epoch + 1}"):
+            return self.of(epoch)
 
 
 def _explained(schedule: schedules.Schedule) -> schedules.Schedule:
@@ -322,11 +370,11 @@ def _explained(schedule: schedules.Schedule) -> schedules.Schedule:
     def call(t: np.ndarray) -> np.ndarray:
         try:
             return schedule(t)
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(
-                f"learning_rate failed: {error}. It is called with an array of times: "
-                "write np.where(t < 5, 0.1, 0.01) for 0.1 if t < 5 else 0.01"
+                f"learning_rate failed: {type(error).__name__}: {error}. It is called with an "
+                "array of times: write np.where(t < 5, 0.1, 0.01) for 0.1 if t < 5 else 0.01"
             ) from error
 
     return call
@@ -382,7 +430,7 @@ class Course:
             Hyperparameters(
                 settings.batch_size,
                 settings.optimizer,
-                settings.optimizer.coefficients(rates.of(epoch), epoch * rates.steps),
+                settings.optimizer.coefficients(rates.now(epoch), epoch * rates.steps),
                 self.network.plan.captured,
             ),
         )
@@ -628,8 +676,10 @@ class Progress:
     def epoch_is_over(self, ran: Sequence[Course]) -> None:
         if not ran:
             return
-        best = min(ran, key=lambda course: (course.history.val_loss or course.history.loss)[-1])
-        history = best.history
+        history = min(
+            (course.history for course in ran),
+            key=lambda history: validation.nan_last((history.val_loss or history.loss)[-1]),
+        )
         values = {"loss": f"{history.loss[-1]:.4f}"}
         if history.val_loss:
             values["val_loss"] = f"{history.val_loss[-1]:.4f}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +18,7 @@ from .costs import Cost, Quadratic
 
 def sizes(value: Sequence[int]) -> tuple[int, ...]:
     """(n_0, …, n_L), at least an input and an output layer."""
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+    if isinstance(value, (str, bytes, bytearray)) or not is_ordered(value):
         raise TypeError(f"sizes must be a sequence of layer sizes, got {value!r}")
     result = tuple(integer("sizes", n, 1) for n in value)
     if len(result) < 2:
@@ -24,14 +26,90 @@ def sizes(value: Sequence[int]) -> tuple[int, ...]:
     return result
 
 
-def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+def is_ordered(value: Any) -> bool:
+    """Whether its items come in an order of their own, unlike those of a set or a dict."""
+    return hasattr(value, "__iter__") and not isinstance(value, (AbstractSet, Mapping))
+
+
+def integer(name: str, value: Any, low: int, high: int = sys.maxsize) -> int:
     """An int in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < low or (high is not None and value > high):
-        span = f">= {low}" if high is None else f"in [{low}, {high}]"
-        raise ValueError(f"{name} must be {span}, got {value}")
+    if value < low or value > high:
+        span = f">= {low}" if value < low and high == sys.maxsize else f"in [{low}, {high}]"
+        raise ValueError(f"{name} must be {span}, got {shown(value)}")
     return int(value)
+
+
+def seed(value: Any, name: str = "seed") -> int:
+    """An int >= 0 of any size: NumPy's generators take them all."""
+    if isinstance(value, (int, np.integer)) and value > sys.maxsize:
+        return int(value)
+    return integer(name, value, 0)
+
+
+def boolean(name: str, value: Any) -> bool:
+    """True or False; any other value would count as one of them without a word."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def number(name: str, value: Any, span: str, kind: str = "a number") -> float:
+    """A finite float in a span such as "[0, 1)"."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(f"{name} must be {kind}, got {value!r}")
+    if not is_within(value, span):
+        low, high = span[1:-1].split(", ")
+        expected = f"in {span}" if high != "inf" else "finite"
+        if high == "inf" and low != "-inf":
+            expected += f" and {'>=' if span[0] == '[' else '>'} {low}"
+        raise ValueError(f"{name} must be {expected}, got {shown(value)}")
+    return float(value)
+
+
+def finite(name: str, value: Any, low: float = -math.inf) -> float:
+    """A finite float >= low."""
+    return number(name, value, f"[{low:g}, inf)")
+
+
+def is_within(value: Any, span: str) -> bool:
+    """Whether a number lies in the span, and is finite as a float."""
+    try:
+        x = float(value)
+    except OverflowError:  # an int beyond any float
+        return False
+    low, high = map(float, span[1:-1].split(","))
+    above = x >= low if span[0] == "[" else x > low
+    return math.isfinite(x) and above and (x <= high if span[-1] == "]" else x < high)
+
+
+def nan_last(value: float) -> float:
+    """What to compare a loss by: nothing is smaller or larger than NaN, the worst of all."""
+    return math.inf if math.isnan(value) else float(value)
+
+
+def shown(value: Any) -> str:
+    """A value for a message: Python refuses to write out an int of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    return str(value) if isinstance(value, (float, np.number)) else repr(value)
+
+
+def room(what: str, size: int) -> None:
+    """Refuse so many bytes as can never be had, before any is filled: all are asked for at once.
+
+    Raises
+    ------
+    MemoryError
+        Naming `what` needs them, and how much that is.
+    """
+    try:
+        if size > sys.maxsize:
+            raise MemoryError("no array is so long")
+        np.empty(size, np.uint8)
+    except MemoryError as error:
+        raise MemoryError(f"{what} needs {size / 2**30:,.1f} GiB, more than can be had") from error
 
 
 def dtype(value: Any) -> np.dtype[Any]:
@@ -166,6 +244,14 @@ def labels(value: Any, rows: int, n_outputs: int, name: str = "labels") -> np.nd
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be class numbers, got dtype {array.dtype}")
     if array.ndim == 2 and array.shape[1] == n_outputs:
+        if n_outputs > 1:
+            wrong = ((array != 0) & (array != 1)).any(axis=1) | ((array == 1).sum(axis=1) != 1)
+            if wrong.any():
+                row = int(np.argmax(wrong))
+                raise ValueError(
+                    f"{name} of shape (n, {n_outputs}) must be one-hot rows, of one 1 and else 0; "
+                    f"row {row} is not: pass class numbers (n,)"
+                )
         array = array[:, 0] if n_outputs == 1 else array.argmax(axis=1)
     if array.shape != (rows,):
         raise ValueError(
@@ -236,15 +322,6 @@ def within(place: str) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{place}: {error}") from error
-
-
-def finite(name: str, value: Any, low: float = -math.inf) -> float:
-    """A finite float >= low."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (math.isfinite(value) and value >= low):
-        raise ValueError(f"{name} must be finite and >= {low:g}, got {value!r}")
-    return float(value)
 
 
 def _to_host(value: Any) -> Any:

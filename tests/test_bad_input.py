@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+import unittest.mock
 import warnings
 
 import numpy as np
 import pytest
 
-from backprop_gpu import Callback, Network, backends, costs, training, validation
+from backprop_gpu import Activation, Callback, Network, backends, costs, training, validation
 
 ROWS = 6
 GOOD = {"epochs": 2, "batch_size": 2, "learning_rate": 0.1}
@@ -189,6 +192,11 @@ def test_labels_that_have_no_single_meaning():
         ([0, 1], ValueError, r"labels must have shape \(6,\) or \(6, 2\), got \(2,\)"),
         (np.zeros((ROWS, 3), int), ValueError, r"\(6, 3\)"),
         (0, ValueError, r"labels must have shape"),
+        (np.full((ROWS, 2), np.nan), ValueError, r"shape \(n, 2\) must be one-hot.*row 0 is not"),
+        (with_value(np.eye(2)[[0] * ROWS], np.nan), ValueError, "row 2 is not"),
+        (with_value(np.eye(2)[[0] * ROWS], 1), ValueError, "row 2 is not"),
+        (np.zeros((ROWS, 2)), ValueError, "row 0 is not"),
+        (np.full((ROWS, 2), 0.5), ValueError, "row 0 is not: pass class numbers"),
         ([0.5] * ROWS, ValueError, "whole class numbers"),
         ([np.nan] * ROWS, ValueError, "whole class numbers"),
         ([1e300] * ROWS, ValueError, "labels"),
@@ -299,6 +307,16 @@ def test_data_is_left_alone():
         assert net.predict(X).any()
 
 
+def hooks(**functions):
+    callback = Callback()
+    vars(callback).update(functions)
+    return callback
+
+
+async def later(network, history):
+    return True
+
+
 # -- arguments of fit --------------------------------------------------------------------------
 
 
@@ -319,9 +337,9 @@ def test_data_is_left_alone():
         ({"learning_rate": "fast"}, TypeError, "learning_rate must be a number or a callable"),
         ({"learning_rate": True}, TypeError, "learning_rate must be a number or a callable"),
         ({"learning_rate": None}, TypeError, "learning_rate must be a number or a callable"),
-        ({"learning_rate": lambda t: 1.0 - t}, ValueError, "got -0.3.* at epoch 1.33"),
+        ({"learning_rate": lambda t: 1.0 - t}, ValueError, "got -0.3.* at t = 1.33"),
         ({"learning_rate": lambda t: t[:2]}, ValueError, r"one rate a time.*\(3,\).*\(2,\)"),
-        ({"learning_rate": lambda t: t * np.nan}, ValueError, "learning_rate.*nan at epoch 0"),
+        ({"learning_rate": lambda t: t * np.nan}, ValueError, "learning_rate.*nan at t = 0"),
         ({"optimizer": "sdg"}, ValueError, "unknown optimizer 'sdg'; known: sgd, momentum, nest"),
         ({"optimizer": None}, TypeError, "optimizer must be a name or an Optimizer"),
         ({"validation_data": 3}, TypeError, r"validation_data must be a pair \(X, Y\)"),
@@ -338,10 +356,51 @@ def test_data_is_left_alone():
         ({"callbacks": None}, TypeError, "callbacks|iterable"),
         ({"callbacks": Callback()}, TypeError, "callbacks|iterable"),
         ({"callbacks": lambda n, h: None}, TypeError, "callbacks|iterable"),
+        (
+            {"callbacks": [lambda n: None]},
+            TypeError,
+            r"function \(network, history\), but it takes",
+        ),
+        ({"callbacks": [lambda n, h, x: None]}, TypeError, "missing a required argument: 'x'"),
+        ({"callbacks": [[].append]}, TypeError, r"must be a function \(network, history\)"),
+        ({"callbacks": [later]}, TypeError, "not a coroutine or generator"),
+        ({"callbacks": [hooks(on_epoch_end=lambda n: None)]}, TypeError, "on_epoch_end of callb"),
+        ({"callbacks": [hooks(on_batch_end=lambda n: None)]}, TypeError, r"\(network, batch\)"),
+        ({"callbacks": [hooks(on_fit_start=lambda: None)]}, TypeError, r"\(network\)"),
+        ({"callbacks": [hooks(on_fit_end=lambda n: None)]}, TypeError, r"\(network, history\)"),
+        ({"callbacks": [hooks(check_fit=lambda: None)]}, TypeError, r"\(validation_data\)"),
+        ({"callbacks": [hooks(on_fit_end=3)]}, TypeError, "on_fit_end .* a function.*, got 3"),
+        ({"progress": "x"}, TypeError, "progress must be True or False, got 'x'"),
+        ({"progress": 1}, TypeError, "progress must be True or False, got 1"),
+        ({"epochs": 10**400}, ValueError, r"epochs must be in .*got an integer of 1329 bits"),
+        ({"epochs": 10**5000}, ValueError, r"epochs must be in .*got an integer of 16610 bits"),
+        ({"batch_size": 10**5000}, ValueError, r"batch_size must be in \[1, 6\], got an integer"),
+        ({"learning_rate": 10**400}, ValueError, "learning_rate must be finite.* 1329 bits"),
+        ({"learning_rate": lambda t: 1j}, TypeError, "must return real numbers, got .* complex128"),
+        ({"learning_rate": lambda t: t + 0j}, TypeError, "real numbers, got dtype complex128"),
+        ({"learning_rate": lambda t: t < 1}, TypeError, "real numbers, got dtype bool"),
+        ({"learning_rate": lambda t: "1"}, TypeError, "real numbers, got dtype <U1"),
+        ({"learning_rate": lambda t: [0.1][9]}, ValueError, "learning_rate failed: IndexError"),
     ],
 )
 def test_arguments_of_fit(changes, kind, message):
     refuse_fit(kind, message, **changes)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda *anything: None,
+        lambda network, history, more=3: None,
+        functools.partial(lambda a, network, history: None, 1),
+        max,  # of no known signature
+        hooks(on_epoch_end=lambda network, history: None),
+        unittest.mock.Mock(return_value=False),
+    ],
+)
+def test_callbacks_that_can_be_called(callback):
+    with contextlib.suppress(TypeError):  # max, when it is called
+        assert len(network().fit(*data(), **(GOOD | {"callbacks": [callback]}))) == 2
 
 
 def test_the_rows_of_validation_data_are_named():
@@ -390,11 +449,41 @@ def test_a_good_fit_after_bad_ones_has_the_same_bits():
         ("32", TypeError, "sizes must be a sequence of layer sizes, got '32'"),
         (3, TypeError, "sizes must be a sequence of layer sizes, got 3"),
         (None, TypeError, "sizes must be a sequence of layer sizes, got None"),
+        ({3, 2}, TypeError, r"sizes must be a sequence of layer sizes, got \{"),
+        ({3: 1, 2: 1}, TypeError, "sizes must be a sequence of layer sizes, got {3: 1, 2: 1}"),
+        ({3: 1, 2: 1}.keys(), TypeError, "sizes must be a sequence of layer sizes"),
+        ([3, 10**400], ValueError, "sizes must be in .* got an integer of 1329 bits"),
+        ([3, 10**12, 10**12], MemoryError, r"sizes \(3, 1000.*needs 11,175,870,895,441,622.0 GiB"),
+        ([10**7, 10**8], MemoryError, r"sizes \(10000000, 100000000\) needs 11,175,872.0 GiB"),
     ],
 )
 def test_sizes(sizes, kind, message):
     with pytest.raises(kind, match=message):
         Network(sizes, backend="numpy")
+
+
+@pytest.mark.parametrize("seed", [10**400, 2**64, np.int64(3)])
+def test_a_seed_may_be_of_any_size(seed):
+    nets = network(seed=seed), network(seed=int(seed))
+    assert state(nets[0])[0] == state(nets[1])[0]
+
+
+@pytest.mark.parametrize(
+    ("interval", "message"),
+    [
+        ((1, 0), r"range of activation 'own' must be \(low, high\), low < high, got \(1, 0\)"),
+        ((1, 1), "low < high"),
+        ((0, np.nan), "low < high"),
+        ((0, 1, 2), "low < high"),
+        ("01", "low < high"),
+        (1, "low < high"),
+        ((True, 2), "low < high"),
+    ],
+)
+def test_the_range_of_an_activation(interval, message):
+    with pytest.raises(ValueError, match=message):
+        Activation("own", np.tanh, lambda z: 1 - np.tanh(z) ** 2, range=interval)
+    Activation("own", np.tanh, lambda z: 1 - np.tanh(z) ** 2, range=(-1, np.inf))
 
 
 @pytest.mark.parametrize("sizes", [(3, 2), np.array([3, 2]), (n for n in (3, 2)), range(3, 1, -1)])
@@ -419,6 +508,8 @@ def test_any_sequence_of_sizes_will_do(sizes):
         ({"activation": 3}, TypeError, "activation must be a name, an Activation or one a layer"),
         ({"activation": [3, 3]}, TypeError, "activation must be a name or an Activation, got 3"),
         ({"activation": None}, TypeError, "activation must be a name"),
+        ({"activation": {"relu", "tanh"}}, TypeError, "activation must be a name"),
+        ({"activation": {"relu": 1, "tanh": 2}}, TypeError, "activation must be a name"),
         ({"cost": "mse"}, ValueError, "unknown cost 'mse'; known: quadratic, binary_cross_ent"),
         ({"cost": None}, TypeError, "cost must be a name or a Cost, got None"),
         ({"dtype": "float16"}, ValueError, "dtype must be 'float32' or 'float64', got 'float16'"),

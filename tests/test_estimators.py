@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import pickletools
@@ -26,6 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from backprop_gpu import MLPClassifier, MLPRegressor, planning, threads
+from backprop_gpu.perceptron import EngineEpochs
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -657,6 +659,22 @@ def test_cupy_in_cupy_out(iris: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         ("clip_norm", 0.0, "'clip_norm'"),
         ("backend", "tpu", "'backend'"),
         ("random_state", "seven", "seven"),
+        pytest.param("alpha", 10**400, "'alpha' .* Got an integer of 1329 bits", id="alpha huge"),
+        pytest.param(
+            "learning_rate_init",
+            10**4000,
+            "'learning_rate_init' .* Got an integer of 13288 bits",
+            id="learning_rate_init huge",
+        ),
+        pytest.param("batch_size", 10**400, "'batch_size'", id="batch_size huge"),
+        pytest.param(
+            "hidden_layer_sizes",
+            10**400,
+            "hidden_layer_sizes must be in .* an integer of 1329 bits",
+            id="hidden_layer_sizes huge",
+        ),
+        ("hidden_layer_sizes", {3, 4}, "'hidden_layer_sizes'"),
+        ("hidden_layer_sizes", {3: 1, 4: 1}, "'hidden_layer_sizes'"),
     ],
 )
 def test_parameters_that_mean_nothing(iris: Any, name: str, value: Any, message: str) -> None:
@@ -664,6 +682,43 @@ def test_parameters_that_mean_nothing(iris: Any, name: str, value: Any, message:
     with pytest.raises(ValueError, match=message):
         est.fit(*iris)
     assert not hasattr(est, "coefs_")
+
+
+def test_layers_that_no_memory_holds(iris: Any) -> None:
+    est = MLPClassifier((10, 10**12))
+    with pytest.raises(MemoryError, match=r"^hidden_layer_sizes=\[10, 1000000000000\] needs"):
+        est.fit(*iris)
+    assert not hasattr(est, "coefs_")
+    assert MLPClassifier(batch_size=10**30, max_iter=1).fit(*iris).n_iter_ == 1
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_nan_is_no_improvement(
+    iris: Any, monkeypatch: pytest.MonkeyPatch, early_stopping: bool
+) -> None:
+    """scikit-learn takes it for one, and trains on to `max_iter`."""
+    monkeypatch.setattr(EngineEpochs, "run", lambda self, order: float("nan"))
+    monkeypatch.setattr(MLPClassifier, "_score_of", lambda *arguments: float("nan"))
+    est = MLPClassifier(max_iter=50, n_iter_no_change=3, early_stopping=early_stopping).fit(*iris)
+    assert est.n_iter_ == 4
+    assert est.best_loss_ == (None if early_stopping else np.inf)
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
+def test_a_copy_trains_on_independently(iris: Any, solver: str) -> None:
+    settings = {"solver": solver, "max_iter": 5, "random_state": 0, "warm_start": True}
+    est, alone = (MLPClassifier(**settings).fit(*iris) for _ in range(2))
+    kept = pickle.dumps(est)
+    other = copy.copy(est)
+    assert other.get_params() == est.get_params()
+    other.fit(*iris)
+    if solver != "lbfgs":
+        other.partial_fit(*iris)
+    assert pickle.dumps(est) == kept
+    for each in (est, alone):
+        each.fit(*iris)
+    for ours, expected in zip(est.coefs_, alone.coefs_, strict=True):
+        np.testing.assert_array_equal(ours, expected)
 
 
 def test_errors_are_scikit_learns(iris: Any) -> None:

@@ -658,6 +658,29 @@ def test_ranking_by_histories():
     assert members.ranking() == [2, 0]  # by loss
 
 
+def test_a_nan_makes_a_member_the_last_and_no_more():
+    members = population(3)
+    nan = np.nan
+    for member, values in zip(members, ([nan, nan], [0.5, 0.4], [0.3, 0.3]), strict=True):
+        member.history = History(loss=[1.0, 1.0], val_loss=values, val_accuracy=[nan, nan])
+    assert members.ranking() == members.ranking(metric="val_loss") == [2, 1, 0]
+    assert members.best() is members.members[2]
+    with pytest.raises(ValueError, match="'val_accuracy' needs a fit with validation_data of cla"):
+        members.best(metric="val_accuracy")
+
+
+def test_a_schedule_that_fails_later_names_the_member():
+    X, Y = problem()
+    members, alone = population(3), population(3)
+    fails = lambda t: np.where((t >= 6) & (t < 7), -1.0, 0.1)  # noqa: E731
+    with pytest.raises(ValueError, match=r"^learning_rate\[1\], epoch 7: learning_rate must be"):
+        members.fit(X, Y, epochs=1000, batch_size=4, learning_rate=[0.1, fails, 0.1])
+    alone.fit(X, Y, epochs=6, batch_size=4, learning_rate=0.1, engine=members.plan.engine)
+    for member, other in zip(members, alone, strict=True):
+        assert len(member.history) == 6
+        np.testing.assert_array_equal(flat(member), flat(other))
+
+
 def test_ranking_needs_something_to_go_by():
     X, Y = problem()
     members = population()
@@ -707,7 +730,9 @@ def test_it_is_a_collection_of_networks(tmp_path):
     np.testing.assert_array_equal(flat(copied), flat(member))
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))]
+)
 def test_copies(copied):
     X, Y = problem()
     members = population(3, **LINEAR)
@@ -716,10 +741,13 @@ def test_copies(copied):
     other = copied(members)
     assert other.failed == members.failed
     assert [len(member.history) for member in other] == [2, 0, 2]
-    before = [flat(member) for member in members]
+    before = [(flat(member), copy.deepcopy(member._rng).random()) for member in members]
+    assert not {id(each._backend) for each in other} & {id(each._backend) for each in members}
     other.fit(X, Y, **GOOD)
-    for member, weights in zip(members, before, strict=True):
+    for member, (weights, number) in zip(members, before, strict=True):
         np.testing.assert_array_equal(flat(member), weights)
+        assert copy.deepcopy(member._rng).random() == number
+    assert [len(member.history) for member in members] == [2, 0, 2]
     members.fit(X, Y, **GOOD)
     for a, b in zip(members, other, strict=True):
         assert_same(a, b)
@@ -764,6 +792,8 @@ def test_progress_bar(capsys):
     [
         (ValueError, "members must be >= 1, got 0", {"members": 0}),
         (TypeError, "members must be an integer, got 2.0", {"members": 2.0}),
+        (ValueError, "members must be in .*an integer of 1329 bits", {"members": 10**400}),
+        (MemoryError, r"members=100000000000 of sizes \(3, 5, 2\) needs", {"members": 10**11}),
         (ValueError, r"seed has 2 values for 3 members", {"seed": [1, 2]}),
         (ValueError, r"seed\[1\]: seed must be >= 0, got -1", {"seed": [1, -1, 2]}),
         (TypeError, r"seed must be an integer, got 'a'", {"seed": "a"}),
@@ -820,18 +850,20 @@ def test_what_is_no_list_of_networks():
         (TypeError, r"learning_rate must be a number", {"learning_rate": np.ones((3, 1))}),
         (
             ValueError,
-            r"learning_rate\[2\]: .*at epoch 2",
+            r"learning_rate\[2\]: .*at t = 2",
             {"learning_rate": [0.1, 0.1, lambda t: np.where(t < 2, 0.1, -1)]},
         ),
         (
             ValueError,
-            r"^learning_rate must .*at epoch 2",  # only one member trains so long
+            r"^learning_rate must .*at t = 2",  # only one member trains so long
             {"learning_rate": lambda t: np.where(t < 2, 0.1, -1), "epochs": [1, 3, 2]},
         ),
         (ValueError, r"optimizer\[0\]: unknown optimizer", {"optimizer": ["x", "sgd", "sgd"]}),
         (TypeError, r"^optimizer must be a name", {"optimizer": {"name": "sgd"}}),
         (ValueError, "needs validation_data", {"callbacks": [EarlyStopping()]}),
         (TypeError, "callbacks must be a list", {"callbacks": 3}),
+        (TypeError, r"must be a function \(network, history\)", {"callbacks": [lambda n: None]}),
+        (TypeError, "progress must be True or False, got 'x'", {"progress": "x"}),
         (TypeError, "callbacks must be Callback objects", {"callbacks": [EarlyStopping]}),
         (TypeError, "validation_data must be a pair", {"validation_data": 3}),
         (ValueError, "unknown engine 'fast'", {"engine": "fast"}),

@@ -286,6 +286,33 @@ def test_all_networks_fail():
         run(grid={"learning_rate": [1e300], "sizes": [[3, 4, 2], [3, 5, 2]]}, **WILD)
 
 
+def test_a_schedule_that_fails_later_names_the_setting():
+    fails = lambda t: np.where((t >= 6) & (t < 7), -1.0, 0.1)  # noqa: E731
+    with pytest.raises(ValueError, match=r"^setting 1 .*, epoch 7: learning_rate must be finite"):
+        run(settings=[{}, {"learning_rate": fails}], epochs=1000)
+
+
+def test_a_nan_makes_a_row_the_last_and_no_more():
+    """Weights that are finite may all the same give a NaN on data that was never trained on."""
+    X, labels = problem()
+
+    def measure(network, history):
+        history.val_loss[-1] = np.nan if network.sizes[1] == 5 else float(network.sizes[1])
+
+    result = run(
+        grid={"sizes": [[3, 5, 2], [3, 7, 2], [3, 4, 2]]}, validation_data=(X, labels),
+        callbacks=[measure], metric="val_loss",
+    )  # fmt: skip
+    assert result.ranking == [2, 1, 0]
+    result = run(
+        grid={"sizes": [[3, 5, 2], [3, 7, 2], [3, 4, 2]]},
+        validation_data=(X, np.eye(2)[labels] * 0.9),
+        callbacks=[measure],
+    )
+    assert result.metric == "val_loss"
+    assert result.ranking == [2, 1, 0]
+
+
 # -- bad input ------------------------------------------------------------
 
 
@@ -341,6 +368,15 @@ def test_all_networks_fail():
             {"settings": [{"initial_weights": "x"}]},
         ),
         (ValueError, "seeds must be >= 1", {"settings": [{}], "seeds": 0}),
+        (MemoryError, r"^seeds=1000000000000 of sizes", {"settings": [{}], "seeds": 10**12}),
+        (MemoryError, "^grid holds more values for 'seed'", {"grid": {"seed": range(10**15)}}),
+        (
+            MemoryError,
+            "^a setting for every combination of grid needs",
+            {"grid": {"seed": range(10**5), "epochs": range(10**5), "l2": range(10**4)}},
+        ),
+        (TypeError, "progress must be True or False, got 1", {"settings": [{}], "progress": 1}),
+        (TypeError, "nesterov must be True", {"settings": [{"nesterov": 1, "momentum": 0.5}]}),
         (ValueError, "unknown metric 'auc'", {"settings": [{}], "metric": "auc"}),
         (ValueError, "needs validation_data", {"settings": [{}], "metric": "val_loss"}),
         (ValueError, "needs validation_data", {"settings": [{}], "callbacks": [EarlyStopping()]}),

@@ -7,6 +7,7 @@ import gc
 import tracemalloc
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from reference import backpropagate
 
 from backprop_gpu import (
     SGD,
+    Activation,
     Adam,
     AdamW,
     Callback,
@@ -22,6 +24,7 @@ from backprop_gpu import (
     Network,
     planning,
     schedules,
+    training,
 )
 
 ROWS, BATCH, EPOCHS = 11, 4, 3  # 3 batches an epoch, the last of 3 rows
@@ -215,6 +218,81 @@ def test_a_schedule_sees_the_time_in_epochs():
     np.testing.assert_allclose(np.unique(np.concatenate(seen)), np.arange(6) / 3)
 
 
+def test_a_schedule_is_evaluated_as_training_goes_on():
+    """Before the first epoch a few are tried, first and last among them, however many there are."""
+    seen = []
+
+    def schedule(t):
+        seen.append(t[0])
+        return np.full(t.shape, 0.1)
+
+    X, Y = problem()
+    before = []
+    network().fit(
+        X, Y, epochs=10**9, batch_size=BATCH, learning_rate=schedule,
+        callbacks=[lambda n, h: before.append(len(seen)) or len(h) == 3],
+    )  # fmt: skip
+    assert seen[0] == 0
+    assert max(seen) == 10**9 - 1
+    assert before == [before[0], before[0] + 1, before[0] + 2]
+    assert before[0] <= 20
+
+
+LATE = {
+    "negative": (
+        lambda t: np.where((t >= 6) & (t < 7), -1.0, 0.1),
+        ValueError,
+        "got -1.0 at t = 6",
+    ),
+    "complex": (lambda t: t + 1j if t[0] == 6 else t, TypeError, "real numbers, got dtype complex"),
+    "shape": (lambda t: t[:1] if t[0] == 6 else t, ValueError, "one rate a time"),
+    "error": (lambda t: {6.0: [][0]} if t[0] == 6 else t, ValueError, "failed: IndexError"),
+}
+
+
+@pytest.mark.parametrize("late", LATE)
+@pytest.mark.parametrize("engine", ["layered", "resident"])
+def test_a_schedule_that_fails_later(late, engine):
+    schedule, kind, message = LATE[late]
+    X, Y = problem("float32")
+    net, alone, ends = network(dtype="float32"), network(dtype="float32"), []
+    settings = {"batch_size": BATCH, "engine": engine}
+    recorder = Recorder()
+    recorder.on_batch_end = Callback.on_batch_end.__get__(recorder)
+    with pytest.raises(kind, match=rf"^epoch 7: .*{message}"):
+        net.fit(X, Y, epochs=1000, learning_rate=schedule, callbacks=[recorder], **settings)
+    assert len(net.history) == 6
+    assert recorder.calls[-2:] == ["epoch 6", "end"]
+    alone.fit(
+        X, Y, epochs=1000, learning_rate=lambda t: schedule(t) if t[0] < 6 else t * 0,
+        callbacks=[lambda n, h: ends.append(flat(n)) or len(h) == 6], **settings,
+    )  # fmt: skip
+    np.testing.assert_array_equal(flat(net), ends[-1])
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "message"),
+    [
+        (lambda: schedules.ExponentialDecay("a", 0.5), TypeError, "initial must be a number"),
+        (
+            lambda: schedules.ExponentialDecay(1.0, -0.5),
+            ValueError,
+            "decay must be finite and >= 0",
+        ),
+        (lambda: schedules.StepDecay(1.0, every=0), ValueError, "every must be finite and > 0"),
+        (lambda: schedules.StepDecay(1.0, 1, factor=np.nan), ValueError, "factor must be finite"),
+        (lambda: schedules.CosineDecay(1.0, "9"), TypeError, "epochs must be a number, got '9'"),
+        (lambda: schedules.CosineDecay(1.0, 9, -1), ValueError, "final must be finite and >= 0"),
+        (lambda: schedules.Warmup(10**400, 0.1), ValueError, "epochs .* an integer of 1329 bits"),
+        (lambda: schedules.Warmup(5, "0.1"), TypeError, "then must be a number or a schedule"),
+        (lambda: schedules.Warmup(5, -0.1), ValueError, "then must be finite and >= 0"),
+    ],
+)
+def test_schedules_check_their_numbers(make, kind, message):
+    with pytest.raises(kind, match=message):
+        make()
+
+
 def test_a_constant_is_the_constant_schedule():
     X, Y = problem()
     nets = [network() for _ in range(4)]
@@ -347,6 +425,25 @@ def test_a_callback_may_change_the_weights(backend):
     assert not flat(net).any()
 
 
+def test_a_callback_may_train_another_network(backend):
+    X, Y = problem()
+    outer, alone, inner = network(backend), network(backend), []
+    settings = {"batch_size": BATCH, "learning_rate": 0.1, "validation_data": (X, Y)}
+
+    def train_another(net, history):
+        inner.append(network(backend, seed=2))
+        inner[-1].fit(X, Y, epochs=len(history), **settings)
+
+    history = outer.fit(X, Y, epochs=3, callbacks=[train_another], **settings)
+    alone.fit(X, Y, epochs=3, **settings)
+    assert outer.history is history
+    assert (history.loss, history.val_loss) == (alone.history.loss, alone.history.val_loss)
+    np.testing.assert_array_equal(flat(outer), flat(alone))
+    expected = network(backend, seed=2)
+    expected.fit(X, Y, epochs=3, **settings)
+    np.testing.assert_array_equal(flat(inner[-1]), flat(expected))
+
+
 def test_a_callback_stops_training():
     X, Y = problem()
     net = network()
@@ -441,6 +538,47 @@ def test_early_stopping_arguments(keywords):
         EarlyStopping(**keywords)
 
 
+def test_early_stopping_takes_only_flags():
+    with pytest.raises(TypeError, match="restore_best must be True or False, got 'no'"):
+        EarlyStopping(restore_best="no")
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", "val_accuracy", "loss"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("pattern", "best"),  # of values that improve, b being a bad one
+    [("b123", 3), ("b1bb", 1), ("1bb", 0), ("1b2bb", 2), ("bb", None)],
+)
+def test_nan_is_no_improvement(monitor, bad, pattern, best):
+    X, Y = problem()
+    if monitor == "val_accuracy":
+        Y = np.eye(2)[(X[:, 0] > 0).astype(int)]
+    sign, saved = -1 if monitor == "val_accuracy" else 1, []
+
+    def measure(network, history):
+        found = pattern[len(history) - 1]
+        getattr(history, monitor)[-1] = sign * (bad if found == "b" else 5.0 - float(found))
+        saved.append(flat(network))
+
+    net = network()
+    history = net.fit(
+        X, Y, epochs=len(pattern) if best == 3 else 50, batch_size=BATCH, learning_rate=0.05,
+        validation_data=(X, Y), callbacks=[measure, EarlyStopping(monitor, patience=2)],
+    )  # fmt: skip
+    assert len(history) == len(pattern)
+    assert history.restored == (None if best in (None, 3) else best)
+    np.testing.assert_array_equal(flat(net), saved[-1 if best is None else best])
+
+
+def test_the_bar_shows_a_number_where_there_is_one():
+    courses = [SimpleNamespace(history=History(loss=[loss])) for loss in (np.nan, 2.0, 1.0, np.nan)]
+    with training.Progress(1, False, members=4) as shown:
+        seen = []
+        shown._bar.set_postfix = lambda values, refresh: seen.append(values["best loss"])
+        shown.epoch_is_over(courses)
+    assert seen == ["1.0000"]
+
+
 def test_a_batch_hook_set_on_an_object():
     X, Y = problem()
     callback, batches = Callback(), []
@@ -508,6 +646,34 @@ def test_same_seed_same_bits(backend, dtype, optimizer):
     for a, b, c in zip(first, second, other, strict=True):
         np.testing.assert_array_equal(a, b)
         assert not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_trains_on_independently(backend, copied):
+    X, Y = problem()
+    settings = {"epochs": 2, "batch_size": BATCH, "learning_rate": 0.1}
+    net, alone = network(backend), network(backend)
+    taken = []
+    for each in (net, alone):
+        each.fit(
+            X, Y, callbacks=[lambda n, h: taken.append((copied(n), flat(n), len(h)))], **settings
+        )
+    for other, weights, epochs in taken:  # as they were
+        assert len(other.history) == epochs
+        np.testing.assert_array_equal(flat(other), weights)
+    other = copied(net)
+    other.fit(X, Y, **settings)
+    net.fit(X, Y, **settings)
+    alone.fit(X, Y, **settings)
+    np.testing.assert_array_equal(flat(net), flat(alone))
+    np.testing.assert_array_equal(flat(other), flat(alone))
+    assert other.history is not net.history
+
+
+def test_a_shallow_copy_keeps_activations_and_cost():
+    own = Activation("own", lambda z: z, lambda z: z * 0 + 1)
+    net = network(activation=["tanh", own])
+    assert copy.copy(net).activations == net.activations
 
 
 def test_no_seed_differs():
@@ -861,6 +1027,8 @@ def test_progress_bar(capsys):
         {"momentum": -0.1},
         {"nesterov": True},
         {"l1": -1.0},
+        {"l2": 10**400},
+        {"momentum": 10**400},
         {"l2": float("nan")},
         {"l2": float("inf")},
         {"clip_norm": 0.0},
@@ -870,6 +1038,13 @@ def test_progress_bar(capsys):
 def test_optimizer_settings_are_checked(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SGD(**wrong)
+
+
+@pytest.mark.parametrize("wrong", ["no", 1, None])
+def test_nesterov_is_a_flag(wrong):
+    with pytest.raises(TypeError, match=f"nesterov must be True or False, got {wrong!r}"):
+        SGD(momentum=0.9, nesterov=wrong)
+    assert SGD(momentum=0.9, nesterov=np.True_).rule == "nesterov"
 
 
 @pytest.mark.parametrize(
