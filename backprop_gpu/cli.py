@@ -217,7 +217,8 @@ def _add_train(commands: Any) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="of the initial weights and of the order of mini-batches; default %(default)s",
+        help="of the initial weights, of the order of mini-batches and of the rows kept for "
+        "validation; default %(default)s",
     )
     option(
         "--out",

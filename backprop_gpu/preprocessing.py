@@ -390,9 +390,8 @@ def _moments(
     from sklearn.preprocessing import StandardScaler
 
     with np.errstate(over="ignore", invalid="ignore"):
-        scaler = StandardScaler().fit(
-            frame.numbers[rows[:, np.newaxis], columns]
-        )  # without the gaps
+        # It passes over the gaps.
+        scaler = StandardScaler().fit(frame.numbers[rows[:, np.newaxis], columns])
     for j, mean, deviation in zip(columns, scaler.mean_, scaler.scale_, strict=True):
         name, standardize = frame.names[j], options.standardize and scale is None
         if (standardize or options.impute) and not np.isfinite([mean, deviation]).all():
