@@ -4,6 +4,30 @@
 for which BP1 reads δ^L = a^L - y: there the division in ∇_a C and the factor
 σ'(z^L) cancel, and leaving both out is faster and does not lose digits where σ
 is saturated. The cost of such a pair is computed from z^L for the same reason.
+
+For all other pairs of a built-in cost this is BP1, in every engine and kernel.
+∂C/∂a = r / V(a), with V the variance that the cost's distribution has at mean a
+(McCullagh & Nelder 1989, section 2.2):
+
+    quadratic                  r = a - y   V = 1
+    binary_cross_entropy       r = a - y   V = a (1 - a)
+    categorical_cross_entropy  r = -y      V = a
+    poisson                    r = a - y   V = a
+
+    δ^L = r(ā, y) ⊙ σ' / V(ā)         σ' of ā too, where it is computed from a
+    δ_j = q_j - ā_j Σ_k q_k           softmax, with q = r ā / V(ā) = ā ∂C/∂a
+
+- ā is a, moved to the nearest normal float inside the cost's `interior`. Where σ
+  is saturated a is rounded to 0 or 1, or to a float that has lost its digits, and
+  σ' / V would be 0 / 0 or noise; at ā it is the limit that it has there. So
+  learning does not stop at z = -200: sigmoid with poisson has δ = -y (1 - ā).
+- σ' / V comes first. It is about 1, while r / V may overflow: y / ā, where y > 4.
+- 1 - ā of the one output of softmax that may be above ½ is the sum of the others'
+  ā: they have the digits that 1 - a has lost, and δ has a pole there.
+- A NaN stays one, so that a diverged cost is seen.
+
+C takes the same ā, with 1 - ā from ā itself. A user's cost gets a as it is: it
+says itself what happens at an edge.
 """
 
 from __future__ import annotations
@@ -105,12 +129,27 @@ class Cost:
             )
         out[...] = value
 
+    def output_error(
+        self,
+        z: np.ndarray,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        out: np.ndarray,
+        scratch: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        """BP1, out = δ^L, for a pair that does not collapse."""
+        self.evaluate_gradient(a, y, out, scratch[0])
+        activation.pull_back(out, z, a, scratch)
+
 
 class _Builtin(Cost):
     """C_x = Σ_j c(a_j, y_j), so that one elementwise map and one sum are the whole cost."""
 
     builtin = True
     name: str
+    #: The open interval that ā is moved into: without an end of `domain` where C is finite.
+    interior: tuple[float, float]
 
     def __init__(self, clipped: bool = False) -> None:
         """With `clipped` C, but not its gradient, takes a from [ε, 1 - ε], ε being the dtype's,
@@ -127,6 +166,33 @@ class _Builtin(Cost):
     ) -> None:
         """out = c(σ(z_j), y_j) for the partner σ, without the rounding of a."""
         raise NotImplementedError
+
+    def error(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        """slope ← r · slope / V at ā: δ of σ'(z), q of ā. `inside` is ā; scratch has its shape."""
+        raise NotImplementedError
+
+    def output_error(
+        self,
+        z: np.ndarray,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        out: np.ndarray,
+        scratch: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        inside, term = scratch
+        _clip(a, self.interior, inside)
+        if activation.elementwise:
+            activation.evaluate_derivative(z, inside, out, term)
+            self.error(inside, y, out, term)
+        else:
+            np.copyto(out, inside)
+            self.error(inside, y, out, term)
+            np.sum(out, axis=1, keepdims=True, out=term[:, :1])
+            np.multiply(inside, term[:, :1], out=inside)
+            np.subtract(out, inside, out=out)
 
     def mean(
         self,
@@ -153,8 +219,9 @@ class _Builtin(Cost):
 
     def gradient(self, a: Array, y: Array) -> np.ndarray:
         a, y = _rows(a, y)
-        out = np.empty_like(a)
-        self.evaluate_gradient(a, y, out, np.empty_like(a))
+        inside, out = np.empty_like(a), np.ones_like(a)
+        _clip(a, self.interior, inside)
+        self.error(inside, y, out, np.empty_like(a))
         return out
 
 
@@ -165,17 +232,19 @@ def _rows(a: Array, y: Array) -> tuple[np.ndarray, np.ndarray]:
     return a.astype(dtype), y.astype(dtype)
 
 
-def _clip(a: np.ndarray, domain: tuple[float, float], out: np.ndarray) -> None:
-    """Move a to the floats strictly inside the domain: rounding may have put it on the edge."""
+def _clip(a: np.ndarray, interior: tuple[float, float], out: np.ndarray) -> None:
+    """out = ā: the smallest normal number in place of less, the largest below 1 in place of 1."""
     info = np.finfo(a.dtype)
-    upper = 1.0 - float(info.epsneg) if domain[1] == 1.0 else None
-    np.clip(a, float(info.tiny), upper, out=out)
+    lower = float(info.tiny) if interior[0] == 0.0 else -math.inf
+    upper = 1.0 - float(info.epsneg) if interior[1] == 1.0 else math.inf
+    np.clip(a, lower, upper, out=out)
 
 
 class Quadratic(_Builtin):
     """C_x = ½ ‖y - a‖²,  ∂C_x/∂a_j = a_j - y_j."""
 
     name = "quadratic"
+    interior = Cost.domain
     partner = "identity"
 
     def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
@@ -200,10 +269,23 @@ class Quadratic(_Builtin):
     ) -> None:
         self.terms(a, y, out, scratch)
 
-    def evaluate_gradient(
-        self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    def error(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
-        np.subtract(a, y, out=out)
+        np.subtract(inside, y, out=scratch)
+        np.multiply(slope, scratch, out=slope)
+
+    def output_error(
+        self,
+        z: np.ndarray,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        out: np.ndarray,
+        scratch: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        np.subtract(a, y, out=out)  # there is nothing to move a into, and no V
+        activation.pull_back(out, z, a, scratch)
 
 
 class BinaryCrossEntropy(_Builtin):
@@ -213,13 +295,13 @@ class BinaryCrossEntropy(_Builtin):
     """
 
     name = "binary_cross_entropy"
-    domain = (0.0, 1.0)
+    domain = interior = (0.0, 1.0)
     targets = (0.0, 1.0)
     partner = "sigmoid"
 
     def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
         # -(ln(1-a) + y (ln a - ln(1-a)))
-        _clip(a, self.domain, out)
+        _clip(a, self.interior, out)
         np.negative(out, out=scratch)
         np.log1p(scratch, out=scratch)
         np.log(out, out=out)
@@ -235,14 +317,39 @@ class BinaryCrossEntropy(_Builtin):
         np.multiply(y, z, out=scratch)
         np.subtract(out, scratch, out=out)
 
-    def evaluate_gradient(
-        self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    def error(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
-        _clip(a, self.domain, scratch)
-        np.subtract(1.0, scratch, out=out)
-        np.multiply(scratch, out, out=scratch)
-        np.subtract(a, y, out=out)
-        np.divide(out, scratch, out=out)
+        np.subtract(1.0, inside, out=scratch)
+        np.multiply(scratch, inside, out=scratch)
+        np.divide(slope, scratch, out=slope)
+        np.subtract(inside, y, out=scratch)
+        np.multiply(slope, scratch, out=slope)
+
+    def output_error(
+        self,
+        z: np.ndarray,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        out: np.ndarray,
+        scratch: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        if activation.elementwise:
+            super().output_error(z, a, y, activation, out, scratch)
+            return
+        # q = r / (1 - ā). Above ½ δ_j is r_j - ā_j Σ_{k≠j} q_k: the same, without a pole.
+        inside, q = scratch
+        _clip(a, (0.0, math.inf), inside)
+        below = ~(inside > 0.5)  # a NaN is below
+        np.subtract(1.0, inside, out=q)
+        np.copyto(q, np.sum(inside, axis=1, keepdims=True, where=below), where=~below)
+        np.subtract(inside, y, out=out)
+        np.divide(out, q, out=q)
+        np.copyto(out, q, where=below)
+        sums = [np.sum(q, axis=1, keepdims=True, where=which) for which in (True, below)]
+        np.multiply(inside, np.where(below, *sums), out=q)
+        np.subtract(out, q, out=out)
 
 
 class CategoricalCrossEntropy(_Builtin):
@@ -252,13 +359,13 @@ class CategoricalCrossEntropy(_Builtin):
     """
 
     name = "categorical_cross_entropy"
-    domain = (0.0, 1.0)
+    domain, interior = (0.0, 1.0), (0.0, math.inf)
     targets = (0.0, 1.0)
     distribution = True
     partner = "softmax"
 
     def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
-        _clip(a, (0.0, math.inf), scratch)
+        _clip(a, self.interior, scratch)
         np.log(scratch, out=scratch)
         np.multiply(y, scratch, out=out)
         np.negative(out, out=out)
@@ -277,12 +384,12 @@ class CategoricalCrossEntropy(_Builtin):
         np.multiply(out, y, out=out)
         np.negative(out, out=out)
 
-    def evaluate_gradient(
-        self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    def error(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
-        _clip(a, (0.0, math.inf), scratch)
-        np.divide(y, scratch, out=out)
-        np.negative(out, out=out)
+        np.divide(slope, inside, out=slope)
+        np.multiply(slope, y, out=slope)
+        np.negative(slope, out=slope)
 
 
 class Poisson(_Builtin):
@@ -291,12 +398,12 @@ class Poisson(_Builtin):
     """
 
     name = "poisson"
-    domain = (0.0, math.inf)
+    domain = interior = (0.0, math.inf)
     targets = (0.0, math.inf)
     partner = "exponential"
 
     def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
-        _clip(a, self.domain, scratch)
+        _clip(a, self.interior, scratch)
         np.log(scratch, out=scratch)
         np.multiply(y, scratch, out=out)
         np.subtract(a, out, out=out)
@@ -307,13 +414,12 @@ class Poisson(_Builtin):
         np.multiply(y, z, out=out)
         np.subtract(a, out, out=out)
 
-    def evaluate_gradient(
-        self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    def error(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
-        _clip(a, self.domain, scratch)
-        np.divide(y, scratch, out=out)
-        np.minimum(out, np.finfo(out.dtype).max, out=out)  # σ' will be 0 there, and not NaN
-        np.subtract(1.0, out, out=out)
+        np.divide(slope, inside, out=slope)
+        np.subtract(inside, y, out=scratch)
+        np.multiply(slope, scratch, out=slope)
 
 
 _REGISTRY: dict[str, Cost] = {

@@ -7,6 +7,9 @@ sample by central differences in float64, and for weights and biases too.
 At a kink (relu at z = 0) C has a slope to the left and one to the right, and a
 central difference measures neither. Where it disagrees with backpropagation,
 the demon therefore looks at both sides, and whatever lies between is right.
+
+Where even float64 has rounded an output to the edge of what the cost is defined
+for, C is flat and δ is not (`costs` says why): such a row is left out.
 """
 
 from __future__ import annotations
@@ -67,6 +70,8 @@ class GradientReport:
     worst_bias: Nudge
     comparisons: int
     tolerance: float
+    #: Rows of which C cannot be told: an output of theirs is at an edge of the cost's domain.
+    left_out: int = 0
 
     @property
     def ok(self) -> bool:
@@ -84,6 +89,8 @@ class GradientReport:
             f"gradients {verdict}: {self.comparisons} nudges, largest relative error "
             f"{self.error:.2e} (tolerance {self.tolerance:.0e})"
         ]
+        if self.left_out:
+            lines.append(f"  left out: {self.left_out} rows with an output at the cost's edge")
         for title, nudge in (
             ("worst neuron", self.worst_neuron),
             ("worst weight", self.worst_weight),
@@ -116,6 +123,11 @@ def check_gradients(
     -------
     GradientReport
         Naming the worst neuron, weight and bias.
+
+    Raises
+    ------
+    ValueError
+        If there is no row of which C can be told (see ``left_out``).
     """
     tolerance = validation.finite("tolerance", tolerance, 0.0)
     if tolerance <= 0.0:
@@ -131,7 +143,8 @@ def check_gradients(
             lambda l: demon.nudge_parameters("b", l, max_weights),
         )
     )
-    return GradientReport(neurons, weights, biases, demon.comparisons, tolerance)
+    left_out = len(X) - len(demon.rows)
+    return GradientReport(neurons, weights, biases, demon.comparisons, tolerance, left_out)
 
 
 class _Demon:
@@ -145,9 +158,18 @@ class _Demon:
         engine = LayeredEngine(backend, network.sizes, self.activations, self.cost)
         self.parameters = Parameters(network._layout, network._get_flat().astype(np.float64))
         self.gradients = engine._zeros_like(self.parameters)
-        self.batch = Batch(backend, network.sizes, (True,) * len(network.sizes), len(X))
-        self.batch.a[0][...] = X
-        self.batch.y[...] = Y
+        at_edge = self._at_edge(engine.predict(self.parameters, X, len(X)))
+        #: Those that are nudged.
+        self.rows = np.flatnonzero(~at_edge)
+        if not self.rows.size:
+            raise ValueError(
+                f"X: every row has an output at the edge of what cost {self.cost.name!r} is "
+                f"defined for, where its slope cannot be measured: make X or the weights smaller"
+            )
+        sizes = network.sizes
+        self.batch = Batch(backend, sizes, (True,) * len(sizes), len(self.rows))
+        self.batch.a[0][...] = X[self.rows]
+        self.batch.y[...] = Y[self.rows]
         engine._forward(self.parameters, self.batch)
         engine._backward(self.parameters, self.gradients, self.batch)
         z = np.asarray(self.batch.z[-1])
@@ -155,6 +177,20 @@ class _Demon:
         if self.cost.builtin:  # of order z where σ is saturated; a user's may have any unit
             self.floor += _mean_size(z)
         self.floor *= RESOLUTION
+
+    def _at_edge(self, a: np.ndarray) -> np.ndarray:
+        """(n,), whether an output is where ā ends, or within a nudge of that."""
+        if not isinstance(self.cost, costs._Builtin) or costs.collapses(
+            self.activations[-1], self.cost
+        ):
+            return np.zeros(len(a), bool)
+        info, (low, high) = np.finfo(a.dtype), self.cost.interior
+        edge = np.zeros(a.shape, bool)
+        if low == 0.0:
+            edge |= a < 4.0 * float(info.tiny)
+        if high == 1.0:
+            edge |= a > 1.0 - 4.0 * float(info.eps)
+        return np.asarray(edge.any(axis=1))
 
     def nudge_neurons(self, l: int) -> Iterator[Nudge]:
         """The worst sample of every neuron j of layer l: samples do not meet in C_x."""
@@ -170,7 +206,7 @@ class _Demon:
             unit = 1.0 + np.abs(z[:, j])
             measured, errors = self._compare(delta[:, j], costs_of, unit, scale, np.asarray)
             x = int(errors.argmax())
-            name = f"z_{j}^{l} of sample {x}"
+            name = f"z_{j}^{l} of sample {self.rows[x]}"
             yield Nudge(name, float(delta[x, j]), float(measured[x]), float(errors[x]))
 
     def nudge_parameters(self, letter: str, l: int, limit: int) -> Iterator[Nudge]:

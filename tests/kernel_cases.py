@@ -381,6 +381,51 @@ def cost_and_output_error(s: Subject, pair: tuple[str, str]) -> None:
             assert_close(s.get(delta), delta_exact, bound, f"BP1 {what}")
 
 
+@case(each=reference.VALID_PAIRS)
+def error_of_saturated_outputs(s: Subject, pair: tuple[str, str]) -> None:
+    """Where a has lost its digits, or is rounded to 0 or 1, δ is the limit that it has there."""
+    sigma, cost = activations.get(pair[0]), costs.get(pair[1])
+    for n in (2, 37):
+        size = np.array([0.0, 1.0, 17.0, 30.0, 90.0, 200.0, 1000.0])
+        if pair[0] in ("exponential", "elu"):
+            size = size[:4]
+        z = s.exact(size[s.rng.integers(0, len(size), (24, n))] * s.rng.choice([-1, 1], (24, n)))
+        z[0], z[1], z[2], z[3, 0], z[3, 1:] = 0.0, size[-1], -size[-1], size[-1], -size[-1]
+        y = _targets(s, 24, n)
+        if not cost.distribution:
+            y[12:] = s.rng.integers(0, 2, (12, n))
+        if pair[1] == "poisson":
+            y[4:8] = s.exact(1000 * y[4:8])  # y / a overflows, δ does not
+        a = s.exact(reference.activate(pair[0], z))
+        delta = s.poisoned(24, n)
+        s.backend.output_error(*s.put(z, a, y), sigma, cost, delta)
+        exact = reference.output_error(z, y, *pair, s.dtype)
+        terms = 1 + np.abs(a - y)
+        if pair[0] == "softmax":
+            terms = terms.sum(axis=1, keepdims=True)
+        assert_close(s.get(delta), exact, 16 * s.eps * terms * (1 + np.abs(a)), f"{pair} {n}")
+
+
+@case(each=costs.names())
+def error_at_the_edges_of_a_cost(s: Subject, name: str) -> None:
+    """With another σ' from a, e^z, whose a is 1 or, but for rounding, not 0."""
+    z = np.array([[0.0, -1.0, -40.0, -1000.0]] * 3)
+    y = np.array([[0.0] * 4, [1.0] * 4, [0.25] * 4])
+    a = s.exact(np.exp(z))
+    info = np.finfo(s.dtype)
+    exact = a - y  # of Poisson, which collapses
+    if name == "quadratic":
+        exact = (a - y) * a
+    elif name == "categorical_cross_entropy":
+        exact = -y
+    elif name == "binary_cross_entropy":
+        a_inside = np.clip(a, float(info.tiny), 1.0 - float(info.epsneg))
+        exact = (a_inside - y) / (1.0 - a_inside)
+    delta = s.poisoned(3, 4)
+    s.backend.output_error(*s.put(z, a, y), activations.get("exponential"), costs.get(name), delta)
+    assert_close(s.get(delta), exact, 8 * s.eps * np.abs(exact), name)
+
+
 @case(
     each=(
         ("tanh", "quadratic"),
@@ -395,7 +440,7 @@ def edge_of_the_domain(s: Subject, pair: tuple[str, str]) -> None:
     a = np.array([[0.0, 1.0], [1.0, 0.0]], s.dtype)
     y = np.array([[0.0, 1.0], [0.0, 1.0]], s.dtype)
     if pair[1] == "poisson":
-        y *= 100  # y / a is infinite where σ' is 0
+        y *= 100  # y / a is infinite
         a[0] = 1.0, 0.0
     arguments = activations.get(pair[0]), costs.get(pair[1])
     got = s.backend.cost(None, *s.put(a, y), *arguments)
@@ -436,6 +481,16 @@ def nan_is_not_lost(s: Subject) -> None:
         assert np.isnan(s.get(a)[1]).any(), name
         got = s.backend.cost(None, a, *s.put(np.ones((2, 3))), sigma, costs.get("quadratic"))
         assert np.isnan(got), name
+    a, y = np.array([[0.5, 0.5, 0.25], [0.5, np.nan, 0.25]]), np.full((2, 3), 0.5)
+    for pair in reference.VALID_PAIRS:
+        delta = s.poisoned(2, 3)
+        sigma, cost = activations.get(pair[0]), costs.get(pair[1])
+        if sigma.derivative_from == "z":
+            continue
+        s.backend.output_error(None, *s.put(a, y), sigma, cost, delta)
+        got = s.get(delta)
+        assert np.isfinite(got[0]).all(), pair
+        assert np.isnan(got[1, 1]), pair
 
 
 # -- a step of an epoch -----------------------------------------------------------------

@@ -180,6 +180,27 @@ def test_fit(module, dtype, sizes, settings):
     np.testing.assert_allclose(got.predict(X), want.predict(X), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    ("sigma", "cost"),
+    [
+        ("sigmoid", "categorical_cross_entropy"),
+        ("softmax", "binary_cross_entropy"),
+        ("softplus", "poisson"),
+    ],
+)
+def test_fit_of_saturated_outputs(module, sigma, cost):
+    X, Y = np.random.default_rng(5).normal(size=(5, 3)), np.eye(3)[[0, 1, 2, 2, 0]]
+    changes = []
+    for backend in ("numba_cuda", "numpy"):
+        network = Network([3, 3], activation=sigma, cost=cost, seed=2, backend=backend)
+        network.biases = [np.array([-200, 200, 0])]
+        network.fit(X, Y, epochs=1, batch_size=5, learning_rate=1.0)
+        changes.append(network.biases[0] - [-200, 200, 0])
+    got, want = changes
+    assert np.abs(want[0]) > 0.1, "it learns where it is saturated"
+    np.testing.assert_allclose(got, want, rtol=0, atol=200 * 1e-5)
+
+
 # -- the blocks of a device: last, since it swaps the kernels ---------------------------------
 
 

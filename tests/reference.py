@@ -69,6 +69,10 @@ COSTS: dict[str, tuple[Callable[[Array, Array], Array], Callable[[Array, Array],
     "poisson": (lambda a, y: (a - y * np.log(a)).sum(axis=1), lambda a, y: 1 - y / a),
 }
 
+#: The largest float below 1 and the smallest normal one: where a cost has a pole, a is kept within.
+_BELOW_ONE = {"float32": 1 - 2.0**-24, "float64": 1 - 2.0**-53}
+_SMALLEST = {"float32": 2.0**-126, "float64": 2.0**-1022}
+
 #: The pairs that make sense, written out rather than asked from the package.
 _ANY = (*ACTIVATIONS, "softmax")
 VALID_PAIRS: tuple[tuple[str, str], ...] = (
@@ -100,9 +104,25 @@ def forward(w: Array, b: Array, a: Array, activation: str) -> tuple[Array, Array
     return z, activate(activation, z)
 
 
-def output_error(z: Array, y: Array, activation: str, cost: str) -> Array:
+def output_error(
+    z: Array, y: Array, activation: str, cost: str, dtype: object = np.float64
+) -> Array:
+    """BP1 with the quotients in exact arithmetic, where a is at least `dtype`'s smallest normal."""
     z, y = _double(z, y)
-    return pull_back(activation, COSTS[cost][1](activate(activation, z), y), z)
+    if cost == "quadratic":
+        return pull_back(activation, activate(activation, z) - y, z)
+    a = np.maximum(activate(activation, z), _SMALLEST[np.dtype(dtype).name])
+    if activation == "softmax":
+        others = 1.0 - np.eye(z.shape[1])
+        rest = np.einsum("xk,kj->xj", a, others)  # 1 - a, with its digits
+        q = -y if cost == "categorical_cross_entropy" else a - y
+        if cost == "binary_cross_entropy":
+            q = q / rest
+        return q * rest - a * np.einsum("xk,kj->xj", q, others)
+    if (activation, cost) in (("sigmoid", "binary_cross_entropy"), ("exponential", "poisson")):
+        return a - y
+    shares = {"sigmoid": _sigmoid(-z), "softplus": -np.expm1(-a) / a}  # σ' / a
+    return (-y if cost == "categorical_cross_entropy" else a - y) * shares[activation]
 
 
 def hidden_error(w_next: Array, delta_next: Array, z: Array, activation: str) -> Array:
@@ -136,21 +156,28 @@ def backpropagate(
     cost: str,
     X: Array,
     Y: Array,
+    dtype: object = np.float64,
 ) -> Pass:
+    """All of it in float64; `dtype` is the one that saturated outputs are kept normal in."""
     X, Y = _double(X, Y)
     a, z = [X], [X]
     for w, b, name in zip(weights, biases, names, strict=True):
         layer = forward(w, b, a[-1], name)
         z.append(layer[0])
         a.append(layer[1])
-    deltas = [output_error(z[-1], Y, names[-1], cost)]
+    deltas = [output_error(z[-1], Y, names[-1], cost, dtype)]
     for l in range(len(names) - 1, 0, -1):
         deltas.insert(0, hidden_error(weights[l], deltas[0], z[l], names[l - 1]))
     gradients = [
         (weight_gradient(delta, before), bias_gradient(delta))
         for delta, before in zip(deltas, a, strict=False)
     ]
-    mean_cost = float(np.mean(COSTS[cost][0](a[-1], Y)))
+    inside = a[-1]
+    if cost != "quadratic":
+        inside = np.maximum(inside, _SMALLEST[np.dtype(dtype).name])
+    if cost == "binary_cross_entropy":
+        inside = np.minimum(inside, _BELOW_ONE[np.dtype(dtype).name])
+    mean_cost = float(np.mean(COSTS[cost][0](inside, Y)))
     return Pass(a, z, mean_cost, [X, *deltas], gradients)
 
 

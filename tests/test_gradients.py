@@ -335,6 +335,26 @@ def test_saturated_outputs_are_not_reported(activation, cost, size):
     assert report.ok, str(report)
 
 
+@pytest.mark.parametrize(("activation", "cost"), VALID_PAIRS)
+def test_outputs_at_the_edge_of_the_cost_are_left_out(activation, cost):
+    """There C is flat, and δ is not: only a pair that collapses has a C that knows better."""
+    net = Network(
+        [1, 2], activation=activation, cost=cost, dtype="float64", backend="numpy", seed=1
+    )
+    net.weights, net.biases = [[[1.0], [-1.0]]], [np.zeros(2)]
+    Y = np.array([[0.25, 0.75]] * 3)
+    flat = cost != "quadratic" and not costs.collapses(activations.get(activation), costs.get(cost))
+    size = 300.0 if activation == "exponential" else 1000.0
+    report = net.check_gradients([[0.5], [size], [-1.0]], Y)
+    assert report.left_out == flat
+    assert ("left out: 1 rows" in str(report)) == flat
+    if flat:
+        assert report.ok, str(report)
+        assert report.worst_neuron.quantity.endswith((" of sample 0", " of sample 2"))
+        with pytest.raises(ValueError, match=f"every row has an output at the edge.*{cost}"):
+            net.check_gradients([[size], [-size]], Y[:2])
+
+
 def test_gradients_that_cancel_are_not_reported():
     """Where the mean over samples vanishes, rounding is all that is left to compare."""
     settings = {"activation": "identity", "dtype": "float64", "backend": "numpy", "seed": 1}

@@ -97,14 +97,17 @@ def _kernels(module, dtype: str):
             yield f"forward {sigma.name} {keep_z}", kernel, (matrix, flat, *[matrix] * 3), False
         kernel = hidden_error.make_hidden_error(derivative, T)
         yield f"hidden_error {sigma.name}", kernel, (matrix,) * 5, False
-    # Any gradient goes with any σ'; each once is enough.
-    gradients = [(name, terms.gradient(name, T)) for name in costs.names()]
-    gradients.append(("of a user's cost", terms.given))
+    # Any cost goes with any σ'; each once is enough.
+    errors = [(name, terms.functions(name, T)) for name in costs.names()]
+    errors.append(("of a user's cost", terms.given))
     for sigma in (*ELEMENTWISE, SWISH):
         _, derivative = backend._device_functions(sigma)
-        for name, gradient in gradients if sigma.name == "sigmoid" else gradients[1:2]:
-            kernel = output_error.make_output_error(gradient, derivative)
+        for name, functions in errors if sigma.name == "sigmoid" else errors[1:2]:
+            kernel = output_error.make_output_error(*functions, derivative)
             yield f"output_error {sigma.name} {name}", kernel, (matrix,) * 4, False
+    for name in costs.names():
+        kernel = output_error.make_softmax_output_error(name, T)
+        yield f"softmax_output_error {name}", kernel, (matrix,) * 3, False
     yield "softmax", sigmas.make_softmax(T), (matrix, matrix), False
     yield "softmax_pull_back", sigmas.make_softmax_pull_back(T), (matrix, matrix), False
     yield "bias_gradient", bias_gradient.make_bias_gradient(T), (matrix, flat), False
@@ -140,7 +143,7 @@ def test_kernels_compile_and_float32_stays_float32(numba_cuda, dtype):
         if dtype == "float32" and not sums_in_float64:
             assert not doubles, f"{name} computes in double precision: {doubles[:3]}"
         names.add(name)
-    assert len(names) == 22 + 11 + 15 + 7 + 8 + 9
+    assert len(names) == 22 + 11 + 15 + 4 + 7 + 8 + 9
 
 
 def test_double_precision_would_be_seen(numba_cuda):

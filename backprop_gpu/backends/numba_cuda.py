@@ -150,17 +150,21 @@ class NumbaCudaBackend:
         self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost, out: Array
     ) -> None:
         if costs.collapses(activation, cost):
-            gradient = device_costs.gradient("quadratic", self._T)
+            functions = device_costs.functions("quadratic", self._T)
             _, derivative = device_activations.builtin("identity", self._T)
-            output_error.make_output_error(gradient, derivative)[_tiles(out.shape)](a, a, y, out)
+            output_error.make_output_error(*functions, derivative)[_tiles(out.shape)](a, a, y, out)
+            return
+        if cost.builtin and not activation.elementwise:
+            softmax = output_error.make_softmax_output_error(cost.name, self._T)
+            softmax[_blocks(a.shape[0])](a, y, out)
             return
         if cost.builtin:
-            gradient = device_costs.gradient(cost.name, self._T)
+            functions = device_costs.functions(cost.name, self._T)
         else:
             out.copy_to_device(self._gradient_on_host(a, y, cost))
-            gradient, y = device_costs.given, out
+            functions, y = device_costs.given, out
         _, derivative = self._device_functions(activation)
-        kernel = output_error.make_output_error(gradient, derivative)
+        kernel = output_error.make_output_error(*functions, derivative)
         kernel[_tiles(out.shape)](a if z is None else z, a, y, out)
         self._pull_back_rows(activation, a, out)
 

@@ -111,8 +111,7 @@ class NumpyBackend:
             np.subtract(a, y, out=out)
         else:
             scratch = self.scratch(a.shape)
-            cost.evaluate_gradient(a, y, out, scratch[0])
-            activation.pull_back(out, a if z is None else z, a, scratch)
+            cost.output_error(a if z is None else z, a, y, activation, out, scratch)
 
     def hidden_error(
         self,

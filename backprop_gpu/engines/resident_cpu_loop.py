@@ -167,7 +167,12 @@ def _exp_float64(x: Any) -> Any:
 
 
 def exp(x):  # type: ignore[no-untyped-def]
-    """e^x for the type of x; float32 saturates at ± 88, where σ has no digits left to lose."""
+    """e^x for the type of x; in float32 it stays between e^-87.3 = 1.2e-38 and e^88.4 = 2.4e38.
+
+    So the a of a saturated sigmoid or softmax, 0 elsewhere, is 4e-39 or 1.2e-38 here. In BP1
+    either is ā (`costs`), and in any other product it is nothing beside a rounding. silu has
+    4e-39 z in place of -0, which is something from z = -1e31 on.
+    """
     raise NotImplementedError("for compiled code only")
 
 
@@ -354,26 +359,62 @@ def sum_of_costs(
 
 
 @_inlined
-def cost_gradient(kind: int, a: Array, y: Array, low: float, high: float, out: Array) -> None:
-    """out = ∇_a C_x, elementwise."""
+def move_inside(a: Array) -> None:
+    """a ← ā of the costs but the quadratic; of 1 - a see `softmax_output_error`."""
+    smallest = a.dtype.type(np.finfo(a.dtype).tiny)
+    for i in range(a.size):
+        a[i] = smallest if a[i] < smallest else a[i]
+
+
+@_inlined
+def difference(a: Array, y: Array, out: Array) -> None:
+    for i in range(a.size):
+        out[i] = a[i] - y[i]
+
+
+@_inlined
+def times_gradient(kind: int, d: Array, a: Array, y: Array) -> None:
+    """σ' ← δ = r σ' / V(ā) of `costs`, elementwise; d is σ', and a is ā."""
+    if kind == CATEGORICAL:
+        for i in range(a.size):
+            d[i] = -y[i] * (d[i] / a[i])
+    else:  # the binary cross entropy collapses with sigmoid, and softmax is not elementwise
+        for i in range(a.size):
+            d[i] = (a[i] - y[i]) * (d[i] / a[i])
+
+
+@_compile
+def softmax_output_error(
+    kind: int, delta: Array, a: Array, y: Array, at: int, strip: int, rows: int, n: int
+) -> None:
+    """δ_j = q_j - ā_j Σ_k q_k, for the binary cross entropy and Poisson; a ← ā.
+
+    Above ½ the former's 1 - ā is the sum of the other ā, and δ_j = r_j - ā_j Σ_{k≠j} q_k.
+    """
+    W = lanes_of(a)
     T = a.dtype.type
-    one, below, above = T(1), T(low), T(high)
-    largest = T(np.finfo(a.dtype).max)
-    if kind == QUADRATIC:
-        for i in range(a.size):
-            out[i] = a[i] - y[i]
-    elif kind == BINARY:
-        for i in range(a.size):
-            inside = below if a[i] < below else a[i]
-            inside = above if inside > above else inside
-            out[i] = (a[i] - y[i]) / (inside * (one - inside))
-    elif kind == CATEGORICAL:
-        for i in range(a.size):
-            out[i] = -y[i] / (below if a[i] < below else a[i])
-    else:
-        for i in range(a.size):
-            ratio = y[i] / (below if a[i] < below else a[i])
-            out[i] = one - (largest if ratio > largest else ratio)
+    half, one = T(0.5), T(1)
+    strips = strips_of(n, W)
+    for x in range(rows):
+        below, rest, above = T(0), T(0), T(0)
+        for s in range(strips):
+            first = at + s * strip + x * W
+            last = first + min(W, n - s * W)
+            move_inside(a[first:last])
+            for i in range(first, last):
+                delta[i] = a[i] - y[i - at]
+                if kind == BINARY and a[i] > half:
+                    above += delta[i]
+                    continue
+                if kind == BINARY:
+                    delta[i] /= one - a[i]
+                    rest += a[i]
+                below += delta[i]
+        total = below + above / rest if kind == BINARY else below
+        for s in range(strips):
+            first = at + s * strip + x * W
+            for i in range(first, first + min(W, n - s * W)):
+                delta[i] -= a[i] * (below if kind == BINARY and a[i] > half else total)
 
 
 # -- the update --------------------------------------------------------------------------
@@ -463,7 +504,7 @@ class Shape(NamedTuple):
     collapses: bool
     #: Whether C is computed from z.
     from_z: bool
-    #: What a is kept within before a logarithm or a division.
+    #: What a is kept within before C's logarithms.
     low: float
     high: float
     #: Rows that go through the network at a time.
@@ -605,16 +646,26 @@ def output_error(shape: Shape, memory: Memory, thread: int, rows: int, m: int) -
     T = a.dtype.type
     strip, depth = shape.block * W, shape.sizes.size - 1
     at, n = shape.a_at[depth], shape.sizes[depth]
-    cost = QUADRATIC if shape.collapses else shape.cost
+    has_v = not shape.collapses and shape.cost != QUADRATIC
     softmax_last = shape.kinds[depth] == SOFTMAX
-    for s in range(strips_of(n, W)):
-        first, count = at + s * strip, rows * W
-        errors, activated = part(delta, first, count), part(a, first, count)
-        cost_gradient(cost, activated, part(y, first - at, count), shape.low, shape.high, errors)
-        if not shape.collapses and not softmax_last:
-            pull_back(shape.kinds[depth], errors, part(z, first, count), activated)
-    if not shape.collapses and softmax_last:
-        pull_back_softmax(delta, a, at, strip, rows, n)
+    if has_v and softmax_last:
+        softmax_output_error(shape.cost, delta, a, y, at, strip, rows, n)
+    else:
+        for s in range(strips_of(n, W)):
+            first, count = at + s * strip, rows * W
+            errors, activated = part(delta, first, count), part(a, first, count)
+            targets = part(y, first - at, count)
+            if has_v:
+                move_inside(activated)
+                errors[:] = T(1)
+            else:
+                difference(activated, targets, errors)
+            if not shape.collapses and not softmax_last:
+                pull_back(shape.kinds[depth], errors, part(z, first, count), activated)
+            if has_v:
+                times_gradient(shape.cost, errors, activated, targets)
+        if not shape.collapses and softmax_last:
+            pull_back_softmax(delta, a, at, strip, rows, n)
     for s in range(strips_of(n, W)):
         here = n - s * W
         for x in range(rows):

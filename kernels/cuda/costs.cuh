@@ -1,9 +1,14 @@
-// c(a, y) and ∂c/∂a of one output, C_x = Σ_j c(a_j, y_j). The same functions
-// stand in backprop_gpu/costs.py, where each has its formula.
+// c(a, y) of one output, C_x = Σ_j c(a_j, y_j), and BP1. The same functions stand in
+// backprop_gpu/costs.py, where each has its formula, and BP1 its rule.
+//
+// `inside` gives ā, and `error` r slope / V at ā: δ where the slope is σ', q where it is ā. A pair
+// that collapses needs neither.
 //
 // `term_from_z` is c(σ(z), y) for the one σ with which BP1 collapses to a - y,
 // without the rounding of a. Softmax needs two numbers of its row for that.
 #pragma once
+
+#include "primitives/warp.cuh"
 
 // The floats strictly inside (0, 1) or (0, inf): rounding may have put a on the edge.
 template <class T> __device__ T smallest();
@@ -13,10 +18,7 @@ template <class T> __device__ T below_one();
 template <> __device__ inline float below_one<float>() { return 0.99999994f; }
 template <> __device__ inline double below_one<double>() { return 0.99999999999999989; }
 
-template <class T> __device__ T largest();
-template <> __device__ inline float largest<float>() { return 3.40282347e+38f; }
-template <> __device__ inline double largest<double>() { return 1.7976931348623157e+308; }
-
+// A NaN stays one.
 template <class T> __device__ T clip_positive(T a) { return a < smallest<T>() ? smallest<T>() : a; }
 template <class T> __device__ T clip_unit(T a) {
   return a > below_one<T>() ? below_one<T>() : clip_positive(a);
@@ -25,7 +27,8 @@ template <class T> __device__ T clip_unit(T a) {
 struct Quadratic {
   static constexpr bool row_of_softmax = false;
   template <class T> static __device__ T term(T a, T y) { return T(0.5) * (a - y) * (a - y); }
-  template <class T> static __device__ T gradient(T a, T y) { return a - y; }
+  template <class T> static __device__ T inside(T a) { return a; }
+  template <class T> static __device__ T error(T a, T y, T slope) { return (a - y) * slope; }
   template <class T> static __device__ T term_from_z(T, T a, T y) { return term(a, y); }
 };
 
@@ -36,9 +39,9 @@ struct BinaryCrossEntropy {
     const T other = log1p(-a);
     return -(y * (log(a) - other) + other);
   }
-  template <class T> static __device__ T gradient(T a, T y) {
-    const T inside = clip_unit(a);
-    return (a - y) / (inside * (T(1) - inside));
+  template <class T> static __device__ T inside(T a) { return clip_unit(a); }
+  template <class T> static __device__ T error(T a, T y, T slope) {
+    return (a - y) * (slope / (a * (T(1) - a)));
   }
   // ln(1 + e^z) - y z
   template <class T> static __device__ T term_from_z(T z, T, T y) {
@@ -49,7 +52,8 @@ struct BinaryCrossEntropy {
 struct CategoricalCrossEntropy {
   static constexpr bool row_of_softmax = true;
   template <class T> static __device__ T term(T a, T y) { return -y * log(clip_positive(a)); }
-  template <class T> static __device__ T gradient(T a, T y) { return -y / clip_positive(a); }
+  template <class T> static __device__ T inside(T a) { return clip_positive(a); }
+  template <class T> static __device__ T error(T a, T y, T slope) { return -y * (slope / a); }
   // ln a_j = z_j - max z + ln max a, since the largest a is 1 / Σ e^(z - max z).
   template <class T> static __device__ T term_of_row(T z, T y, T z_max, T a_max) {
     return -y * (z - z_max + log(a_max));
@@ -59,10 +63,45 @@ struct CategoricalCrossEntropy {
 struct Poisson {
   static constexpr bool row_of_softmax = false;
   template <class T> static __device__ T term(T a, T y) { return a - y * log(clip_positive(a)); }
-  // Where y / a would be infinite σ' is 0, and their product should not be NaN.
-  template <class T> static __device__ T gradient(T a, T y) {
-    const T ratio = y / clip_positive(a);
-    return T(1) - (ratio > largest<T>() ? largest<T>() : ratio);
-  }
+  template <class T> static __device__ T inside(T a) { return clip_positive(a); }
+  template <class T> static __device__ T error(T a, T y, T slope) { return (a - y) * (slope / a); }
   template <class T> static __device__ T term_from_z(T z, T a, T y) { return a - y * z; }
+};
+
+// BP1 with softmax, δ_j = q_j - ā_j Σ_k q_k: `add` every output of the row, a lane some of them,
+// then `sum`, then ask for each `error`.
+template <class T, class Cost> struct SoftmaxRow {
+  T total = 0;  // Σ_k q_k
+  __device__ void add(T a, T y) {
+    a = Cost::inside(a);
+    total += Cost::error(a, y, a);
+  }
+  __device__ void sum() { total = warp_sum(total); }
+  __device__ T error(T a, T y) const {
+    a = Cost::inside(a);
+    return Cost::error(a, y, a) - a * total;
+  }
+};
+
+// q = r / (1 - ā). Above ½, where 1 - ā is the sum of the other ā, δ_j is r_j - ā_j Σ_{k≠j} q_k.
+template <class T> struct SoftmaxRow<T, BinaryCrossEntropy> {
+  T below = 0, rest = 0, above = 0;  // Σ q and Σ ā up to ½; r above
+  __device__ void add(T a, T y) {
+    a = clip_positive(a);
+    if (a > T(0.5)) {
+      above += a - y;
+    } else {
+      below += (a - y) / (T(1) - a);
+      rest += a;
+    }
+  }
+  __device__ void sum() {
+    below = warp_sum(below);
+    rest = warp_sum(rest);
+    above = below + warp_sum(above) / rest;
+  }
+  __device__ T error(T a, T y) const {
+    a = clip_positive(a);
+    return a > T(0.5) ? a - y - a * below : (a - y) / (T(1) - a) - a * above;
+  }
 };

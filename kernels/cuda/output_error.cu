@@ -3,8 +3,8 @@
 //   z, a, y (m, n)   ->   δ (m, n)
 //
 // A thread an element; where cost and activation collapse it is a - y. With
-// softmax the Jacobian couples the outputs of a sample,
-// δ_j = a_j (g_j - Σ_k g_k a_k) with g = ∇_a C, and a warp takes a row.
+// softmax the Jacobian couples the outputs of a sample, and a warp takes a row.
+// What becomes of saturated outputs stands in backprop_gpu/costs.py.
 #include "activations.cuh"
 #include "costs.cuh"
 #include "primitives/warp.cuh"
@@ -19,7 +19,9 @@ __global__ void collapsed_output_error(const T* a, const T* y, T* delta, int m, 
 template <class T, class Sigma, class Cost>
 __global__ void output_error(const T* saved, const T* a, const T* y, T* delta, int m, int n) {
   const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at < size_t(m) * n) delta[at] = Cost::gradient(a[at], y[at]) * Sigma::derivative(saved[at]);
+  if (at >= size_t(m) * n) return;
+  const T inside = Cost::inside(a[at]);
+  delta[at] = Cost::error(inside, y[at], Sigma::derivative(Sigma::from_z ? saved[at] : inside));
 }
 
 // Block (32, rows).
@@ -28,14 +30,13 @@ __global__ void softmax_output_error(const T* a, const T* y, T* delta, int m, in
   const int x = blockIdx.x * blockDim.y + threadIdx.y;
   if (x >= m) return;  // a whole warp leaves
   const size_t row = size_t(x) * n;
-  T mean = 0;
-  for (int j = threadIdx.x; j < n; j += 32) mean += Cost::gradient(a[row + j], y[row + j]) * a[row + j];
-  mean = warp_sum(mean);
-  for (int j = threadIdx.x; j < n; j += 32)
-    delta[row + j] = a[row + j] * (Cost::gradient(a[row + j], y[row + j]) - mean);
+  SoftmaxRow<T, Cost> outputs;
+  for (int j = threadIdx.x; j < n; j += 32) outputs.add(a[row + j], y[row + j]);
+  outputs.sum();
+  for (int j = threadIdx.x; j < n; j += 32) delta[row + j] = outputs.error(a[row + j], y[row + j]);
 }
 
-// For a user's cost: δ holds ∇_a C and becomes the error, as above.
+// For a user's cost: δ holds g = ∇_a C and becomes the error, a_j (g_j - Σ_k g_k a_k).
 template <class T>
 __global__ void softmax_pull_back(const T* a, T* delta, int m, int n) {
   const int x = blockIdx.x * blockDim.y + threadIdx.y;

@@ -271,13 +271,11 @@ struct Epoch {
         T total = 0;
         for (int j = lane; j < n; j += 32) total += exp(z[j] - largest);
         total = warp_sum(total);
-        T mean = 0;  // Σ_k a_k ∂C/∂a_k
+        SoftmaxRow<T, Cost> outputs;
         if constexpr (!Objective::collapses) {
-          for (int j = lane; j < n; j += 32) {
-            const T a = exp(z[j] - largest) / total;
-            mean += Cost::gradient(a, stage().y[x][j]) * a;
-          }
-          mean = warp_sum(mean);
+          for (int j = lane; j < n; j += 32)
+            outputs.add(exp(z[j] - largest) / total, stage().y[x][j]);
+          outputs.sum();
         }
         __syncwarp();  // all lanes have read z_0, which becomes δ_0
         for (int j = lane; j < n; j += 32) {
@@ -287,7 +285,7 @@ struct Epoch {
             z[j] = a - y;
           } else {
             here.a[x][j] = Cost::term(a, y);
-            z[j] = a * (Cost::gradient(a, y) - mean);
+            z[j] = outputs.error(a, y);
           }
         }
       }
@@ -300,7 +298,9 @@ struct Epoch {
           here.delta[x][j] = a - y;
         } else {
           here.a[x][j] = Cost::term(a, y);
-          here.delta[x][j] = Cost::gradient(a, y) * Sigma::derivative(Sigma::from_z ? z : a);
+          const T inside = Cost::inside(a);
+          here.delta[x][j] =
+              Cost::error(inside, y, Sigma::derivative(Sigma::from_z ? z : inside));
         }
       }
     }

@@ -53,6 +53,10 @@ struct AdamW {
   }
 };
 
+template <class T> __device__ T largest();
+template <> __device__ inline float largest<float>() { return 3.40282347e+38f; }
+template <> __device__ inline double largest<double>() { return 1.7976931348623157e+308; }
+
 template <class T> __device__ T clip_by_value(T g, T limit) {
   return g > limit ? limit : g < -limit ? -limit : g;
 }

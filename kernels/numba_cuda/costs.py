@@ -4,10 +4,11 @@ A cost is a function of T that gives
 
     term(a, y)         c of one output, where C_x = Σ_j c(a_j, y_j)
     term_of_z(z, a, y) c for the σ that suits the cost, from z: no rounding of a
-    gradient(a, y)     ∂C_x/∂a_j
+    inside(a)          ā, a moved off the edge of where the cost is defined
+    error(a, y, slope) ∂C_x/∂a_j · slope at ā: δ_j, where the slope is σ'(z_j)
 
-``backprop_gpu/costs.py`` has the same formulas on whole arrays, and says which σ
-suits which cost.
+``backprop_gpu/costs.py`` has the same formulas on whole arrays, says which σ suits
+which cost, and has the rule of BP1.
 """
 
 import math
@@ -18,7 +19,7 @@ from numba import cuda, float64
 from numba.np.numpy_support import as_dtype
 
 
-def _limits(T):
+def limits(T):
     """The smallest normal number and the largest below 1: a is moved there from 0 and 1."""
     info = np.finfo(as_dtype(T))
     return T(info.tiny), T(1.0 - float(info.epsneg))
@@ -34,10 +35,13 @@ def quadratic(T):
     def term_of_z(z, a, y):
         return half * ((a - y) * (a - y))
 
-    def gradient(a, y):
-        return a - y
+    def inside(a):
+        return a
 
-    return term, term_of_z, gradient
+    def error(a, y, slope):
+        return (a - y) * slope
+
+    return term, term_of_z, inside, error
 
 
 def binary_cross_entropy(T):
@@ -46,7 +50,10 @@ def binary_cross_entropy(T):
     With sigmoid, c = ln(1 + e^z) - y z.
     """
     zero, one = T(0), T(1)
-    low, high = _limits(T)
+    low, high = limits(T)
+
+    def inside(a):
+        return low if a < low else (high if a > high else a)
 
     def term(a, y):
         a = low if a < low else (high if a > high else a)
@@ -56,30 +63,31 @@ def binary_cross_entropy(T):
     def term_of_z(z, a, y):
         return (z if z > zero else zero) + math.log1p(math.exp(-abs(z))) - y * z
 
-    def gradient(a, y):
-        inside = low if a < low else (high if a > high else a)
-        return (a - y) / (inside * (one - inside))
+    def error(a, y, slope):
+        return (a - y) * (slope / (a * (one - a)))
 
-    return term, term_of_z, gradient
+    return term, term_of_z, inside, error
 
 
 def categorical_cross_entropy(T):
     """C_x = -Σ_j y_j ln a_j,  ∂C_x/∂a_j = -y_j / a_j."""
-    low, _ = _limits(T)
+    low, _ = limits(T)
 
     def term(a, y):
         return -y * math.log(low if a < low else a)
 
-    def gradient(a, y):
-        return -y / (low if a < low else a)
+    def inside(a):
+        return low if a < low else a
 
-    return term, None, gradient  # softmax couples the z of a row: `_softmax_sample`
+    def error(a, y, slope):
+        return -y * (slope / a)
+
+    return term, None, inside, error  # softmax couples the z of a row: `_softmax_sample`
 
 
 def poisson(T):
     """C_x = Σ_j (a_j - y_j ln a_j),  ∂C_x/∂a_j = 1 - y_j / a_j. With exponential, c = a - y z."""
-    one, most = T(1), T(np.finfo(as_dtype(T)).max)
-    low, _ = _limits(T)
+    low, _ = limits(T)
 
     def term(a, y):
         return a - y * math.log(low if a < low else a)
@@ -87,11 +95,13 @@ def poisson(T):
     def term_of_z(z, a, y):
         return a - y * z
 
-    def gradient(a, y):
-        ratio = y / (low if a < low else a)
-        return one - (most if ratio > most else ratio)  # σ' will be 0 there, and not NaN
+    def inside(a):
+        return low if a < low else a
 
-    return term, term_of_z, gradient
+    def error(a, y, slope):
+        return (a - y) * (slope / a)
+
+    return term, term_of_z, inside, error
 
 
 COSTS = {
@@ -99,22 +109,31 @@ COSTS = {
 }
 
 
-@cuda.jit(device=True)
-def given(a, y):
-    """The gradient where y already holds it: that of a user's cost."""
-    return y
-
-
 @lru_cache
-def gradient(name, T):
-    """The device function ∂C_x/∂a_j of (a_j, y_j)."""
-    return cuda.jit(device=True)(COSTS[name](T)[2])
+def functions(name, T):
+    """The device functions inside(a) and error(a, y, slope) of a built-in cost."""
+    _, _, inside, error = COSTS[name](T)
+    return cuda.jit(device=True)(inside), cuda.jit(device=True)(error)
+
+
+@cuda.jit(device=True)
+def _as_it_is(a):
+    return a
+
+
+@cuda.jit(device=True)
+def _given(a, y, slope):
+    return y * slope
+
+
+#: The same of a user's cost, where y already holds its gradient.
+given = _as_it_is, _given
 
 
 @lru_cache
 def sample(name, T, from_z):
     """The device function C_x of (z, a, y, i): the cost of row i, summed in float64."""
-    term, term_of_z, _ = COSTS[name](T)
+    term, term_of_z, _, _ = COSTS[name](T)
     if from_z and term_of_z is None:
         return _softmax_sample(T)
     c = cuda.jit(device=True)(term_of_z if from_z else term)
