@@ -275,7 +275,7 @@ class Network:
     def fit(
         self,
         X: Any,
-        Y: Any,
+        Y: Any = None,
         *,
         epochs: int,
         batch_size: int,

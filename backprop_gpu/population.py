@@ -200,7 +200,7 @@ class Population:
     def fit(
         self,
         X: Any,
-        Y: Any,
+        Y: Any = None,
         *,
         epochs: int | Sequence[int] | np.ndarray,
         batch_size: int | Sequence[int] | np.ndarray,

@@ -1,7 +1,8 @@
 """PyTorch's models as ours and ours as PyTorch's, and our equations as a layer of PyTorch's.
 
-    from_torch, to_torch    an nn.Sequential as a `Network`, and back: the same numbers
-    MLP                     an nn.Module whose forward pass and gradients are the notes' equations
+    from_torch, to_torch    a module as a `Network`, and back as an nn.Sequential: the same numbers
+    MLP                     an nn.Sequential whose forward pass and gradients are one function, the
+                            notes' equations
 
 `docs/torch.md` tells what is the same and what differs. Only this module imports PyTorch
 (``pip install 'backprop_gpu[torch]'``).
@@ -14,8 +15,11 @@ that BP3 and BP4 are sums over the samples where the notes have means.
 from __future__ import annotations
 
 import math
+import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Protocol
@@ -31,8 +35,10 @@ from .network import Network
 
 try:
     import torch
+    import torch.fx
     from torch import nn
     from torch.nn import functional as F
+    from torch.nn.modules.module import _has_any_global_hook as _any_global_hook
 except ImportError as error:
     raise ImportError(
         "backprop_gpu.torch needs PyTorch, which is not installed: "
@@ -65,7 +71,8 @@ _MODULES: dict[str, Callable[[str], Any]] = {
 _SUPPORTED = (
     "supported are Linear(bias=True) and, after one, Sigmoid, Tanh, ReLU, "
     "LeakyReLU(negative_slope=0.01), ELU(alpha=1), GELU(approximate='none'), SiLU, "
-    "Softplus(beta=1, threshold>=20), Identity and, as the last, Softmax(dim=-1)"
+    "Softplus(beta=1, threshold>=20), Identity and, as the last, Softmax(dim=-1), as modules or "
+    "functions; Dropout in eval mode; a Flatten before the first"
 )
 
 
@@ -79,13 +86,14 @@ def from_torch(
     backend: str = "auto",
     seed: int | None = None,
 ) -> Network:
-    """The network that computes what an nn.Sequential does, with a copy of its parameters.
+    """The network that computes what a module does, with a copy of its parameters.
 
     Parameters
     ----------
-    module : nn.Sequential or MLP
-        Linear modules (n_{l-1} -> n_l), after each at most one activation; none is identity.
-        Sequentials inside are opened; a Flatten at the beginning is left out, for X has one
+    module : nn.Module
+        An nn.Sequential, an MLP, or any whose forward torch.fx can read and which is a chain of
+        Linear layers (n_{l-1} -> n_l), after each at most one activation; none is identity.
+        Dropout in eval mode is left out, and so is a Flatten at the beginning, for X has one
         sample a row. Parameters all float32 or all float64, on any device.
     cost : str or Cost
     backend : as of `Network`
@@ -101,49 +109,55 @@ def from_torch(
     Raises
     ------
     TypeError, ValueError
-        For a module or setting that no network has, naming it, its position and what is
-        supported; for parameters that are not of one dtype, shared by two layers, or not finite.
+        For a module or setting that no network has, naming it, its position, what is supported
+        and which submodule could be passed; for parameters that are not of one dtype, not
+        finite, or shared by two layers (training would make two different ones of them).
     """
-    sigmas: Sequence[str | Activation]
-    if isinstance(module, MLP):
-        linears, sigmas = module.linears, module.activations
-        places = [str(2 * l) for l in range(len(linears))]
-    elif isinstance(module, nn.Sequential):
-        places, linears, sigmas = _read(module)
-    else:
-        raise TypeError(f"module must be an nn.Sequential or an MLP, got {type(module).__name__}")
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
+    try:
+        layers = _read(module)
+    except ValueError as error:
+        parts = _readable(module)
+        if not parts:
+            raise
+        raise ValueError(f"{error}. Of this module from_torch takes {', '.join(parts)}") from error
 
-    dtypes = {str(p.dtype).removeprefix("torch.") for l in linears for p in (l.weight, l.bias)}
+    parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in parameters}
     if len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
         raise TypeError(
             "parameters of module must all be float32 or all be float64, "
             f"got {', '.join(sorted(dtypes))}"
         )
-    for (p, before), (q, linear) in pairwise(zip(places, linears, strict=True)):
-        if before.out_features != linear.in_features:
+    if any(p.is_meta for p in parameters):
+        raise ValueError("parameters of module are on the meta device, where they have no numbers")
+    for before, layer in pairwise(layers):
+        if before.weight.shape[0] != layer.weight.shape[1]:
             raise ValueError(
-                f"layer {q}: {linear} does not fit layer {p}, which has "
-                f"{before.out_features} outputs"
+                f"layer {layer.place}: a Linear of {layer.weight.shape[1]} inputs does not fit "
+                f"layer {before.place}, which has {before.weight.shape[0]} outputs"
             )
     owners: dict[int, str] = {}
-    for place, linear in zip(places, linears, strict=True):
-        owner = owners.setdefault(id(linear.weight), place)
-        if owner != place:
-            raise ValueError(
-                f"layer {place} shares its weight with layer {owner}: every layer of a Network "
-                "has its own"
-            )
+    for layer in layers:
+        for name, p in (("weight", layer.weight), ("bias", layer.bias)):
+            owner = owners.setdefault(p.data_ptr(), layer.place)
+            if owner is not layer.place:
+                raise ValueError(
+                    f"layer {layer.place} shares its {name} with layer {owner}: every layer of a "
+                    "Network has its own"
+                )
 
     net = Network(
-        [linears[0].in_features, *(linear.out_features for linear in linears)],
-        activation=sigmas,
+        [layers[0].weight.shape[1], *(layer.weight.shape[0] for layer in layers)],
+        activation=[layer.sigma or _IDENTITY for layer in layers],
         cost=cost,
         dtype=dtypes.pop(),
         backend=backend,
         seed=seed,
     )
-    net.weights = tuple(linear.weight.detach().cpu().numpy() for linear in linears)
-    net.biases = tuple(linear.bias.detach().cpu().numpy() for linear in linears)
+    net.weights = tuple(layer.weight.detach().cpu().numpy() for layer in layers)
+    net.biases = tuple(layer.bias.detach().cpu().numpy() for layer in layers)
     return net
 
 
@@ -175,85 +189,287 @@ def to_torch(net: Network) -> Any:
                 f"PyTorch has no module for activation {activation.name!r} of layer {l}; "
                 f"it has for {', '.join(_MODULES)}"
             )
+    return nn.Sequential(*_layers_of(net, getattr(torch, net.dtype.name), "cpu"))
+
+
+def _layers_of(net: Network, dtype: Any, device: Any) -> list[Any]:
+    """Linear and activation modules in turn; an identity at the output is left out."""
     layers: list[Any] = []
     for w, b, activation in zip(net.weights, net.biases, net.activations, strict=True):
-        linear = _empty_linear(w.shape[1], w.shape[0], getattr(torch, net.dtype.name), None)
+        linear = _empty_linear(w.shape[1], w.shape[0], dtype, device)
         _fill(linear, w, b)
-        layers += [linear, _MODULES[activation.name](net.dtype.name)]
-    return nn.Sequential(*(layers[:-1] if net.activations[-1].name == "identity" else layers))
+        layers += [linear, _module_of(activation, net.dtype.name)]
+    return layers[:-1] if net.activations[-1].name == "identity" else layers
 
 
-def _read(module: Any) -> tuple[list[str], list[Any], list[str]]:
-    """Where the Linear modules stand, the modules, and the names of the σ after each."""
-    places: list[str] = []
-    linears: list[Any] = []
-    sigmas: list[str | None] = []
-    for place, layer in _flattened(module):
-        if isinstance(layer, nn.Identity):
-            continue
-        if isinstance(layer, nn.Flatten) and not linears:
-            if (layer.start_dim, layer.end_dim) != (1, -1):
-                raise _unsupported(place, layer, "only Flatten(start_dim=1, end_dim=-1) is known")
-            continue
-        if isinstance(layer, nn.Linear):
-            if type(layer).forward is not nn.Linear.forward:
-                raise _unsupported(place, layer, "it has a forward of its own")
-            if layer.bias is None:
-                raise _unsupported(
-                    place, layer, "training would move the b that it does not have; give it a "
-                    "bias of zeros",
-                )  # fmt: skip
-            if sigmas and sigmas[-1] == "softmax":
-                raise _unsupported(place, layer, "it comes after a Softmax")
-            places.append(place)
-            linears.append(layer)
-            sigmas.append(None)
-            continue
-        name = _sigma_of(place, layer)
-        if not linears:
-            raise _unsupported(place, layer, "no Linear comes before it")
-        if sigmas[-1] is not None:
-            raise _unsupported(place, layer, "a layer has one activation, and this is its second")
-        sigmas[-1] = name
-    if not linears:
-        raise ValueError(f"module has no Linear; {_SUPPORTED}")
-    return places, linears, [name or "identity" for name in sigmas]
+def _module_of(activation: Activation, dtype: str) -> Any:
+    if not activation.builtin:
+        return _UsersActivation(activation)
+    return _Exponential() if activation.name == "exponential" else _MODULES[activation.name](dtype)
 
 
-def _flattened(module: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if type(module).forward is not nn.Sequential.forward:
-        raise TypeError(f"module {type(module).__name__} is a Sequential with a forward of its own")
-    for name, child in module._modules.items():  # named_children leaves a module's second use out
-        place = prefix + name
-        if child._forward_hooks or child._forward_pre_hooks:
-            raise _unsupported(place, child, "it has hooks, which may change what it computes")
-        if isinstance(child, nn.Sequential):
-            yield from _flattened(child, f"{place}.")
-        else:
-            yield place, child
+class _Exponential(nn.Module):
+    """e^z, which PyTorch has no module for."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:  # TorchScript reads this
+        return torch.exp(z)
 
 
-#: The modules that are activations, and the settings with which they are ours.
-_SIGMAS: dict[type, tuple[str, Callable[[Any], bool]]] = {
-    nn.Sigmoid: ("sigmoid", lambda m: True),
-    nn.Tanh: ("tanh", lambda m: True),
-    nn.ReLU: ("relu", lambda m: True),
-    nn.LeakyReLU: ("leaky_relu", lambda m: m.negative_slope == 0.01),
-    nn.ELU: ("elu", lambda m: m.alpha == 1.0),
-    nn.GELU: ("gelu", lambda m: m.approximate == "none"),
-    nn.SiLU: ("silu", lambda m: True),
-    nn.Softplus: ("softplus", lambda m: m.beta == 1.0 and m.threshold >= 20.0),
-    nn.Softmax: ("softmax", lambda m: m.dim in (-1, 1)),
+class _UsersActivation(nn.Module):
+    """A user's σ as a module, on the CPU."""
+
+    def __init__(self, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def extra_repr(self) -> str:
+        return repr(self.activation.name)
+
+    def forward(self, z: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and (  # the compiler reads NumPy
+            _transformed() or type(z) not in _PLAIN or z.device.type != "cpu"
+        ):
+            raise self._error()
+        return _UsersSigma.apply(self.activation, z)
+
+    def __prepare_scriptable__(self) -> Any:
+        raise self._error()
+
+    def _error(self) -> RuntimeError:
+        return RuntimeError(
+            f"activation {self.activation.name!r} is a user's, in NumPy: it cannot be traced "
+            "or transformed by torch.func, or called by itself on another device than the cpu"
+        )
+
+
+# -- reading a module ---------------------------------------------------------------------------
+
+#: The modules that are activations.
+_SIGMAS: dict[type, str] = {
+    nn.Identity: "identity",
+    nn.Sigmoid: "sigmoid",
+    nn.Tanh: "tanh",
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.ELU: "elu",
+    nn.GELU: "gelu",
+    nn.SiLU: "silu",
+    nn.Softplus: "softplus",
+    nn.Softmax: "softmax",
+    _Exponential: "exponential",
 }
 
+#: The functions and methods that are.
+_FUNCTIONS: dict[Any, str] = {
+    **dict.fromkeys((torch.sigmoid, "sigmoid", "sigmoid_"), "sigmoid"),
+    **dict.fromkeys((torch.tanh, "tanh", "tanh_"), "tanh"),
+    **dict.fromkeys((F.relu, torch.relu, "relu", "relu_"), "relu"),
+    **dict.fromkeys((torch.exp, "exp"), "exponential"),
+    **dict.fromkeys((F.softmax, torch.softmax, "softmax"), "softmax"),
+    F.leaky_relu: "leaky_relu",
+    F.elu: "elu",
+    F.gelu: "gelu",
+    F.silu: "silu",
+    F.softplus: "softplus",
+}
 
-def _sigma_of(place: str, layer: Any) -> str:
-    name, same = _SIGMAS.get(type(layer), (None, None))
-    if name is None or same is None:
-        raise _unsupported(place, layer, "a Network has nothing like it")
-    if not same(layer):
-        raise _unsupported(place, layer, "not with this setting")
-    return name
+#: Their settings in the order of a function's arguments, its defaults, and what is ours.
+_SETTINGS: dict[str, list[tuple[str, Any, Callable[[Any], bool]]]] = {
+    "leaky_relu": [("negative_slope", 0.01, lambda slope: slope == 0.01)],
+    "elu": [("alpha", 1.0, lambda alpha: alpha == 1.0)],
+    "gelu": [("approximate", "none", lambda name: name == "none")],
+    "softplus": [
+        ("beta", 1.0, lambda beta: beta == 1.0),
+        ("threshold", 20.0, lambda z: z >= 20.0),
+    ],
+    "softmax": [("dim", None, lambda dim: dim in (-1, 1))],
+}
+
+#: What may stand before the first Linear, if it leaves (n, n_0) as it is.
+_SHAPES = (torch.flatten, torch.reshape, getattr, operator.getitem, operator.mul,
+           "flatten", "view", "reshape", "size", "contiguous")  # fmt: skip
+
+
+@dataclass
+class _Layer:
+    """w^l and b^l, where they were found, and σ, if one was found after them."""
+
+    place: str
+    weight: Tensor
+    bias: Tensor
+    sigma: Activation | None = None
+
+
+class _Tracer(torch.fx.Tracer):
+    """Does not look into what is known."""
+
+    def is_leaf_module(self, m: Any, module_qualified_name: str) -> bool:
+        if type(m).forward is nn.Linear.forward or isinstance(m, (_Exponential, _UsersActivation)):
+            return True
+        return bool(super().is_leaf_module(m, module_qualified_name))
+
+
+def _read(module: Any) -> list[_Layer]:
+    """The layers, if all that the module does is Linear and activations, one after another."""
+    for place, child in module.named_modules():
+        if child._forward_hooks or child._forward_pre_hooks:
+            raise _unsupported(
+                place or "module", child, "it has hooks, which may change what it computes"
+            )
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(module)
+    except Exception as error:  # whatever a forward does with a stand-in for a tensor
+        raise ValueError(
+            f"torch.fx cannot read the forward of {type(module).__name__}: {error}; {_SUPPORTED}"
+        ) from error
+    layers: list[_Layer] = []
+    before: list[Any] = []
+    last, output = None, None
+    for node in graph.nodes:
+        if node.op == "output":
+            output = node.args[0]
+        elif node.op == "placeholder":
+            if last is None:
+                last = node
+            elif node.users:
+                raise ValueError(f"forward takes a second input, {node.target}; {_SUPPORTED}")
+        elif node.op != "get_attr" and node.users:
+            place, what = _described(module, node)
+            linear = _linear_of(module, node, place, what)
+            if linear is not None:
+                if not layers:
+                    _check_front(module, before, node.all_input_nodes[0], linear)
+                    last = node.all_input_nodes[0]
+                elif layers[-1].sigma is not None and not layers[-1].sigma.elementwise:
+                    raise _unsupported(place, what, "it comes after a Softmax")
+                if any(each.place == place for each in layers):
+                    raise _unsupported(
+                        place, what, "it is used twice, and every layer of a Network has its own "
+                        "weight and bias",
+                    )  # fmt: skip
+                layers.append(linear)
+            elif not layers and (
+                node.target in _SHAPES or isinstance(what, nn.Flatten) or _is_nothing(node, what)
+            ):
+                before.append(node)
+                continue
+            elif not _is_nothing(node, what):
+                sigma = _sigma_of(place, what, node)
+                if not layers:
+                    raise _unsupported(place, what, "no Linear comes before it")
+                if layers[-1].sigma is not None:
+                    raise _unsupported(
+                        place, what, "a layer has one activation, and this is its second"
+                    )
+                layers[-1].sigma = sigma
+            if [each for each in node.all_input_nodes if each.op != "get_attr"] != [last]:
+                raise _unsupported(place, what, "it takes more than what the layer before it gives")
+            last = node
+    if not layers:
+        raise ValueError(f"module has no Linear; {_SUPPORTED}")
+    if output is not last:
+        raise ValueError(f"forward returns more than its last layer's outputs; {_SUPPORTED}")
+    return layers
+
+
+def _readable(module: Any, prefix: str = "module") -> list[str]:
+    """The largest submodules, of several layers, that `_read` takes."""
+    found: list[str] = []
+    for name, child in module.named_children():
+        place = f"{prefix}[{name}]" if name.isdigit() else f"{prefix}.{name}"
+        try:
+            _read(child)
+        except ValueError:
+            found += _readable(child, place)
+        else:
+            found += [place] if list(child.children()) else []
+    return found
+
+
+def _described(module: Any, node: Any) -> tuple[str, Any]:
+    """The place of a step, and the module or the name of the function."""
+    if node.op == "call_module":
+        return node.target, module.get_submodule(node.target)
+    return node.name, getattr(node.target, "__name__", node.target)
+
+
+def _argument(node: Any, index: int, name: str, default: Any = None) -> Any:
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+
+
+def _linear_of(module: Any, node: Any, place: str, what: Any) -> _Layer | None:
+    weight = bias = None
+    if isinstance(what, nn.Module):
+        if type(what).forward is not nn.Linear.forward:
+            return None
+        weight, bias = what.weight, what.bias
+    elif node.target is F.linear:
+        weight, bias = (
+            operator.attrgetter(str(each.target))(module)
+            if isinstance(each, torch.fx.Node) and each.op == "get_attr" else each
+            for each in (_argument(node, 1, "weight"), _argument(node, 2, "bias"))
+        )  # fmt: skip
+        if isinstance(weight, torch.fx.Node) or isinstance(bias, torch.fx.Node):
+            raise _unsupported(place, what, "its weight or bias is computed")
+    else:
+        return None
+    if bias is None:
+        raise _unsupported(
+            place, what, "training would move the b that it does not have; give it a bias of zeros"
+        )
+    return _Layer(place, weight, bias)
+
+
+def _check_front(module: Any, nodes: list[Any], end: Any, linear: _Layer) -> None:
+    """What stands before the first Linear must leave rows (n, n_0) alone."""
+    if not nodes:
+        return
+    n_inputs = linear.weight.shape[1]
+    rows = torch.arange(3.0 * n_inputs).reshape(3, n_inputs)
+    interpreter = torch.fx.Interpreter(torch.fx.GraphModule(module, nodes[0].graph))
+    try:
+        for node in nodes[0].graph.nodes:
+            if node.op == "placeholder":
+                interpreter.env[node] = rows.clone()
+            elif node in nodes or node is end:
+                interpreter.env[node] = interpreter.run_node(node)
+        same = torch.equal(interpreter.env[end], rows)
+    except (RuntimeError, IndexError, KeyError, TypeError):
+        same = False
+    if not same:
+        place, what = _described(module, nodes[-1])
+        raise _unsupported(
+            place, what, f"a Network takes rows (n, {n_inputs}), and it would change them"
+        )
+
+
+def _is_nothing(node: Any, what: Any) -> bool:
+    """Whether a step leaves its input alone: identity, or Dropout in eval mode."""
+    if isinstance(what, nn.Dropout):
+        if what.training:
+            raise _unsupported(node.target, what, "it drops activations; call module.eval()")
+        return True
+    if node.target is F.dropout:
+        if _argument(node, 2, "training", True):
+            raise _unsupported(node.name, "dropout", "it drops activations; call module.eval()")
+        return True
+    return isinstance(what, nn.Identity) or node.target == "contiguous"
+
+
+def _sigma_of(place: str, what: Any, node: Any) -> Activation:
+    if isinstance(what, _UsersActivation):
+        return what.activation
+    is_module = isinstance(what, nn.Module)
+    name = _SIGMAS.get(type(what)) if is_module else _FUNCTIONS.get(node.target)
+    if name is None:
+        raise _unsupported(place, what, "a Network has nothing like it")
+    for at, (setting, default, is_ours) in enumerate(_SETTINGS.get(name, ()), start=1):
+        value = getattr(what, setting) if is_module else _argument(node, at, setting, default)
+        if not is_ours(value):
+            why = "not with this setting" if is_module else f"not with {setting}={value}"
+            raise _unsupported(place, what, why)
+    return activations.get(name)
 
 
 def _unsupported(place: str, layer: Any, why: str) -> ValueError:
@@ -263,19 +479,19 @@ def _unsupported(place: str, layer: Any, why: str) -> ValueError:
 def _empty_linear(fan_in: int, n: int, dtype: Any, device: Any) -> Any:
     """A Linear that has drawn no weights, and so left PyTorch's random numbers alone."""
     linear = nn.Linear(fan_in, n, dtype=dtype, device="meta")
-    return linear.to_empty(device="cpu" if device is None else device)
+    return linear.to_empty(device=device)
 
 
 def _fill(linear: Any, w: np.ndarray, b: np.ndarray) -> None:
     with torch.no_grad():
-        linear.weight.copy_(torch.tensor(w))
-        linear.bias.copy_(torch.tensor(b))
+        linear.weight.copy_(torch.tensor(w, device="cpu"))
+        linear.bias.copy_(torch.tensor(b, device="cpu"))
 
 
 # -- the module ---------------------------------------------------------------------------------
 
 
-class MLP(nn.Module):
+class MLP(nn.Sequential):
     """A fully connected network a^l = σ(w^l a^{l-1} + b^l) as a module of PyTorch.
 
     The forward pass and the gradients (BP2-BP4) are one function to autograd. On CPU tensors
@@ -291,24 +507,23 @@ class MLP(nn.Module):
         As of `Network`.
     dtype : torch.float32 or torch.float64
     device : torch.device, optional
-        The CPU unless given.
+        PyTorch's default device unless given.
     seed : int, optional
         The initial parameters are those of ``Network(sizes, activation=..., seed=seed)``. Left
         out, it is drawn from PyTorch's generator, so ``torch.manual_seed`` makes them repeatable.
     initial_weights : str
         As of `Network`.
 
-    Attributes
-    ----------
-    sizes : tuple of int
-    activations : tuple of Activation
-        σ of layers 1 … L.
-
     Notes
     -----
-    Parameters are called as those of the same nn.Sequential: 0.weight (n_1, n_0), 0.bias (n_1,),
-    2.weight, …, so a ``state_dict`` of either loads into the other. The modules 0, 2, … hold the
-    parameters and are not called: hooks on them do not run.
+    It is the nn.Sequential of `to_torch`: nn.Linear and activation modules in turn, which
+    ``model[0]``, ``len(model)`` and iteration give, and whose parameters are called 0.weight
+    (n_1, n_0), 0.bias (n_1,), 2.weight, …, so a ``state_dict`` of either loads into the other.
+
+    The modules are called one after another, by PyTorch, where one function would not do:
+    `layer_by_layer` says why, if it is a matter of the model (hooks on a module, a module that was
+    replaced or quantized, a device other than cpu and cuda). So they are while PyTorch traces,
+    exports or compiles, under torch.func's transforms, and for subclasses of torch.Tensor.
 
     Under autocast inputs are cast to the parameters' dtype and the arithmetic stays what it is.
     With ``create_graph=True`` gradients are computed by PyTorch's own differentiable operations,
@@ -331,11 +546,10 @@ class MLP(nn.Module):
         seed: int | None = None,
         initial_weights: str = "auto",
     ) -> None:
-        super().__init__()
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}")
         if seed is None:
-            seed = int(torch.randint(2**62, ()))
+            seed = int(torch.randint(2**62, (), device="cpu"))
         drawn = Network(
             sizes,
             activation=activation,
@@ -344,21 +558,72 @@ class MLP(nn.Module):
             seed=seed,
             initial_weights=initial_weights,
         )
-        self.sizes = drawn.sizes
-        self.activations = drawn.activations
-        for l, (w, b) in enumerate(zip(drawn.weights, drawn.biases, strict=True)):
-            linear = _empty_linear(w.shape[1], w.shape[0], dtype, device)
-            _fill(linear, w, b)
-            self.add_module(str(2 * l), linear)
+        super().__init__(*_layers_of(drawn, dtype, device or torch.empty(0).device))
 
     @property
     def linears(self) -> list[Any]:
         """The modules that hold w^l and b^l, as ``weight`` and ``bias``, l = 1 … L."""
-        return [self._modules[str(2 * l)] for l in range(len(self.activations))]
+        return [module for module in self if isinstance(module, nn.Linear)]
 
-    def extra_repr(self) -> str:
-        names = [activation.name for activation in self.activations]
-        return f"{list(self.sizes)}, activation={names[0] if len(set(names)) == 1 else names!r}"
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """(n_0, …, n_L)."""
+        linears = self.linears
+        return (linears[0].in_features, *(linear.out_features for linear in linears))
+
+    @property
+    def activations(self) -> tuple[Activation, ...]:
+        """σ of layers 1 … L."""
+        found = self._pairs()
+        if isinstance(found, str):
+            raise ValueError(f"the modules are no longer Linear and activations in turn: {found}")
+        return found[1]
+
+    @property
+    def layer_by_layer(self) -> str | None:
+        """Why the modules are called one after another, rather than as one function; or None."""
+        found = self._pairs()
+        return found if isinstance(found, str) else self._hooked(found[0][0].bias.device)
+
+    def _hooked(self, device: Any) -> str | None:
+        for name, module in self._modules.items():
+            if (
+                module._forward_hooks or module._forward_pre_hooks
+                or module._backward_hooks or module._backward_pre_hooks
+            ):  # fmt: skip
+                return f"module {name} has hooks"
+        if _any_global_hook():
+            return "there are hooks on all modules"
+        return None if device.type in ("cpu", "cuda") else f"its parameters are on {device}"
+
+    def _pairs(self) -> tuple[list[Any], tuple[Activation, ...]] | str:
+        """The Linear modules and the σ after each, or what else there is."""
+        linears: list[Any] = []
+        sigmas: list[Activation] = []
+        open_ = False  # whether the last Linear has no σ yet
+        for name, module in self._modules.items():
+            if type(module).forward is nn.Linear.forward and module.bias is not None:
+                if sigmas and not sigmas[-1].elementwise:
+                    return f"module {name} comes after a Softmax"
+                linears.append(module)
+                sigmas.append(_IDENTITY)
+                open_ = True
+                continue
+            sigma = _sigma_of_module(module)
+            if sigma is None or not open_:
+                return f"module {name} is {module}"
+            sigmas[-1], open_ = sigma, False
+        return (linears, tuple(sigmas)) if linears else "there is no Linear"
+
+    def __getitem__(self, index: Any) -> Any:
+        """A module, or an nn.Sequential of some of them, sharing their parameters."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
+
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script compiles instead."""
+        return self[:]
 
     def forward(self, x: Tensor) -> Tensor:
         """a^L of every sample: (…, n_0) -> (…, n_L).
@@ -370,20 +635,32 @@ class MLP(nn.Module):
         ValueError
             If its last dimension is not n_0, or it is on another device.
         """
-        linears = self.linears
+        if torch.compiler.is_compiling() or _transformed() or isinstance(x, torch.fx.Proxy):
+            return super().forward(x)
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+        found = self._pairs()
+        if isinstance(found, str):  # nothing is known of what these modules take
+            return super().forward(x)
+        linears, sigmas = found
         weights = [linear.weight for linear in linears]
         parameters = [*weights, *(linear.bias for linear in linears)]
         dtype, device = self._check_parameters(parameters)
-        x = self._check_input(x, dtype, device)
-        rows = x.reshape(-1, self.sizes[0]) if x.dim() != 2 else x
+        x = self._check_input(x, weights[0].shape[1], dtype, device)
+        if type(x) not in _PLAIN or self._hooked(device) is not None:
+            if _autocasting(device.type):
+                with torch.autocast(device.type, enabled=False):
+                    return super().forward(x)
+            return super().forward(x)
+        rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
         if torch.is_grad_enabled() and (
             rows.requires_grad or any(p.requires_grad for p in parameters)
         ):
-            a = _Backpropagation.apply(self.activations, rows, *parameters)
+            a = _Backpropagation.apply(sigmas, rows, *parameters)
         else:
             with torch.no_grad():
-                a = _infer(self.activations, rows, parameters)
-        return a.reshape(*x.shape[:-1], self.sizes[-1]) if x.dim() != 2 else a
+                a = _infer(sigmas, rows, parameters)
+        return a.reshape(*x.shape[:-1], a.shape[-1]) if x.dim() != 2 else a
 
     def _check_parameters(self, parameters: list[Any]) -> tuple[Any, Any]:
         dtype, device = parameters[0].dtype, parameters[0].device
@@ -395,15 +672,11 @@ class MLP(nn.Module):
                 )
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"parameters must be torch.float32 or torch.float64, got {dtype}")
-        if device.type not in ("cpu", "cuda"):
-            raise ValueError(f"parameters must be on cpu or cuda, got {device}")
         return dtype, device
 
-    def _check_input(self, x: Tensor, dtype: Any, device: Any) -> Tensor:
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
-        if x.dim() == 0 or x.shape[-1] != self.sizes[0]:
-            raise ValueError(f"x must have shape (…, {self.sizes[0]}), got {tuple(x.shape)}")
+    def _check_input(self, x: Tensor, n_inputs: int, dtype: Any, device: Any) -> Tensor:
+        if x.dim() == 0 or x.shape[-1] != n_inputs:
+            raise ValueError(f"x must have shape (…, {n_inputs}), got {tuple(x.shape)}")
         if x.device != device:
             raise ValueError(f"x must be on {device}, where the parameters are, got {x.device}")
         if x.dtype is not dtype:
@@ -415,7 +688,60 @@ class MLP(nn.Module):
         return x
 
 
+#: What may be read by its memory; other tensors only stand for numbers.
+_PLAIN = (torch.Tensor, nn.Parameter)
+
+
+def _transformed() -> bool:
+    """Whether PyTorch traces or transforms the call, and must see its own operations."""
+    return bool(
+        torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def _sigma_of_module(module: Any) -> Activation | None:
+    """The activation that a module is on tensors of any number of dimensions."""
+    name = _SIGMAS.get(type(module))
+    if name is None:
+        return module.activation if isinstance(module, _UsersActivation) else None
+    for setting, _, is_ours in _SETTINGS.get(name, ()):
+        value = getattr(module, setting)
+        if not is_ours(value) or (setting == "dim" and value != -1):
+            return None
+    return activations.get(name)
+
+
+class _UsersSigma(torch.autograd.Function):
+    """A user's σ by itself."""
+
+    @staticmethod
+    def forward(ctx: Any, activation: Activation, z: Tensor) -> Tensor:
+        z = z.contiguous()
+        a = _Users(activation).evaluate(z, torch.empty_like(z))
+        ctx.activation = activation
+        ctx.save_for_backward(z, a)
+        return a
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[None, Tensor]:
+        if torch.is_grad_enabled():
+            raise _no_second_derivative(ctx.activation)
+        z, a = ctx.saved_tensors
+        return None, _Users(ctx.activation).pull_back(error, z, a, torch.empty_like(z))
+
+
+def _no_second_derivative(sigma: Activation) -> RuntimeError:
+    return RuntimeError(
+        f"MLP cannot be differentiated twice (create_graph=True) with activation "
+        f"{sigma.name!r}: a user's activation has no second derivative"
+    )
+
+
 def _autocasting(device: str) -> bool:
+    if device not in ("cpu", "cuda"):
+        return False
     try:
         return bool(torch.is_autocast_enabled(device))
     except TypeError:  # before PyTorch 2.4
@@ -490,10 +816,7 @@ def _differentiable(
     x, parameters = saved[2 * depth], saved[: 2 * depth]
     for sigma in sigmas:
         if not sigma.builtin:
-            raise RuntimeError(
-                f"MLP cannot be differentiated twice (create_graph=True) with activation "
-                f"{sigma.name!r}: a user's activation has no second derivative"
-            )
+            raise _no_second_derivative(sigma)
     with torch.enable_grad(), torch.autocast(error.device.type, enabled=False):
         a = x
         for w, b, sigma in zip(parameters[:depth], parameters[depth:], sigmas, strict=True):

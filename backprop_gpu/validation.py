@@ -144,6 +144,13 @@ def numbers(name: str, value: Any, to: np.dtype[Any]) -> np.ndarray:
 def as_array(name: str, value: Any) -> np.ndarray:
     """An array on the host, of any dtype."""
     host = _to_host(value)
+    data = sys.modules.get("torch.utils.data")
+    if data is not None and isinstance(value, (data.DataLoader, data.Dataset)):
+        loader = "loader" if isinstance(value, data.DataLoader) else "DataLoader(dataset, 1000)"
+        raise TypeError(
+            f"{name} must be an array, got a {type(value).__name__}. Its batches as two arrays: "
+            f"X, Y = map(torch.cat, zip(*{loader})); then X.flatten(1) in place of X"
+        )
     if isinstance(host, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; pass {name}.filled(...)")
     if not isinstance(host, np.ndarray) and hasattr(host, "toarray"):
@@ -185,6 +192,8 @@ def targets(
     inputs_name: str = "X",
 ) -> np.ndarray:
     """Y as (n, n_L), from numbers of that shape, a column, or integer labels."""
+    if value is None:
+        raise TypeError(f"{name} must hold real numbers of shape ({rows}, {n_outputs}), got None")
     given = array = as_array(name, value)
     if array.ndim == 1 and n_outputs > 1 and array.dtype.kind in "iub" and len(array):
         if cost.targets[1] != 1.0 and not isinstance(cost, Quadratic):

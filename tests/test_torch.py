@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import host_runtime
 
-from backprop_gpu import Activation, Network, activations
+from backprop_gpu import Activation, Network, Population, activations
 
 torch = pytest.importorskip(
     "torch", reason="backprop_gpu.torch needs PyTorch: pip install 'backprop_gpu[torch]'"
@@ -167,6 +167,12 @@ def hooked():
 SAME = nn.Linear(2, 2)
 
 
+def tied(name):
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    setattr(second, name, getattr(first, name))
+    return [first, nn.Tanh(), second]
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
@@ -186,9 +192,12 @@ SAME = nn.Linear(2, 2)
         ([nn.Linear(2, 2), nn.Flatten()], r"layer 1, Flatten"),
         ([nn.Flatten(0), nn.Linear(2, 2)], r"layer 0, Flatten\(start_dim=0"),
         ([nn.Linear(2, 3), nn.Linear(2, 2)], r"layer 1: .*does not fit layer 0.*3 outputs"),
-        ([Doubled(2, 2)], r"layer 0, Doubled.*forward of its own"),
+        ([Doubled(2, 2)], r"layer mul, mul, is not supported"),
         ([hooked()], r"layer 0, Linear.*hooks"),
-        ([SAME, SAME], r"layer 1 shares its weight with layer 0"),
+        ([SAME, SAME], r"layer 0, Linear.*used twice"),
+        (tied("weight"), r"layer 2 shares its weight with layer 0"),
+        (tied("bias"), r"layer 2 shares its bias with layer 0"),
+        ([nn.Linear(2, 2, device="meta")], r"meta device, where they have no numbers"),
         ([nn.ReLU6()], r"layer 0, ReLU6"),
         ([], r"module has no Linear"),
         ([nn.Linear(2, 1), nn.Softmax(dim=1)], r"softmax of one output"),
@@ -206,16 +215,112 @@ def test_other_dtypes_and_modules_are_refused():
     mixed = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double())
     with pytest.raises(TypeError, match="got float32, float64"):
         from_torch(mixed)
-    with pytest.raises(TypeError, match=r"must be an nn.Sequential or an MLP, got Linear"):
-        from_torch(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"module must be an nn.Module, got OrderedDict"):
+        from_torch(nn.Linear(2, 2).state_dict())
     with pytest.raises(TypeError, match="net must be a Network, got Linear"):
         to_torch(nn.Linear(2, 2))
     broken = nn.Sequential(nn.Linear(2, 2))
     broken[0].weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"weights.*NaN"):
         from_torch(broken)
-    with pytest.raises(TypeError, match="Sequential with a forward of its own"):
+    with pytest.raises(ValueError, match="module has no Linear"):
         from_torch(type("Twice", (nn.Sequential,), {"forward": lambda self, x: x})())
+
+
+class AsFunctions(nn.Module):
+    """A chain written as a forward, with what only looks like steps left in."""
+
+    def __init__(self, sigma):
+        super().__init__()
+        self.first, self.drop = nn.Linear(12, 5), nn.Dropout(0.3)
+        self.block = nn.Sequential(nn.Linear(5, 4), nn.Tanh())
+        self.last, self.sigma = nn.Linear(4, 3), sigma
+
+    def forward(self, x, unused=None):
+        x = x.view(x.size(0), -1)
+        x = F.dropout(self.sigma(self.first(x)), 0.5, training=self.training)
+        x = self.drop(self.block(x))
+        return F.softmax(F.linear(x, self.last.weight, self.last.bias), dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "name"),
+    [
+        (F.relu, "relu"), (torch.relu, "relu"), (lambda z: z.relu(), "relu"),
+        (F.sigmoid, "sigmoid"), (torch.sigmoid, "sigmoid"), (torch.tanh, "tanh"),
+        (F.leaky_relu, "leaky_relu"), (F.elu, "elu"), (F.gelu, "gelu"), (F.silu, "silu"),
+        (F.softplus, "softplus"), (torch.exp, "exponential"), (lambda z: z, "identity"),
+    ],
+)  # fmt: skip
+def test_any_chain_of_linear_and_activations(sigma, name):
+    module = AsFunctions(sigma).eval()
+    net = from_torch(module)
+    assert net.sizes == (12, 5, 4, 3)
+    assert [a.name for a in net.activations] == [name, "tanh", "softmax"]
+    images = random(6, 3, 2, 2, dtype=torch.float32)
+    expected = module(images).detach().numpy()
+    assert np.allclose(net.predict(images.flatten(1).numpy()), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"layer dropout, .*module\.eval\(\)"):
+        from_torch(module.train())
+
+
+def test_a_linear_by_itself():
+    linear = nn.Linear(3, 2)
+    assert from_torch(linear).sizes == (3, 2)
+    assert (from_torch(linear).weights[0] == linear.weight.detach().numpy()).all()
+
+
+class Residual(AsFunctions):
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(self.block(x) + x[:, :4])
+
+
+class Looks(AsFunctions):
+    def forward(self, x):
+        return self.last(self.block(self.first(x if x.sum() > 0 else -x)))
+
+
+class Scaled(AsFunctions):
+    def forward(self, x):
+        return self.last(self.block(self.first((x * 2).flatten(1))))
+
+
+class Twice(AsFunctions):
+    def forward(self, x):
+        x = self.first(x)
+        return x, self.last(self.block(x))
+
+
+class Steep(AsFunctions):
+    def forward(self, x):
+        return self.block(F.leaky_relu(self.first(x), 0.3))
+
+
+class Joined(AsFunctions):
+    def forward(self, x):
+        x = self.block(self.first(x))
+        return self.last(x) * torch.sigmoid(x[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Residual, r"layer (getitem|add), .*is not supported"),
+        (Looks, r"torch.fx cannot read the forward of Looks: symbolically traced"),
+        (Scaled, r"layer flatten, .*rows \(n, 12\), and it would change them"),
+        (Twice, r"returns more than its last layer's outputs"),
+        (Steep, r"layer leaky_relu, leaky_relu, .*not with negative_slope=0.3"),
+        (Joined, r"layer getitem"),
+    ],
+)
+def test_other_modules_are_refused_and_a_part_is_offered(kind, message):
+    module = kind(F.relu)
+    with pytest.raises(
+        ValueError, match=f"{message}.*Of this module from_torch takes module.block"
+    ):
+        from_torch(module)
+    assert from_torch(module.block).sizes == (5, 4)
 
 
 def test_activations_that_pytorch_has_not_are_named(square):
@@ -571,8 +676,212 @@ def test_a_parametrized_weight_is_the_one_used():
 
 
 def test_its_description_names_sizes_and_activations():
-    assert "[5, 4, 3], activation='relu'" in repr(MLP([5, 4, 3], "relu"))
-    assert "activation=['relu', 'softmax']" in repr(MLP([5, 4, 3], ["relu", "softmax"]))
+    mlp = MLP([5, 4, 3], ["exponential", "softmax"])
+    shown = repr(mlp)
+    for part in (
+        "MLP(",
+        "Linear(in_features=5, out_features=4",
+        "Exponential()",
+        "Softmax(dim=-1)",
+    ):
+        assert part in shown
+    assert mlp.sizes == (5, 4, 3)
+    assert [a.name for a in mlp.activations] == ["exponential", "softmax"]
+
+
+# -- MLP as an nn.Sequential ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", ["softmax", "identity", "exponential"])
+def test_it_holds_the_modules_of_to_torch(last):
+    mlp = MLP([5, 4, 3], ["gelu", last], seed=1)
+    assert len(mlp) == (3 if last == "identity" else 4)
+    assert list(mlp) == [mlp[l] for l in range(len(mlp))]
+    assert mlp[0] is mlp.linears[0]
+    assert mlp[2] is mlp.linears[1]
+    assert mlp.layer_by_layer is None
+    x = random(6, 5, dtype=torch.float32)
+    hidden = mlp[:2](x)
+    assert type(mlp[:2]) is nn.Sequential
+    assert torch.allclose(hidden, F.gelu(mlp[0](x)))
+    a = x
+    for module in mlp:
+        a = module(a)
+    assert torch.allclose(a, mlp(x), rtol=1e-5)
+    mlp[0].weight.data.mul_(2.0)
+    assert not torch.allclose(a, mlp(x), rtol=1e-3)
+    if last != "exponential":
+        kinds = [type(module) for module in to_torch(from_torch(mlp))]
+        assert [type(module) for module in mlp] == kinds
+
+
+def test_a_replaced_or_added_module_is_used():
+    mlp = MLP([5, 4, 3], ["sigmoid", "identity"], seed=1)
+    x = random(6, 5, dtype=torch.float32)
+    mlp[1] = nn.ReLU()
+    assert torch.allclose(mlp(x), mlp[2](mlp[0](x).relu()))
+    mlp.append(nn.Hardtanh())
+    assert mlp.layer_by_layer.startswith("module 3 is Hardtanh")
+    assert torch.allclose(mlp(x), F.hardtanh(mlp[2](mlp[0](x).relu())))
+    mlp[3], mlp[1] = nn.Softmax(dim=1), nn.LeakyReLU(0.3)
+    assert "LeakyReLU" in mlp.layer_by_layer
+    x = random(6, 2, 5, dtype=torch.float32)
+    assert torch.allclose(mlp(x), mlp[2](F.leaky_relu(mlp[0](x), 0.3)).softmax(1))
+
+
+HOOKS = ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+
+
+@pytest.mark.parametrize("at", [0, 1])
+@pytest.mark.parametrize("kind", HOOKS)
+def test_hooks_on_a_module_are_heard(kind, at):
+    mlp = MLP([5, 4, 3], "tanh", seed=1)
+    x, heard = random(6, 5, dtype=torch.float32), []
+    expected = torch.autograd.grad(mlp(x).sum(), list(mlp.parameters()))
+    handle = getattr(mlp[at], f"register_{kind}")(lambda *given: heard.append(len(given)))
+    assert mlp.layer_by_layer == f"module {at} has hooks"
+    got = torch.autograd.grad(mlp(x).sum(), list(mlp.parameters()))
+    assert len(heard) == 1
+    for mine, theirs in zip(got, expected, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-5)
+    handle.remove()
+    assert mlp.layer_by_layer is None
+    mlp(x).sum().backward()
+    assert len(heard) == 1
+
+
+def test_hooks_on_all_modules_are_heard():
+    mlp, heard = MLP([5, 4, 3], "tanh"), []
+    hook = nn.modules.module.register_module_forward_hook(lambda module, x, y: heard.append(module))
+    try:
+        mlp(torch.zeros(2, 5))
+    finally:
+        hook.remove()
+    assert heard == [*mlp, mlp]
+
+
+def test_a_users_activation_layer_by_layer(square):
+    mlp = MLP([3, 4, 2], ["square", "identity"], dtype=torch.float64, seed=1)
+    x = random(5, 3).requires_grad_()
+    expected = gradients(mlp, list(mlp.parameters()), x, random(5, 2))
+    mlp[1].register_forward_hook(lambda *given: None)
+    got = gradients(mlp, list(mlp.parameters()), x, random(5, 2))
+    for mine, theirs in zip(got, expected, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-12)
+    with pytest.raises(RuntimeError, match=r"twice \(create_graph=True\).*'square'"):
+        torch.autograd.grad(mlp(x).sum(), x, create_graph=True)
+
+
+def test_layer_by_layer_autocast_leaves_the_arithmetic_alone():
+    mlp = MLP([64, 32, 8], "tanh", seed=1)
+    mlp[1].register_forward_hook(lambda *given: None)
+    x = random(16, 64, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert mlp(x.bfloat16()).dtype == torch.float32
+        got = mlp(x)
+    assert torch.equal(got, mlp(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", ["gelu", "exponential"])
+def test_it_is_quantized_traced_scripted_and_read(name):
+    mlp = MLP([5, 4, 3], [name, "softmax"], seed=1)
+    x = random(6, 5, dtype=torch.float32)
+    with torch.no_grad():
+        expected = mlp(x)
+        quantized = torch.ao.quantization.quantize_dynamic(mlp, {nn.Linear}, dtype=torch.qint8)
+        assert "Quantized" in quantized.layer_by_layer
+        assert not torch.equal(quantized(x), expected)
+        assert torch.allclose(quantized(x), expected, atol=0.05)
+        for other in (
+            torch.jit.trace(mlp, x),
+            torch.jit.script(mlp),
+            torch.fx.symbolic_trace(mlp),
+            torch.export.export(mlp, (x,)).module(),
+        ):
+            assert torch.allclose(other(x), expected, rtol=1e-5, atol=1e-7)
+            assert torch.allclose(other(2 * x), mlp(2 * x), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["gelu", "exponential", "softplus"])
+def test_transforms_of_torch_func(name):
+    mlp = MLP([5, 4, 3], [name, "identity"], dtype=torch.float64, seed=1)
+    x = random(6, 5)
+    parameters = {key: p.detach() for key, p in mlp.named_parameters()}
+
+    def total(parameters, x):
+        return torch.func.functional_call(mlp, parameters, (x,)).sum()
+
+    expected = torch.autograd.grad(mlp(x).sum(), list(mlp.parameters()))
+    got = torch.func.grad(total)(parameters, x)
+    each = torch.vmap(torch.func.grad(total), (None, 0))(parameters, x)
+    for key, theirs in zip(parameters, expected, strict=True):
+        assert torch.allclose(got[key], theirs, rtol=1e-9)
+        assert torch.allclose(each[key].sum(0), theirs, rtol=1e-9)
+    assert torch.allclose(torch.vmap(mlp)(x), mlp(x), rtol=1e-9)
+    tangent = torch.func.jvp(mlp, (x,), (x,))[1]
+    jacobian = torch.func.jacrev(mlp)(x)
+    assert torch.allclose(tangent, torch.einsum("ijkl,kl->ij", jacobian, x), rtol=1e-9)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        assert torch.allclose(torch.autograd.forward_ad.unpack_dual(mlp(dual)).tangent, tangent)
+
+
+def test_on_the_meta_device():
+    mlp = MLP([5, 4, 3], device="meta")
+    assert mlp.layer_by_layer == "its parameters are on meta"
+    assert mlp(torch.zeros(2, 5, device="meta")).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"x must have shape \(…, 5\)"):
+        mlp(torch.zeros(2, 4, device="meta"))
+    with torch.device("meta"):
+        built = MLP([5, 4, 3])
+        placed = MLP([5, 4, 3], device="cpu", seed=1)
+        assert to_torch(Network([5, 4, 3]))[0].weight.device.type == "cpu"
+    assert built[0].weight.is_meta
+    assert torch.equal(placed[0].weight, MLP([5, 4, 3], seed=1)[0].weight)
+    built = built.to_empty(device="cpu")
+    built.load_state_dict(placed.state_dict())
+    assert built.layer_by_layer is None
+
+
+def test_what_a_users_activation_cannot_be_is_said(square):
+    mlp, x = MLP([5, 4], "square"), torch.zeros(2, 5)
+    for use in (
+        lambda: torch.jit.trace(mlp, x),
+        lambda: torch.jit.script(mlp),
+        lambda: torch.vmap(mlp)(x),
+        lambda: mlp.to("meta")(x.to("meta")),
+    ):
+        with pytest.raises(RuntimeError, match=r"activation 'square' is a user's, in NumPy"):
+            use()
+
+
+# -- data of PyTorch's ----------------------------------------------------------------------------
+
+
+def test_a_loader_is_refused_with_what_to_do():
+    """And what it says to do works."""
+    X, y = random(10, 1, 2, 2, dtype=torch.float32), torch.arange(10) % 3
+    dataset = torch.utils.data.TensorDataset(X, y)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4, shuffle=True)
+    net = Network([4, 3], seed=1)
+    settings = {"epochs": 1, "batch_size": 4, "learning_rate": 0.1}
+    population = Population([4, 3], members=2, seed=1)
+    for use in (
+        lambda: net.fit(loader, **settings),
+        lambda: population.fit(loader, **settings),
+        lambda: net.predict(loader),
+    ):
+        with pytest.raises(TypeError, match=r"X must be an array, got a DataLoader.*zip\(\*loader"):
+            use()
+    with pytest.raises(TypeError, match=r"got a TensorDataset.*zip\(\*DataLoader\(dataset, 1000"):
+        net.fit(dataset, **settings)
+    with pytest.raises(TypeError, match=r"Y must hold real numbers of shape \(10, 3\), got None"):
+        net.fit(X.flatten(1), **settings)
+    X, Y = map(torch.cat, zip(*loader, strict=True))
+    assert len(net.fit(X.flatten(1), Y, **settings).loss) == 1
+    X, Y = map(torch.cat, zip(*torch.utils.data.DataLoader(dataset, 1000), strict=True))
+    net.fit(X.flatten(1), Y, **settings)
 
 
 # -- MLP: what does not fit ---------------------------------------------------------------------
@@ -600,7 +909,7 @@ def test_parameters_that_do_not_fit_are_named():
     x = torch.zeros(5, 3)
     with pytest.raises(TypeError, match=r"parameters must be torch.float32 or.*float16"):
         MLP([3, 2]).half()(x)
-    with pytest.raises(ValueError, match="parameters must be on cpu or cuda, got meta"):
+    with pytest.raises(ValueError, match="x must be on meta, where the parameters are, got cpu"):
         MLP([3, 2]).to("meta")(x)
     mixed = MLP([3, 4, 2])
     mixed.linears[1].double()
