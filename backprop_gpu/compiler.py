@@ -23,6 +23,7 @@ from typing import Any
 from . import cache, catalogue, planning
 from .activations import Activation
 from .catalogue import Kernel
+from .imports import uninterrupted
 from .occupancy import LIMITS, Occupancy, capability, occupancy, shared_memory
 
 #: What the tests compile for: every generation that CUDA 13 supports, the newest features of
@@ -191,9 +192,10 @@ def _build(
 def _user_code(activation: Activation, arch: str) -> tuple[bytes, ...]:
     """A user's σ and σ' for both dtypes, compiled by Numba to what the linker can inline."""
     try:
-        from numba import cuda, types
+        with uninterrupted():
+            from numba import cuda, types
 
-        from .kernels.numba_cuda.activations import translated
+            from .kernels.numba_cuda.activations import translated
     except ImportError as error:
         raise CompilerNotFoundError(
             f"activation {activation.name!r} on the cuda backend is compiled by numba-cuda: "
@@ -272,8 +274,9 @@ def _sources(file: str) -> bytes:
 @lru_cache
 def _compiler_version() -> str:
     try:
-        import cuda.core
-        from cuda.bindings import nvrtc
+        with uninterrupted():
+            import cuda.core
+            from cuda.bindings import nvrtc
 
         error, major, minor = nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError) as reason:

@@ -41,6 +41,7 @@ from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import perceptron, planning, threads, validation
+from .imports import uninterrupted
 from .network import Network
 from .parameters import Layout, Parameters
 from .perceptron import EngineEpochs, PlainEpochs, Problem, State
@@ -514,7 +515,8 @@ class _Perceptron(
     # -- lbfgs ----------------------------------------------------------------------------------
 
     def _fit_lbfgs(self, X: Any, y: np.ndarray, sample_weight: Any) -> None:
-        import scipy.optimize
+        with uninterrupted():
+            import scipy.optimize
 
         packed = _pack(self.coefs_, self.intercepts_)
         self.plan_ = "engine none: L-BFGS-B of SciPy over one NumPy call an equation"
@@ -708,7 +710,8 @@ class _Perceptron(
             are left behind.
         """
         # `accel` may have bound the public names to ours.
-        from sklearn.neural_network import _multilayer_perceptron as genuine
+        with uninterrupted():
+            from sklearn.neural_network import _multilayer_perceptron as genuine
 
         names = set(self._hidden_names())
         if len(names) != 1 or not names <= set(ACTIVATIONS[:4]):

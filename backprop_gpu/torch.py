@@ -26,6 +26,7 @@ from . import activations
 from .activations import Activation
 from .backends.cuda import CudaBackend, CupyRuntime
 from .costs import Cost
+from .imports import uninterrupted
 from .network import Network
 
 try:
@@ -543,7 +544,8 @@ def _equations(x: Tensor) -> Iterator[_Equations]:
         yield _TORCH
         return
     try:
-        import cupy
+        with uninterrupted():
+            import cupy
     except ImportError as error:
         raise ImportError(
             "MLP on a CUDA device needs CuPy: pip install 'backprop_gpu[cu13]' or "

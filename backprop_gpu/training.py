@@ -14,6 +14,7 @@ import numpy as np
 
 from . import optimizers, planning, schedules, validation
 from .engines.layered import Hyperparameters, LayeredEngine, Member
+from .imports import uninterrupted
 from .parameters import Parameters
 
 if TYPE_CHECKING:
@@ -654,7 +655,8 @@ class Progress:
     """
 
     def __init__(self, epochs: int, shown: bool, members: int = 1) -> None:
-        from tqdm.auto import tqdm
+        with uninterrupted():
+            from tqdm.auto import tqdm
 
         unit = "epoch" if members == 1 else "member epoch"
         self._bar = tqdm(total=epochs, unit=unit, disable=not shown)

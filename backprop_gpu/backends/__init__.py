@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..imports import uninterrupted
 from .base import Backend
 
 
@@ -83,7 +84,8 @@ class Obstacles(dict[str, "str | None"]):
         super().__init__(dict.fromkeys(_BACKENDS))
 
     def __getitem__(self, name: str) -> str | None:
-        return _BACKENDS[name][0]()
+        with uninterrupted():  # it may import the package that the backend is made with
+            return _BACKENDS[name][0]()
 
 
 def names() -> tuple[str, ...]:
@@ -93,7 +95,8 @@ def names() -> tuple[str, ...]:
 
 def create(name: str, dtype: np.dtype[Any]) -> Backend:
     """A new backend for arrays of that dtype."""
-    return _BACKENDS[name][1](dtype)
+    with uninterrupted():
+        return _BACKENDS[name][1](dtype)
 
 
 def _installed(module: str) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import costs, planning
+from ..imports import uninterrupted
 from ..parameters import Layout, Parameters
 from ..threads import cores, one_blas_thread
 from .layered import LayeredEngine, Member
@@ -108,7 +109,8 @@ class ResidentEngine(LayeredEngine):
             yield from super().outputs(members, X, Y, chunk)
 
     def _train(self, member: Member, X: Array, Y: Array, threads: int) -> Array:
-        from . import resident_cpu_loop as loop
+        with uninterrupted():
+            from . import resident_cpu_loop as loop
 
         layout, flat = member.parameters.layout, member.parameters.flat
         optimizer, work = member.hyperparameters.optimizer, self._work(member)

@@ -1,0 +1,133 @@
+"""Ctrl-C while a large package is imported: heard afterwards, and nothing is left half-imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from backprop_gpu.imports import uninterrupted
+
+
+@pytest.fixture(autouse=True)
+def _handler() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_is_heard_afterwards_and_once() -> None:
+    handler, done = signal.getsignal(signal.SIGINT), []
+
+    def work() -> None:
+        with uninterrupted():
+            with uninterrupted():
+                interrupt()
+                done.append("inner")
+            done.append("outer")
+            interrupt()
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["inner", "outer"]
+    assert signal.getsignal(signal.SIGINT) is handler
+    with pytest.raises(ImportError), uninterrupted():
+        raise ImportError
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_handler_of_the_users_is_called() -> None:
+    heard: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    with uninterrupted():
+        interrupt()
+        assert heard == []
+    assert heard == [signal.SIGINT]
+
+
+def test_what_is_ignored_stays_so() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with uninterrupted():
+        interrupt()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_other_threads_leave_signals_alone() -> None:
+    found = []
+
+    def run() -> None:
+        with uninterrupted():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [signal.getsignal(signal.SIGINT)]
+
+
+# argv: the module that is being looked for when Ctrl-C is pressed
+PROGRAM = """
+import os, signal, sys
+import numpy as np
+import backprop_gpu
+
+class Finder:
+    pressed = 0
+    def find_spec(self, name, *rest):
+        if name == sys.argv[1] and not Finder.pressed:
+            Finder.pressed += 1
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+X, Y = np.zeros((8, 3)), np.zeros((8, 2))
+
+def work():
+    net = backprop_gpu.Network([3, 4, 2], seed=0)
+    if net.backend != "numpy":
+        net = backprop_gpu.Network([3, 4, 2], seed=0, backend="numpy")
+    history = net.fit(
+        X, Y, epochs=2, batch_size=2, learning_rate=0.1, engine="resident", progress=True
+    )
+    return len(history.loss)
+
+try:
+    work()
+except KeyboardInterrupt:
+    pass
+else:
+    sys.exit("Ctrl-C was lost")
+assert Finder.pressed
+print(work())
+if sys.argv[1].startswith("cupy"):
+    import cupy
+    cupy.ndarray
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "module"),
+    [
+        ("numba", "numba.core.typing"),
+        ("numba", "numba.cpython.builtins"),
+        ("tqdm", "asyncio.runners"),
+        ("cupy", "cupy._core.internal"),
+    ],
+)
+def test_interrupted_training_can_be_begun_again(package: str, module: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, module], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "2"
