@@ -304,7 +304,7 @@ def _file(asked: str | None) -> Path:
 
 def _read(asked: str | None) -> list[Record]:
     path = _file(asked)
-    found = records.read(path, keys=("kind", "run", "device"))
+    found = records.read(path, records.of_bench)
     if not found:
         raise _wrong(f"no records in {path}; `backprop-gpu bench --record` makes some")
     return found

@@ -68,10 +68,10 @@ def select(which: str, files: Iterable[Path]) -> list[Record]:
     if which.endswith(".jsonl"):
         if not Path(which).is_file():
             raise ValueError(f"there is no file {which}")
-        if found := steps(records.read(Path(which), keys=("kind", "run"))):
+        if found := steps(records.read(Path(which), records.of_bench)):
             return found
         raise ValueError(f"{which} has no record of a step")
-    known = [record for file in files for record in steps(records.read(file, ("kind", "run")))]
+    known = [record for file in files for record in steps(records.read(file, records.of_bench))]
     if len(which) >= SHORTEST:
         found = [
             record

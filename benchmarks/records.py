@@ -11,9 +11,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,11 @@ def append(path: Path, measurements: Collection[Record]) -> None:
         file.write(lines.encode())
 
 
-def read(path: Path, keys: Collection[str] = ()) -> list[Record]:
-    """The measurements of a file that have these keys; any other line is reported on stderr,
-    as ``file:line``, and passed over."""
+def read(path: Path, check: Callable[[Record], None] | None = None) -> list[Record]:
+    """The measurements of a file in which `check`, if it is given, finds nothing wrong.
+
+    Any other line is reported on stderr, as ``file:line``, and passed over.
+    """
     found = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
@@ -94,13 +97,91 @@ def read(path: Path, keys: Collection[str] = ()) -> list[Record]:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError("it is no object")
-            if missing := [key for key in keys if key not in record]:
-                raise ValueError(f"it lacks {', '.join(missing)}")
-        except ValueError as error:
+            if check is not None:
+                check(record)
+        except (ValueError, RecursionError) as error:
             print(f"{path}:{number}: not a record, passed over: {error}", file=sys.stderr)
         else:
             found.append(record)
     return found
+
+
+def of_bench(record: Record) -> None:
+    """Check a record of `BENCH`.
+
+    Raises
+    ------
+    ValueError
+        If it lacks what a measurement of its kind has, or something is not of its type.
+    """
+    # A NaN, or half of a surrogate pair, would come to light when it is drawn or written.
+    json.dumps(record, allow_nan=False, ensure_ascii=False).encode()
+    holds: dict[str, Any] = _ALWAYS | _OF_KIND.get(str(record.get("kind")), _OF_OTHER_KINDS)
+    if record.get("ratio_to_ours") is not None:
+        holds |= _OF_RATIO
+    if "curve" in record:
+        holds |= _OF_CURVE
+    holds |= {key: what for key, what in _OPTIONAL.items() if key in record}
+    # These may be null, too.
+    holds |= {key: text for key in ("commit", "plan") if record.get(key) is not None}
+    _check(record, holds)
+
+
+def _check(record: Any, holds: Mapping[str, Any], where: str = "") -> None:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where or 'it'} is no object")
+    for key, what in holds.items():
+        place = f"{where}.{key}" if where else key
+        if key not in record:
+            raise ValueError(f"it lacks {place}")
+        if isinstance(what, dict):
+            _check(record[key], what, place)
+        elif not what(record[key]):
+            raise ValueError(f"{place} is no {what.__name__}: {str(record[key])[:40]!r}")
+
+
+def text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def name(value: Any) -> bool:
+    """Short, on one line, and no formula in a figure, as what is between two "$" would be."""
+    return isinstance(value, str) and re.fullmatch(r"[^$\x00-\x1f]{1,200}", value) is not None
+
+
+def number(value: Any) -> bool:
+    """Not negative, and of a size that fits on an axis."""
+    return type(value) in (int, float) and 0 <= value <= 1e21
+
+
+def positive(value: Any) -> bool:
+    return number(value) and value >= 1e-15
+
+
+def rates(value: Any) -> bool:
+    return isinstance(value, dict) and "float32" in value and all(map(positive, value.values()))
+
+
+#: What the records of `BENCH` hold, as far as it is shown.
+_SPREAD = {"0.1": positive, "0.9": positive}
+_PLACE = {"workload": name, "variant": name}
+_PEER = {"peer": name, "label": name}
+_ALWAYS = {
+    "kind": name, "run": name, "device": name, "date": name, "machine": {}, "versions": {},
+}  # fmt: skip
+_OF_KIND: dict[str, dict[str, Any]] = {
+    "rates": {"products": rates, "bandwidth": positive, "call": number, "on_chip": number},
+    "step": _PLACE | _PEER | {
+        "median_us": positive, "quantiles_us": _SPREAD, "flops": positive, "bytes": positive,
+        "floor_us": number, "share_of_floor": number,
+    },
+    "first step": _PLACE | _PEER | {"cold_s": number, "warm_s": number, "peak_mib": number},
+}  # fmt: skip
+_OF_OTHER_KINDS = _PLACE | {"reason": text}
+_OF_CURVE = {"curve": name, "x": positive}
+_OF_RATIO = {"ratio_to_ours": positive, "ratio_quantiles": _SPREAD}
+#: What may be absent.
+_OPTIONAL = _PLACE | {"peer": name, "x": positive, "device_mib": number}
 
 
 def quantiles(seconds: list[float]) -> dict[str, float]:

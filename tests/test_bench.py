@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -333,21 +334,93 @@ def test_rates_of_a_device() -> None:
 def test_damaged_lines_are_reported_and_nothing_else_is_lost(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def has_a_run(record: Any) -> None:
+        if "run" not in record:
+            raise ValueError("it lacks run")
+
     path = tmp_path / "bench.jsonl"
     records.append(path, [{"kind": "a", "run": "1"}])
     with path.open("ab") as file:
-        file.write(b'12\n{"kind": "b"}\n\xff\xfe\n{"kind": "c", "ru')  # cut short by a crash
+        file.write(b'12\n{"kind": "b"}\n\xff\xfe\n' + b"[" * 100_000)
+        file.write(b'\n{"kind": "c", "ru')  # cut short by a crash
     records.append(path, [{"kind": "d", "run": "2"}])
-    found = records.read(path, keys=("kind", "run"))
+    found = records.read(path, has_a_run)
     assert [record["kind"] for record in found] == ["a", "d"]
     reported = re.findall(r"bench\.jsonl:(\d): not a record", capsys.readouterr().err)
-    assert reported == ["2", "3", "4", "5"]
+    assert reported == ["2", "3", "4", "5", "6"]
 
 
 def test_older_records_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
     for path in records.RESULTS.glob("*.jsonl"):
         assert records.read(path)
+    assert records.read(records.RESULTS / records.BENCH, records.of_bench)
     assert capsys.readouterr().err == ""
+
+
+WRONG = (
+    None, True, -1, 0, 0.5, float("nan"), float("inf"), 1e300, 1e-300, 10**400, "", "text",
+    "$\\x$", "\ud800", "a\nb", "x" * 10_000, [], [1], {}, {"float32": 1}, {"0.1": "x", "0.9": []},
+)  # fmt: skip
+
+
+def malformed(record: Any, rng: random.Random) -> Any:
+    """With something missing, or something else, at any depth."""
+    record = json.loads(json.dumps(record))
+    inside = [record, *(value for value in record.values() if isinstance(value, dict) and value)]
+    for _ in range(rng.choice((1, 1, 3))):
+        where = rng.choice(inside)
+        key = rng.choice(list(where) or ["x"])
+        if rng.random() < 0.25:
+            where.pop(key, None)
+        else:
+            where[rng.choice((key, key, "curve", "x", "plan"))] = rng.choice(WRONG)
+    return record
+
+
+@pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
+def test_whatever_is_in_a_record_it_is_shown_or_passed_over(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = random.Random(0)
+    sound = [json.loads(line) for line in results.read_text().splitlines()]
+    kinds: dict[str, list[Any]] = {}
+    for record in sound:
+        kinds.setdefault(record["kind"] + " curve" * ("curve" in record), []).append(record)
+    damaged = tmp_path / "bench.jsonl"
+    passed_over = 0
+    for _ in range(18):
+        some = [rng.choice(kinds[rng.choice(list(kinds))]) for _ in range(40)]
+        lines = [*(malformed(record, rng) for record in some), *rng.sample(sound, 20)]
+        damaged.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        command = rng.choice(("tables", "compare", "report"))
+        ours = {"tables": [], "report": ["--out", tmp_path / "page.html"]}
+        arguments = ours.get(command, [damaged, results])
+        assert bench(command, *arguments, "--records", damaged) in (0, 1)
+        passed_over += capsys.readouterr().err.count("not a record, passed over: ")
+    assert passed_over > 200
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"median_us": float("nan")}, "Out of range float"),
+        ({"median_us": "1.5"}, "median_us is no positive: '1.5'"),
+        ({"quantiles_us": {"0.1": 1}}, "it lacks quantiles_us.0.9"),
+        ({"quantiles_us": []}, "quantiles_us is no object"),
+        ({"label": 3}, "label is no name"),
+        ({"curve": "width"}, "it lacks x"),
+    ],
+)
+def test_what_is_wrong_with_a_record_is_said(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, reason: str
+) -> None:
+    sound = [json.loads(line) for line in results.read_text().splitlines()]
+    step = next(r for r in sound if r["kind"] == "step" and "curve" not in r)
+    path = tmp_path / "bench.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in (step, step | change)))
+    assert bench("tables", "--records", path) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"{path}:2: not a record, passed over: {reason}")
 
 
 def test_a_record_says_what_it_depends_on() -> None:
