@@ -364,7 +364,9 @@ def _read(module: Any) -> list[_Layer]:
                     )
                 layers[-1].sigma = sigma
             if [each for each in node.all_input_nodes if each.op != "get_attr"] != [last]:
-                raise _unsupported(place, what, "it takes more than what the layer before it gives")
+                raise _unsupported(
+                    place, what, "it takes something else than what the layer before gives"
+                )
             last = node
     if not layers:
         raise ValueError(f"module has no Linear; {_SUPPORTED}")

@@ -303,9 +303,27 @@ class Joined(AsFunctions):
         return self.last(x) * torch.sigmoid(x[:, :1])
 
 
+class Learned(AsFunctions):
+    def __init__(self, sigma):
+        super().__init__(sigma)
+        self.rows = nn.Parameter(torch.zeros(1, 12))
+
+    def forward(self, x):
+        return self.last(self.block(self.first(self.rows)))
+
+
+class Aside(AsFunctions):
+    def forward(self, x):
+        x = self.first(x)
+        self.block(torch.relu(x))
+        return self.block[0](x)
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
+        (Learned, r"layer first, .*takes something else than what the layer before gives"),
+        (Aside, r"layer block.0, .*is not supported"),
         (Residual, r"layer (getitem|add), .*is not supported"),
         (Looks, r"torch.fx cannot read the forward of Looks: symbolically traced"),
         (Scaled, r"layer flatten, .*rows \(n, 12\), and it would change them"),
@@ -723,9 +741,10 @@ def test_a_replaced_or_added_module_is_used():
     mlp.append(nn.Hardtanh())
     assert mlp.layer_by_layer.startswith("module 3 is Hardtanh")
     assert torch.allclose(mlp(x), F.hardtanh(mlp[2](mlp[0](x).relu())))
-    mlp[3], mlp[1] = nn.Softmax(dim=1), nn.LeakyReLU(0.3)
+    mlp[3], x = nn.Softmax(dim=1), random(6, 2, 5, dtype=torch.float32)
+    assert torch.allclose(mlp(x), mlp[2](mlp[0](x).relu()).softmax(1))
+    mlp[1] = nn.LeakyReLU(0.3)
     assert "LeakyReLU" in mlp.layer_by_layer
-    x = random(6, 2, 5, dtype=torch.float32)
     assert torch.allclose(mlp(x), mlp[2](F.leaky_relu(mlp[0](x), 0.3)).softmax(1))
 
 
