@@ -122,6 +122,7 @@ class Network:
         self.dtype = validation.dtype(dtype)
         if seed is not None:
             seed = validation.seed(seed)
+        validation.one_of("initial_weights", initial_weights, ("auto", *initializers.names()))
         self._rng = np.random.default_rng(seed)
         self.history: History | None = None
         chosen = [

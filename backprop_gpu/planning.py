@@ -19,7 +19,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
 
-from . import residency
+from . import residency, validation
 from .residency import Residency
 
 Layout = Literal["NT", "NN", "TN"]
@@ -299,9 +299,7 @@ def choose_engine(
 
 
 def _check_engine(requested: str) -> None:
-    known = ("auto", "layered", "resident")
-    if requested not in known:
-        raise ValueError(f"unknown engine {requested!r}; known: {', '.join(known)}")
+    validation.one_of("engine", requested, ("auto", "layered", "resident"))
 
 
 def layered_seconds(sizes: Sequence[int], batch_size: int, rows: int, epochs: int) -> float:
@@ -319,7 +317,6 @@ def _choose_on_device(
     obstacle: str | None,
 ) -> tuple[str, str]:
     """(engine, reason) for a CUDA device, as `choose_engine` for a CPU."""
-    _check_engine(training.engine)
     if training.engine == "layered":
         return "layered", "asked for"
     m, members = training.batch_size, training.members
@@ -394,9 +391,7 @@ def choose_backend(requested: str, obstacles: Mapping[str, str | None]) -> Choic
     RuntimeError
         For a backend that was asked for and cannot be used here, with the obstacle.
     """
-    known = ("auto", *obstacles)
-    if requested not in known:
-        raise ValueError(f"unknown backend {requested!r}; known: {', '.join(known)}")
+    validation.one_of("backend", requested, ("auto", *obstacles))
     if requested == "auto":
         if obstacles["cuda"] is None:
             return Choice("cuda", "a CUDA device is usable")
@@ -547,6 +542,7 @@ def plan(
     if training is None:
         reason = "one backend call an equation; `fit` chooses its own"
         return Plan(choice.backend, choice.reason, "layered", reason, captured=False)
+    _check_engine(training.engine)
     obstacle = training.obstacle
     if training.step_callbacks:
         obstacle = "a callback after every batch needs Python between steps"

@@ -125,7 +125,7 @@ class Population:
         ValueError
             If they differ. For settings of several shapes there is `sweep`.
         """
-        if not hasattr(networks, "__iter__"):
+        if not validation.is_iterable(networks):
             raise TypeError(f"networks must be a sequence of Networks, got {networks!r}")
         networks = list(networks)
         if not networks:
@@ -333,8 +333,8 @@ class Population:
         ValueError
             For another `combine`, or if every member has failed and there is none to combine.
         """
-        if combine not in (None, "mean", "vote"):
-            raise ValueError(f"unknown combine {combine!r}; known: None, 'mean', 'vote'")
+        if combine is not None:
+            validation.one_of("combine", combine, ("mean", "vote"))
         X = validation.inputs(X, self.sizes[0], self.dtype)
         n, n_outputs = len(X), self.sizes[-1]
         if combine is None:
@@ -402,8 +402,8 @@ class Population:
                 raise ValueError("the members have not been trained: give X and Y to compare them")
             keys = history_keys([history for history in histories if history is not None], metric)
         else:
-            if metric not in (None, "accuracy", "loss"):
-                raise ValueError(f"unknown metric {metric!r}; known with data: accuracy, loss")
+            if metric is not None:
+                validation.one_of("metric", metric, ("accuracy", "loss"))
             X, Y = self.members[0]._check_data(X, Y)
             classes = validation.classes_of(Y)
             if metric == "accuracy" and classes is None:
@@ -479,8 +479,7 @@ def history_metric(histories: Sequence[History], metric: str | None) -> str:
     held = [name for name in known if _is_held(histories, name)]
     if metric is None:
         return next(iter(held), "loss")
-    if metric not in known:
-        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(known)}")
+    validation.one_of("metric", metric, known)
     if metric not in held:
         needs = "validation_data" + (" of classes" if metric == "val_accuracy" else "")
         raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import costs, optimizers, training, validation
+from . import backends, costs, initializers, optimizers, training, validation
 from .network import Network, resolve_activations
 from .optimizers import Adam, AdamW, Optimizer
 from .population import Population, check_room, history_keys, history_metric
@@ -188,7 +188,7 @@ def sweep(
     _check_keys(shared, "the arguments that all settings share")
     seeds = validation.integer("seeds", seeds, 1)
     validation.boolean("progress", progress)
-    if hasattr(callbacks, "__iter__"):
+    if validation.is_iterable(callbacks):
         callbacks = list(callbacks)  # every shape takes them
     given = _given(grid, settings)
     complete = [shared | setting for setting in given]
@@ -329,7 +329,7 @@ def _given(grid: Any, settings: Any) -> list[Setting]:
         raise TypeError("sweep needs either a grid or settings, and not both")
     if grid is not None:
         return _spanned(grid)
-    if isinstance(settings, Mapping) or not hasattr(settings, "__iter__"):
+    if isinstance(settings, Mapping) or not validation.is_iterable(settings):
         raise TypeError(f"settings must be a list of dicts, got {settings!r}")
     found = list(settings)
     if not found:
@@ -341,7 +341,7 @@ def _given(grid: Any, settings: Any) -> list[Setting]:
 
 def _spanned(grid: Any) -> list[Setting]:
     several = not isinstance(grid, Mapping)
-    if several and (isinstance(grid, str) or not hasattr(grid, "__iter__")):
+    if several and (isinstance(grid, str) or not validation.is_iterable(grid)):
         raise TypeError(f"grid must be a dict of lists of values, or a list of them, got {grid!r}")
     found: list[Setting] = []
     for i, one in enumerate(list(grid) if several else [grid]):
@@ -349,7 +349,7 @@ def _spanned(grid: Any) -> list[Setting]:
         _check_keys(one, name)
         columns = []
         for key, values in one.items():
-            if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
+            if isinstance(values, (str, bytes, Mapping)) or not validation.is_iterable(values):
                 raise TypeError(
                     f"{name} must hold a list of values for {key!r}, got {values!r}; for one "
                     f"value write [{values!r}]"
@@ -383,8 +383,12 @@ def _shape(setting: Setting) -> tuple[Any, ...]:
         resolve_activations(setting.get("activation", "sigmoid"), len(sizes) - 1),
         costs.get(setting.get("cost", "quadratic")),
         validation.dtype(setting.get("dtype", "float32")),
-        setting.get("backend", "auto"),
-        setting.get("initial_weights", "auto"),
+        validation.one_of("backend", setting.get("backend", "auto"), ("auto", *backends.names())),
+        validation.one_of(
+            "initial_weights",
+            setting.get("initial_weights", "auto"),
+            ("auto", *initializers.names()),
+        ),
     )
 
 
@@ -404,9 +408,8 @@ def _optimizer(setting: Setting) -> Optimizer:
 
 def _check_metric(metric: str | None, groups: Sequence[_Group]) -> None:
     """Before hours of training: whether their results can be ranked."""
-    known = ("val_accuracy", "val_loss", "loss")
-    if metric is not None and metric not in known:
-        raise ValueError(f"unknown metric {metric!r}; known: {', '.join(known)}")
+    if metric is not None:
+        validation.one_of("metric", metric, ("val_accuracy", "val_loss", "loss"))
     if metric in ("val_loss", "val_accuracy") and not groups[0].validated:
         raise ValueError(f"metric {metric!r} needs validation_data")
     classes = all(group.classes for group in groups)

@@ -117,9 +117,7 @@ class EarlyStopping(Callback):
         min_delta: float = 0.0,
         restore_best: bool = True,
     ) -> None:
-        if monitor not in ("val_loss", "val_accuracy", "loss"):
-            raise ValueError(f"unknown monitor {monitor!r}; known: val_loss, val_accuracy, loss")
-        self.monitor = monitor
+        self.monitor = validation.one_of("monitor", monitor, ("val_loss", "val_accuracy", "loss"))
         self.patience = validation.integer("patience", patience, 0)
         self.min_delta = validation.finite("min_delta", min_delta, 0.0)
         self.restore_best = validation.boolean("restore_best", restore_best)
@@ -258,7 +256,7 @@ def check_settings(
 
 
 def check_callbacks(callbacks: Any, data: Data) -> list[Callback]:
-    if not hasattr(callbacks, "__iter__"):
+    if not validation.is_iterable(callbacks):
         raise TypeError(f"callbacks must be a list of Callbacks or functions, got {callbacks!r}")
     hooks = [_as_callback(callback) for callback in callbacks]
     for hook in hooks:

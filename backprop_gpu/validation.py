@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +14,9 @@ import numpy as np
 
 from .activations import Activation
 from .costs import Cost, Quadratic
+
+#: Instances of int and np.integer that are none.
+_NO_NUMBERS = (bool, np.timedelta64)
 
 
 def sizes(value: Sequence[int]) -> tuple[int, ...]:
@@ -28,12 +31,29 @@ def sizes(value: Sequence[int]) -> tuple[int, ...]:
 
 def is_ordered(value: Any) -> bool:
     """Whether its items come in an order of their own, unlike those of a set or a dict."""
-    return hasattr(value, "__iter__") and not isinstance(value, (AbstractSet, Mapping))
+    return is_iterable(value) and not isinstance(value, (AbstractSet, Mapping))
+
+
+def is_iterable(value: Any) -> bool:
+    """Whether it has items: arrays of no dimension and classes have the method, but none."""
+    try:
+        iter(value)
+    except TypeError:
+        return False
+    return True
+
+
+def one_of(name: str, value: Any, known: Iterable[str]) -> str:
+    """One of the known names."""
+    known = tuple(known)
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+    return value
 
 
 def integer(name: str, value: Any, low: int, high: int = sys.maxsize) -> int:
     """An int in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+    if not isinstance(value, (int, np.integer)) or isinstance(value, _NO_NUMBERS):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < low or value > high:
         span = f">= {low}" if value < low and high == sys.maxsize else f"in [{low}, {high}]"
@@ -43,8 +63,8 @@ def integer(name: str, value: Any, low: int, high: int = sys.maxsize) -> int:
 
 def seed(value: Any, name: str = "seed") -> int:
     """An int >= 0 of any size: NumPy's generators take them all."""
-    if isinstance(value, (int, np.integer)) and value > sys.maxsize:
-        return int(value)
+    if isinstance(value, int) and value > sys.maxsize:
+        return value
     return integer(name, value, 0)
 
 
@@ -57,7 +77,8 @@ def boolean(name: str, value: Any) -> bool:
 
 def number(name: str, value: Any, span: str, kind: str = "a number") -> float:
     """A finite float in a span such as "[0, 1)"."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+    numbers = (int, float, np.floating, np.integer)
+    if not isinstance(value, numbers) or isinstance(value, _NO_NUMBERS):
         raise TypeError(f"{name} must be {kind}, got {value!r}")
     if not is_within(value, span):
         low, high = span[1:-1].split(", ")
@@ -77,7 +98,7 @@ def is_within(value: Any, span: str) -> bool:
     """Whether a number lies in the span, and is finite as a float."""
     try:
         x = float(value)
-    except OverflowError:  # an int beyond any float
+    except (OverflowError, TypeError):  # an int beyond any float; a duration
         return False
     low, high = map(float, span[1:-1].split(","))
     above = x >= low if span[0] == "[" else x > low

@@ -215,6 +215,8 @@ def test_another_version(tmp_path, version):
         ({"sizes": None}, "damaged"),
         ({"activations": "absent"}, "damaged"),
         ({"activations": None}, "damaged"),
+        ({"activations": {}}, "damaged"),
+        ({"activations": "tanh"}, "damaged"),
         ({"activations": [1, {}]}, "activation"),
         ({"activations": ["tanh"]}, "activation"),
         ({"activations": ["softmax", "tanh"]}, "activation"),
