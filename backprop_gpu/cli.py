@@ -28,7 +28,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from . import __version__, activations, backends, costs, datasets, optimizers, planning, tables
+from . import (
+    __version__,
+    activations,
+    backends,
+    costs,
+    datasets,
+    optimizers,
+    planning,
+    tables,
+    validation,
+)  # fmt: skip
 from .network import Network
 from .preprocessing import Category, Number, Options, Preprocessing
 from .reading import MAX_BYTES, Budget
@@ -137,6 +147,10 @@ def _add_train(commands: Any) -> None:
         choices=("classification", "regression"),
         help="whether the labels are classes or numbers to fit; default: texts are classes, and "
         "so are whole numbers of which each comes often enough; with poisson, numbers",
+    )
+    # Its name before there was --task.
+    option(
+        "--targets", action="store_const", const="regression", dest="task", help=argparse.SUPPRESS
     )
     option(
         "--validation",
@@ -725,10 +739,10 @@ def _predict(args: argparse.Namespace) -> int:
             verdict = f"{len(X)} rows{_goodness(y, outputs, target)}"
     # Outputs in (0, 1) are read as classes, anything else as numbers.
     elif target is not None or net.activations[-1].name in ("sigmoid", "softmax"):
-        single = outputs.shape[1] == 1
-        numbers = (outputs[:, 0] >= 0.5).astype(int) if single else outputs.argmax(axis=1)
         count = max(outputs.shape[1], 2)
-        predicted = np.array(datasets.numbered(count) if target is None else target.levels)[numbers]
+        levels = datasets.numbered(count) if target is None else target.levels
+        # The last, by which NO_CLASS counts, is the name of none.
+        predicted = np.array([*levels, ""])[validation.predicted(outputs)]
         names = None if labels is None else datasets.names_of(labels)
         header.append("class")
         columns.append(predicted if args.verbatim else _harmless(predicted, notes))

@@ -85,8 +85,6 @@ class Network:
     read while it trains, or while another thread assigns weights, may be a mixture of weights
     before and after a step.
 
-    Notes
-    -----
     ``copy.copy`` and ``copy.deepcopy`` give a network that trains on independently: parameters,
     generator and history are its own. Only activations and cost are shared by the former.
 
@@ -140,7 +138,6 @@ class Network:
         validation.room(f"a network of sizes {self.sizes}", size)
         weights, biases = initializers.draw(chosen, self.sizes, self._rng)
 
-        self._choice = planning.choose_backend(backend, backends.Obstacles())
         self._connect()
         self.weights, self.biases = tuple(weights), tuple(biases)
 

@@ -16,16 +16,17 @@ those of a graph and not of Python; the data of small shapes stays in the L2 cac
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -465,21 +466,27 @@ STAGES = {
     "compute-sanitizer memcheck": 60, "compute-sanitizer racecheck": 60, "products": 90,
 }  # fmt: skip
 _PYTHON = [sys.executable, "-m"]
+#: A line that xdist writes for a test.
+_OUTCOME = re.compile(r"\] (PASSED|FAILED|ERROR|SKIPPED) (\S+)")
 
 
 def gpu_tests(recorder: Recorder) -> None:
     # Most of the time goes into compiling, which several processes share.
-    workers = ["-n", "auto"] if importlib.util.find_spec("xdist") else []
     log = recorder.path.with_name("gpu_tests.log")
     with log.open("w") as file:  # which holds what they printed, should they be stopped
-        run = subprocess.run(
-            [*_PYTHON, "pytest", "-v", "--tb=short", "-m", "gpu", "-p", "no:cacheprovider",
-             *workers, "tests"],
-            stdout=file, stderr=subprocess.STDOUT, check=False,
+        run = subprocess.Popen(
+            [*_PYTHON, "pytest", "-v", "-s", "--tell-at-once", "--tb=short", "-m", "gpu",
+             "-p", "no:cacheprovider", "-n", "auto", "tests"],
+            stdout=file, stderr=subprocess.STDOUT,
         )  # fmt: skip
-    lines = log.read_text().splitlines()
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    recorder.write(op="gpu tests", result=lines[-1:], code=run.returncode, failures=failed)
+        try:
+            code = run.wait(max(1.0, recorder.stop - time.perf_counter() - 3.0))
+        except subprocess.TimeoutExpired:
+            code = None  # and what is left of it ends with this process
+    outcomes = _OUTCOME.findall(log.read_text(errors="replace"))
+    counts = Counter(outcome for outcome, _ in outcomes)
+    failures = [name for outcome, name in outcomes if outcome in ("FAILED", "ERROR")]
+    recorder.write(op="gpu tests", code=code, **counts, failures=failures)
 
 
 def sanitizer(recorder: Recorder, tool: str) -> None:

@@ -66,6 +66,24 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "_REGISTRY", dict(module._REGISTRY))
 
 
+class TellsAtOnce:
+    """Prints a failure when it happens: pytest's own summary is lost where a run is stopped."""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            print(f"\n{report.nodeid}, {report.when}:\n{report.longreprtext}", flush=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tell-at-once", action="store_true", help=TellsAtOnce.__doc__)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # With xdist the reports of all workers pass through the process that started them.
+    if config.getoption("--tell-at-once") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(TellsAtOnce())
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") is None:

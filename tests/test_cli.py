@@ -340,6 +340,17 @@ def test_predict_a_folder_and_one_idx_file(
         assert ("accuracy: " in printed.err) == (data == tmp_path)
 
 
+def test_a_row_of_nan_is_of_no_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = Network([2, 3, 2], activation=["relu", "softmax"], backend="numpy", seed=0)
+    net.weights = [np.ones((3, 2)), np.ones((2, 3))]
+    net.save(tmp_path / "model.safetensors")
+    np.savez(tmp_path / "rows.npz", X=np.float32([[0, 0], [3e38, 3e38]]), y=[0, 1])
+    with pytest.warns(RuntimeWarning, match="first of row 1"):
+        assert run("predict", tmp_path / "model.safetensors", tmp_path / "rows.npz") == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[2] == "1,,1"
+
+
 def test_predict_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", *FAST, "--out", tmp_path) == 0
     trained = capsys.readouterr().out.split()[-1]
