@@ -194,7 +194,7 @@ def test_default_rates_train(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         ("predict a b --model c", "unrecognized arguments: b"),
         ("train --target x", "--target is for tables, which the digits is not"),
         ("train --task both", "invalid choice: 'both'"),
-        ("train --l2 -1", "l2 must be in [0, inf)"),
+        ("train --l2 -1", "l2 must be finite and >= 0"),
         ("train --patience -1", "patience must be >= 0"),
         ("train --max-bytes lots", "is not a number of bytes, such as 4G"),
         (f"train --epochs {10**400}", "must be at most"),
@@ -204,7 +204,7 @@ def test_default_rates_train(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         ("train --sizes 64,1000000000000,10", "not enough memory"),
         ("train --validation 1e400", "a share below 1 or a number of rows"),
         ("train --learning-rate 1e400", "inf"),
-        ("train --l2 1e400", "l2 must be in [0, inf)"),
+        ("train --l2 1e400", "l2 must be finite and >= 0"),
         ("train --scale 1e400", "is not a number such as 0.1 or 1/255"),
     ],
 )

@@ -496,7 +496,9 @@ def test_other_engines_get_numbers(backend: str, seen: list[np.dtype[Any]]) -> N
 
 
 @pytest.mark.parametrize("why", ["too large", "a callback after every batch"])
-def test_where_an_epoch_is_layered_bytes_become_numbers_once(why: str) -> None:
+def test_where_an_epoch_is_layered_bytes_become_numbers_once(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     form = BYTES[0]
     backend = CudaBackend("float32", runtime())
     run, exact = Run(form, backend, "float32"), Run(form, backend, "float32")
@@ -504,13 +506,13 @@ def test_where_an_epoch_is_layered_bytes_become_numbers_once(why: str) -> None:
     layered = LayeredEngine(backend, engine.sizes, engine.activations, engine.cost)
     numbers = backend.asarray(exact.X)
     made = []
-    copy = backend.copy
+    copy = CudaBackend.copy
 
-    def watched(source: Any, out: Any) -> None:
+    def watched(backend: CudaBackend, source: Any, out: Any) -> None:
         made.extend([out] if source is run.X else [])
-        copy(source, out)
+        copy(backend, source, out)
 
-    backend.copy = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(CudaBackend, "copy", watched)  # of every fork
     engine.cut = lambda *_: "too large"  # type: ignore[method-assign]
     on_step = None if why == "too large" else lambda step: None
     for mine, theirs in zip(run.members, exact.members, strict=True):

@@ -424,7 +424,7 @@ def test_damaged_preprocessing(tmp_path: Path, change: Any, message: str) -> Non
     text = change if isinstance(change, str) else json.dumps(json.loads(text) | change)
     metadata["backprop_gpu.preprocessing"] = text
     safetensors.numpy.save_file(tensors, path, metadata)
-    with pytest.raises(ValueError, match=f"a.safetensors has a damaged preprocessing: .*{message}"):
+    with pytest.raises(ValueError, match=f"a.safetensors: damaged preprocessing: .*{message}"):
         Network.load(path)
 
 
