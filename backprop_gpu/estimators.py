@@ -149,6 +149,9 @@ _ATTRIBUTES = """
     ``_forward_pass``, ``_forward_pass_fast``, ``_loss_grad_lbfgs``, ``_no_improvement_count`` and
     ``_optimizer.learning_rate`` are kept for code, and scikit-learn's own tests, that use
     scikit-learn's private names; the error for any other says what to use.
+
+    Any number of threads may predict, transform and score at once. One fits, and a second that
+    tries is refused; what others read meanwhile are the weights of some epoch.
 """
 
 

@@ -531,6 +531,9 @@ class MLP(nn.Sequential):
     With ``create_graph=True`` gradients are computed by PyTorch's own differentiable operations,
     so that they can be differentiated again.
 
+    Any number of threads may call it, forward and backward, as they may any nn.Module: a call has
+    no memory but its own. Gradients of several threads add up in ``.grad``, as PyTorch's do.
+
     Examples
     --------
     >>> mlp = MLP([784, 30, 10], seed=1)

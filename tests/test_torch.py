@@ -11,6 +11,7 @@ import io
 import pickle
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -1039,3 +1040,24 @@ def test_on_a_device():
             torch.cuda.current_stream().synchronize()
         for mine, theirs in zip(got, expected, strict=True):
             assert torch.allclose(mine.cpu(), theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_many_threads_call_one_mlp() -> None:
+    torch.manual_seed(0)
+    mlp = MLP([12, 40, 5], activation=["gelu", "identity"], seed=1)
+    inputs = [torch.randn(m, 12) for m in (64, 61, 300)]
+
+    def gradients(x: torch.Tensor) -> list[torch.Tensor]:
+        out = mlp(x)
+        return [out, *torch.autograd.grad(out.square().mean(), list(mlp.parameters()))]
+
+    expected = [gradients(x) for x in inputs]
+
+    def differing(thread: int) -> int:
+        picks = np.random.default_rng(thread).integers(0, len(inputs), 100)
+        return sum(
+            not all(map(torch.equal, gradients(inputs[i]), expected[i])) for i in picks.tolist()
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(differing, range(4))) == 0

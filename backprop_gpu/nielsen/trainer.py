@@ -53,6 +53,11 @@ class Trainer:
     biases : list of (n_l, 1) arrays
         Both may be assigned or changed in place; every method uses them as they are when it is
         called, and `SGD` as they are at the start of each epoch.
+
+    Notes
+    -----
+    Any number of threads may call what only reads. One trains, and a second `SGD` at the same time
+    is refused.
     """
 
     weights: list[np.ndarray]
