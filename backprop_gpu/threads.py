@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
@@ -45,7 +46,12 @@ def alone(what: str, *things: object) -> Iterator[None]:
 
 
 class _OneBlasThread:
-    """BLAS held to one thread for as long as anybody asks for it."""
+    """BLAS held to one thread for as long as anybody asks for it.
+
+    The number is the process's, so the first to ask sets it and the last to leave puts it back.
+    Both happen on a thread kept for it, since threadpoolctl heeds but the thread that set a limit
+    until that one has lifted it.
+    """
 
     def __init__(self) -> None:
         self._limit = ExitStack()
@@ -55,24 +61,29 @@ class _OneBlasThread:
         """Nobody holds it: those who did are threads of the process that this was forked from."""
         self._lock = threading.Lock()
         self._held = 0
+        self._thread: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._held:
-                self._limit.close()  # what was forgotten
-                self._limit.enter_context(_blas().limit(limits=1, user_api="blas"))
+                if self._thread is None:
+                    self._thread = ThreadPoolExecutor(1, "backprop_gpu-blas")
+                self._thread.submit(self._begin).result()
             self._held += 1
+
+    def _begin(self) -> None:
+        self._limit.close()  # what was forgotten
+        self._limit.enter_context(_blas().limit(limits=1, user_api="blas"))
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._held = max(0, self._held - 1)
-            if not self._held:
-                self._limit.close()
+            if not self._held and self._thread is not None:
+                self._thread.submit(self._limit.close).result()
 
 
 #: For products between two epochs: OpenBLAS's other threads would spin for a tenth of a second
-#: behind them, on the cores that the resident loop's threads need. The number of threads is the
-#: process's, so the first to ask sets it and the last to leave puts it back.
+#: behind them, on the cores that the resident loop's threads need.
 one_blas_thread = _OneBlasThread()
 
 
