@@ -264,8 +264,11 @@ class Population:
         settings = _settings(len(data.X), len(self), epochs, batch_size, learning_rate, optimizer)
         hooks = training.check_callbacks(callbacks, data)
         plan = training.plan(self.members, settings, hooks, engine, data.bytes)
-        bar = Progress(sum(each.epochs for each in settings), progress, len(self))
-        with threads.alone("population", self, *self.members), bar as shown:
+        total = sum(each.epochs for each in settings)
+        with (
+            threads.alone("population", self, *self.members),
+            Progress(total, progress, len(self)) as shown,
+        ):
             histories = self._train(data, settings, hooks, plan, shown)
         if len(self.failed) == len(self):
             raise FloatingPointError(

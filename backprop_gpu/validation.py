@@ -322,8 +322,8 @@ def nan_rows(outputs: np.ndarray) -> np.ndarray:
 
 def warn_of_nan(outputs: np.ndarray, stacklevel: int = 3) -> np.ndarray:
     """The outputs, (…, n, n_L), of the method that calls this, with a warning if some are NaN."""
-    rows = np.flatnonzero(nan_rows(outputs).reshape(-1, outputs.shape[-2]).any(axis=0))
-    if len(rows):
+    if np.isnan(outputs).any():
+        rows = np.flatnonzero(nan_rows(outputs).reshape(-1, outputs.shape[-2]).any(axis=0))
         warnings.warn(
             f"the outputs of {len(rows)} of {outputs.shape[-2]} rows are NaN, first of row "
             f"{rows[0]}: z overflowed. Are its inputs of the size of those in training?",

@@ -549,7 +549,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=records.RESULTS, help="folder for gpu.jsonl")
     parser.add_argument("--minutes", type=float, default=7.5, help="time for everything")
     parser.add_argument("--only", action="append", choices=STAGES, help="a stage; may be repeated")
-    parser.add_argument("--commit", help="of this code, where there is no git to ask")
+    parser.add_argument("--commit", help="of this code, where git cannot tell")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--common", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--sanitized-case", action="store_true", help=argparse.SUPPRESS)
@@ -574,7 +574,8 @@ def main(argv: list[str] | None = None) -> int:
         "compute_capability": device.compute_capability,
         "driver": cupy.cuda.runtime.driverGetVersion(),
     }
-    common["commit"] = common["commit"] or arguments.commit
+    if arguments.commit:
+        common |= {"commit": arguments.commit, "dirty": False}
     common["machine"]["gpu"] = device.name  # by which `explain` finds them
     for name in arguments.only or STAGES:
         left = begin + seconds - time.perf_counter()

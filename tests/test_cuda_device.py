@@ -43,6 +43,21 @@ def test_captured_steps_give_the_bits_of_launched_ones() -> None:
     assert_same([captured, launched], 0.0)
 
 
+def test_a_captured_step_may_hold_cublas() -> None:
+    rng = np.random.default_rng(0)
+    X, y = rng.random((1000, 784)), rng.integers(0, 10, 1000)
+    nets = []
+    for callbacks in ([], [EveryBatch()]):
+        # Tiles are for small products and short sums: cuBLAS is the planner's for one of these.
+        net = Network([784, 512, 10], backend="cuda", seed=3)
+        net.fit(X, y, epochs=2, batch_size=250, learning_rate=0.1, engine="layered",
+                callbacks=callbacks)  # fmt: skip
+        nets.append(net)
+    assert nets[0].plan.captured
+    assert "cublas (" in str(nets[0].plan)
+    assert_same(nets, 0.0)
+
+
 def test_the_current_stream_is_used() -> None:
     import cupy
 

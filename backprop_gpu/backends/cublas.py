@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -41,7 +42,7 @@ class Cublas(threading.local):
             self._library = ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
         except (RuntimeError, OSError) as error:
             raise ImportError(f"no cuBLAS: {error}") from error
-        self._handle = ctypes.c_void_p()
+        self._handle: _Handle | None = None
 
     def product(
         self,
@@ -56,21 +57,22 @@ class Cublas(threading.local):
 
         `workspace` are bytes of device memory that nothing else uses until the product is done.
         """
-        if not self._handle:
-            self._call("cublasCreate_v2", ctypes.byref(self._handle))
+        if self._handle is None:
+            self._handle = _Handle(self._library)
+        call, handle = partial(_call, self._library), self._handle.value
         stream = self._cupy.cuda.get_current_stream().ptr
-        self._call("cublasSetStream_v2", self._handle, ctypes.c_void_p(stream))
-        self._call(  # which setting the stream has taken away
-            "cublasSetWorkspace_v2", self._handle,
+        call("cublasSetStream_v2", handle, ctypes.c_void_p(stream))
+        call(  # which setting the stream has taken away
+            "cublasSetWorkspace_v2", handle,
             ctypes.c_void_p(workspace.data.ptr), ctypes.c_size_t(workspace.nbytes),
         )  # fmt: skip
         # cuBLAS counts columns first, so it sees every array transposed: outᵀ = b'ᵀ a'ᵀ.
         single = out.dtype == np.float32
         number = ctypes.c_float if single else ctypes.c_double
         rows, columns = out.shape
-        self._call(
+        call(
             "cublasSgemm_v2" if single else "cublasDgemm_v2",
-            self._handle,
+            handle,
             _TRANSPOSED if layout == "NT" else _NORMAL,
             _TRANSPOSED if layout == "TN" else _NORMAL,
             columns, rows, a.shape[0] if layout == "TN" else a.shape[1],
@@ -81,11 +83,20 @@ class Cublas(threading.local):
             ctypes.c_void_p(out.data.ptr), columns,
         )  # fmt: skip
 
-    def _call(self, name: str, *arguments: Any) -> None:
-        status = getattr(self._library, name)(*arguments)
-        if status:
-            raise RuntimeError(f"{name} failed with status {status}")
+
+class _Handle:
+    """cuBLAS's context of one thread, given back when that has ended."""
+
+    def __init__(self, library: Any) -> None:
+        self._library, self.value = library, ctypes.c_void_p()
+        _call(library, "cublasCreate_v2", ctypes.byref(self.value))
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None):
-            self._library.cublasDestroy_v2(self._handle)
+        if self.value:
+            self._library.cublasDestroy_v2(self.value)
+
+
+def _call(library: Any, name: str, *arguments: Any) -> None:
+    status = getattr(library, name)(*arguments)
+    if status:
+        raise RuntimeError(f"{name} failed with status {status}")

@@ -78,10 +78,10 @@ class CupyRuntime:
         import cupy
 
         self.xp = cupy
-        self._cublas: Any = None
+        self.library = False
         with suppress(ImportError):
-            self._cublas = Cublas()
-        self.library = self._cublas is not None
+            self.product = Cublas().product
+            self.library = True
         self._functions: dict[Kernel, Any] = {}
         properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
         major, minor = properties["major"], properties["minor"]
@@ -123,17 +123,6 @@ class CupyRuntime:
         if kernel.cluster > residency.PORTABLE_CLUSTER:
             driver.funcSetAttribute(function.ptr, NON_PORTABLE_CLUSTERS, 1)
         return function
-
-    def product(
-        self,
-        layout: planning.Layout,
-        a: Array,
-        b: Array,
-        out: Array,
-        scale: float,
-        workspace: Array,
-    ) -> None:
-        self._cublas.product(layout, a, b, out, scale, workspace)
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         # The default stream cannot be captured; a graph runs on any stream.

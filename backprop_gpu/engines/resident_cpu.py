@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,15 @@ _log = logging.getLogger("backprop_gpu")
 PATIENCE = 2.0
 #: For which dtypes this process has the loop.
 _compiled: set[np.dtype[Any]] = set()
+
+
+@lru_cache(maxsize=1)  # to be uninterrupted costs as much as a step
+def _loop() -> Any:
+    """The module of the compiled loop, which imports Numba."""
+    with uninterrupted():
+        from . import resident_cpu_loop
+
+    return resident_cpu_loop
 
 
 @contextmanager
@@ -109,9 +119,7 @@ class ResidentEngine(LayeredEngine):
             yield from super().outputs(members, X, Y, chunk)
 
     def _train(self, member: Member, X: Array, Y: Array, threads: int) -> Array:
-        with uninterrupted():
-            from . import resident_cpu_loop as loop
-
+        loop = _loop()
         layout, flat = member.parameters.layout, member.parameters.flat
         optimizer, work = member.hyperparameters.optimizer, self._work(member)
         m, shape = member.hyperparameters.batch_size, self._shape(layout, work.block)
@@ -179,9 +187,9 @@ class ResidentEngine(LayeredEngine):
         return planning.cpu_work(self.sizes, batch, itemsize, cores())
 
     def _shape(self, layout: Layout, block: int) -> Shape:
-        from . import resident_cpu_loop as loop
         from .resident_cpu_product import lanes
 
+        loop = _loop()
         if block not in self._shapes:
             info, clipped = np.finfo(self.backend.dtype), self.cost.clipped
             high = inf
@@ -213,9 +221,9 @@ class ResidentEngine(LayeredEngine):
         return self._shapes[block]
 
     def _memory(self, work: planning.CpuWork, slots: int, threads: int) -> Memory:
-        from . import resident_cpu_loop as loop
         from .resident_cpu_product import lanes
 
+        loop = _loop()
         dtype, block = self.backend.dtype, work.block
         W = lanes(dtype.itemsize)
         filled = [-(-n // W) * W for n in self.sizes]
