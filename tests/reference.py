@@ -186,7 +186,8 @@ def product_bound(subscripts: str, s: Array, t: Array, dtype: object, factor: fl
 
     A sum of k terms is off by at most about k ε Σ|s||t| (Higham 2002, section 3.1), and by
     √k ε Σ|s||t| for roundings that do not conspire; the latter times `factor` is what is
-    allowed. A wrong or missing term is far outside of it.
+    allowed. A wrong or missing term is far outside of it. Below the normal numbers a rounding is of
+    the smallest one there is, not of ε.
     """
     s, t = (np.abs(array) for array in _double(s, t))
     sizes = dict(
@@ -194,7 +195,9 @@ def product_bound(subscripts: str, s: Array, t: Array, dtype: object, factor: fl
     )
     output = subscripts.partition("->")[2]
     terms = math.prod(n for index, n in sizes.items() if index not in output)
-    return factor * math.sqrt(terms + 1) * np.finfo(dtype).eps * np.einsum(subscripts, s, t)
+    info = np.finfo(dtype)
+    bound = math.sqrt(terms + 1) * info.eps * np.einsum(subscripts, s, t)
+    return factor * (bound + terms * float(info.smallest_subnormal))
 
 
 def assert_close(got: Array, expected: Array, bound: Array | float, what: str = "") -> None:
