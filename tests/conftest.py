@@ -9,11 +9,11 @@ from collections import Counter
 
 import pytest
 from host_cuda.backend import BackendRuntime, create
-from host_cuda.build import Sanitizer
 from kernel_cases import LAUNCHED
 
 from backprop_gpu import activations, backends, costs
 from backprop_gpu.backends import Obstacles, names
+from backprop_gpu.testing.build import Sanitizer
 
 GPU_BACKENDS = ("cuda", "numba_cuda")
 

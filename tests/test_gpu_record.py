@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from host_cuda.backend import BackendRuntime
-from host_cuda.build import CompilerMissing
 
+from backprop_gpu.testing.build import CompilerMissing
 from benchmarks import gpu_record, records, suite
 from benchmarks.peers import registry
 from benchmarks.workloads import Workload

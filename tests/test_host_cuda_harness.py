@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from host_cuda.build import INIT, BuildFailed, _knows
 from host_cuda.runtime import HostRuntime, LaunchFailed, _servers
+
+from backprop_gpu.testing.build import INIT, BuildFailed, _knows
 
 HERE = Path(__file__).parent / "host_cuda"
 SOURCE = (HERE / "selftest.cu").read_text().splitlines()

@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from backprop_gpu.planning import Device
-
-from .build import Job, Sanitizer, build, build_all, server
+from backprop_gpu.testing.build import Job, Sanitizer, build, build_all, server
 
 KERNELS = Path(__file__).parents[2] / "kernels" / "cuda"
 

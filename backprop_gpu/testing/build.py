@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 Sanitizer = Literal["plain", "asan", "tsan"]
 
-HERE = Path(__file__).parent
+EMULATOR = Path(__file__).parent / "emulator"
 
 # Two libraries may have a shared variable of the same name, and each keeps its own
 # (no-gnu-unique). No thread-local variable has a constructor (no-extern-tls-init).
@@ -98,8 +98,8 @@ def build(
     scheduler = _scheduler(sanitizer)
     flags = [*COMMON, *KERNEL[sanitizer], *SANITIZE[sanitizer], "-shared"]
     flags += [INIT] if _knows(INIT) else []
-    flags += [*(f"-I{folder}" for folder in (HERE, *include)), f"-Wl,-rpath,{scheduler.parent}"]
-    inputs = _headers(text, source.parent, (HERE, *include))
+    flags += [*(f"-I{folder}" for folder in (EMULATOR, *include)), f"-Wl,-rpath,{scheduler.parent}"]
+    inputs = _headers(text, source.parent, (EMULATOR, *include))
     return _compile(text, flags, [scheduler], inputs, f"{source.stem}-{sanitizer}", ".so")
 
 
@@ -112,11 +112,11 @@ def build_all(jobs: Iterable[Job], workers: int = 2) -> list[Path]:
 @lru_cache
 def server(sanitizer: Sanitizer) -> Path:
     """The program that loads a sanitizer's libraries; `serve.cpp` describes it."""
-    path = HERE / "serve.cpp"
+    path = EMULATOR / "serve.cpp"
     scheduler = _scheduler(sanitizer)
-    flags = [*COMMON, "-O2", "-Wall", "-Wextra", f"-I{HERE}", f"-Wl,-rpath,{scheduler.parent}"]
-    text, inputs = path.read_text(), [HERE / "fibers.h"]
-    link = [scheduler, *SANITIZE[sanitizer], "-ldl", "-pthread"]
+    flags = [*COMMON, "-O2", "-Wall", "-Wextra", f"-I{EMULATOR}", f"-Wl,-rpath,{scheduler.parent}"]
+    text, inputs = path.read_text(), [EMULATOR / "fibers.h"]
+    link: list[str | Path] = [scheduler, *SANITIZE[sanitizer], "-ldl", "-pthread"]
     return _compile(text, flags, link, inputs, f"{path.stem}-{sanitizer}", "")
 
 
@@ -126,10 +126,10 @@ def _scheduler(sanitizer: Sanitizer) -> Path:
 
     Kernels share it, and with it one set of stacks.
     """
-    path = HERE / "fibers.cpp"
-    flags = [*COMMON, "-O2", "-g1", "-Wall", "-Wextra", "-shared", f"-I{HERE}"]
+    path = EMULATOR / "fibers.cpp"
+    flags = [*COMMON, "-O2", "-g1", "-Wall", "-Wextra", "-shared", f"-I{EMULATOR}"]
     flags += [] if sanitizer == "plain" else [f"-DCUDA_HOST_{sanitizer.upper()}"]
-    text, inputs = path.read_text(), [HERE / "fibers.h"]
+    text, inputs = path.read_text(), [EMULATOR / "fibers.h"]
     return _compile(text, flags, ["-pthread"], inputs, f"lib{path.stem}-{sanitizer}", ".so")
 
 
