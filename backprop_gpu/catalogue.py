@@ -177,6 +177,15 @@ class Catalogue:
     def advance(self) -> Kernel:
         return Kernel("gather.cu", "advance", _ONE)
 
+    @_of(("uint8", *_TYPES))
+    def convert(self, source: str) -> Kernel:
+        """From the dtype of that name."""
+        return self._kernel("convert.cu", "convert", _MAP, _TYPES.get(source, "unsigned char"))
+
+    @_of()
+    def all_finite(self) -> Kernel:
+        return self._kernel("all_finite.cu", "all_finite", (256, 1, 1))
+
     @_of()
     def hadamard(self) -> Kernel:
         return self._kernel("hadamard.cu", "hadamard", _MAP)

@@ -24,6 +24,7 @@ from backprop_gpu.activations import Activation
 from backprop_gpu.backends.base import Backend
 from backprop_gpu.backends.cuda import CudaBackend, Runtime
 from backprop_gpu.backends.numpy import NumpyBackend
+from backprop_gpu.catalogue import Catalogue
 from backprop_gpu.costs import Cost
 from backprop_gpu.optimizers import SGD, Adam, AdamW
 from backprop_gpu.parameters import Layout, Parameters
@@ -93,8 +94,8 @@ class Case:
     products: Products = "planned"
     #: Calls Python functions of a user, which a sanitizer's process cannot.
     python: bool = False
-    #: Of the resident kernel, which is CUDA C++ only.
-    resident: bool = False
+    #: Of a kernel that is CUDA C++ only.
+    cuda: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -117,13 +118,13 @@ def case(
     each: Iterable[Any] | None = None,
     products: Products = "planned",
     python: bool = False,
-    resident: bool = False,
+    cuda: bool = False,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a check; with ``each``, once for every value, which it gets as an argument."""
 
     def register(check: Callable[..., None]) -> Callable[..., None]:
         if each is None:
-            CASES.append(Case(check.__name__, check, products, python, resident))
+            CASES.append(Case(check.__name__, check, products, python, cuda))
             return check
         for value in each:
             name = "-".join(value) if isinstance(value, tuple) else getattr(value, "name", value)
@@ -133,7 +134,7 @@ def case(
                     lambda subject, value=value: check(subject, value),
                     products,
                     python,
-                    resident,
+                    cuda,
                 )
             )
         return check
@@ -577,10 +578,73 @@ def _update(s: Subject, name: str, sizes: tuple[int, ...]) -> None:
     assert not results[0][0][gaps].any()
 
 
+# -- what the host asks of an array ------------------------------------------------------
+
+
+@case(each=("uint8", *DTYPES), cuda=True)
+def convert(s: Subject, source: str) -> None:
+    """To the nearest, as NumPy converts; what is too large for float32 becomes infinite."""
+    backend = s.backend
+    assert isinstance(backend, CudaBackend)
+    for count in (1, 255, 256, 257, 700):
+        x = s.rng.standard_normal(count) * 10.0 ** s.rng.integers(-30, 30, count)
+        if source == "uint8":
+            x = s.rng.integers(0, 256, count)
+        else:
+            x[:3] = [np.nan, -np.inf, 1e300][:count]
+        with np.errstate(over="ignore"):
+            x = x.astype(source)
+            expected = x.astype(s.dtype)
+        out = s.poisoned(count)
+        backend.runtime.launch(
+            Catalogue(s.dtype).convert(source), (-(-count // 256), 1, 1),
+            (backend.asarray(x, np.dtype(source)), out, np.int64(count)),
+        )  # fmt: skip
+        np.testing.assert_array_equal(backend.to_numpy(out), expected)
+
+
+def _parts(s: Subject, kernel: catalogue.Kernel, x: np.ndarray, dtype: Any, *rest: Any) -> Any:
+    """What each of three blocks says of x."""
+    backend = s.backend
+    assert isinstance(backend, CudaBackend)
+    parts = backend.asarray(np.full(3, 77), dtype)
+    backend.runtime.launch(kernel, (3, 1, 1), (*s.put(x), parts, np.int64(x.size), *rest))
+    return backend.to_numpy(parts)
+
+
+@case(cuda=True)
+def all_finite(s: Subject) -> None:
+    kernel, info = Catalogue(s.dtype).all_finite(), np.finfo(s.dtype)
+    for count in (1, 256, 769, 1700):  # one pass of a block, and more
+        x = s.normal(count)
+        x[-1] = info.max
+        x[0] = info.smallest_subnormal
+        np.testing.assert_array_equal(_parts(s, kernel, x, np.int32), 1)
+        for at in {0, count // 2, count - 1}:
+            for value in (np.inf, -np.inf, np.nan):
+                ill = x.copy()
+                ill[at] = value
+                expected = np.arange(3) != at // 256 % 3
+                np.testing.assert_array_equal(_parts(s, kernel, ill, np.int32), expected)
+
+
+@case(cuda=True)
+def sum_of_squares(s: Subject) -> None:
+    """`squared_norm` without a limit."""
+    kernel, limit = Catalogue(s.dtype).squared_norm(), s.dtype.type(np.inf)
+    for count in (1, 256, 769, 1700):
+        x = s.normal(count)
+        got = _parts(s, kernel, x, np.float64, limit)
+        np.testing.assert_allclose(got.sum(), (x**2).sum(), rtol=64 * np.finfo(np.float64).eps)
+        for value in (np.inf, np.nan):
+            x[-1] = value
+            assert np.isnan(_parts(s, kernel, x, np.float64, limit).sum()) == np.isnan(value)
+
+
 # -- an epoch in one launch -------------------------------------------------------------
 
 
-@case(each=resident_cases.FORMS, resident=True)
+@case(each=resident_cases.FORMS, cuda=True)
 def resident(s: Subject, form: resident_cases.Form) -> None:
     """Two epochs, as the layered engine runs them in float64."""
     resident_cases.check(s.backend, form)

@@ -80,7 +80,7 @@ def module():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", [case for case in CASES if not case.resident], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.cuda], ids=str)
 def test_kernels(module, case, dtype):
     case.check(Subject(module.NumbaCudaBackend(dtype), limit=3000))
 
