@@ -1,9 +1,12 @@
 """The four equations of backpropagation and the forward pass, as functions of arrays.
 
 Each works on a batch, one sample a row, and on a single sample as a 1-d array.
-NumPy arrays in, NumPy arrays out; CuPy arrays in, CuPy arrays out, computed by
-the kernels in ``kernels/cuda`` on CuPy's current stream. With ``out`` the result
-is written there. Arrays must be float32 or float64, all of one kind and dtype.
+NumPy arrays in, NumPy arrays out. Arrays of a CUDA device in, arrays of the same
+library out (CuPy, PyTorch, JAX, Numba, or any other with ``__cuda_array_interface__``
+or DLPack, which gets a `backprop_gpu.cuda.arrays.DeviceArray`), computed by the
+kernels in ``kernels/cuda`` on the library's current stream, without copies of what is
+C-contiguous. With ``out`` the result is written there. Arrays must be float32 or
+float64, all of one kind and dtype.
 
     forward          z = w a + b,  a = σ(z)
     output_error     δ^L = ∇_a C ⊙ σ'(z^L)                          BP1
@@ -15,7 +18,8 @@ is written there. Arrays must be float32 or float64, all of one kind and dtype.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,9 +28,10 @@ from . import activations as _activations
 from . import costs as _costs
 from .activations import Activation
 from .backends import create
-from .backends.base import Backend
 from .backends.numpy import NumpyBackend
 from .costs import Cost
+from .cuda import interchange
+from .cuda.arrays import DeviceArray
 
 Array = Any
 _quiet = np.errstate(over="ignore")  # e^-z of a saturated σ
@@ -58,19 +63,19 @@ def forward(
     z, a : (m, n) or (n,) arrays
     """
     activation = _activations.get(activation)
-    call = _Call(w=w, b=b, a=a)
-    rows = call.rows("a", a)
-    n, _ = call.shape("w", w, (None, rows.shape[1]))
-    call.shape("b", b, (n,))
     given = (None, None) if out is None else out
     if len(given) != 2:
         raise ValueError("out must be a pair (z, a)")
-    z = call.result("out[0]", given[0], (len(rows), n))
-    result = call.result("out[1]", given[1], (len(rows), n))
-    if out is not None and _overlap(*out):
-        raise ValueError("out[0] must not overlap out[1]")
-    call.backend.forward(call.array(w), call.array(b), rows, activation, z, result)
-    return call.done(z, given[0]), call.done(result, given[1])
+    with _Call(w=w, b=b, a=a) as call:
+        rows = call.rows("a")
+        n, _ = call.shape("w", (None, rows.shape[1]))
+        call.shape("b", (n,))
+        z = call.result("out[0]", given[0], (len(rows), n))
+        result = call.result("out[1]", given[1], (len(rows), n))
+        if out is not None and call.overlap(z.array, result.array):
+            raise ValueError("out[0] must not overlap out[1]")
+        call.backend.forward(call["w"], call["b"], rows, activation, z.array, result.array)
+        return call.done(z), call.done(result)
 
 
 @_quiet
@@ -103,12 +108,12 @@ def output_error(
     """
     activation, cost = _activations.get(activation), _costs.get(cost)
     _costs.check_pair(activation, cost)
-    call = _Call(z=z, a=a, y=y)
-    a_rows = call.rows("a", a)
-    z_rows, y_rows = (call.rows(name, x, a_rows.shape) for name, x in (("z", z), ("y", y)))
-    result = call.result("out", out, a_rows.shape)
-    call.backend.output_error(z_rows, a_rows, y_rows, activation, cost, result)
-    return call.done(result, out)
+    with _Call(z=z, a=a, y=y) as call:
+        a_rows = call.rows("a")
+        z_rows, y_rows = (call.rows(name, a_rows.shape) for name in ("z", "y"))
+        result = call.result("out", out, a_rows.shape)
+        call.backend.output_error(z_rows, a_rows, y_rows, activation, cost, result.array)
+        return call.done(result)
 
 
 @_quiet
@@ -137,53 +142,65 @@ def hidden_error(
     δ^l, shaped like z.
     """
     activation = _activations.get(activation)
-    call = _Call(w_next=w_next, delta_next=delta_next, z=z, a=a)
-    delta_rows = call.rows("delta_next", delta_next)
-    _, n = call.shape("w_next", w_next, (delta_rows.shape[1], None))
-    shape = (len(delta_rows), n)
-    z_rows, a_rows = (call.rows(name, x, shape) for name, x in (("z", z), ("a", a)))
-    result = call.result("out", out, shape)
-    call.backend.hidden_error(call.array(w_next), delta_rows, z_rows, a_rows, activation, result)
-    return call.done(result, out)
+    with _Call(w_next=w_next, delta_next=delta_next, z=z, a=a) as call:
+        delta_rows = call.rows("delta_next")
+        _, n = call.shape("w_next", (delta_rows.shape[1], None))
+        shape = (len(delta_rows), n)
+        z_rows, a_rows = (call.rows(name, shape) for name in ("z", "a"))
+        result = call.result("out", out, shape)
+        call.backend.hidden_error(
+            call["w_next"], delta_rows, z_rows, a_rows, activation, result.array
+        )
+        return call.done(result)
 
 
 def bias_gradient(delta: Array, *, out: Array | None = None) -> Array:
     """BP3: ∂C/∂b = mean of δ over the rows. delta is (m, n) or (n,); returns (n,)."""
-    call = _Call(delta=delta)
-    rows = _mean_of("delta", call.rows("delta", delta))
-    call.single = False
-    result = call.result("out", out, (rows.shape[1],))
-    call.backend.bias_gradient(rows, result)
-    return call.done(result, out)
+    with _Call(delta=delta) as call:
+        rows = _mean_of("delta", call.rows("delta"))
+        call.single = False
+        result = call.result("out", out, (rows.shape[1],))
+        call.backend.bias_gradient(rows, result.array)
+        return call.done(result)
 
 
 def weight_gradient(delta: Array, a_prev: Array, *, out: Array | None = None) -> Array:
     """BP4: ∂C/∂w = δᵀ a_prev / m. delta (m, n) or (n,), a_prev (m, k) or (k,); returns (n, k)."""
-    call = _Call(delta=delta, a_prev=a_prev)
-    delta_rows = _mean_of("delta", call.rows("delta", delta))
-    a_rows = call.rows("a_prev", a_prev, (len(delta_rows), None))
-    call.single = False
-    result = call.result("out", out, (delta_rows.shape[1], a_rows.shape[1]))
-    call.backend.weight_gradient(delta_rows, a_rows, result)
-    return call.done(result, out)
+    with _Call(delta=delta, a_prev=a_prev) as call:
+        delta_rows = _mean_of("delta", call.rows("delta"))
+        a_rows = call.rows("a_prev", (len(delta_rows), None))
+        call.single = False
+        result = call.result("out", out, (delta_rows.shape[1], a_rows.shape[1]))
+        call.backend.weight_gradient(delta_rows, a_rows, result.array)
+        return call.done(result)
 
 
 def hadamard(s: Array, t: Array, *, out: Array | None = None) -> Array:
     """s ⊙ t, the elementwise product of two arrays of one shape."""
-    call = _Call(s=s, t=t)
-    if s.shape != t.shape:
-        raise ValueError(f"s and t must have one shape, got {s.shape} and {t.shape}")
-    result = call.result("out", out, s.shape, may_overlap=True)
-    # A contiguous copy has at least one dimension, s and t may have none.
-    call.backend.hadamard(*(call.array(x).reshape(s.shape) for x in (s, t)), result)
-    return call.done(result, out)
+    with _Call(s=s, t=t) as call:
+        if s.shape != t.shape:
+            raise ValueError(f"s and t must have one shape, got {s.shape} and {t.shape}")
+        result = call.result("out", out, tuple(s.shape), may_overlap=True)
+        call.backend.hadamard(call["s"], call["t"], result.array)
+        return call.done(result)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """Where the backend writes, what the caller gets, and the `out` that was given, if any."""
+
+    array: Array
+    returned: Array
+    out: Array | None
 
 
 class _Call:
-    """The checks and conversions around one equation: one kind of array, one dtype, shapes."""
+    """The checks and conversions around one equation: one kind of array, one dtype, shapes.
+
+    Inside it, as a context, the equation runs on the stream of the arrays' library.
+    """
 
     def __init__(self, **arguments: Array) -> None:
-        self.arguments = arguments
         self.single = False
         kinds = {name: _kind(name, value) for name, value in arguments.items()}
         if len(set(kinds.values())) > 1:
@@ -192,8 +209,8 @@ class _Call:
                 + ", ".join(f"{name}: {kind}" for name, kind in kinds.items())
             )
         self.kind = next(iter(kinds.values()))
-        dtypes = {name: np.dtype(value.dtype) for name, value in arguments.items()}
-        if len(set(dtypes.values())) > 1 or next(iter(dtypes.values())).name not in (
+        dtypes = {name: _dtype(value) for name, value in arguments.items()}
+        if len(set(dtypes.values())) > 1 or next(iter(dtypes.values())) not in (
             "float32",
             "float64",
         ):
@@ -202,60 +219,121 @@ class _Call:
                 + ", ".join(f"{name}: {dtype}" for name, dtype in dtypes.items())
             )
         self.dtype = next(iter(dtypes.values()))
-        self.backend: Any = _backend(self.kind, self.dtype.name)
+        self._given = arguments
+        self._arrays: dict[str, Array] = {}
+        self._stream = ExitStack()
 
-    def array(self, value: Array) -> Array:
-        return self.backend.asarray(value)
+    def __enter__(self) -> _Call:
+        self.backend: Any = _backend(self.kind, self.dtype)
+        if self.kind != "numpy":
+            self._library = interchange.library(self.kind)
+            stream = self._library.stream(next(iter(self._given.values())))
+            if stream is not None:
+                self._stream.enter_context(self.backend.runtime.on(stream))
+        try:
+            self._arrays = {name: self._array(value) for name, value in self._given.items()}
+        except BaseException:
+            self._stream.close()
+            raise
+        return self
 
-    def rows(self, name: str, value: Array, shape: tuple[int | None, ...] | None = None) -> Array:
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def __getitem__(self, name: str) -> Array:
+        """The argument as a contiguous array of the backend's."""
+        return self._arrays[name]
+
+    def _array(self, value: Array) -> Array:
+        if self.kind == "numpy":
+            # A contiguous copy has at least one dimension, the argument may have none.
+            return self.backend.asarray(value).reshape(value.shape)
+        return self.backend.runtime.view(self._library.contiguous(value))
+
+    def rows(self, name: str, shape: tuple[int | None, ...] | None = None) -> Array:
         """The argument as (m, n), one sample being one row."""
+        value = self[name]
         if value.ndim == 1:
             self.single = True
-            value = value.reshape(1, -1)
+            value = value.reshape(1, len(value))
         if value.ndim != 2:
             raise ValueError(f"{name} must be (m, n) or (n,), got shape {value.shape}")
         if shape is not None:
-            self.shape(name, value, shape)
-        return self.array(value)
+            _check_shape(name, value, shape)
+        return value
 
-    def shape(self, name: str, value: Array, expected: tuple[int | None, ...]) -> tuple[int, ...]:
-        if value.ndim != len(expected) or any(
-            want is not None and have != want
-            for have, want in zip(value.shape, expected, strict=True)
-        ):
-            wanted = ", ".join("any" if n is None else str(n) for n in expected)
-            raise ValueError(f"{name} must have shape ({wanted}), got {value.shape}")
-        return tuple(value.shape)
+    def shape(self, name: str, expected: tuple[int | None, ...]) -> tuple[int, ...]:
+        return _check_shape(name, self[name], expected)
 
     def result(
         self, name: str, out: Array | None, shape: tuple[int, ...], may_overlap: bool = False
-    ) -> Array:
+    ) -> _Result:
         """Where the backend writes: `out` itself where it can be written to directly."""
+        returned = shape[1:] if self.single else shape
         if out is None:
-            return self.backend.empty(shape)
-        if _kind(name, out) != self.kind or np.dtype(out.dtype) != self.dtype:
+            return self._new(returned, shape, None)
+        if _kind(name, out) != self.kind or _dtype(out) != self.dtype:
             raise TypeError(
                 f"{name} must be a {self.kind} array of {self.dtype}, "
-                f"got {_kind(name, out)} of {out.dtype}"
+                f"got {_kind(name, out)} of {_dtype(out)}"
             )
-        expected = shape[1:] if self.single else shape
-        if tuple(out.shape) != expected:
-            raise ValueError(f"{name} must have shape {expected}, got {out.shape}")
+        if tuple(out.shape) != returned:
+            raise ValueError(f"{name} must have shape {returned}, got {tuple(out.shape)}")
         if isinstance(out, np.ndarray) and not out.flags.writeable:
             raise ValueError(f"{name} is read-only")
+        contiguous = self._contiguous_out(name, out)
         if not may_overlap:
-            for argument, value in self.arguments.items():
-                if _overlap(out, value):
+            for argument, value in self._given.items():
+                # A copy that was made of it cannot overlap anything.
+                known = value if self.kind == "numpy" else self[argument]
+                if self.overlap(out if contiguous is None else contiguous, known):
                     raise ValueError(f"{name} must not overlap {argument}")
-        return out.reshape(shape) if out.flags.c_contiguous else self.backend.empty(shape)
+        if contiguous is None:
+            return self._new(returned, shape, out)
+        return _Result(contiguous.reshape(shape), out, out)
 
-    def done(self, result: Array, out: Array | None) -> Array:
-        result = result.reshape(result.shape[1:]) if self.single else result
-        if out is None:
-            return result
-        if not out.flags.c_contiguous:
-            out[...] = result
-        return out
+    def _contiguous_out(self, name: str, out: Array) -> Array | None:
+        """The backend's array in the memory of `out`; None where it is not contiguous."""
+        if self.kind == "numpy":
+            return out if out.flags.c_contiguous else None
+        try:
+            return self.backend.runtime.view(out)
+        except ValueError as error:
+            if self._library.empty is None:
+                raise ValueError(f"{name}: {error}") from error
+            return None
+
+    def _new(self, returned: tuple[int, ...], shape: tuple[int, ...], out: Array | None) -> _Result:
+        if self.kind == "numpy" or self._library.empty is None:
+            array = self.backend.empty(shape)
+            return _Result(array, array.reshape(returned), out)
+        made = self._library.empty(next(iter(self._given.values())), returned)
+        return _Result(self.backend.runtime.view(made).reshape(shape), made, out)
+
+    def overlap(self, s: Array, t: Array) -> bool:
+        if isinstance(s, np.ndarray):
+            return np.shares_memory(s, t)
+        if isinstance(s, DeviceArray):
+            return interchange.overlap(s, t)
+        return False  # of a strided device array, which the result is copied to at the end
+
+    def done(self, result: _Result) -> Array:
+        if result.out is None:
+            if self.kind == "numpy":
+                return result.returned
+            return self._library.taken(result.returned)
+        if result.returned is not result.out:
+            result.out[...] = result.returned
+        return result.out
+
+
+def _check_shape(name: str, value: Array, expected: tuple[int | None, ...]) -> tuple[int, ...]:
+    if value.ndim != len(expected) or any(
+        want is not None and have != want for have, want in zip(value.shape, expected, strict=True)
+    ):
+        wanted = ", ".join("any" if n is None else str(n) for n in expected)
+        raise ValueError(f"{name} must have shape ({wanted}), got {value.shape}")
+    return tuple(value.shape)
 
 
 def _mean_of(name: str, rows: Array) -> Array:
@@ -264,29 +342,23 @@ def _mean_of(name: str, rows: Array) -> Array:
     return rows
 
 
-def _overlap(s: Array, t: Array) -> bool:
-    if isinstance(s, np.ndarray):
-        return np.shares_memory(s, t)
-    import cupy
-
-    return bool(cupy.may_share_memory(s, t))
-
-
 def _kind(name: str, value: Array) -> str:
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} must be a plain array, not a masked one")
     if isinstance(value, np.ndarray):
         return "numpy"
-    if type(value).__module__.partition(".")[0] == "cupy":
-        return "cupy"
-    raise TypeError(f"{name} must be a NumPy or CuPy array, got {type(value).__name__}")
+    kind = interchange.name(value)
+    if kind is None:
+        raise TypeError(
+            f"{name} must be a NumPy array or one on a CUDA device, got {type(value).__name__}"
+        )
+    return kind
+
+
+def _dtype(value: Array) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _backend(kind: str, dtype: str) -> Any:
     # Made afresh: scratch arrays should not outlive the call, nor be another thread's.
-    return NumpyBackend(dtype) if kind == "numpy" else _cuda_backend(dtype).fork()
-
-
-@lru_cache
-def _cuda_backend(dtype: str) -> Backend:
-    return create("cuda", np.dtype(dtype))
+    return NumpyBackend(dtype) if kind == "numpy" else create("cuda", np.dtype(dtype))

@@ -22,13 +22,12 @@ def _numpy_obstacle() -> str | None:
 
 
 def _cuda_obstacle() -> str | None:
-    for module, package in (("cupy", "CuPy"), ("cuda.core", "cuda.core")):
-        if not _installed(module):
-            return f"{package} is not installed (pip install 'backprop_gpu[cu13]')"
+    if not _installed("cuda.core"):
+        return "cuda.core is not installed (pip install 'backprop_gpu[cu13]')"
     try:
-        import cupy
+        from ..cuda import runtime
 
-        count = cupy.cuda.runtime.getDeviceCount()
+        count = runtime.count()
     except Exception as error:  # a broken driver shows itself in many ways
         return f"no CUDA device ({_first_line(error)})"
     return None if count else "no CUDA device"
@@ -58,9 +57,10 @@ def _make_numpy(dtype: np.dtype[Any]) -> Backend:
 
 
 def _make_cuda(dtype: np.dtype[Any]) -> Backend:
-    from .cuda import CudaBackend, CupyRuntime
+    from ..cuda import runtime
+    from .cuda import CudaBackend
 
-    return CudaBackend(dtype, CupyRuntime())
+    return CudaBackend(dtype, runtime.current())
 
 
 def _make_numba_cuda(dtype: np.dtype[Any]) -> Backend:

@@ -1,145 +1,30 @@
-"""The equations on a CUDA device: the kernels of ``kernels/cuda`` on CuPy arrays.
+"""The equations on a CUDA device: the kernels of ``kernels/cuda`` on device arrays.
 
-`CudaBackend` knows the kernels, their grids and their arguments; a *runtime* knows
-the device. `CupyRuntime` is the real one. The tests bring another, which runs the
-same kernels on the CPU, so that all of this file but `CupyRuntime` is proven
-without a device.
+`CudaBackend` knows the kernels, their grids and their arguments; `cuda.runtime` knows the device.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from functools import lru_cache
 from math import ceil
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from .. import activations, compiler, costs, planning, residency
+from .. import activations, costs, planning
 from ..activations import Activation
-from ..catalogue import Catalogue, Dimensions, Kernel
+from ..catalogue import Catalogue, Kernel
 from ..costs import Cost
+from ..cuda.arrays import DeviceArray
+from ..cuda.blas import WORKSPACE
+from ..cuda.runtime import Runtime
+from ..imports import uninterrupted
 from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
-from .cublas import WORKSPACE, Cublas
 
 Array = Any
-
-#: CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, which CuPy does not name.
-NON_PORTABLE_CLUSTERS = 14
-#: Bytes of dynamic shared memory that any kernel may have.
-WITHOUT_ASKING = 48 * 1024
-
-
-class Runtime(Protocol):
-    """A device: its arrays, its launches."""
-
-    #: The array module: cupy, or numpy on a host that plays the device.
-    xp: Any
-    device: planning.Device
-    #: Whether `product` is there.
-    library: bool
-
-    def launch(self, kernel: Kernel, grid: Dimensions, arguments: tuple[Any, ...]) -> None:
-        """Run a kernel; arrays are passed as pointers, None as a null pointer.
-
-        The grid counts blocks, those of a cluster included.
-        """
-
-    def product(
-        self,
-        layout: planning.Layout,
-        a: Array,
-        b: Array,
-        out: Array,
-        scale: float,
-        workspace: Array,
-    ) -> None:
-        """out = scale · a bᵀ ("NT"), a b ("NN") or aᵀ b ("TN"), by a library.
-
-        `workspace` are `cublas.WORKSPACE` bytes that nothing else uses meanwhile.
-        """
-
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Record the launches of a step without running them; the result replays them."""
-
-    def upload(self, host: np.ndarray, out: Array) -> None: ...
-    def to_numpy(self, array: Array) -> np.ndarray: ...
-
-
-class CupyRuntime:
-    """The current CUDA device through CuPy, on CuPy's current stream.
-
-    Without cuBLAS (installed without the toolkit's libraries) the planner is told so,
-    and every product runs on our kernels.
-    """
-
-    def __init__(self) -> None:
-        import cupy
-
-        self.xp = cupy
-        self.library = False
-        with suppress(ImportError):
-            self.product = Cublas().product
-            self.library = True
-        self._functions: dict[Kernel, Any] = {}
-        properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
-        major, minor = properties["major"], properties["minor"]
-        self._arch = f"sm_{major}{minor}" + ("a" if major >= 9 else "")
-        attribute = cupy.cuda.Device().attributes
-        self.device = planning.Device(
-            properties["name"].decode(),
-            (major, minor),
-            properties["multiProcessorCount"],
-            # Rates steer the planner only, so a driver that hides them does no harm.
-            1e3 * attribute.get("ClockRate", 1.5e6),
-            # two transfers a clock over the memory bus
-            2e3 * attribute.get("MemoryClockRate", 1e6) * attribute["GlobalMemoryBusWidth"] / 8,
-            attribute["MaxSharedMemoryPerBlockOptin"],
-            self.library,
-        )
-
-    def launch(self, kernel: Kernel, grid: Dimensions, arguments: tuple[Any, ...]) -> None:
-        if kernel not in self._functions:
-            self._functions[kernel] = self._load(kernel)
-        self._functions[kernel](
-            grid,
-            kernel.block,
-            tuple(np.uintp(0) if x is None else x for x in arguments),
-            shared_mem=kernel.shared_memory,
-        )
-
-    def _load(self, kernel: Kernel) -> Any:
-        from cupy_backends.cuda.api import driver
-
-        cubin = compiler.compile_kernels([kernel], self._arch)
-        module = self.xp.cuda.function.Module()
-        module.load(cubin.code)
-        function = module.get_function(cubin.symbols[kernel.expression])
-        if kernel.shared_memory > WITHOUT_ASKING:
-            attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            driver.funcSetAttribute(function.ptr, attribute, kernel.shared_memory)
-        # The size of its clusters is compiled into a kernel; beyond 8 blocks it has to be allowed.
-        if kernel.cluster > residency.PORTABLE_CLUSTER:
-            driver.funcSetAttribute(function.ptr, NON_PORTABLE_CLUSTERS, 1)
-        return function
-
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        # The default stream cannot be captured; a graph runs on any stream.
-        stream = self.xp.cuda.Stream(non_blocking=True)
-        with stream:
-            stream.begin_capture()
-            try:
-                step()
-            finally:
-                graph = stream.end_capture()
-        return lambda: graph.launch(self.xp.cuda.get_current_stream())
-
-    def upload(self, host: np.ndarray, out: Array) -> None:
-        out.set(host)
-
-    def to_numpy(self, array: Array) -> np.ndarray:
-        return np.asarray(self.xp.asnumpy(array))
 
 
 class CudaEpoch:
@@ -149,15 +34,15 @@ class CudaEpoch:
         steps = ceil(rows / batch)
         self._runtime = runtime
         self.batch = batch
-        self.order = runtime.xp.empty(rows, np.int32)
-        self.coefficients = runtime.xp.empty((steps, COEFFICIENTS), np.float64)
-        self.step_costs = runtime.xp.empty(steps, np.float64)
-        self.step = runtime.xp.zeros(1, np.int32)
+        self.order = runtime.empty(rows, np.int32)
+        self.coefficients = runtime.empty((steps, COEFFICIENTS), np.float64)
+        self.step_costs = runtime.empty(steps, np.float64)
+        self.step = runtime.zeros(1, np.int32)
 
     def load(self, order: np.ndarray, coefficients: np.ndarray) -> None:
         self._runtime.upload(order.astype(np.int32), self.order)
         self._runtime.upload(np.ascontiguousarray(coefficients), self.coefficients)
-        self.step.fill(0)
+        self._runtime.clear(self.step)
 
     def costs(self) -> np.ndarray:
         done = int(self._runtime.to_numpy(self.step)[0])
@@ -186,7 +71,6 @@ class CudaBackend:
         self.dtype = np.dtype(dtype)
         self.runtime = runtime
         self.device = runtime.device
-        self._xp = runtime.xp
         self._kernels = Catalogue(self.dtype)
         self._choose = choose
         self._scratch: dict[tuple[str, int], Array] = {}
@@ -195,28 +79,33 @@ class CudaBackend:
     # -- memory -----------------------------------------------------------------
 
     def asarray(self, host: Any, dtype: Any = None) -> Array:
-        dtype = self.dtype if dtype is None else dtype
-        return self._xp.ascontiguousarray(self._xp.asarray(host, dtype=dtype))
+        return self.runtime.array(host, self.dtype if dtype is None else dtype)
 
     def to_numpy(self, array: Array) -> np.ndarray:
         return self.runtime.to_numpy(array)
 
     def empty(self, shape: Sequence[int]) -> Array:
-        return self._xp.empty(shape, self.dtype)
+        return self.runtime.empty(tuple(shape), self.dtype)
 
     def zeros(self, shape: Sequence[int]) -> Array:
-        return self._xp.zeros(shape, self.dtype)
+        return self.runtime.zeros(tuple(shape), self.dtype)
 
     def copy(self, source: Array, out: Array) -> None:
-        out[...] = source
+        self.runtime.copy(source, out)
 
     def all_finite(self, array: Array) -> bool:
-        return bool(self._xp.isfinite(array).all())
+        blocks = min(256, ceil(array.size / 256))
+        parts = self._work("finite parts", blocks, np.int32)
+        self.runtime.launch(
+            self._kernels.all_finite(), (blocks, 1, 1), (array, parts, np.int64(array.size))
+        )
+        return bool(self.to_numpy(parts).all())
 
     def sum_of_squares(self, array: Array) -> float:
-        return float(self._xp.vdot(array, array))
+        return float(self.to_numpy(self._squares(array, np.inf)).sum())
 
     def fork(self) -> CudaBackend:
+        self.runtime.use()
         return type(self)(self.dtype, self.runtime, self._choose)
 
     def _work(self, name: str, size: int, dtype: Any = None) -> Array:
@@ -226,7 +115,7 @@ class CudaBackend:
         """
         array = self._scratch.get((name, size))
         if array is None:
-            array = self._scratch[name, size] = self._xp.empty(size, dtype or self.dtype)
+            array = self._scratch[name, size] = self.runtime.empty(size, dtype or self.dtype)
         return array
 
     # -- launches ---------------------------------------------------------------
@@ -243,7 +132,7 @@ class CudaBackend:
         return self.dtype.type(value)
 
     def _product(self, layout: planning.Layout, m: int, n: int, k: int) -> planning.Product:
-        return self._choose(layout, m, n, k, self.dtype.itemsize, self.device, self.runtime.library)
+        return self._choose(layout, m, n, k, self.dtype.itemsize, self.device, self.device.library)
 
     def _multiply(
         self, layout: planning.Layout, a: Array, b: Array, out: Array, scale: float = 1.0
@@ -296,7 +185,7 @@ class CudaBackend:
         if costs.collapses(activation, cost):
             self._map(self._kernels.collapsed_output_error(), m * n, a, y, out, *sizes)
         elif not cost.builtin:
-            cost.evaluate_gradient(a, y, out, out)
+            self.runtime.copy(self._of_user(_gradient(cost), a, y), out)
             self.pull_back(z, a, activation, out)
         elif activation.elementwise:
             self._map(
@@ -415,10 +304,19 @@ class CudaBackend:
                 z, a, y, samples, np.int32(m), np.int32(n),
             )  # fmt: skip
         else:
-            samples = self.asarray(cost.samples(a, y))
+            samples = self._of_user(cost.samples, a, y)
         self.runtime.launch(
             self._kernels.mean_cost(), (1, 1, 1), (samples, result, step, np.int32(m))
         )
+
+    def _of_user(self, function: Callable[..., Any], *arrays: DeviceArray) -> DeviceArray:
+        """function(*arrays), a user's own: on CuPy's arrays, or on copies on the host without it."""
+        cupy = usable_cupy()
+        if cupy is None:
+            return self.asarray(function(*map(self.to_numpy, arrays)))
+        stream = cupy.cuda.ExternalStream(int(self.runtime.stream.handle))
+        with stream:
+            return self.asarray(cupy.ascontiguousarray(function(*map(cupy.asarray, arrays))))
 
     # -- one step of an epoch -----------------------------------------------------
 
@@ -456,15 +354,10 @@ class CudaBackend:
         scale = None
         if optimizer.clip_norm is not None:
             scale = self._work("clip scale", 1)
-            blocks = min(256, ceil(count / 256))
-            parts = self._work("norm parts", blocks, np.float64)
-            self.runtime.launch(
-                self._kernels.squared_norm(), (blocks, 1, 1),
-                (gradients.flat, parts, np.int64(count), self._scalar(clip_value)),
-            )  # fmt: skip
+            parts = self._squares(gradients.flat, clip_value)
             self.runtime.launch(
                 self._kernels.clip_scale(), (1, 1, 1),
-                (parts, scale, np.int32(blocks), np.float64(optimizer.clip_norm)),
+                (parts, scale, np.int32(parts.size), np.float64(optimizer.clip_norm)),
             )  # fmt: skip
         first, second = (*slots, None, None)[:2]
         self._map(
@@ -474,6 +367,16 @@ class CudaBackend:
             *map(self._scalar, (clip_value, optimizer.l1, optimizer.l2)),
             *map(self._scalar, optimizer.kernel_constants),
         )  # fmt: skip
+
+    def _squares(self, array: Array, limit: float) -> Array:
+        """Parts of Σ x², of numbers clipped at ± limit, in float64."""
+        blocks = min(256, ceil(array.size / 256))
+        parts = self._work("norm parts", blocks, np.float64)
+        self.runtime.launch(
+            self._kernels.squared_norm(), (blocks, 1, 1),
+            (array, parts, np.int64(array.size), self._scalar(limit)),
+        )  # fmt: skip
+        return parts
 
     def advance(self, epoch: CudaEpoch) -> None:
         self.runtime.launch(self._kernels.advance(), (1, 1, 1), (epoch.step,))
@@ -494,6 +397,30 @@ class CudaBackend:
             (replay or step)()
 
 
+def _gradient(cost: Cost) -> Callable[[Any, Any], Any]:
+    def gradient(a: Any, y: Any) -> Any:
+        out = np.empty_like(a)  # of a's own kind
+        cost.evaluate_gradient(a, y, out, out)
+        return out
+
+    return gradient
+
+
+@lru_cache
+def usable_cupy() -> Any:
+    """CuPy, on which a user's cost may run; None where it is not installed or does not work."""
+    try:
+        with uninterrupted():
+            import cupy
+
+        cupy.cuda.runtime.getDeviceCount()
+    except Exception as reason:  # its own library of the driver's, a folder it cannot write
+        _log.info("a cost of your own runs on the host: no CuPy (%s)", reason)
+        return None
+    return cupy
+
+
+_log = logging.getLogger("backprop_gpu")
 _IDENTITY = activations.get("identity")
 
 

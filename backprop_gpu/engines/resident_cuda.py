@@ -77,13 +77,8 @@ class ResidentCudaEngine(LayeredEngine):
             X = self._numbers(X)
         kernel = Catalogue(backend.dtype).resident(cut, self.activations, self.cost, optimizer.rule)
 
-        def device(host: np.ndarray, dtype: Any) -> Array:
-            array = runtime.xp.empty(host.shape, dtype)
-            runtime.upload(np.ascontiguousarray(host, dtype), array)
-            return array
-
         rows = len(members[0].order)
-        costs = runtime.xp.empty((len(members), -(-rows // m)), np.float64)
+        costs = runtime.empty((len(members), -(-rows // m)), np.float64)
         states = [(member.parameters.flat, *member.slots) for member in members]
         places = _places(states)
         arrays = _owners(states) if places is not None else self._gathered(states)
@@ -93,10 +88,10 @@ class ResidentCudaEngine(LayeredEngine):
             (len(members) * cut.cluster, 1, 1),
             (
                 X, Y,
-                device(np.stack([member.order for member in members]), np.int32),
-                device(np.stack([member.hyperparameters.coefficients for member in members]), "f8"),
-                device(np.array([_constants(member) for member in members]), backend.dtype),
-                device(np.arange(len(members)) if places is None else places, np.int32),
+                runtime.array(np.stack([member.order for member in members]), np.int32),
+                runtime.array(np.stack([member.hyperparameters.coefficients for member in members]), "f8"),
+                runtime.array(np.array([_constants(member) for member in members]), backend.dtype),
+                runtime.array(np.arange(len(members)) if places is None else places, np.int32),
                 parameters, first, second, costs, np.int32(rows),
             ),
         )  # fmt: skip
@@ -151,14 +146,10 @@ def _places(states: Sequence[tuple[Array, ...]]) -> np.ndarray | None:
 def _row(array: Array) -> int | None:
     """Which row an array is of the one that owns its memory, if it is one."""
     whole = array.base
-    if whole is None or whole.shape[1:] != array.shape or not whole.flags.c_contiguous:
+    if whole is None or whole.shape[1:] != array.shape:
         return None
-    row, rest = divmod(_address(array) - _address(whole), array.nbytes)
+    row, rest = divmod(array.pointer - whole.pointer, array.nbytes)
     return None if rest else int(row)
-
-
-def _address(array: Array) -> int:
-    return int(array.data.ptr if hasattr(array.data, "ptr") else array.ctypes.data)
 
 
 def _constants(member: Member) -> tuple[float, ...]:

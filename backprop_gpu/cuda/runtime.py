@@ -1,0 +1,395 @@
+"""A CUDA device through cuda.core: memory, copies, launches, graphs, time.
+
+Everything is queued on one stream, the runtime's own, or another one inside `Runtime.on`. What a
+copy to the host gives is there when the call returns; all else may still be on its way.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ..catalogue import Catalogue, Dimensions, Kernel
+from ..compiler import compile_kernels  # the stand-in puts another in its place
+from ..imports import uninterrupted
+from ..planning import Device, Layout
+from ..residency import PORTABLE_CLUSTER
+from .arrays import DeviceArray
+from .blas import Blas
+
+#: Bytes of dynamic shared memory that any kernel may have.
+WITHOUT_ASKING = 48 * 1024
+_NOTHING = np.uintp(0)
+
+
+class Runtime:
+    """One CUDA device. Several threads may use it.
+
+    Without cuBLASLt (installed without the toolkit's libraries) the planner is told so, and every
+    product runs on our kernels.
+
+    Parameters
+    ----------
+    index : int
+        The device's number.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no such device.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        with uninterrupted():
+            from cuda import core
+            from cuda.bindings import driver
+            from cuda.core.graph import GraphBuilder
+
+        self._core, self._driver, self._builder = core, driver, GraphBuilder
+        self._device = core.Device(index)
+        self._device.set_current()
+        self._stream = self._device.create_stream()
+        self._memory = self._device.memory_resource
+        self._here = threading.local()  # .places: where this thread's work goes, the last one first
+        self._functions: dict[Kernel, Any] = {}
+        self._configurations: dict[tuple[Kernel, Dimensions], Any] = {}
+        self._loading = threading.Lock()
+        self._blas: Blas | None = None
+        with suppress(ImportError):
+            self._blas = Blas()
+        properties, capability = self._device.properties, self._device.compute_capability
+        major, minor = capability.major, capability.minor
+        self._arch = f"sm_{major}{minor}" + ("a" if major >= 9 else "")
+        self.device = Device(
+            self._device.name,
+            (major, minor),
+            properties.multiprocessor_count,
+            # Rates steer the planner only, so a driver that hides them does no harm.
+            1e3 * (properties.clock_rate or 1.5e6),
+            # two transfers a clock over the memory bus
+            2e3 * (properties.memory_clock_rate or 1e6) * properties.global_memory_bus_width / 8,
+            properties.max_shared_memory_per_block_optin,
+            self._blas is not None,
+        )
+
+    # -- streams ------------------------------------------------------------------
+
+    @property
+    def stream(self) -> Any:
+        """The stream, or the graph under construction, on which this thread's work is queued."""
+        places = getattr(self._here, "places", None)
+        return places[-1].stream if places else self._stream
+
+    @contextmanager
+    def on(self, stream: Any) -> Iterator[None]:
+        """This thread's work is queued on another stream.
+
+        `stream` is one of cuda.core, or the address of one, as other libraries tell it.
+        """
+        if isinstance(stream, int):
+            stream = self._core.Stream.from_handle(stream or 1)  # 0 is the default one, 1 too
+        place = _Place(stream)
+        self._here.places = [*getattr(self._here, "places", ()), place]
+        try:
+            yield
+        finally:
+            self._here.places.pop()
+            if place.has_memory:
+                self._stream.wait(stream)
+
+    def use(self) -> None:
+        """Make the device this thread's current one, which memory and events are made on."""
+        self._device.set_current()
+
+    def synchronize(self) -> None:
+        """Wait for all that has been queued."""
+        self.stream.sync()
+
+    # -- memory -------------------------------------------------------------------
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any) -> DeviceArray:
+        """An array of undefined values."""
+        shape = (shape,) if isinstance(shape, int) else tuple(map(int, shape))
+        dtype = np.dtype(dtype)
+        stream = self.stream
+        if isinstance(stream, self._builder):
+            raise RuntimeError("memory cannot be made while steps are captured")
+        # Memory comes from our own stream and is given back there: another one's life is not ours
+        # to know. `on` lets ours wait for the other at the end. No memory has a size of 0.
+        size = max(1, math.prod(shape) * dtype.itemsize)
+        buffer = self._memory.allocate(size, stream=self._stream)
+        if stream is not self._stream:
+            stream.wait(self._stream)
+            self._here.places[-1].has_memory = True
+        return DeviceArray(int(buffer.handle), shape, dtype, buffer, lambda: self.stream)
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> DeviceArray:
+        array = self.empty(shape, dtype)
+        self.clear(array)
+        return array
+
+    def clear(self, array: DeviceArray) -> None:
+        """Every byte of it becomes 0."""
+        if array.size:
+            self._buffer(array).fill(0, stream=self.stream)
+
+    def array(self, values: Any, dtype: Any = None) -> DeviceArray:
+        """A copy on the device of what is on the host, or an array that is there already.
+
+        `values` is anything that NumPy takes, or an array of another library on this device (by
+        ``__cuda_array_interface__`` or DLPack): of it a view where the dtype is the same.
+        """
+        if not isinstance(values, DeviceArray) and is_on_device(values):
+            values = self.view(values)
+        if isinstance(values, DeviceArray):
+            if dtype is None or values.dtype == dtype:
+                return values
+            found = self.empty(values.shape, dtype)
+            self.copy(values, found)
+            return found
+        host = np.ascontiguousarray(values, dtype)
+        array = self.empty(host.shape, host.dtype)
+        self.upload(host, array)
+        return array
+
+    def view(self, array: Any) -> DeviceArray:
+        """Another library's array of this device, without a copy.
+
+        What its library has queued to fill it is waited for, on the device, where the array tells
+        on which stream that is.
+
+        Raises
+        ------
+        ValueError
+            If it is not C-contiguous, or on another device.
+        """
+        if isinstance(array, DeviceArray):
+            return array
+        interface = getattr(array, "__cuda_array_interface__", None)
+        if interface is not None:
+            shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
+            pointer, strides = interface["data"][0], interface.get("strides")
+            if interface.get("stream"):
+                self._wait(interface["stream"])
+        else:
+            from cuda.core.utils import StridedMemoryView
+
+            strided = StridedMemoryView.from_dlpack(array, int(self.stream.handle))
+            shape, dtype, pointer = tuple(strided.shape), np.dtype(strided.dtype), strided.ptr
+            strides = strided.strides and tuple(s * dtype.itemsize for s in strided.strides)
+        if strides is not None and not _contiguous(shape, strides, dtype.itemsize):
+            raise ValueError(f"a device array must be C-contiguous, got strides {strides}")
+        return DeviceArray(pointer, shape, dtype, array, lambda: self.stream)
+
+    def _wait(self, handle: int) -> None:
+        """What follows on the stream comes after what is queued on another one by now."""
+        stream = self.stream
+        if handle != int(stream.handle):
+            stream.wait(self._core.Stream.from_handle(handle))
+
+    def upload(self, host: np.ndarray, out: DeviceArray) -> None:
+        """`host` may change as soon as this returns."""
+        if host.dtype != out.dtype or host.shape != out.shape or not host.flags.c_contiguous:
+            raise ValueError(f"{host.dtype} {host.shape} does not fit {out}")
+        if out.size:
+            # From memory that is not pinned the driver has read all when this returns.
+            self._check(
+                self._driver.cuMemcpyHtoDAsync(
+                    out.pointer, host.ctypes.data, out.nbytes, self.stream.handle
+                )
+            )
+
+    def to_numpy(self, array: DeviceArray) -> np.ndarray:
+        """A copy on the host, when all that was queued before is done."""
+        host = np.empty(array.shape, array.dtype)
+        stream = self.stream
+        if array.size:
+            self._check(
+                self._driver.cuMemcpyDtoHAsync(
+                    host.ctypes.data, array.pointer, array.nbytes, stream.handle
+                )
+            )
+        stream.sync()
+        return host
+
+    def copy(self, source: DeviceArray, out: DeviceArray) -> None:
+        """out = source, of the same size and of any dtype."""
+        if source.size != out.size:
+            raise ValueError(f"{source} does not fit {out}")
+        count = source.size
+        if count and source.dtype != out.dtype:
+            kernel = Catalogue(out.dtype).convert(source.dtype.name)
+            self.launch(
+                kernel, (-(-count // kernel.block[0]), 1, 1), (source, out, np.int64(count))
+            )
+        elif count:
+            self._buffer(source).copy_to(self._buffer(out), stream=self.stream)
+
+    def _buffer(self, array: DeviceArray) -> Any:
+        return self._core.Buffer.from_handle(array.pointer, array.nbytes, owner=array)
+
+    def _check(self, result: tuple[Any, ...]) -> None:
+        if int(result[0]):
+            raise RuntimeError(f"the CUDA driver: {result[0].name}")
+
+    # -- work ---------------------------------------------------------------------
+
+    def launch(self, kernel: Kernel, grid: Dimensions, arguments: tuple[Any, ...]) -> None:
+        """Run a kernel; arrays are passed as pointers, None as a null pointer.
+
+        The grid counts blocks, those of a cluster included.
+        """
+        function = self._functions.get(kernel) or self._load(kernel)
+        key = kernel, grid
+        configuration = self._configurations.get(key)
+        if configuration is None:
+            if len(self._configurations) > 4096:  # of ragged shapes there may be any number
+                self._configurations.clear()
+            configuration = self._configurations[key] = self._core.LaunchConfig(
+                grid=grid, block=kernel.block, shmem_size=kernel.shared_memory
+            )
+        values = [x.pointer if isinstance(x, DeviceArray) else _NOTHING if x is None else x
+                  for x in arguments]  # fmt: skip
+        self._core.launch(self.stream, configuration, function, *values)
+
+    def _load(self, kernel: Kernel) -> Any:
+        with self._loading:
+            if kernel in self._functions:
+                return self._functions[kernel]
+            cubin = compile_kernels([kernel], self._arch)
+            code = self._core.ObjectCode.from_cubin(cubin.code)
+            function = code.get_kernel(cubin.symbols[kernel.expression])
+            driver = self._driver
+            attributes = driver.CUfunction_attribute
+            if kernel.shared_memory > WITHOUT_ASKING:
+                name = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                self._allow(function, name, kernel.shared_memory)
+            # The size of its clusters is compiled into a kernel; beyond 8 blocks it has to be
+            # allowed.
+            if kernel.cluster > PORTABLE_CLUSTER:
+                name = attributes.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+                self._allow(function, name, 1)
+            self._functions[kernel] = function
+        return function
+
+    def _allow(self, function: Any, attribute: Any, value: int) -> None:
+        """On this device: another one's runtime loads, and allows, for itself."""
+        index = self._device.device_id
+        self._check(self._driver.cuKernelSetAttribute(attribute, value, function.handle, index))
+
+    def product(
+        self,
+        layout: Layout,
+        a: DeviceArray,
+        b: DeviceArray,
+        out: DeviceArray,
+        scale: float,
+        workspace: DeviceArray,
+    ) -> None:
+        """out = scale · a bᵀ ("NT"), a b ("NN") or aᵀ b ("TN"), by cuBLASLt.
+
+        `workspace` are `blas.WORKSPACE` bytes that nothing else uses meanwhile.
+        """
+        assert self._blas is not None
+        stream = int(self._plain_stream().handle)
+        self._blas.product(layout, a, b, out, scale, workspace, stream)
+
+    def _plain_stream(self) -> Any:
+        stream = self.stream
+        return stream.stream if isinstance(stream, self._builder) else stream
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Record the launches of a step without running them; the result replays them.
+
+        Whoever keeps the result keeps the arrays that the step names.
+        """
+        builder = self._device.create_graph_builder()
+        try:
+            builder.begin_building("thread_local")
+            try:
+                with self.on(builder):
+                    step()
+            finally:
+                builder.end_building()
+            graph = builder.complete()
+        finally:
+            builder.close()
+        return lambda: graph.launch(self.stream)
+
+    # -- time ---------------------------------------------------------------------
+
+    def seconds(self, work: Callable[[], None]) -> float:
+        """How long the device takes for what `work` queues."""
+        options = self._core.EventOptions(timing_enabled=True)
+        start = self.stream.record(options=options)
+        work()
+        end = self.stream.record(options=options)
+        end.sync()
+        return float(end - start) * 1e-3
+
+
+class _Place:
+    """Where a thread's work is queued, and whether memory was made for it there."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.has_memory = stream, False
+
+
+@lru_cache
+def runtime(index: int = 0) -> Runtime:
+    """The device of that number, with the kernels loaded so far."""
+    return Runtime(index)
+
+
+def current() -> Runtime:
+    """Of the device that is this thread's current one; of the first if there is none."""
+    with uninterrupted():
+        from cuda.bindings import driver
+    driver.cuInit(0)
+    error, context = driver.cuCtxGetCurrent()
+    if int(error) or not int(context):
+        return runtime(0)
+    return runtime(int(driver.cuCtxGetDevice()[1]))
+
+
+def count() -> int:
+    """The devices that there are. Makes no context.
+
+    Raises
+    ------
+    RuntimeError
+        If the driver cannot be used, saying why.
+    """
+    with uninterrupted():
+        from cuda.bindings import driver
+    for call in (lambda: driver.cuInit(0), driver.cuDeviceGetCount):
+        error, *found = call()
+        if int(error):
+            raise RuntimeError(error.name)
+    return int(found[0])
+
+
+def is_on_device(array: Any) -> bool:
+    """Whether it is an array in device memory, of whatever library."""
+    if isinstance(array, np.ndarray | np.generic):
+        return False
+    if hasattr(type(array), "__cuda_array_interface__"):
+        return getattr(array, "__cuda_array_interface__", None) is not None
+    if hasattr(array, "__dlpack_device__") and hasattr(array, "__dlpack__"):
+        return int(array.__dlpack_device__()[0]) == 2  # kDLCUDA
+    return False
+
+
+def _contiguous(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    step = itemsize
+    for n, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if n > 1 and stride != step:
+            return False
+        step *= n
+    return True
