@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 from collections import Counter
+from typing import Any
 
 import pytest
 from host_cuda.backend import BackendRuntime, create
@@ -13,6 +14,7 @@ from kernel_cases import LAUNCHED
 
 from backprop_gpu import activations, backends, costs
 from backprop_gpu.backends import Obstacles, names
+from backprop_gpu.testing import standin
 from backprop_gpu.testing.build import Sanitizer
 
 GPU_BACKENDS = ("cuda", "numba_cuda")
@@ -59,6 +61,15 @@ def host_runtime(sanitizer: Sanitizer = "plain") -> BackendRuntime:
     return BackendRuntime(sanitizer, library=True, together=LAUNCHED)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report = yield
+    running = standin.running()
+    if report.failed and running is not None:
+        report.sections.append(("why the stand-in's last refusal", running.reason()))
+    return report
+
+
 @pytest.fixture
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget after the test what it registers."""
@@ -76,9 +87,16 @@ class TellsAtOnce:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--tell-at-once", action="store_true", help=TellsAtOnce.__doc__)
+    parser.addoption(
+        "--stand-in", metavar="CARD", help="run on a stand-in for this card, such as H100"
+    )
+    parser.addoption("--stand-in-order", default="late", help="late, others or random:SEED")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if card := config.getoption("--stand-in"):
+        order, _, seed = config.getoption("--stand-in-order").partition(":")
+        standin.start(card, seed=int(seed or 0), order=order)
     # With xdist the reports of all workers pass through the process that started them.
     if config.getoption("--tell-at-once") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(TellsAtOnce())

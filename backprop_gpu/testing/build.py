@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 Sanitizer = Literal["plain", "asan", "tsan"]
 
 EMULATOR = Path(__file__).parent / "emulator"
+DRIVER = Path(__file__).parent / "driver"
 
 # Two libraries may have a shared variable of the same name, and each keeps its own
 # (no-gnu-unique). No thread-local variable has a constructor (no-extern-tls-init).
@@ -131,6 +132,32 @@ def _scheduler(sanitizer: Sanitizer) -> Path:
     flags += [] if sanitizer == "plain" else [f"-DCUDA_HOST_{sanitizer.upper()}"]
     text, inputs = path.read_text(), [EMULATOR / "fibers.h"]
     return _compile(text, flags, ["-pthread"], inputs, f"lib{path.stem}-{sanitizer}", ".so")
+
+
+@lru_cache
+def driver(sanitizer: Sanitizer = "plain") -> Path:
+    """The library that stands for the driver, ``libcuda.so.1`` to who asks for that."""
+    sources = ("entry_points", "memory", "streams", "capture", "kernels")
+    return _stand_in("libcuda.so.1", sources, sanitizer, ["-ldl", "-pthread"])
+
+
+def _stand_in(
+    soname: str, sources: Sequence[str], sanitizer: Sanitizer, link: Sequence[str | Path]
+) -> Path:
+    # Never instrumented, like the scheduler, but it tells a sanitizer about memory.
+    flags = [*COMMON, "-O2", "-g1", "-Wall", "-Wextra", f"-I{DRIVER}", f"-I{EMULATOR}"]
+    flags += [] if sanitizer == "plain" else [f"-DCUDA_HOST_{sanitizer.upper()}"]
+
+    def compiled(source: str) -> Path:
+        text = (DRIVER / f"{source}.cpp").read_text()
+        inputs = _headers(text, DRIVER, (EMULATOR,))
+        return _compile(text, [*flags, "-c"], [], inputs, f"{source}-{sanitizer}", ".o")
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, sources))
+    name = f"{soname.partition('.')[0]}-{sanitizer}"
+    named = [*flags, "-shared", f"-Wl,-soname,{soname}"]
+    return _compile("", named, [*objects, *link], [], name, ".so")
 
 
 def _compile(

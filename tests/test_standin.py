@@ -1,0 +1,64 @@
+"""The driver's stand-in. It is a device for all of a process, so each run has its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backprop_gpu.testing import standin
+
+pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+
+HERE = Path(__file__).parent
+
+
+def _pytest(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("order", ["late", "others", "random:1"])
+def test_cuda_core(order: str) -> None:
+    _pytest("--stand-in", "H100", "--stand-in-order", order, "standin_cases.py")
+
+
+def _python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_starts_before_a_driver_does() -> None:
+    done = _python(
+        "from backprop_gpu.testing import build, standin\n"
+        "import ctypes; ctypes.CDLL(str(build.driver()))\n"
+        "standin.start()\n"
+    )
+    assert "RuntimeError: a CUDA driver is loaded in this process" in done.stderr
+
+
+def test_one_card_a_process() -> None:
+    done = _python(
+        "from backprop_gpu.testing import standin\n"
+        "assert standin.start('T4') is standin.start('T4')\n"
+        "standin.start('A100')\n"
+    )
+    assert "RuntimeError: the stand-in of this process is ('T4', 1, 'plain')" in done.stderr
+
+
+def test_needs_a_compiler(tmp_path: Path) -> None:
+    done = _python(
+        "import os\n"
+        f"os.environ |= {{'CXX': 'no-such-compiler', 'HOST_CUDA_CACHE': {str(tmp_path)!r}}}\n"
+        "from backprop_gpu.testing import standin\n"
+        "standin.start()\n"
+    )
+    assert "CompilerMissing" in done.stderr
+
+
+def test_a_card_that_is_none() -> None:
+    with pytest.raises(ValueError, match="card is one of H100, A100, RTX 4090, T4, got 'H1000'"):
+        standin.start("H1000")
