@@ -20,7 +20,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -28,9 +27,10 @@ import numpy as np
 
 from . import activations
 from .activations import Activation
-from .backends.cuda import CudaBackend, CupyRuntime
+from .backends.cuda import CudaBackend
 from .costs import Cost
-from .imports import uninterrupted
+from .cuda.arrays import DeviceArray
+from .cuda.runtime import Runtime, runtime
 from .network import Network
 
 try:
@@ -872,39 +872,18 @@ def _equations(x: Tensor) -> Iterator[_Equations]:
         yield _TORCH
         return
     try:
-        with uninterrupted():
-            import cupy
+        device = runtime(x.device.index)
     except ImportError as error:
         raise ImportError(
-            "MLP on a CUDA device needs CuPy: pip install 'backprop_gpu[cu13]' or "
+            "MLP on a CUDA device needs cuda.core: pip install 'backprop_gpu[cu13]' or "
             "'backprop_gpu[cu12]', after the driver's CUDA version"
         ) from error
-    index = x.device.index
-    stream = cupy.cuda.Stream.from_external(_Stream(torch.cuda.current_stream(x.device)))
-    with cupy.cuda.Device(index), stream:
-        # A backend is made afresh: scratch arrays must not be shared by two streams.
-        dtype = str(x.dtype).removeprefix("torch.")
-        yield _OnCuda(CudaBackend(dtype, _runtime(index)), cupy.from_dlpack)
+    with device.on(torch.cuda.current_stream(x.device).cuda_stream):
+        yield _OnCuda(device, x)
 
 
 def _kind(x: Tensor) -> str:
     return str(x.device.type)
-
-
-class _Stream:
-    """PyTorch's stream, as CuPy takes one."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self._stream.cuda_stream
-
-
-@lru_cache
-def _runtime(index: int) -> Any:
-    """The current device, which is that of this number, with the kernels loaded so far."""
-    return CupyRuntime()
 
 
 class _OnCuda:
@@ -913,19 +892,33 @@ class _OnCuda:
     They take means over the rows, as the notes do. So δ is m times ∂C/∂z here, as in the notes,
     and what leaves is right: means of the m-fold are sums.
 
+    Scratch memory is PyTorch's, too, which knows what a captured graph of its own may hold.
+
     Parameters
     ----------
-    backend : CudaBackend
-    array : callable
-        The backend's array in the memory of a tensor.
+    runtime : Runtime
+        Of the tensors' device, on PyTorch's current stream.
+    like : Tensor
+        One of those tensors.
     """
 
-    def __init__(self, backend: CudaBackend, array: Callable[[Tensor], Any]) -> None:
-        self._backend = backend
-        self._array = array
+    def __init__(self, runtime: Runtime, like: Tensor) -> None:
+        self._runtime = runtime
+        # Made afresh: scratch arrays must not be shared by two streams.
+        self._backend = CudaBackend(str(like.dtype).removeprefix("torch."), runtime)
+        self._backend.scratch = self._scratch
+        self._like = like
+
+    def _scratch(self, size: int, dtype: Any) -> DeviceArray:
+        dtype = getattr(torch, np.dtype(dtype).name)
+        return self._view(torch.empty(size, dtype=dtype, device=self._like.device))
 
     def _view(self, tensor: Tensor | None) -> Any:
-        return None if tensor is None else self._array(tensor.detach().contiguous())
+        if tensor is None:
+            return None
+        tensor = tensor.detach().contiguous()
+        dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+        return self._runtime.borrow(tensor.data_ptr(), tuple(tensor.shape), dtype, tensor)
 
     def reads_z(self, sigma: Activation) -> bool:
         return sigma.derivative_from == "z"

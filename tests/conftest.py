@@ -14,6 +14,7 @@ from kernel_cases import LAUNCHED
 
 from backprop_gpu import activations, backends, costs
 from backprop_gpu.backends import Obstacles, names
+from backprop_gpu import testing
 from backprop_gpu.testing import standin
 from backprop_gpu.testing.build import Sanitizer
 
@@ -96,7 +97,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if card := config.getoption("--stand-in"):
         order, _, seed = config.getoption("--stand-in-order").partition(":")
-        standin.start(card, seed=int(seed or 0), order=order)
+        testing.start(card, seed=int(seed or 0), order=order)
     # With xdist the reports of all workers pass through the process that started them.
     if config.getoption("--tell-at-once") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(TellsAtOnce())

@@ -73,6 +73,7 @@ class CudaBackend:
         self.device = runtime.device
         self._kernels = Catalogue(self.dtype)
         self._choose = choose
+        self.scratch: Callable[[int, Any], Array] = runtime.empty
         self._scratch: dict[tuple[str, int], Array] = {}
         self._captured: dict[Callable[[], None], Callable[[], None]] = {}
 
@@ -115,7 +116,7 @@ class CudaBackend:
         """
         array = self._scratch.get((name, size))
         if array is None:
-            array = self._scratch[name, size] = self.runtime.empty(size, dtype or self.dtype)
+            array = self._scratch[name, size] = self.scratch(size, dtype or self.dtype)
         return array
 
     # -- launches ---------------------------------------------------------------
@@ -281,7 +282,7 @@ class CudaBackend:
     ) -> float:
         result = self._work("cost", 1, np.float64)
         first = self._work("first step", 1, np.int32)
-        first.fill(0)
+        self.runtime.clear(first)
         self._cost(z, a, y, activation, cost, result, first)
         return float(self.to_numpy(result)[0])
 
@@ -310,7 +311,7 @@ class CudaBackend:
         )
 
     def _of_user(self, function: Callable[..., Any], *arrays: DeviceArray) -> DeviceArray:
-        """function(*arrays), a user's own: on CuPy's arrays, or on copies on the host without it."""
+        """function(*arrays), a user's: on CuPy's arrays, or without it on copies on the host."""
         cupy = usable_cupy()
         if cupy is None:
             return self.asarray(function(*map(self.to_numpy, arrays)))

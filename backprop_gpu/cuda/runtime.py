@@ -127,7 +127,7 @@ class Runtime:
         if stream is not self._stream:
             stream.wait(self._stream)
             self._here.places[-1].has_memory = True
-        return DeviceArray(int(buffer.handle), shape, dtype, buffer, lambda: self.stream)
+        return self.borrow(int(buffer.handle), shape, dtype, buffer)
 
     def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> DeviceArray:
         array = self.empty(shape, dtype)
@@ -185,7 +185,13 @@ class Runtime:
             strides = strided.strides and tuple(s * dtype.itemsize for s in strided.strides)
         if strides is not None and not _contiguous(shape, strides, dtype.itemsize):
             raise ValueError(f"a device array must be C-contiguous, got strides {strides}")
-        return DeviceArray(pointer, shape, dtype, array, lambda: self.stream)
+        return self.borrow(pointer, shape, dtype, array)
+
+    def borrow(
+        self, pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any], owner: Any
+    ) -> DeviceArray:
+        """C-contiguous memory of somebody else's, in order with this thread's stream."""
+        return DeviceArray(pointer, shape, dtype, owner, lambda: self.stream)
 
     def _wait(self, handle: int) -> None:
         """What follows on the stream comes after what is queued on another one by now."""

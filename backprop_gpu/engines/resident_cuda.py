@@ -89,7 +89,7 @@ class ResidentCudaEngine(LayeredEngine):
             (
                 X, Y,
                 runtime.array(np.stack([member.order for member in members]), np.int32),
-                runtime.array(np.stack([member.hyperparameters.coefficients for member in members]), "f8"),
+                runtime.array(np.stack([m.hyperparameters.coefficients for m in members]), "f8"),
                 runtime.array(np.array([_constants(member) for member in members]), backend.dtype),
                 runtime.array(np.arange(len(members)) if places is None else places, np.int32),
                 parameters, first, second, costs, np.int32(rows),
