@@ -90,13 +90,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--stand-in", metavar="CARD", help="run on a stand-in for this card, such as H100"
     )
+    parser.addoption("--stand-in-devices", type=int, default=1, help="how many of that card")
     parser.addoption("--stand-in-order", default="late", help="late, others or random:SEED")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if card := config.getoption("--stand-in"):
         order, _, seed = config.getoption("--stand-in-order").partition(":")
-        standin.start(card, seed=int(seed or 0), order=order)
+        devices = config.getoption("--stand-in-devices")
+        standin.start(card, seed=int(seed or 0), devices=devices, order=order)
     # With xdist the reports of all workers pass through the process that started them.
     if config.getoption("--tell-at-once") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(TellsAtOnce())

@@ -27,6 +27,40 @@ def test_cuda_core(order: str) -> None:
     _pytest("--stand-in", "H100", "--stand-in-order", order, "standin_cases.py")
 
 
+@pytest.mark.parametrize("card", standin.CARDS)
+def test_rules_of_the_driver(card: str) -> None:
+    _pytest("--stand-in", card, "--stand-in-devices", "2", "driver_rules.py")
+
+
+@pytest.mark.parametrize("order", ["others", "random:1"])
+def test_rules_of_the_driver_in_another_order(order: str) -> None:
+    _pytest("--stand-in", "H100", "--stand-in-order", order, "driver_rules.py")
+
+
+def test_rules_of_the_stand_in() -> None:
+    _pytest("--stand-in", "H100", "--stand-in-devices", "2", "standin_rules.py")
+
+
+@pytest.mark.gpu
+def test_rules_of_the_driver_on_a_gpu() -> None:
+    """The same, with the same answers; those that break a context in a process each."""
+    _pytest("-m", "not sticky", "driver_rules.py")
+    for name in _sticky():
+        _pytest(f"driver_rules.py::{name}")
+
+
+def _sticky() -> list[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "sticky"]
+    done = subprocess.run([*command, "driver_rules.py"], capture_output=True, text=True, cwd=HERE)
+    names = [line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line]
+    assert len(names) > 5, done.stdout + done.stderr
+    return names
+
+
+def test_the_rules_that_break_a_context_are_known() -> None:
+    _sticky()
+
+
 def _python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
