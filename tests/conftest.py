@@ -9,30 +9,24 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from host_cuda.backend import BackendRuntime, create
 from kernel_cases import LAUNCHED
 
-from backprop_gpu import activations, backends, costs
+from backprop_gpu import activations, costs, testing
 from backprop_gpu.backends import Obstacles, names
-from backprop_gpu import testing
-from backprop_gpu.testing import standin
-from backprop_gpu.testing.build import Sanitizer
+from backprop_gpu.cuda.runtime import Runtime
+from backprop_gpu.cuda.runtime import runtime as runtime_of
+from backprop_gpu.testing import standin, twins
 
 GPU_BACKENDS = ("cuda", "numba_cuda")
 
 
-def _host_cuda_obstacle() -> str | None:
-    return None if shutil.which(os.environ.get("CXX", "g++")) else "it needs g++, and there is none"
-
-
-# The CUDA backend with its kernels run on the CPU: wherever a test asks for every backend, the
-# CUDA C++ is under test too, without a device.
-backends._BACKENDS["host_cuda"] = (_host_cuda_obstacle, create)
 GPU = ("gpu", True)
 
 
 @functools.cache
 def obstacle(backend: str) -> str | None:
+    if backend == "numba_cuda" and standin.running() is not None:
+        return "the stand-in of a driver runs no code that Numba has compiled"
     return Obstacles()[backend]
 
 
@@ -45,21 +39,23 @@ def obstacle(backend: str) -> str | None:
 def backend(request: pytest.FixtureRequest) -> str:
     """The name of every backend in turn; those that cannot run here skip and say why."""
     name: str = request.param
-    if name == "host_cuda" and os.environ.get("BACKPROP_GPU_REQUIRE_COMPILERS"):
-        assert obstacle(name) is None, obstacle(name)
     if obstacle(name) is not None:
         pytest.skip(f"backend {name}: {obstacle(name)}")
     return name
 
 
-def host_runtime(sanitizer: Sanitizer = "plain") -> BackendRuntime:
-    """The kernels on the CPU, with NumPy for cuBLAS; where there is no compiler the test skips."""
-    missing = obstacle("host_cuda")
+def needs_compiler() -> None:
+    """The test skips where there is no g++; where there must be one, it fails."""
+    missing = None if shutil.which(os.environ.get("CXX", "g++")) else "there is no g++"
     if os.environ.get("BACKPROP_GPU_REQUIRE_COMPILERS"):
         assert missing is None, missing
     elif missing is not None:
         pytest.skip(f"CUDA kernels on the CPU: {missing}")
-    return BackendRuntime(sanitizer, library=True, together=LAUNCHED)
+
+
+def device_runtime() -> Runtime:
+    """The device of a test that is marked `gpu`: a GPU, or the stand-in for one."""
+    return runtime_of(0)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -91,13 +87,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--stand-in", metavar="CARD", help="run on a stand-in for this card, such as H100"
     )
+    parser.addoption("--stand-in-devices", type=int, default=1, help="how many of that card")
     parser.addoption("--stand-in-order", default="late", help="late, others or random:SEED")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if card := config.getoption("--stand-in"):
         order, _, seed = config.getoption("--stand-in-order").partition(":")
-        testing.start(card, seed=int(seed or 0), order=order)
+        devices = config.getoption("--stand-in-devices")
+        testing.start(card, seed=int(seed or 0), devices=devices, order=order)
+        twins.together(LAUNCHED)  # sooner than one by one
     # With xdist the reports of all workers pass through the process that started them.
     if config.getoption("--tell-at-once") and not hasattr(config, "workerinput"):
         config.pluginmanager.register(TellsAtOnce())

@@ -22,7 +22,7 @@ from reference import assert_close, product_bound
 from backprop_gpu import activations, catalogue, costs, planning
 from backprop_gpu.activations import Activation
 from backprop_gpu.backends.base import Backend
-from backprop_gpu.backends.cuda import CudaBackend, Runtime
+from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.backends.numpy import NumpyBackend
 from backprop_gpu.catalogue import Catalogue
 from backprop_gpu.costs import Cost
@@ -142,7 +142,7 @@ def case(
     return register
 
 
-def run_on_cuda(case: Case, dtype: str, runtime: Runtime, limit: float = np.inf) -> None:
+def run_on_cuda(case: Case, dtype: str, runtime: Any, limit: float = np.inf) -> None:
     """A case on CUDA C++ kernels, with every way of forming products that it asks for."""
     choices: list[tuple[planning.Tile | None, int]] = []
     if case.products == "planned":
@@ -152,7 +152,7 @@ def run_on_cuda(case: Case, dtype: str, runtime: Runtime, limit: float = np.inf)
     if case.products == "splits":
         # More splits than the sum has slices, too: an empty part must be zero, not garbage.
         choices += [(planning.TILES[2], 3), (planning.TILES[3], 8)]
-    if case.products != "planned" and runtime.library:
+    if case.products != "planned" and runtime.device.library:
         choices += [(None, 1)]
     for tile, splits in choices:
         kernel = "cublas" if tile is None else "fused"

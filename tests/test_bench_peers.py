@@ -9,9 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import host_runtime
 
-from backprop_gpu import backends
 from benchmarks.peers import Device, Trainer
 from benchmarks.peers.agreement import BOUND, disagreement
 from benchmarks.peers.plain_numpy import PlainNumPy, PlainTrainer
@@ -65,10 +63,8 @@ def test_a_second_run_goes_on_where_the_first_ended(name: str, device: Device) -
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
-def test_ours_on_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path of a device, with its kernels run on the CPU."""
-    host_runtime()  # skips where there is no compiler
-    monkeypatch.setitem(backends._BACKENDS, "cuda", backends._BACKENDS["host_cuda"])
+@pytest.mark.gpu
+def test_ours_on_a_device() -> None:
     for members in (1, 3):
         load = Workload("small", (20, 9, 5), 10, classes=True, members=members)
         assert disagreement(PEERS["ours"], load, "cuda") < BOUND

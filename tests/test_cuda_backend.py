@@ -1,4 +1,4 @@
-"""The backend that launches the CUDA C++ kernels, over a runtime that runs them on the CPU.
+"""The backend that launches the CUDA C++ kernels.
 
 What each kernel computes is tried in `test_kernels.py`.
 """
@@ -6,11 +6,11 @@ What each kernel computes is tried in `test_kernels.py`.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import host_runtime
-from host_cuda.backend import BackendRuntime
+from conftest import device_runtime
 from host_cuda.runtime import KERNELS
 from kernel_cases import CASES, run_on_cuda
 from reference import assert_close
@@ -18,28 +18,40 @@ from reference import assert_close
 from backprop_gpu import Network, catalogue
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.backends.numpy import NumpyBackend
+from backprop_gpu.catalogue import Kernel
 from backprop_gpu.parameters import Parameters
+
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture
-def runtime() -> BackendRuntime:
-    return host_runtime()
+def launched(monkeypatch: pytest.MonkeyPatch) -> set[Kernel]:
+    """The kernels that the device has run."""
+    runtime, seen = device_runtime(), set()
+    launch = runtime.launch
+
+    def recorded(kernel: Kernel, grid: Any, arguments: Any) -> None:
+        seen.add(kernel)
+        launch(kernel, grid, arguments)
+
+    monkeypatch.setattr(runtime, "launch", recorded)
+    return seen
 
 
-def test_the_cases_run_every_kernel(runtime: BackendRuntime) -> None:
+def test_the_cases_run_every_kernel(launched: set[Kernel]) -> None:
     for case in CASES:
-        run_on_cuda(case, "float32", runtime, limit=3000)
+        run_on_cuda(case, "float32", device_runtime(), limit=3000)
     text = "".join(path.read_text() for path in KERNELS.glob("*.cu"))
     kernels = set(re.findall(r"__global__ void\s*(?:__launch_bounds__\(.*\)\s*)?(\w+)\(", text))
-    assert {kernel.expression.partition("<")[0] for kernel in runtime.launched} == kernels
+    assert {kernel.expression.partition("<")[0] for kernel in launched} == kernels
 
 
-def test_training_takes_every_path(runtime: BackendRuntime) -> None:
+def test_training_takes_every_path(launched: set[Kernel]) -> None:
     """A whole fit launches gathers, products, maps, costs and updates, and agrees with NumPy."""
     rng = np.random.default_rng(2)
     X, y = rng.standard_normal((70, 33)), rng.integers(0, 5, 70)
     nets = []
-    for backend in (NumpyBackend("f8"), CudaBackend("f8", runtime)):
+    for backend in (NumpyBackend("f8"), CudaBackend("f8", device_runtime())):
         net = Network(
             [33, 17, 9, 5], activation=["gelu", "relu", "softmax"], dtype="float64", seed=1,
             cost="categorical_cross_entropy", backend="numpy",
@@ -51,7 +63,7 @@ def test_training_takes_every_path(runtime: BackendRuntime) -> None:
     assert nets[1].plan.captured
     for got, exact in zip(nets[1].weights, nets[0].weights, strict=True):
         assert_close(got, exact, 1e-12)
-    launched = {kernel.expression.partition("<")[0] for kernel in runtime.launched}
+    names = {kernel.expression.partition("<")[0] for kernel in launched}
     known = {k.expression.partition("<")[0] for k in catalogue.everything()}
-    assert launched <= known
-    assert {"gather", "advance", "softmax", "sample_costs", "mean_cost", "update"} <= launched
+    assert names <= known
+    assert {"gather", "advance", "softmax", "sample_costs", "mean_cost", "update"} <= names

@@ -96,7 +96,7 @@ def test_orders_and_penalties_are_the_callers() -> None:
 
 
 @pytest.mark.parametrize("engine", ["layered", "resident"])
-@pytest.mark.parametrize("backend", ["numpy", "host_cuda"])
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_adams_moments_keep_the_digits_of_float32(engine: str, backend: str) -> None:
     """1 - β2 must not be taken from a rounded β2: it would be off by 1.3e-5."""
     X, Y = problem("float32")

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import reference
+from conftest import device_runtime
 from reference import assert_close, product_bound
 
 from backprop_gpu import Activation, Network, activations, backends, costs, equations
+from backprop_gpu.backends.cuda import usable_cupy
 
 DTYPES = ("float32", "float64")
 #: (m, n_l, n_{l-1}): one of everything, one row, and sizes next to a tile's edge.
@@ -45,14 +47,15 @@ def on(backend: str, dtype: str) -> SimpleNamespace:
     if backend == "numpy":
         return SimpleNamespace(**{name: getattr(equations, name) for name in _EQUATIONS})
     if backend == "cuda":
-        import cupy
+        runtime = device_runtime()
 
         def public(name: str):
             def call(*arguments):
                 result = getattr(equations, name)(
-                    *(cupy.asarray(x) if isinstance(x, np.ndarray) else x for x in arguments)
+                    *(runtime.array(x) if isinstance(x, np.ndarray) else x for x in arguments)
                 )
-                return tuple(map(cupy.asnumpy, result)) if name == "forward" else result.get()
+                to_numpy = runtime.to_numpy
+                return tuple(map(to_numpy, result)) if name == "forward" else to_numpy(result)
 
             return call
 
@@ -614,10 +617,61 @@ def test_output_error_of_saturated_outputs_is_finite(activation, cost):
 
 @pytest.mark.gpu
 def test_cupy_in_cupy_out():
-    import cupy
-
+    cupy = usable_cupy()
+    if cupy is None:
+        pytest.skip("CuPy does not work here")
     with pytest.raises(TypeError, match="one kind"):
         equations.hadamard(cupy.ones((2, 2)), np.ones((2, 2)))
     out = cupy.empty((2, 2))
     assert equations.hadamard(cupy.full((2, 2), 3.0), cupy.full((2, 2), 2.0), out=out) is out
     assert (out.get() == 6.0).all()
+    with cupy.cuda.Stream(non_blocking=True):
+        z, _ = equations.forward(cupy.ones((4, 3)), cupy.zeros(4), cupy.ones((3, 2)).T)
+        assert isinstance(z, cupy.ndarray)
+        assert (z.get() == 3.0).all()
+
+
+class Foreign:
+    """An array of some other library, which tells of itself in one of the two ways."""
+
+    def __init__(self, host, way):
+        ours = device_runtime().array(host)
+        self.shape, self.dtype, self.ndim = host.shape, host.dtype, host.ndim
+        if way == "interface":
+            self.__dict__["_interface"] = ours.__cuda_array_interface__
+        else:
+            self.__dlpack__, self.__dlpack_device__ = ours.__dlpack__, ours.__dlpack_device__
+        self._ours = ours
+
+
+class ForeignInterface(Foreign):
+    @property
+    def __cuda_array_interface__(self):
+        return self._interface
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", ["interface", "dlpack"])
+def test_any_array_of_a_device(way):
+    runtime, rng = device_runtime(), np.random.default_rng(0)
+    kind = ForeignInterface if way == "interface" else Foreign
+    s, t = rng.standard_normal((2, 5, 3))
+    out = kind(np.zeros((5, 3)), way)
+    equations.hadamard(kind(s, way), kind(t, way), out=out)
+    np.testing.assert_array_equal(runtime.to_numpy(out._ours), s * t)
+    result = equations.hadamard(kind(s, way), kind(t, way))
+    np.testing.assert_array_equal(runtime.to_numpy(result), s * t)
+
+
+@pytest.mark.gpu
+def test_device_arrays_are_refused_early():
+    runtime = device_runtime()
+    s, t = runtime.array(np.ones((2, 3))), runtime.array(np.ones((2, 3), np.float32))
+    with pytest.raises(TypeError, match="all be float32 or all be float64"):
+        equations.hadamard(s, t)
+    with pytest.raises(TypeError, match="one kind"):
+        equations.hadamard(s, np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"out must have shape \(2, 3\)"):
+        equations.hadamard(s, s, out=runtime.array(np.ones((3, 2))))
+    with pytest.raises(ValueError, match="out must not overlap delta"):
+        equations.bias_gradient(s, out=s[0])

@@ -587,25 +587,17 @@ def test_what_was_asked_of_a_device_and_runs_on_numpy_is_said(iris: Any) -> None
         MLPClassifier(backend="cuda", max_iter=2).fit(X, y, sample_weight=np.ones(150))
 
 
-def test_on_kernels(iris: Any) -> None:
-    """The CUDA C++ kernels, compiled by g++, behind the same estimator."""
-    from backprop_gpu import estimators
-
+@pytest.mark.gpu
+def test_on_a_device(iris: Any) -> None:
     X, y = iris[0].astype("float32"), iris[1]
     settings = {"hidden_layer_sizes": (6,), "activation": "tanh", "max_iter": 3, "random_state": 0}
-    rules = estimators._RULES
-    backend = rules["backend"]
-    try:
-        rules["backend"] = estimators._one_of("numpy", "host_cuda")
-        # On a device the penalty of an epoch is that of the mean of two sums.
-        for alpha, tolerance in ((0.0, 2e-6), (0.01, 1e-5), (1.0, 2e-3)):
-            ours = MLPClassifier(backend="host_cuda", alpha=alpha, **settings).fit(X, y)
-            assert "backend host_cuda" in ours.plan_
-            other = theirs.MLPClassifier(alpha=alpha, **settings).fit(X, y)
-            same_curve(ours, other, tolerance)
-            np.testing.assert_allclose(ours.predict_proba(X), other.predict_proba(X), rtol=1e-4)
-    finally:
-        rules["backend"] = backend
+    # On a device the penalty of an epoch is that of the mean of two sums.
+    for alpha, tolerance in ((0.0, 2e-6), (0.01, 1e-5), (1.0, 2e-3)):
+        ours = MLPClassifier(backend="cuda", alpha=alpha, **settings).fit(X, y)
+        assert "backend cuda" in ours.plan_
+        other = theirs.MLPClassifier(alpha=alpha, **settings).fit(X, y)
+        same_curve(ours, other, tolerance)
+        np.testing.assert_allclose(ours.predict_proba(X), other.predict_proba(X), rtol=1e-4)
 
 
 def test_cupy_in_cupy_out(iris: Any, monkeypatch: pytest.MonkeyPatch) -> None:

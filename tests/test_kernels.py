@@ -1,6 +1,6 @@
-"""Every kernel computes what its equation says, on the CPU and on a device.
+"""Every kernel computes what its equation says.
 
-On the CPU three times: plain for the numbers, under AddressSanitizer and
+On a device, or the stand-in for one, for the numbers; and on the CPU under AddressSanitizer and
 UndefinedBehaviorSanitizer for memory, under ThreadSanitizer for accesses that no barrier orders.
 What is computed is in `kernel_cases.py`.
 """
@@ -10,28 +10,31 @@ from __future__ import annotations
 import functools
 
 import pytest
-from conftest import host_runtime
-from kernel_cases import CASES, DTYPES, RUNS, Case, run_on_cuda
+from conftest import device_runtime, needs_compiler
+from host_cuda.backend import BackendRuntime
+from kernel_cases import CASES, DTYPES, LAUNCHED, RUNS, Case, run_on_cuda
+
+from backprop_gpu.testing.build import Sanitizer
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
-runtime = functools.cache(host_runtime)
+
+
+@functools.cache
+def sanitized(run: Sanitizer) -> BackendRuntime:
+    needs_compiler()
+    return BackendRuntime(run, library=True, together=LAUNCHED)
 
 
 # A sanitizer's process cannot call a user's Python function.
-@pytest.mark.parametrize(
-    ("case", "run"),
-    [(case, run) for run in RUNS for case in CASES if run == "plain" or not case.python],
-    ids=str,
-)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.python], ids=str)
+@pytest.mark.parametrize("run", [run for run in RUNS if run != "plain"])
 @dtypes
-def test_on_the_cpu(case: Case, run: str, dtype: str) -> None:
-    run_on_cuda(case, dtype, runtime(run), RUNS[run])
+def test_under_sanitizers(case: Case, run: Sanitizer, dtype: str) -> None:
+    run_on_cuda(case, dtype, sanitized(run), RUNS[run])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES, ids=str)
 @dtypes
 def test_on_a_device(case: Case, dtype: str) -> None:
-    from backprop_gpu.backends.cuda import CupyRuntime
-
-    run_on_cuda(case, dtype, CupyRuntime())
+    run_on_cuda(case, dtype, device_runtime())

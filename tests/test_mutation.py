@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from conftest import obstacle
+from conftest import needs_compiler
 from host_cuda.mutants import BARRIERS, KINDS, mutants
 from host_cuda.mutate import Outcome, reason, report, survivors
 from host_cuda.runtime import KERNELS
@@ -17,8 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_a_sample_of_mutants_is_caught() -> None:
-    if obstacle("host_cuda") is not None and not os.environ.get("BACKPROP_GPU_REQUIRE_COMPILERS"):
-        pytest.skip(f"CUDA kernels on the CPU: {obstacle('host_cuda')}")
+    needs_compiler()
     command = [sys.executable, "-m", "tests.host_cuda.mutate", "--sample", "8", "--jobs", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,7 +8,6 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import obstacle
 
 from backprop_gpu import (
     SGD,
@@ -61,10 +60,7 @@ def assert_same(member, alone):
 
 BACKENDS = [
     "numpy",
-    pytest.param(
-        "host_cuda",
-        marks=pytest.mark.skipif(obstacle("host_cuda") is not None, reason="there is no g++"),
-    ),
+    pytest.param("cuda", marks=pytest.mark.gpu),
 ]
 
 
@@ -815,7 +811,7 @@ def test_arguments_of_the_constructor(kind, message, settings):
         (lambda: network(1, activation="tanh"), r"activations .*tanh"),
         (lambda: network(1, cost="binary_cross_entropy"), "cost"),
         (lambda: network(1, dtype="float64"), "dtype"),
-        (lambda: network(1, backend="host_cuda"), "backend"),
+        (lambda: network(1, backend="numpy"), "backend"),
     ],
 )
 def test_networks_of_several_shapes_are_for_sweep(other, what):

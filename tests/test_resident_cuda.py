@@ -8,17 +8,14 @@ from __future__ import annotations
 import functools
 import re
 from bisect import bisect
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import host_runtime
-from host_cuda.backend import BackendRuntime
+from conftest import device_runtime
 from reference import ACTIVATIONS, COSTS, VALID_PAIRS, assert_close
 from resident_cases import FORMS, Form, Run, check
 
@@ -29,22 +26,26 @@ from backprop_gpu import (
     Population,
     activations,
     catalogue,
-    compiler,
     costs,
     planning,
     residency,
     sweep,
 )
-from backprop_gpu.backends.cuda import CudaBackend, CupyRuntime
+from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.catalogue import RULES, Catalogue, Kernel
+from backprop_gpu.cuda.runtime import Runtime
 from backprop_gpu.engines.layered import LayeredEngine
 from backprop_gpu.engines.resident_cpu import ResidentEngine
 from backprop_gpu.engines.resident_cuda import ResidentCudaEngine
 from backprop_gpu.optimizers import SGD, Adam, Optimizer
 from backprop_gpu.optimizers import get as rule_of
 from backprop_gpu.parameters import Parameters
+from backprop_gpu.testing import twins
 
 SIZES, BATCH, ROWS = (18, 7, 5, 4), 6, 33
+
+
+pytestmark = pytest.mark.gpu
 
 
 def _settings() -> list[tuple[tuple[str, ...], str, str]]:
@@ -62,7 +63,7 @@ SETTINGS = _settings()
 
 def _kernel(sigmas: Sequence[str], cost: str, rule: str, dtype: str) -> Kernel:
     found = residency.fit(
-        SIZES, BATCH, np.dtype(dtype).itemsize, rule_of(rule).slots, BackendRuntime().device
+        SIZES, BATCH, np.dtype(dtype).itemsize, rule_of(rule).slots, device_runtime().device
     )
     assert not isinstance(found, str)
     chosen = [activations.get(name) for name in sigmas]
@@ -100,21 +101,20 @@ RANDOM = tuple(map(_random_form, range(10)))
 
 
 @functools.cache
-def runtime() -> BackendRuntime:
-    """Builds what these tests launch together."""
-    made = host_runtime()
+def runtime() -> Runtime:
+    """What these tests launch is built together, where g++ builds it."""
     kernels = [_kernel(*setting, "float32") for setting in SETTINGS]
     kernels += [kernel for form in RANDOM for kernel in form.kernels("float64")]
     kernels += [_kernel(*setting, "float64") for setting in SETTINGS[::4]]
-    made._together += [(kernel.file, kernel.expression) for kernel in kernels]
-    return made
+    twins.together(kernels)
+    return device_runtime()
 
 
 def on(net: Network, backend: CudaBackend) -> Network:
     """The network on another backend, and planned for it."""
     flat = net._get_flat()
     net._backend = backend
-    net._choice = planning.Choice("host_cuda", "asked for")
+    net._choice = planning.Choice("cuda", "asked for")
     net._parameters = Parameters(net._layout, backend.asarray(flat))
     return net
 
@@ -194,11 +194,11 @@ def test_any_shape_in_any_form(form: Form) -> None:
 
 def test_by_the_name_of_the_backend() -> None:
     X, Y = np.random.default_rng(0).uniform(size=(2, 12, 3))
-    nets = [Network([3, 4, 3], seed=1, backend=name) for name in ("numpy", "host_cuda")]
+    nets = [Network([3, 4, 3], seed=1, backend=name) for name in ("numpy", "cuda")]
     for net, engine in zip(nets, ("layered", "resident"), strict=True):
         net.fit(X, Y, epochs=3, batch_size=5, learning_rate=0.3, engine=engine)
     assert nets[1].plan.engine_reason.startswith("asked for; an epoch is one launch")
-    same_training(nets[1], nets[0], 9, "host_cuda")
+    same_training(nets[1], nets[0], 9, "cuda")
     assert nets[1].predict(X).shape == (12, 3)
 
 
@@ -449,7 +449,7 @@ def test_a_network_of_bytes(inputs: int, dtype: str, seen: list[np.dtype[Any]]) 
     X, y = _images(inputs)
     nets = []
     for given in (X, X.astype(dtype)):
-        net = Network([inputs, 6, 3], seed=2, backend="host_cuda", dtype=dtype)
+        net = Network([inputs, 6, 3], seed=2, backend="cuda", dtype=dtype)
         net.fit(given, y, engine="resident", validation_data=(X, y), **FIT)
         nets.append(net)
     assert seen == [np.uint8] * 2 + [np.dtype(dtype)] * 2
@@ -466,10 +466,10 @@ def test_a_population_and_a_sweep_of_bytes(seen: list[np.dtype[Any]]) -> None:
     X, y = _images(32)
     found = []
     for given in (X, X.astype(np.float32)):
-        population = Population([32, 6, 3], members=3, seed=2, backend="host_cuda")
+        population = Population([32, 6, 3], members=3, seed=2, backend="cuda")
         population.fit(given, y, engine="resident", **FIT)
         grid = {"sizes": [[32, 6, 3]], "learning_rate": [0.01, 0.001]}
-        swept = sweep(given, y, grid=grid, backend="host_cuda", engine="resident", seed=4,
+        swept = sweep(given, y, grid=grid, backend="cuda", engine="resident", seed=4,
                       epochs=2, batch_size=5)  # fmt: skip
         found.append([*population.members, *swept.networks])
     assert seen == [np.uint8] * 4 + [np.float32] * 4
@@ -582,45 +582,6 @@ def test_bytes_that_have_no_room_become_numbers() -> None:
     run, exact = Run(form, backend, "float32"), Run(form, backend, "float32")
     exact.X = backend.asarray(exact.X)
     same_bits(run.train(as_numbers.engine(backend)), exact.train(as_numbers.engine(backend)))
-
-
-# -- a real device ----------------------------------------------------------------------------
-
-
-def test_what_the_driver_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More shared memory than any kernel may have, and clusters of more than 8 blocks."""
-    driver = pytest.importorskip("cupy_backends.cuda.api.driver")
-    asked: list[tuple[int, int, int]] = []
-    monkeypatch.setattr(driver, "funcSetAttribute", lambda *values: asked.append(values))
-    launched: list[Any] = []
-    loaded: list[bytes] = []
-
-    class Function:
-        ptr = 77
-
-        def __call__(self, *arguments: Any, **settings: Any) -> None:
-            launched.append((arguments[:2], settings))
-
-    class Module:
-        load = staticmethod(loaded.append)
-
-        def get_function(self, symbol: str) -> Function:
-            assert symbol == "symbol"
-            return Function()
-
-    device = object.__new__(CupyRuntime)
-    device.xp = SimpleNamespace(cuda=SimpleNamespace(function=SimpleNamespace(Module=Module)))
-    device._functions, device._arch = {}, "sm_90a"
-    cubin = compiler.Cubin(b"code", defaultdict(lambda: "symbol"), ())
-    monkeypatch.setattr(compiler, "compile_kernels", lambda kernels, arch: cubin)
-    for shared_memory, cluster in ((1000, 1), (200_000, 8), (60_000, 16)):
-        kernel = Kernel("resident.cu", f"{cluster}", (192, 1, 1), None, cluster, shared_memory)
-        device.launch(kernel, (cluster, 1, 1), (None,))
-    assert [each[1] for each in launched] == [
-        {"shared_mem": size} for size in (1000, 200_000, 60_000)
-    ]
-    assert asked == [(77, 8, 200_000), (77, 8, 60_000), (77, 14, 1)]
-    assert loaded == [b"code"] * 3
 
 
 # -- the plan ---------------------------------------------------------------------------------

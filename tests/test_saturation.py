@@ -6,17 +6,12 @@ it; here are whole trainings.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import pytest
 import reference
-from conftest import host_runtime
 from reference import VALID_PAIRS, assert_close
-from test_resident_cuda import on
 
 from backprop_gpu import Network, activations, costs
-from backprop_gpu.backends.cuda import CudaBackend
 
 PAIRS = [
     (sigma, cost)
@@ -24,7 +19,6 @@ PAIRS = [
     if cost != "quadratic" and not costs.collapses(activations.get(sigma), costs.get(cost))
 ]
 SIZES, ROWS, STEPS, RATE = (4, 3), 10, 6, 0.05
-runtime = functools.cache(host_runtime)
 
 
 def problem(cost: str, size: float, dtype: str) -> tuple[np.ndarray, ...]:
@@ -45,7 +39,10 @@ def problem(cost: str, size: float, dtype: str) -> tuple[np.ndarray, ...]:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("size", [30.0, 90.0, 200.0, 1000.0])
 @pytest.mark.parametrize(("sigma", "cost"), PAIRS)
-def test_engines_learn_the_same(sigma: str, cost: str, size: float, dtype: str) -> None:
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_engines_learn_the_same(
+    sigma: str, cost: str, size: float, dtype: str, backend: str
+) -> None:
     X, Y, w_given, b_given = problem(cost, size, dtype)
     eps = float(np.finfo(dtype).eps)
     w, b = np.float64(w_given), np.float64(b_given)
@@ -60,18 +57,14 @@ def test_engines_learn_the_same(sigma: str, cost: str, size: float, dtype: str) 
     assert (changes > 30 * bound).any(), (changes, bound)
 
     losses = []
-    for backend in ("numpy", CudaBackend(dtype, runtime())):
-        for engine in ("layered", "resident"):
-            net = Network(SIZES, activation=sigma, cost=cost, dtype=dtype, backend="numpy")
-            net.weights, net.biases = [w_given], [b_given]
-            net = net if backend == "numpy" else on(net, backend)
-            history = net.fit(
-                X, Y, epochs=STEPS, batch_size=ROWS, learning_rate=RATE, engine=engine
-            )
-            what = f"{net.backend}, {engine}"
-            assert net.plan.engine == engine
-            assert_close(net.biases[0], b, bound + 8 * STEPS * eps * np.abs(b), f"b, {what}")
-            assert_close(net.weights[0], w, 3 * bound + 8 * STEPS * eps * np.abs(w), f"w, {what}")
-            losses.append(history.loss)
+    for engine in ("layered", "resident"):
+        net = Network(SIZES, activation=sigma, cost=cost, dtype=dtype, backend=backend)
+        net.weights, net.biases = [w_given], [b_given]
+        history = net.fit(X, Y, epochs=STEPS, batch_size=ROWS, learning_rate=RATE, engine=engine)
+        what = f"{net.backend}, {engine}"
+        assert net.plan.engine == engine
+        assert_close(net.biases[0], b, bound + 8 * STEPS * eps * np.abs(b), f"b, {what}")
+        assert_close(net.weights[0], w, 3 * bound + 8 * STEPS * eps * np.abs(w), f"w, {what}")
+        losses.append(history.loss)
     for loss in losses[1:]:  # ln(1 - a) of an a near 1 has few digits, in any engine
         np.testing.assert_allclose(loss, losses[0], rtol=1e-3)

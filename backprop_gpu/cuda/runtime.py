@@ -100,7 +100,7 @@ class Runtime:
             yield
         finally:
             self._here.places.pop()
-            if place.has_memory:
+            if place.memory:
                 self._stream.wait(stream)
 
     def use(self) -> None:
@@ -120,13 +120,14 @@ class Runtime:
         stream = self.stream
         if isinstance(stream, self._builder):
             raise RuntimeError("memory cannot be made while steps are captured")
-        # Memory comes from our own stream and is given back there: another one's life is not ours
-        # to know. `on` lets ours wait for the other at the end. No memory has a size of 0.
+        # Memory comes from our own stream and is given back there, since another one's life is not
+        # ours to know. What is made for another is kept until `on` has let ours wait for it.
+        # No memory has a size of 0.
         size = max(1, math.prod(shape) * dtype.itemsize)
         buffer = self._memory.allocate(size, stream=self._stream)
         if stream is not self._stream:
             stream.wait(self._stream)
-            self._here.places[-1].has_memory = True
+            self._here.places[-1].memory.append(buffer)
         return self.borrow(int(buffer.handle), shape, dtype, buffer)
 
     def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> DeviceArray:
@@ -341,10 +342,11 @@ class Runtime:
 
 
 class _Place:
-    """Where a thread's work is queued, and whether memory was made for it there."""
+    """Where a thread's work is queued, and the memory that was made for it there."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream, self.has_memory = stream, False
+        self.stream = stream
+        self.memory: list[Any] = []
 
 
 @lru_cache

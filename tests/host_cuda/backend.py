@@ -1,4 +1,4 @@
-"""The CUDA backend with its kernels run on the CPU: a backend for tests only."""
+"""The CUDA backend on NumPy arrays, without a driver: for sanitizers and for broken kernels."""
 
 from __future__ import annotations
 
@@ -10,28 +10,14 @@ from typing import Any
 import numpy as np
 
 from backprop_gpu import planning
-from backprop_gpu.backends.cublas import WORKSPACE
-from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.catalogue import Kernel
+from backprop_gpu.cuda.blas import WORKSPACE
 
 from .runtime import KERNELS, HostRuntime, Sanitizer
 
 
-class Memory:
-    """NumPy, but fresh memory holds garbage, as a device's does: NaN and -1."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
-
-    @staticmethod
-    def empty(shape: Any, dtype: Any) -> np.ndarray:
-        array = np.empty(shape, dtype)
-        array.reshape(-1).view(np.uint8)[:] = 0xFF
-        return array
-
-
 class BackendRuntime:
-    """`HostRuntime` behind the interface that `CudaBackend` asks of a device.
+    """`HostRuntime` behind what `CudaBackend` asks of `cuda.runtime.Runtime`.
 
     Parameters
     ----------
@@ -42,8 +28,6 @@ class BackendRuntime:
     sources, timeout
         As of `HostRuntime`.
     """
-
-    xp = Memory()
 
     def __init__(
         self,
@@ -56,7 +40,6 @@ class BackendRuntime:
         self.host = HostRuntime(sanitizer, sources, timeout=timeout)
         self._together = [(kernel.file, kernel.expression) for kernel in together]
         self.device = dataclasses.replace(self.host.device, library=library)
-        self.library = library
         self.launched: set[Kernel] = set()
         self._recording: list[Callable[[], None]] | None = None
 
@@ -111,6 +94,26 @@ class BackendRuntime:
 
         return replay
 
+    def use(self) -> None: ...
+
+    def empty(self, shape: Any, dtype: Any) -> np.ndarray:
+        """Fresh memory holds garbage, as a device's does: NaN and -1."""
+        array = np.empty(shape, dtype)
+        array.reshape(-1).view(np.uint8)[:] = 0xFF
+        return array
+
+    def zeros(self, shape: Any, dtype: Any) -> np.ndarray:
+        return np.zeros(shape, dtype)
+
+    def clear(self, array: np.ndarray) -> None:
+        array[...] = 0
+
+    def array(self, values: Any, dtype: Any = None) -> np.ndarray:
+        return np.ascontiguousarray(values, dtype)
+
+    def copy(self, source: np.ndarray, out: np.ndarray) -> None:
+        out[...] = source
+
     def upload(self, host: np.ndarray, out: np.ndarray) -> None:
         assert self._recording is None, "an upload during a capture"
         out[...] = host
@@ -118,7 +121,3 @@ class BackendRuntime:
     def to_numpy(self, array: np.ndarray) -> np.ndarray:
         assert self._recording is None, "a download during a capture"
         return array.copy()
-
-
-def create(dtype: np.dtype[Any]) -> CudaBackend:
-    return CudaBackend(dtype, BackendRuntime())

@@ -367,6 +367,14 @@ EXPORT CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) {
     }
     Work work{"cuGraphLaunch", {}, {}};
     work.graph = executable;
+    for (const auto& node : executable->graph->nodes)
+      for (const auto& memory : node->work.memory) {
+        const std::string why = unusable(*memory, nullptr, true);
+        if (why.empty()) continue;
+        const Failure failure{CUDA_ERROR_ILLEGAL_ADDRESS,
+                              text("a graph's %s: %s", node->work.what, why.c_str())};
+        work = {node->work.what, {}, [failure] { throw failure; }};
+      }
     const auto operation = submit(lock, *stream, std::move(work));
     if (operation == nullptr) return;
     if (executable->last != nullptr && !executable->last->done)

@@ -325,7 +325,10 @@ void launch(Lock& lock, const CUlaunchConfig& config, const void* function, void
   const auto kernel = find<Kernel>(function);
   const auto library = kernel->library.lock();
   const auto stream = stream_of(config.hStream);
-  const Context& context = *stream->context;
+  const Context& context = current();
+  if (stream->context != &context)
+    fail(CUDA_ERROR_INVALID_HANDLE, "%s: the stream is device %d's, current is device %d",
+         kernel->symbol.c_str(), stream->context->device, context.device);
   Shape shape = shape_of(config);
   check(*kernel, shape, context.device);
   if (parameters == nullptr && !kernel->parameters.empty())

@@ -230,15 +230,15 @@ bool in_kernel(cuda_host::Fiber* fiber) {
          here < stack + fiber->stack_bytes;
 }
 
-void on_fault(int signal, siginfo_t* info, void* context) {
+void on_fault(int signal, siginfo_t* info, void*) {
   // Python's faulthandler passes a fault on by raising it again; the instruction that faulted
   // comes back then, and with it the address.
   if (info->si_code <= 0) return;
   const void* address = info->si_addr;
   std::string where;
   CUresult result = CUDA_ERROR_ILLEGAL_ADDRESS;
-  if (info->si_code == SI_KERNEL || info->si_code == BUS_ADRALN) {
-    where = "an address that is not aligned as its type asks";
+  if (info->si_code == SI_KERNEL || (signal == SIGBUS && info->si_code == BUS_ADRALN)) {
+    where = "a vector at an address that is not aligned for it";
     result = CUDA_ERROR_MISALIGNED_ADDRESS;
   } else if (in_arena(address)) {
     where = text("address %p", address);
@@ -262,8 +262,8 @@ void on_fault(int signal, siginfo_t* info, void* context) {
       kept = where;
       fault_result = result;
       const uint3 t = (*current)->thread;
-      fail("thread (%u,%u,%u) touched %s; it was not given to the kernel, or it is outside",
-           t.x, t.y, t.z, kept.c_str());
+      fail("thread (%u,%u,%u) touched %s, which the launch does not name", t.x, t.y, t.z,
+           kept.c_str());
     }
   }
   if (in_arena(address)) {
@@ -271,7 +271,6 @@ void on_fault(int signal, siginfo_t* info, void* context) {
     if (write(2, message.data(), message.size()) < 0) _exit(1);
   }
   sigaction(signal, &before[signal == SIGBUS], nullptr);  // and the fault comes again
-  (void)context;
 }
 
 }  // namespace
@@ -389,12 +388,6 @@ EXPORT CUresult cuMemFreeHost(void* address) {
     if (!memory->host) fail(CUDA_ERROR_INVALID_VALUE, "%s is not pinned", memory->name().c_str());
     refuse_in_capture("cuMemFreeHost");
     state.changed.wait(lock, [] { return !state.running; });
-    for (const auto& weak : memory->users)
-      if (const auto user = weak.lock(); user != nullptr && !user->done) {
-        const std::string reason = text("%s was to use %s, which cuMemFreeHost freed first",
-                                        user->work.what, memory->name().c_str());
-        user->work.run = [reason] { throw Failure{CUDA_ERROR_ILLEGAL_ADDRESS, reason}; };
-      }
     check_guards({memory}, "the host, or an operation,");
     release(*memory);
   });
@@ -635,6 +628,7 @@ std::shared_ptr<Memory> checked(CUdeviceptr address, size_t bytes, Side side, co
 // the call returns, and written, too: then the call has waited.
 void copy(Lock& lock, const char* name, CUdeviceptr to, Side to_side, CUdeviceptr from,
           Side from_side, size_t bytes, Stream& stream, bool waits) {
+  current();
   if (bytes == 0) return;
   const auto out = checked(to, bytes, to_side, "destination");
   const auto in = checked(from, bytes, from_side, "source");
@@ -665,6 +659,7 @@ void copy_now(Lock& lock, const char* name, CUdeviceptr to, Side to_side, CUdevi
 
 template <class T>
 void fill(Lock& lock, const char* name, CUdeviceptr to, T value, size_t count, Stream& stream) {
+  current();
   if (count == 0) return;
   if (to % sizeof(T) != 0)
     fail(CUDA_ERROR_INVALID_VALUE, "%#llx is not aligned to %zu bytes", to, sizeof(T));

@@ -1,0 +1,34 @@
+// What the driver's rules are tried with (driver_rules.py): kernels that keep them or break one.
+extern __shared__ alignas(16) unsigned char dynamic_shared[];
+
+extern "C" __global__ void put(float* out, float value, int count) {
+  const int at = blockIdx.x * blockDim.x + threadIdx.x;
+  if (at < count) out[at] = value;
+}
+
+// out_j = x_j + 1
+extern "C" __global__ void add_one(const float* x, float* out, int count) {
+  const int at = blockIdx.x * blockDim.x + threadIdx.x;
+  if (at < count) out[at] = x[at] + 1;
+}
+
+extern "C" __global__ void write_at(float* out, long long at) { out[at] = 1; }
+
+extern "C" __global__ void read_at(const float* x, long long at, float* out) { *out = x[at]; }
+
+extern "C" __global__ void copy_4(const float4* x, float4* out) { *out = *x; }
+
+extern "C" __global__ void through_shared(float* out) {
+  float* shared = reinterpret_cast<float*>(dynamic_shared);
+  shared[threadIdx.x] = float(threadIdx.x);
+  __syncthreads();
+  out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
+}
+
+extern "C" __global__ void __launch_bounds__(64) bounded(float* out) { out[threadIdx.x] = 1; }
+
+extern "C" __global__ void __cluster_dims__(4, 1, 1) cluster_of_4(float* out) {
+  out[blockIdx.x] = 1;
+}
+
+extern "C" __global__ void trap() { __trap(); }

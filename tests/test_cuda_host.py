@@ -1,0 +1,293 @@
+"""The host side of the CUDA engines: order, memory, graphs, cuBLASLt's arguments, several devices.
+
+`host_slips.py` counts how many slips of the host side these tests, with those of
+`test_cuda_device.py`, notice.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import device_runtime
+from reference import assert_close, product_bound
+
+from backprop_gpu import Network, Population, equations
+from backprop_gpu.backends.cuda import CudaBackend
+from backprop_gpu.cuda import runtime as runtimes
+from backprop_gpu.cuda.blas import WORKSPACE
+from backprop_gpu.cuda.runtime import Runtime
+
+pytestmark = pytest.mark.gpu
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def runtime() -> Runtime:
+    return device_runtime()
+
+
+# -- memory and order ---------------------------------------------------------------------------
+
+
+def test_what_is_uploaded_may_change_at_once(runtime: Runtime) -> None:
+    host = np.arange(1000, dtype=np.float64)
+    array = runtime.array(host)
+    host[:] = -1
+    np.testing.assert_array_equal(runtime.to_numpy(array), np.arange(1000.0))
+
+
+def test_a_view_keeps_the_memory(runtime: Runtime) -> None:
+    row = runtime.array(np.arange(12.0).reshape(4, 3))[2].reshape(3, 1)
+    others = [runtime.array(np.full((4, 3), float(i))) for i in range(20)]
+    np.testing.assert_array_equal(runtime.to_numpy(row), [[6.0], [7.0], [8.0]])
+    assert row.base is not None
+    assert len(others) == 20
+
+
+def test_views(runtime: Runtime) -> None:
+    host = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    array = runtime.array(host)
+    for got, expected in (
+        (array[-1], host[-1]),
+        (array[1:3], host[1:3]),
+        (array[1:][0], host[1]),
+        (array.reshape(6, 4)[5], host.reshape(6, 4)[5]),
+        (array.reshape((-1, 8)), host.reshape(-1, 8)),
+        (array[4:], host[4:]),
+    ):
+        np.testing.assert_array_equal(runtime.to_numpy(got), expected)
+        assert got.nbytes == expected.nbytes
+    with pytest.raises(IndexError, match="row 4 of 4"):
+        array[4]
+    with pytest.raises(IndexError, match="without a step"):
+        array[::2]
+    with pytest.raises(ValueError, match="cannot reshape"):
+        array.reshape(5, 5)
+
+
+@pytest.mark.parametrize("source", ["uint8", "float32", "float64"])
+@pytest.mark.parametrize("out", ["float32", "float64"])
+def test_copies_between_dtypes(runtime: Runtime, source: str, out: str) -> None:
+    host = RNG.integers(0, 200, (33, 17)).astype(source)
+    array = runtime.array(host, out)
+    np.testing.assert_array_equal(runtime.to_numpy(array), host.astype(out))
+    again = runtime.empty(host.shape, out)
+    runtime.copy(runtime.array(host), again)
+    np.testing.assert_array_equal(runtime.to_numpy(again), host.astype(out))
+    with pytest.raises(ValueError, match="does not fit"):
+        runtime.copy(array, again[1:])
+    with pytest.raises(ValueError, match="does not fit"):
+        runtime.upload(host.astype("int64"), array)
+
+
+def test_zeros_are_zero(runtime: Runtime) -> None:
+    for _ in range(3):  # memory that held something else before
+        array = runtime.zeros((5, 7), np.float64)
+        assert not runtime.to_numpy(array).any()
+        runtime.copy(runtime.array(np.ones((5, 7))), array)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 70_000])
+def test_finite_and_squares(runtime: Runtime, size: int, value: float) -> None:
+    backend = CudaBackend("float32", runtime)
+    host = RNG.standard_normal(size).astype(np.float32)
+    array = runtime.array(host)
+    assert backend.all_finite(array)
+    exact = np.square(host.astype(np.float64)).sum()
+    assert abs(backend.sum_of_squares(array) - exact) <= 1e-12 * size * exact
+    host[size // 2] = value
+    assert not backend.all_finite(runtime.array(host))
+
+
+def test_what_another_stream_fills_is_waited_for(runtime: Runtime) -> None:
+    """By the stream that the interface of an array names, and by DLPack's."""
+    s = RNG.standard_normal((40, 30))
+    other = runtime._device.create_stream()
+    for way in ("interface", "dlpack"):
+        with runtime.on(other):
+            # Work that is on its way there while ours begins.
+            filled = runtime.array(s)
+            product = equations.hadamard(filled, filled)
+
+        class Theirs:
+            shape, dtype, ndim = s.shape, s.dtype, 2
+
+        if way == "interface":
+            with runtime.on(other):
+                interface = product.__cuda_array_interface__
+            assert interface["stream"] == int(other.handle)
+            Theirs.__cuda_array_interface__ = interface
+        else:
+
+            def exported(self: Any, *, stream: int, product: Any = product, **rest: Any) -> Any:
+                with runtime.on(other):
+                    return product.__dlpack__(stream=stream, **rest)
+
+            Theirs.__dlpack__ = exported
+            Theirs.__dlpack_device__ = lambda self, product=product: product.__dlpack_device__()
+        result = equations.hadamard(Theirs(), Theirs())
+        np.testing.assert_array_equal(runtime.to_numpy(result), (s * s) ** 2)
+
+
+def test_memory_of_another_stream_is_kept_until_it_is_done(runtime: Runtime) -> None:
+    s = RNG.standard_normal((40, 30))
+    out = runtime.empty(s.shape, s.dtype)
+    stream = runtime._device.create_stream()
+    with runtime.on(stream):
+        filled = runtime.array(s)
+        runtime.copy(filled, out)
+        del filled
+    gc.collect()
+    later = [runtime.array(np.zeros_like(s)) for _ in range(5)]  # may be given the same memory
+    stream.sync()
+    np.testing.assert_array_equal(runtime.to_numpy(out), s)
+    assert len(later) == 5
+
+
+def test_arrays_that_do_not_fit_are_refused(runtime: Runtime) -> None:
+    array = runtime.array(np.ones((4, 6)))
+
+    class Columns:
+        __cuda_array_interface__ = array.__cuda_array_interface__ | {
+            "shape": (6, 4), "strides": (8, 48),
+        }  # fmt: skip
+
+    with pytest.raises(ValueError, match=r"must be C-contiguous, got strides \(8, 48\)"):
+        runtime.view(Columns())
+
+
+# -- products -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("layout", ["NT", "NN", "TN"])
+@pytest.mark.parametrize(("m", "n", "k"), [(1, 1, 1), (3, 5, 7), (16, 8, 32), (33, 17, 9)])
+def test_products_of_the_library(
+    runtime: Runtime, layout: Any, dtype: str, m: int, n: int, k: int
+) -> None:
+    if not runtime.device.library:
+        pytest.skip("there is no cuBLASLt")
+    a = RNG.standard_normal((k, m) if layout == "TN" else (m, k)).astype(dtype)
+    b = RNG.standard_normal((n, k) if layout == "NT" else (k, n)).astype(dtype)
+    exact = (a.T if layout == "TN" else a).astype("f8") @ (b.T if layout == "NT" else b)
+    arrays, out = [runtime.array(x) for x in (a, b)], runtime.empty((m, n), dtype)
+    workspace = runtime.empty(WORKSPACE, np.uint8)
+
+    def multiply() -> None:
+        runtime.product(layout, *arrays, out, 0.5, workspace)
+
+    left, right = (a.T if layout == "TN" else a), (b.T if layout == "NT" else b)
+    bound = product_bound("ij,jk->ik", left, right, np.dtype(dtype))
+    multiply()
+    assert_close(runtime.to_numpy(out), 0.5 * exact, bound)
+    replay = runtime.capture(multiply)
+    runtime.clear(out)
+    replay()
+    assert_close(runtime.to_numpy(out), 0.5 * exact, bound)
+    assert runtime._blas is not None
+    assert "algorithm" in runtime._blas.algorithm(layout, m, n, k, np.dtype(dtype))
+
+
+def test_products_of_unaligned_rows(runtime: Runtime) -> None:
+    """An array that starts 4 bytes on is not given to an algorithm that reads 16 at a time."""
+    if not runtime.device.library:
+        pytest.skip("there is no cuBLASLt")
+    a = RNG.standard_normal((9, 16)).astype(np.float32)
+    flat = runtime.array(np.concatenate([[0], a.ravel()]).astype(np.float32))
+    b, out = runtime.array(np.eye(16, dtype=np.float32)), runtime.empty((9, 16), np.float32)
+    workspace = runtime.empty(WORKSPACE, np.uint8)
+    for array in (runtime.array(a), flat[1:].reshape(9, 16)):
+        runtime.product("NN", array, b, out, 1.0, workspace)
+        np.testing.assert_array_equal(runtime.to_numpy(out), a)
+
+
+# -- whole trainings ------------------------------------------------------------------------------
+
+
+def problem(rows: int = 301, inputs: int = 33) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((rows, inputs)), rng.integers(0, 5, rows)
+
+
+@pytest.mark.parametrize("engine", ["layered", "resident"])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("batch", [32, 43, 150])
+def test_as_numpy_does(engine: Any, optimizer: Any, batch: int) -> None:
+    X, y = problem()
+    nets = []
+    for backend in ("cuda", "numpy"):
+        net = Network([33, 17, 5], backend=backend, dtype="float64", seed=3)
+        chosen = engine if backend == "cuda" else "layered"
+        options = {"epochs": 3, "batch_size": batch, "learning_rate": 0.01}
+        net.fit(X, y, optimizer=optimizer, engine=chosen, validation_data=(X, y), **options)
+        net.fit(X, y, optimizer=optimizer, engine=chosen, **options)
+        nets.append(net)
+    for got, expected in zip(nets[0].weights, nets[1].weights, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(nets[0].predict(X), nets[1].predict(X), atol=1e-12)
+    np.testing.assert_allclose(nets[0].history.loss, nets[1].history.loss, rtol=1e-11)
+
+
+@pytest.mark.parametrize("sizes", [(784, 30, 10), (2000, 8, 10)])
+def test_clusters(sizes: tuple[int, ...]) -> None:
+    """Networks that one block cannot hold, or not fast: large shared memory and clusters."""
+    rng = np.random.default_rng(0)
+    X, y = rng.random((60, sizes[0])), rng.integers(0, 10, 60)
+    nets = []
+    for backend, engine in (("cuda", "resident"), ("numpy", "layered")):
+        net = Network(list(sizes), backend=backend, dtype="float32", seed=3)
+        try:
+            net.fit(X, y, epochs=2, batch_size=10, learning_rate=0.5, engine=engine)
+        except ValueError as error:
+            pytest.skip(str(error))  # a card with too little shared memory says so
+        nets.append(net)
+    for got, expected in zip(nets[0].weights, nets[1].weights, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
+
+
+def test_a_population_is_its_members() -> None:
+    X, y = problem()
+    together = Population([33, 9, 5], members=3, seed=1, backend="cuda", dtype="float64")
+    alone = Population([33, 9, 5], members=3, seed=1, backend="numpy", dtype="float64")
+    for population in (together, alone):
+        population.fit(X, y, epochs=2, batch_size=30, learning_rate=[0.1, 0.2, 0.3])
+    for got, expected in zip(together.members, alone.members, strict=True):
+        for a, b in zip(got.weights, expected.weights, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+def test_rows_of_bytes() -> None:
+    X = np.random.default_rng(0).integers(0, 2, (100, 33)).astype(np.uint8)
+    y = problem(100)[1]
+    nets = []
+    for data in (X, X.astype(np.float32)):
+        for engine in ("resident", "layered"):
+            net = Network([33, 9, 5], backend="cuda", seed=2)
+            net.fit(data, y, epochs=2, batch_size=25, learning_rate=0.3, engine=engine)
+            nets.append(net)
+    for net in nets[1:]:
+        np.testing.assert_allclose(net.weights[0], nets[0].weights[0], rtol=0, atol=1e-5)
+
+
+def test_a_network_is_trained_where_it_was_made() -> None:
+    """Each device has functions, attributes and memory of its own."""
+    if runtimes.count() < 2:
+        pytest.skip("there is one device")
+    y = problem()[1]
+    results = []
+    for index in (0, 1):
+        runtimes.runtime(index).use()
+        assert runtimes.current() is runtimes.runtime(index)
+        net = Network([784, 30, 10], backend="cuda", seed=1)
+        rows = np.random.default_rng(0).random((30, 784))
+        runtimes.runtime(1 - index).use()
+        net.fit(rows, y[:30], epochs=2, batch_size=10, learning_rate=0.5, engine="layered")
+        if runtimes.runtime(index).device.shared_memory > 200_000:
+            net.fit(rows, y[:30], epochs=2, batch_size=10, learning_rate=0.5, engine="resident")
+        results.append(net.weights[0])
+    runtimes.runtime(0).use()
+    np.testing.assert_array_equal(*results)
