@@ -13,6 +13,7 @@ from kernel_cases import LAUNCHED
 
 from backprop_gpu import activations, costs, testing
 from backprop_gpu.backends import Obstacles, names
+from backprop_gpu.catalogue import Kernel
 from backprop_gpu.cuda.runtime import Runtime
 from backprop_gpu.cuda.runtime import runtime as runtime_of
 from backprop_gpu.testing import standin, twins
@@ -56,6 +57,20 @@ def needs_compiler() -> None:
 def device_runtime() -> Runtime:
     """The device of a test that is marked `gpu`: a GPU, or the stand-in for one."""
     return runtime_of(0)
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Kernel]:
+    """The kernels that the device is given, each time that it is."""
+    runtime, seen = device_runtime(), []
+    launch = runtime.launch
+
+    def recorded(kernel: Kernel, grid: Any, arguments: Any) -> None:
+        seen.append(kernel)
+        launch(kernel, grid, arguments)
+
+    monkeypatch.setattr(runtime, "launch", recorded)
+    return seen
 
 
 @pytest.hookimpl(wrapper=True)

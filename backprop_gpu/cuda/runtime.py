@@ -215,14 +215,13 @@ class Runtime:
     def to_numpy(self, array: DeviceArray) -> np.ndarray:
         """A copy on the host, when all that was queued before is done."""
         host = np.empty(array.shape, array.dtype)
-        stream = self.stream
         if array.size:
+            # To memory that is not pinned the driver returns when all is there.
             self._check(
                 self._driver.cuMemcpyDtoHAsync(
-                    host.ctypes.data, array.pointer, array.nbytes, stream.handle
+                    host.ctypes.data, array.pointer, array.nbytes, self.stream.handle
                 )
             )
-        stream.sync()
         return host
 
     def copy(self, source: DeviceArray, out: DeviceArray) -> None:

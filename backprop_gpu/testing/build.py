@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 
 Sanitizer = Literal["plain", "asan", "tsan"]
 
-EMULATOR = Path(__file__).parent / "emulator"
-DRIVER = Path(__file__).parent / "driver"
+EMULATOR = Path(__file__).resolve().parent / "emulator"
+DRIVER = Path(__file__).resolve().parent / "driver"
 
 # Two libraries may have a shared variable of the same name, and each keeps its own
 # (no-gnu-unique). No thread-local variable has a constructor (no-extern-tls-init).
