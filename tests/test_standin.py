@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from backprop_gpu.testing import standin
+from backprop_gpu.testing import build, standin
 
 pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+from cuda.pathfinder import find_nvidia_header_directory
 
 HERE = Path(__file__).parent
 
@@ -41,10 +43,16 @@ def test_rules_of_the_stand_in() -> None:
     _pytest("--stand-in", "H100", "--stand-in-devices", "2", "standin_rules.py")
 
 
+@pytest.mark.parametrize("order", ["late", "random:1"])
+def test_rules_of_cublaslt(order: str) -> None:
+    _pytest("--stand-in", "H100", "--stand-in-order", order, "cublaslt_rules.py")
+
+
 @pytest.mark.gpu
-def test_rules_of_the_driver_on_a_gpu() -> None:
+def test_rules_on_a_gpu() -> None:
     """The same, with the same answers; those that break a context in a process each."""
     _pytest("-m", "not sticky", "driver_rules.py")
+    _pytest("-m", "not standin", "cublaslt_rules.py")
     for name in _sticky():
         _pytest(f"driver_rules.py::{name}")
 
@@ -59,6 +67,40 @@ def _sticky() -> list[str]:
 
 def test_the_rules_that_break_a_context_are_known() -> None:
     _sticky()
+
+
+def test_the_abi_is_that_of_nvidia_s_header(tmp_path: Path) -> None:
+    """What cuda_abi.h declares by hand, against cuda.h: every number, size and place."""
+    found = find_nvidia_header_directory("cudart")
+    if found is None:
+        pytest.skip("nvidia-cuda-runtime is not installed")
+    header = (build.DRIVER / "cuda_abi.h").read_text()
+    numbers = re.findall(r"\b(CU_\w+)\b(?: = \w+)?,", header)
+    numbers.remove("CU_DEVICE_ATTRIBUTE_MAX")  # of whatever version
+    numbers += ["CUDA_" + name for name in re.findall(r"X\((\w+), \d+\)", header)]
+    assert len(numbers) > 100
+    lines = [f"static_assert(int(ours::{name}) == int(::{name}));" for name in numbers]
+    structs = re.findall(r"\n(?:struct|union) (\w+) \{\n(.*?)\n\};", header, re.DOTALL)
+    assert len(structs) >= 7
+    for struct, body in structs:
+        if struct != "CUuuid":
+            lines.append(f"static_assert(alignof(ours::{struct}) == alignof(::{struct}));")
+        lines.append(f"static_assert(sizeof(ours::{struct}) == sizeof(::{struct}));")
+        for names in re.findall(
+            r"^  (?:unsigned char|\w+\*?) ([\w, ]+)(?:\[\d+\])?;", body, re.MULTILINE
+        ):
+            for name in set(names.split(", ")) - {"pad", "rest", "bytes"}:
+                offset = f"offsetof(ours::{struct}, {name}) == offsetof(::{struct}, {name})"
+                lines.append(f"static_assert({offset});")
+    source = tmp_path / "abi.cpp"
+    include = ["#include <stddef.h>", "#include <stdint.h>", "#include <cuda.h>"]
+    source.write_text(
+        "\n".join([*include, 'namespace ours {\n#include "cuda_abi.h"\n}', *lines, ""])
+    )
+    folders = [f"-I{found}", f"-I{build.DRIVER}"]
+    command = ["g++", "-std=c++17", "-fsyntax-only", "-Wno-invalid-offsetof", *folders]
+    done = subprocess.run([*command, str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def _python(code: str) -> subprocess.CompletedProcess[str]:

@@ -141,6 +141,12 @@ def driver(sanitizer: Sanitizer = "plain") -> Path:
     return _stand_in("libcuda.so.1", sources, sanitizer, ["-ldl", "-pthread"])
 
 
+@lru_cache
+def cublaslt(sanitizer: Sanitizer = "plain") -> Path:
+    """The library that stands for ``libcublasLt.so.13``, on `driver`'s streams."""
+    return _stand_in("libcublasLt.so.13", ["cublaslt"], sanitizer, [driver(sanitizer)])
+
+
 def _stand_in(
     soname: str, sources: Sequence[str], sanitizer: Sanitizer, link: Sequence[str | Path]
 ) -> Path:

@@ -1,5 +1,7 @@
 """A CUDA driver on the CPU: what cuda.core and others load in this process as ``libcuda.so.1``.
 
+With it comes a ``libcublasLt.so.13`` for products (``driver/cublaslt.cpp``).
+
 ``driver/driver.h`` describes it. It is a device for everybody in the process who uses CUDA, so
 it starts before anybody does, and stays until the process ends.
 """
@@ -22,7 +24,8 @@ What = Literal["any", "allocation", "launch", "copy", "synchronization", "other"
 #: What can outlive its use.
 KINDS = (
     "allocation", "pinned", "stream", "event", "graph", "executable graph", "library",
-    "memory pool", "user object",
+    "memory pool", "user object", "cublasLt handle", "matrix layout", "matmul description",
+    "matmul preference",
 )  # fmt: skip
 
 DRIVER = "libcuda.so.1"
@@ -156,6 +159,7 @@ def start(
     wrong = library.standin_configure(card.encode(), devices, _order(order), ctypes.c_uint64(seed))
     if wrong is not None:
         raise ValueError(wrong.decode())
+    ctypes.CDLL(str(build.cublaslt(sanitizer)), ctypes.RTLD_GLOBAL)
     twins.sanitizer = sanitizer
     _running = Standin(library, card, devices, sanitizer)
     return _running

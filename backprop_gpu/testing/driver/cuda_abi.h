@@ -227,6 +227,7 @@ enum CUlaunchAttributeID : int {
 
 union CUlaunchAttributeValue {
   char pad[64];
+  void* rest;
   int cooperative;
   struct {
     unsigned x, y, z;
