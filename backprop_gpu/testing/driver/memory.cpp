@@ -516,6 +516,8 @@ EXPORT CUresult cuDeviceSetMemPool(CUdevice device, CUmemoryPool pool) {
 
 EXPORT CUresult cuMemPoolCreate(CUmemoryPool* pool, const CUmemPoolProps* properties) {
   return call("cuMemPoolCreate", Counted::allocation, [&](Lock&) {
+    if (properties->allocType != CU_MEM_ALLOCATION_TYPE_PINNED)
+      fail(CUDA_ERROR_NOT_SUPPORTED, "the stand-in has no managed memory");
     if (properties->handleTypes != 0)
       fail(CUDA_ERROR_NOT_SUPPORTED, "the stand-in shares no memory between processes");
     auto made = std::make_shared<Pool>();
@@ -587,8 +589,11 @@ EXPORT CUresult cuMemPoolGetAccess(int* flags, CUmemoryPool pool, CUmemLocation*
 }
 
 // A pool for what lies on the host or on a device, the same for all who ask.
-EXPORT CUresult cuMemGetDefaultMemPool(CUmemoryPool* pool, CUmemLocation* location, int) {
+EXPORT CUresult cuMemGetDefaultMemPool(CUmemoryPool* pool, CUmemLocation* location,
+                                       CUmemAllocationType type) {
   return call("cuMemGetDefaultMemPool", Counted::other, [&](Lock&) {
+    if (type != CU_MEM_ALLOCATION_TYPE_PINNED)
+      fail(CUDA_ERROR_NOT_SUPPORTED, "the stand-in has no managed memory");
     if (location->type == CU_MEM_LOCATION_TYPE_DEVICE) {
       *pool = static_cast<CUmemoryPool>(context_of_device(location->id).default_pool->handle);
       return;
@@ -604,7 +609,8 @@ EXPORT CUresult cuMemGetDefaultMemPool(CUmemoryPool* pool, CUmemLocation* locati
   });
 }
 
-EXPORT CUresult cuMemGetMemPool(CUmemoryPool* pool, CUmemLocation* location, int type) {
+EXPORT CUresult cuMemGetMemPool(CUmemoryPool* pool, CUmemLocation* location,
+                                CUmemAllocationType type) {
   return cuMemGetDefaultMemPool(pool, location, type);
 }
 

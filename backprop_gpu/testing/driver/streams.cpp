@@ -58,7 +58,7 @@ bool can_run(const Operation& operation) {
                      [](const auto& before) { return before->done; });
 }
 
-void run(Lock& lock, const std::shared_ptr<Operation>& operation) {
+void run(Lock& lock, std::shared_ptr<Operation> operation) {
   Context& context = *operation->context;
   if (context.sticky == CUDA_SUCCESS) {
     try {
@@ -67,16 +67,7 @@ void run(Lock& lock, const std::shared_ptr<Operation>& operation) {
       break_context(context, failure);
     }
   }
-  operation->done = true;
-  operation->seconds = now();
-  operation->after.clear();
-  operation->work.run = nullptr;
-  operation->work.memory.clear();
-  operation->work.uses = nullptr;
-  operation->work.graph = nullptr;
-  if (operation->stream != nullptr) --operation->stream->unfinished;
-  operation->stream = nullptr;
-  state.pending.erase(operation->number);
+  drop(std::move(operation));
 }
 
 // As many as one turn of the runner takes; the others of `wanted` that are done are left out.
@@ -104,6 +95,16 @@ void run_turn(Lock& lock, const std::shared_ptr<Operation>& wanted) {
 thread_local std::shared_ptr<Stream> per_thread[8];
 
 }  // namespace
+
+void drop(std::shared_ptr<Operation> operation) {
+  operation->done = true;
+  operation->seconds = now();
+  operation->after.clear();
+  operation->work = {operation->work.what, {}, {}};
+  --operation->stream->unfinished;
+  operation->stream = nullptr;
+  state.pending.erase(operation->number);
+}
 
 size_t random_below(size_t n) { return state.random() % n; }
 
@@ -311,7 +312,7 @@ EXPORT CUresult cuStreamQuery(CUstream handle) {
       fail_capture(*stream->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
                    "the stream is being captured");
     if (stream->last == nullptr || stream->last->done) return;
-    finish(lock, std::shared_ptr<Operation>(stream->last));
+    if (!state.running) finish(lock, std::shared_ptr<Operation>(stream->last));
     fail(CUDA_ERROR_NOT_READY, "the stream's work is not done");
   });
 }
@@ -444,7 +445,7 @@ EXPORT CUresult cuEventQuery(CUevent handle) {
   return call("cuEventQuery", Counted::synchronization, [&](Lock& lock) {
     const auto event = readable(handle);
     if (event->operation == nullptr || event->operation->done) return;
-    finish(lock, std::shared_ptr<Operation>(event->operation));
+    if (!state.running) finish(lock, std::shared_ptr<Operation>(event->operation));
     fail(CUDA_ERROR_NOT_READY, "what came before the event is not done");
   });
 }
