@@ -83,6 +83,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 @pytest.fixture
+def survives() -> None:
+    """For tests in which device code faults, or a sanitizer would report what they do."""
+    running = standin.running()
+    if running is not None and running.sanitizer != "plain":
+        pytest.skip("a fault ends a process that a sanitizer watches")
+
+
+@pytest.fixture
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget after the test what it registers."""
     for module in (activations, costs):
@@ -103,6 +111,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--stand-in", metavar="CARD", help="run on a stand-in for this card, such as H100"
     )
     parser.addoption("--stand-in-devices", type=int, default=1, help="how many of that card")
+    parser.addoption("--stand-in-sanitizer", default="plain", help="plain, asan or tsan")
     parser.addoption("--stand-in-order", default="late", help="late, others or random:SEED")
 
 
@@ -110,7 +119,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if card := config.getoption("--stand-in"):
         order, _, seed = config.getoption("--stand-in-order").partition(":")
         devices = config.getoption("--stand-in-devices")
-        testing.start(card, seed=int(seed or 0), devices=devices, order=order)
+        sanitizer = config.getoption("--stand-in-sanitizer")
+        options = {"devices": devices, "order": order, "sanitizer": sanitizer}
+        testing.start(card, seed=int(seed or 0), **options)
         twins.together(LAUNCHED)  # sooner than one by one
     # With xdist the reports of all workers pass through the process that started them.
     if config.getoption("--tell-at-once") and not hasattr(config, "workerinput"):

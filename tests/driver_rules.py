@@ -715,12 +715,14 @@ def test_a_pointer_to_ordinary_memory(gpu: Gpu) -> None:
     broken(gpu, CU.CUDA_ERROR_ILLEGAL_ADDRESS)
 
 
+@pytest.mark.usefixtures("survives")
 @pytest.mark.sticky
 def test_a_null_pointer_that_is_followed(gpu: Gpu) -> None:
     assert gpu.put(0) == CU.CUDA_SUCCESS
     broken(gpu, CU.CUDA_ERROR_ILLEGAL_ADDRESS)
 
 
+@pytest.mark.usefixtures("survives")
 @pytest.mark.sticky
 @pytest.mark.parametrize("name", ["write_at", "read_at"])
 def test_far_out_of_bounds(gpu: Gpu, name: str) -> None:

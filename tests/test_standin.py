@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from cuda.pathfinder import find_nvidia_header_directory
 HERE = Path(__file__).parent
 
 
-def _pytest(*arguments: str) -> None:
+def _pytest(*arguments: str, **environment: str) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=HERE, env=os.environ | environment
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout.strip().splitlines()[-1])
 
@@ -46,6 +49,47 @@ def test_rules_of_the_stand_in() -> None:
 @pytest.mark.parametrize("order", ["late", "random:1"])
 def test_rules_of_cublaslt(order: str) -> None:
     _pytest("--stand-in", "H100", "--stand-in-order", order, "cublaslt_rules.py")
+
+
+@pytest.mark.parametrize("sanitizer", ["asan", "tsan"])
+def test_rules_under_a_sanitizer(sanitizer: build.Sanitizer) -> None:
+    arguments = "--stand-in", "H100", "--stand-in-devices", "2", "--stand-in-sanitizer", sanitizer
+    files = "standin_cases.py", "driver_rules.py", "standin_rules.py"
+    _pytest(*arguments, *files, **standin.environment(sanitizer))
+
+
+@pytest.mark.parametrize(
+    ("sanitizer", "kernel", "values", "report"),
+    [
+        ("asan", "put", "int(a), 1, N + 1", "AddressSanitizer"),
+        ("tsan", "race", "int(a),", "ThreadSanitizer"),
+    ],
+)
+def test_a_sanitizer_names_the_line(
+    sanitizer: build.Sanitizer, kernel: str, values: str, report: str
+) -> None:
+    done = _python(
+        "from backprop_gpu.testing import standin\n"
+        f"standin.start(sanitizer={sanitizer!r})\n"
+        "from driver_rules import *\n"
+        "gpu = Gpu()\n"
+        "a = gpu.floats()\n"
+        f"values = ({values})\n"
+        f"gpu.launch(gpu.kernel({kernel!r}), values, PUT[: len(values)],\n"
+        "           grid=(2 if len(values) > 1 else 1, 1, 1), shared=BYTES)\n"
+        "do(driver.cuStreamSynchronize, gpu.stream)\n",
+        **standin.environment(sanitizer),
+    )
+    assert done.returncode != 0
+    assert report in done.stderr, done.stderr
+    lines = (HERE / "rule_kernels.cu").read_text().splitlines()
+    (line,) = [i for i, text in enumerate(lines, 1) if f"// {report}" in text]
+    assert f"rule_kernels.cu:{line}" in done.stderr, done.stderr
+
+
+def test_a_sanitizer_is_there_from_the_start() -> None:
+    done = _python("from backprop_gpu.testing import standin\nstandin.start(sanitizer='asan')\n")
+    assert "RuntimeError: this process was not started for asan" in done.stderr
 
 
 @pytest.mark.gpu
@@ -86,7 +130,9 @@ def test_the_abi_is_that_of_nvidia_s_header(tmp_path: Path) -> None:
         if struct != "CUuuid":
             lines.append(f"static_assert(alignof(ours::{struct}) == alignof(::{struct}));")
         lines.append(f"static_assert(sizeof(ours::{struct}) == sizeof(::{struct}));")
-        for names in re.findall(r"^  \w+\*? ([\w, ]+)(?:\[\d+\])?;", body, re.MULTILINE):
+        for names in re.findall(
+            r"^  (?:unsigned char|\w+\*?) ([\w, ]+)(?:\[\d+\])?;", body, re.MULTILINE
+        ):
             for name in set(names.split(", ")) - {"pad", "rest", "bytes"}:
                 offset = f"offsetof(ours::{struct}, {name}) == offsetof(::{struct}, {name})"
                 lines.append(f"static_assert({offset});")
@@ -101,8 +147,14 @@ def test_the_abi_is_that_of_nvidia_s_header(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=HERE,
+        env=os.environ | environment,
+    )
 
 
 def test_starts_before_a_driver_does() -> None:

@@ -211,6 +211,12 @@ def _compiler() -> tuple[str, str]:
     return compiler, version.stdout
 
 
+def compiler_file(name: str) -> str:
+    """Where the compiler has a library of its own."""
+    command = [_compiler()[0], f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 @lru_cache
 def _knows(flag: str) -> bool:
     """g++ 12 brought `INIT`."""
