@@ -133,11 +133,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("gpu") is None:
             continue
         item.user_properties.append(GPU)  # a report has no marks, and xdist sends reports
-        # A test that carries the mark itself, without the fixture, needs a device just the same.
-        if "backend" not in getattr(item, "fixturenames", ()):
-            reason = obstacle("cuda")
-            if reason is not None:
-                item.add_marker(pytest.mark.skip(reason=f"backend cuda: {reason}"))
+        name = item.callspec.params.get("backend", "cuda") if hasattr(item, "callspec") else "cuda"
+        reason = obstacle(name)
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=f"backend {name}: {reason}"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -362,7 +362,10 @@ def current() -> Runtime:
     error, context = driver.cuCtxGetCurrent()
     if int(error) or not int(context):
         return runtime(0)
-    return runtime(int(driver.cuCtxGetDevice()[1]))
+    error, index = driver.cuCtxGetDevice()
+    if int(error):
+        raise RuntimeError(f"the current CUDA device cannot be used: {error.name}")
+    return runtime(int(index))
 
 
 def count() -> int:
@@ -375,11 +378,17 @@ def count() -> int:
     """
     with uninterrupted():
         from cuda.bindings import driver
-    for call in (lambda: driver.cuInit(0), driver.cuDeviceGetCount):
-        error, *found = call()
-        if int(error):
-            raise RuntimeError(error.name)
-    return int(found[0])
+        from cuda.pathfinder import DynamicLibNotFoundError
+    try:
+        (error,) = driver.cuInit(0)
+    except DynamicLibNotFoundError as reason:
+        raise RuntimeError("no CUDA driver is installed") from reason
+    found = 0
+    if not int(error):
+        error, found = driver.cuDeviceGetCount()
+    if int(error):
+        raise RuntimeError(error.name)
+    return int(found)
 
 
 def is_on_device(array: Any) -> bool:
