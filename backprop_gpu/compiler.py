@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,8 @@ from .activations import Activation
 from .catalogue import Kernel
 from .imports import uninterrupted
 from .occupancy import LIMITS, Occupancy, capability, occupancy, shared_memory
+
+_log = logging.getLogger("backprop_gpu")
 
 #: What the tests compile for: every generation that CUDA 13 supports, the newest features of
 #: each where they have a suffix.
@@ -109,6 +112,7 @@ def compile_kernels(kernels: Sequence[Kernel], arch: str) -> Cubin:
     if cached is not None:
         return cached
 
+    _announce()
     code, symbols, log = _build(file, expressions, arch, linked)
     _refuse_serialised(log, file, arch)
     reports = _parse(log, {symbols[kernel.expression]: kernel for kernel in kernels}, arch)
@@ -137,6 +141,11 @@ def example(arch: str) -> planning.Device:
     """A device of an architecture, of middling size: what its kernels have to fit on."""
     found = capability(arch)
     return planning.Device(arch, found, 128, 1.5e9, 1e12, shared_memory(found))
+
+
+@lru_cache  # once
+def _announce() -> None:
+    _log.warning("compiling CUDA kernels: a few seconds, once on this machine")
 
 
 def _build(

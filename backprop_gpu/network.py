@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from . import (
     initializers,
     optimizers,
     planning,
+    self_check,
     threads,
     training,
     validation,
@@ -132,7 +134,7 @@ class Network:
             for activation in self._activations
         ]
         self._initial_weights = tuple(chosen)
-        self._choice = planning.choose_backend(backend, backends.Obstacles())
+        self._choice = planning.choose_backend(backend, backends.Obstacles(self.dtype))
         # Drawn in float64, beside what it becomes.
         size = Layout(self.sizes).length * (8 + self.dtype.itemsize)
         validation.room(f"a network of sizes {self.sizes}", size)
@@ -163,6 +165,13 @@ class Network:
         return sibling
 
     def _make_plan(self, run: planning.Training | None) -> planning.Plan:
+        plan = self._plan(run)
+        if run is None or plan.engine != "resident" or not isinstance(self._backend, CudaBackend):
+            return plan
+        failed = self_check.resident_obstacle(self._backend, self.sizes, run)
+        return plan if failed is None else self._plan(replace(run, obstacle=failed))
+
+    def _plan(self, run: planning.Training | None) -> planning.Plan:
         device = getattr(self._backend, "device", None)
         return planning.plan(
             self.sizes, self.dtype.itemsize, self._choice, device, run, threads.cores()
@@ -486,7 +495,7 @@ class Network:
     def __setstate__(self, state: dict[str, Any]) -> None:
         flat = state.pop("flat")
         self.__dict__.update(state)
-        obstacles = backends.Obstacles()
+        obstacles = backends.Obstacles(self.dtype)
         if obstacles[self.backend] is not None:  # the original had a device, this machine has none
             self._choice = planning.choose_backend("auto", obstacles)
         self._connect()

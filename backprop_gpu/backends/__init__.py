@@ -1,7 +1,7 @@
 """Backends: each runs one equation on one kind of array. `base.Backend` is the interface.
 
 This module knows which there are, what keeps each from being used on this
-machine, and how to make one. Asking never creates a CUDA context.
+machine, and how to make one. Asking creates no CUDA context unless a dtype is named.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import testing
 from ..imports import uninterrupted
 from .base import Backend
 
@@ -24,6 +25,8 @@ def _numpy_obstacle() -> str | None:
 def _cuda_obstacle() -> str | None:
     if not _installed("cuda.core"):
         return "cuda.core is not installed (pip install 'backprop_gpu[cu13]')"
+    if testing.is_over():
+        return "no CUDA device (the driver of this process is a stand-in, which is not active)"
     try:
         from ..cuda import runtime
 
@@ -31,6 +34,17 @@ def _cuda_obstacle() -> str | None:
     except Exception as error:  # a broken driver shows itself in many ways
         return f"no CUDA device ({_first_line(error)})"
     return None if count else "no CUDA device"
+
+
+def _failed_check(dtype: np.dtype[Any]) -> str | None:
+    from .. import self_check
+    from ..cuda import runtime
+
+    current = runtime.current()
+    failed = self_check.obstacle(current, self_check.LAYERED, dtype)
+    if failed is None and current.device.library:
+        self_check.check_library(current, dtype)
+    return failed
 
 
 def _numba_cuda_obstacle() -> str | None:
@@ -78,14 +92,21 @@ _BACKENDS: dict[str, tuple[Callable[[], str | None], Callable[[np.dtype[Any]], B
 
 
 class Obstacles(dict[str, "str | None"]):
-    """For every backend why it cannot be used here, or None; looked up when asked for."""
+    """For every backend why it cannot be used here, or None; looked up when asked for.
 
-    def __init__(self) -> None:
+    With a dtype it is about to be used, so cuda must have passed its check (`self_check`) too.
+    """
+
+    def __init__(self, dtype: np.dtype[Any] | None = None) -> None:
         super().__init__(dict.fromkeys(_BACKENDS))
+        self._dtype = dtype
 
     def __getitem__(self, name: str) -> str | None:
         with uninterrupted():  # it may import the package that the backend is made with
-            return _BACKENDS[name][0]()
+            found = _BACKENDS[name][0]()
+        if found is None and name == "cuda" and self._dtype is not None:
+            return _failed_check(self._dtype)
+        return found
 
 
 def names() -> tuple[str, ...]:

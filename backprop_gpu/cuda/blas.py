@@ -95,6 +95,15 @@ class Blas:
         self._made: list[tuple[str, ctypes.c_void_p]] = [("cublasLtDestroy", self._handle)]
         weakref.finalize(self, _destroy, self._library, self._made)
 
+    @property
+    def version(self) -> int:
+        """Such as 130100; 0 where the library does not tell."""
+        get = getattr(self._library, "cublasLtGetVersion", None)
+        if get is None:
+            return 0
+        get.restype = ctypes.c_size_t
+        return int(get())
+
     def product(
         self,
         layout: Layout,

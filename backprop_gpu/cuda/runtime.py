@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
@@ -16,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from ..catalogue import Catalogue, Dimensions, Kernel
-from ..compiler import compile_kernels  # the stand-in puts another in its place
+from ..compiler import Cubin, compile_kernels  # the stand-in puts another in its place
 from ..imports import uninterrupted
 from ..planning import Device, Layout
 from ..residency import PORTABLE_CLUSTER
+from ..threads import cores
 from .arrays import DeviceArray
 from .blas import Blas
 
@@ -77,6 +79,11 @@ class Runtime:
             properties.max_shared_memory_per_block_optin,
             self._blas is not None,
         )
+
+    @property
+    def library_version(self) -> int:
+        """cuBLASLt's; 0 without it."""
+        return 0 if self._blas is None else self._blas.version
 
     # -- streams ------------------------------------------------------------------
 
@@ -264,11 +271,20 @@ class Runtime:
                   for x in arguments]  # fmt: skip
         self._core.launch(self.stream, configuration, function, *values)
 
-    def _load(self, kernel: Kernel) -> Any:
+    def prepare(self, kernels: Iterable[Kernel]) -> None:
+        """Compile, several at a time, what is to be launched soon and is not loaded yet."""
+        missing = [kernel for kernel in kernels if kernel not in self._functions]
+        if len(missing) > 1:
+            with ThreadPoolExecutor(min(len(missing), cores())) as pool:
+                found = list(pool.map(lambda k: compile_kernels([k], self._arch), missing))
+            for kernel, cubin in zip(missing, found, strict=True):
+                self._load(kernel, cubin)
+
+    def _load(self, kernel: Kernel, cubin: Cubin | None = None) -> Any:
         with self._loading:
             if kernel in self._functions:
                 return self._functions[kernel]
-            cubin = compile_kernels([kernel], self._arch)
+            cubin = cubin or compile_kernels([kernel], self._arch)
             code = self._core.ObjectCode.from_cubin(cubin.code)
             function = code.get_kernel(cubin.symbols[kernel.expression])
             driver = self._driver

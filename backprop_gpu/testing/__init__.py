@@ -1,22 +1,129 @@
-"""CUDA on a machine without a GPU, for tests of what would run on one.
+"""CUDA on a machine without a GPU, for tests of what would run on one: `stand_in`.
 
 ``driver`` is a CUDA driver of our own that cuda.core loads, ``emulator`` runs device code as C++
 on the CPU: ``emulator/fibers.h`` has the picture of what a thread, a block and a barrier are then.
+``docs/testing.md`` is the guide.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .standin import Standin
 
+_lock = threading.Lock()
+#: How many want the stand-in just now.
+_users = 0
+
 
 def start(card: str = "H100", seed: int = 0, **options: object) -> Standin:
-    """Put the stand-in under this process, which it keeps until it ends."""
+    """Put the stand-in under this process, which keeps it until it ends.
+
+    As `standin.start`, with the package's kernels built by g++ from here on.
+
+    Raises
+    ------
+    ImportError
+        If cuda.core is not installed.
+    """
+    global _users
+    started = _start(card, seed, **options)
+    with _lock:
+        _users += 1
+    return started
+
+
+@contextmanager
+def stand_in(card: str = "H100", seed: int = 0, **options: object) -> Iterator[Standin]:
+    """CUDA is there in a ``with`` block: ``Network(backend="cuda")`` trains, without a GPU.
+
+    It is slow, and computes what a GPU would. Behind the block, new networks do without CUDA
+    again; those made inside go on working. The driver itself stays in the process, which can
+    have no other one, and no other card. Blocks may be nested, and follow each other.
+
+    Parameters
+    ----------
+    card : {"H100", "A100", "RTX 4090", "T4"}
+        Whose limits there are.
+    seed : int
+        Of ``order="random"``.
+    **options
+        ``devices``, ``order``, ``sanitizer``, as of `standin.start`.
+
+    Yields
+    ------
+    standin.Standin
+        Makes calls fail, counts what is left over, says why a call was refused.
+
+    Raises
+    ------
+    ImportError
+        If cuda.core is not installed.
+    build.CompilerMissing
+        If there is no C++ compiler.
+    RuntimeError
+        If this process has loaded a CUDA driver already, or a stand-in for another card.
+
+    Examples
+    --------
+    >>> from backprop_gpu import Network, testing
+    >>> with testing.stand_in("RTX 4090"):  # doctest: +SKIP
+    ...     print(Network([2, 3, 1], backend="cuda").plan)
+    """
+    global _users
+    started = _start(card, seed, **options)
+    with _lock:
+        _users += 1
+    try:
+        yield started
+    finally:
+        with _lock:
+            _users -= 1
+            over = not _users
+        if over:
+            _forget()
+
+
+def running() -> Standin | None:
+    """The stand-in of this process, if there is one and it is wanted."""
+    standin = sys.modules.get(f"{__name__}.standin")  # not imported: not running
+    return standin.running() if standin is not None and _users else None
+
+
+def is_over() -> bool:
+    """Whether this process's driver is a stand-in that nobody wants any more."""
+    standin = sys.modules.get(f"{__name__}.standin")
+    return standin is not None and standin.running() is not None and not _users
+
+
+def _start(card: str, seed: int, **options: object) -> Standin:
+    try:
+        found = importlib.util.find_spec("cuda.core")
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise ImportError(
+            "a stand-in takes the driver's place beneath cuda.core, which is not installed: "
+            "pip install 'backprop_gpu[compile]'"
+        )
     from ..cuda import runtime
     from . import standin, twins
 
     started = standin.start(card, seed, **options)  # type: ignore[arg-type]
     runtime.compile_kernels = twins.compile_kernels
     return started
+
+
+def _forget() -> None:
+    """What the package keeps of a device, but for what builds kernels: networks may need it."""
+    from .. import self_check
+    from ..cuda import runtime
+
+    runtime.runtime.cache_clear()
+    self_check.forget()

@@ -1,0 +1,449 @@
+"""Whether an engine computes what it should on this GPU: found out before it is first used.
+
+The engine trains a tiny network for a few steps, and the same is done by NumPy in float64. The
+verdict is kept in the cache, by everything that it depends on (`facts`), so that a machine asks
+once. `obstacle` is what the library asks, `results` what ``backprop-gpu check`` prints.
+
+``BACKPROP_GPU_SELF_CHECK=0`` in the environment takes every engine as it is: for tests that make
+a driver fail on purpose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import activations, cache, compiler, costs, planning, residency
+from .backends.numpy import NumpyBackend
+from .catalogue import Catalogue, Kernel
+from .engines.layered import Hyperparameters, LayeredEngine, Member
+from .engines.resident_cuda import ResidentCudaEngine
+from .imports import uninterrupted
+from .optimizers import SGD, Optimizer
+from .parameters import Layout, Parameters
+from .planning import Device, Product
+from .residency import Residency
+
+if TYPE_CHECKING:
+    from .backends.cuda import CudaBackend
+    from .cuda.runtime import Runtime
+
+_log = logging.getLogger("backprop_gpu")
+OFF = "BACKPROP_GPU_SELF_CHECK"
+REPORT = "backprop-gpu-check.json"
+
+#: The network: sizes that no tile divides, sums long enough for all slices of a cluster, a short
+#: last batch.
+SIZES, BATCH, ROWS, EPOCHS, MEMBERS = (67, 9, 5), 4, 11, 3, 3
+_SIGMAS = (activations.get("sigmoid"),) * 2
+_COST = costs.get("quadratic")
+#: Rounding errors of this many ε, of numbers about 1, are what nine steps may add up to.
+TOLERANCE = 256
+
+
+@dataclass(frozen=True)
+class Form:
+    """What of an engine is checked.
+
+    ``cluster`` is the blocks of the resident kernel's cluster, 0 of the layered engine;
+    ``library`` whether its products are cuBLASLt's; ``stored`` the bytes of a number of X.
+    """
+
+    engine: str
+    cluster: int = 0
+    library: bool = False
+    stored: int | None = None
+
+    def __str__(self) -> str:
+        if self.engine == "layered":
+            return "layered, products by cuBLASLt" if self.library else "layered"
+        blocks = "one block" if self.cluster == 1 else f"a cluster of {self.cluster}"
+        return f"resident, {blocks}{', X of uint8' if self.stored == 1 else ''}"
+
+
+LAYERED = Form("layered")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How far something was from NumPy in float64, as a share of the largest number.
+
+    ``trouble`` is why it could not be found out: the first line of an error.
+    """
+
+    name: str
+    dtype: str
+    error: float
+    bound: float
+    trouble: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.trouble is None and self.error <= self.bound
+
+    def __str__(self) -> str:
+        """What is wrong."""
+        if self.trouble is not None:
+            return self.trouble
+        return f"{self.dtype} numbers are off by {self.error:.1e}, and {self.bound:.1e} is allowed"
+
+
+def forms(device: Device, dtype: Any) -> Iterator[Form]:
+    """All that a device has."""
+    yield LAYERED
+    if device.library:
+        yield replace(LAYERED, library=True)
+    for stored in (None, 1):
+        for cluster in residency.CLUSTERS:
+            form = Form("resident", cluster, stored=stored)
+            if not isinstance(_cut(form, np.dtype(dtype).itemsize, device), str):
+                yield form
+
+
+# -- the check --------------------------------------------------------------------------------
+
+
+def check_engine(
+    runtime: Runtime, form: Form, dtype: Any, optimizer: Optimizer | None = None
+) -> Result:
+    """Train the tiny network, and two more beside it, and compare. Raises nothing of its own.
+
+    Parameters
+    ----------
+    runtime : Runtime
+    form : Form
+    dtype : float32 or float64
+    optimizer : Optimizer, optional
+        SGD by default.
+    """
+    dtype = np.dtype(dtype)
+    bound = TOLERANCE * float(np.finfo(dtype).eps)
+    try:
+        engine = _engine(runtime, form, dtype)
+        exact = LayeredEngine(NumpyBackend(np.float64), SIZES, _SIGMAS, _COST)
+        runs = [
+            _train(each, dtype, optimizer or SGD(), form.stored == 1) for each in (engine, exact)
+        ]
+        error = max(distance(*pair) for pair in zip(*runs, strict=True))
+        return Result(str(form), dtype.name, error, bound)
+    except Exception as reason:  # whatever a driver, a compiler or a kernel may do
+        return Result(str(form), dtype.name, np.inf, bound, first_line(reason))
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def distance(got: np.ndarray, exact: np.ndarray) -> float:
+    """The largest error beside the largest number, or 1; infinite where a number is none."""
+    with np.errstate(all="ignore"):
+        error = float(np.abs(got - exact).max() / max(1.0, np.abs(exact).max()))
+    return error if np.isfinite(error) else np.inf
+
+
+def _engine(runtime: Runtime, form: Form, dtype: np.dtype[Any]) -> LayeredEngine:
+    from .backends.cuda import CudaBackend
+
+    if form.engine == "layered":
+        by_library = Product("cublas", None, 1, 0.0, "to be checked")
+        choose = (lambda *_: by_library) if form.library else _without_library
+        return LayeredEngine(CudaBackend(dtype, runtime, choose), SIZES, _SIGMAS, _COST)
+    cut = _cut(form, dtype.itemsize, runtime.device)
+    if isinstance(cut, str):
+        raise RuntimeError(cut)
+    engine = ResidentCudaEngine(CudaBackend(dtype, runtime), SIZES, _SIGMAS, _COST)
+
+    def the_cut(
+        sizes: Any, m: Any, itemsize: Any, slots: int, device: Device, *_: Any
+    ) -> Residency | str:
+        return _cut(form, itemsize, device, slots)
+
+    engine.cut = the_cut  # type: ignore[method-assign]
+    return engine
+
+
+def _without_library(
+    layout: planning.Layout, m: int, n: int, k: int, itemsize: int, device: Device, library: bool
+) -> Product:
+    return planning.product(layout, m, n, k, itemsize, device, False)
+
+
+def _cut(form: Form, itemsize: int, device: Device, slots: int = 0) -> Residency | str:
+    slices = max(1, form.cluster), 1
+    return residency.fit(
+        SIZES, BATCH, itemsize, slots, device, MEMBERS, form.stored,
+        clusters=(form.cluster,), cut=slices,
+    )  # fmt: skip
+
+
+def _train(
+    engine: LayeredEngine, dtype: np.dtype[Any], optimizer: Optimizer, as_bytes: bool
+) -> list[np.ndarray]:
+    """Parameters, optimizer state and costs of all members, from numbers rounded to `dtype`."""
+    rng = np.random.default_rng(0)
+    backend, layout, steps = engine.backend, Layout(SIZES), -(-ROWS // BATCH)
+    X = rng.standard_normal((ROWS, SIZES[0])).astype(dtype)
+    if as_bytes:
+        X = rng.integers(0, 4, X.shape, np.uint8)
+    Y = rng.random((ROWS, SIZES[-1])).astype(dtype)
+    rows = backend.asarray(X, X.dtype if as_bytes and engine.reads_bytes else None)
+    targets = backend.asarray(Y)
+    states = []
+    for _ in range(MEMBERS):
+        flat = np.zeros(layout.length, dtype)
+        for views in layout.views(flat):
+            for view in views:
+                view[...] = rng.standard_normal(view.shape) / view.shape[-1] ** 0.5
+        arrays = [backend.zeros(flat.shape) for _ in range(1 + optimizer.slots)]
+        backend.copy(backend.asarray(flat), arrays[0])
+        states.append(arrays)
+    found: list[np.ndarray] = []
+    for epoch in range(EPOCHS):
+        members = []
+        for number, (flat, *slots) in enumerate(states):
+            rates = np.full(steps, 0.1 * (number + 1))
+            settings = Hyperparameters(
+                BATCH, optimizer, optimizer.coefficients(rates, epoch * steps)
+            )
+            parameters = Parameters(layout, flat)
+            members.append(Member(parameters, tuple(slots), rng.permutation(ROWS), settings))
+        found += engine.run_members(members, rows, targets)
+    found += [backend.to_numpy(array) for arrays in states for array in arrays]
+    engine.release()
+    return [array.astype(np.float64) for array in found]
+
+
+# -- the verdict ------------------------------------------------------------------------------
+
+_lock = threading.RLock()
+_verdicts: dict[tuple[str, str, Form, str], Result] = {}
+_warned: set[tuple[str, Form, str]] = set()
+
+
+def obstacle(runtime: Runtime, form: Form, dtype: Any) -> str | None:
+    """Why an engine must not be used on a device, if so; checks it where that is not known yet.
+
+    The first that asks checks, and others wait for it.
+
+    Warns
+    -----
+    RuntimeWarning
+        Once a process of each engine that fails.
+
+    Raises
+    ------
+    RuntimeError
+        If the check has left the device of no use to this process.
+    """
+    if os.environ.get(OFF) == "0":
+        return None
+    with _lock:
+        result = verdict(runtime, form, dtype)
+        if result.ok:
+            return None
+        failed = f"the {form} engine failed its check on {runtime.device.name}: {result}"
+        key = runtime.device.name, form, result.dtype
+        if key not in _warned:
+            _warned.add(key)
+            warnings.warn(
+                f"{failed}. The next best is used. Please report this with {REPORT}, which "
+                "`backprop-gpu check` writes",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+    return f"{failed}; `backprop-gpu check` writes a report of it"
+
+
+def resident_obstacle(
+    backend: CudaBackend, sizes: tuple[int, ...], run: planning.Training
+) -> str | None:
+    """Why the resident kernel must not be used in the forms that a training run takes, if so."""
+    itemsize = backend.dtype.itemsize
+    stored = 1 if run.bytes else itemsize
+    # Of a population the last to train may be alone.
+    for members in sorted({1, run.members}):
+        cut = residency.fit(
+            sizes, run.batch_size, itemsize, run.slots, backend.device, members, stored
+        )
+        if isinstance(cut, str):
+            continue
+        form = Form("resident", cut.cluster, stored=1 if cut.stored == 1 else None)
+        failed = obstacle(backend.runtime, form, backend.dtype)
+        if failed is not None:
+            return failed
+    return None
+
+
+def check_library(runtime: Runtime, dtype: Any) -> None:
+    """Let a device do without cuBLASLt whose products are wrong: our kernels form them all."""
+    if obstacle(runtime, replace(LAYERED, library=True), dtype) is not None:
+        runtime.device = replace(runtime.device, library=False)
+
+
+def verdict(runtime: Runtime, form: Form, dtype: Any, again: bool = False) -> Result:
+    """That of the cache, or of a check now; `again` does not ask the cache."""
+    dtype = np.dtype(dtype)
+    known = facts(runtime)
+    name = _name(known, form, dtype)
+    key = name, runtime.device.name, form, dtype.name
+    with _lock:
+        if key in _verdicts and not again:
+            return _verdicts[key]
+        kept = not is_stand_in() and not again
+        result = _unpack(cache.read(name)) if kept else None
+        if result is None:
+            with suppress(Exception):  # the check will say it
+                _prepare(runtime, form, dtype)
+            result = check_engine(runtime, form, dtype)
+            usable = result.trouble is None or _is_usable(runtime)
+            # What was raised may not be next time (a device that is full, say), unless it has
+            # taken the device along: the next process must not run into that again.
+            if (result.trouble is None or not usable) and not is_stand_in():
+                cache.write(name, json.dumps(asdict(result)).encode())
+            if not usable:
+                raise RuntimeError(
+                    f"the {form} engine failed its check and left {runtime.device.name} of no "
+                    f"use to this process ({result.trouble}): start it again, and it will take "
+                    f"another engine. Please report this with {REPORT}, which "
+                    "`backprop-gpu check` writes"
+                )
+        _verdicts[key] = result
+        return result
+
+
+def forget() -> None:
+    """All verdicts of this process; those on disk stay."""
+    with _lock:
+        _verdicts.clear()
+        _warned.clear()
+
+
+def _is_usable(runtime: Runtime) -> bool:
+    try:
+        return not runtime.to_numpy(runtime.zeros(1, np.int32)).any()
+    except Exception:
+        return False
+
+
+def kernel(form: Form, dtype: np.dtype[Any], device: Device, optimizer: Optimizer) -> Kernel:
+    """What the resident engine launches in the check."""
+    cut = _cut(form, dtype.itemsize, device, optimizer.slots)
+    if isinstance(cut, str):
+        raise ValueError(cut)
+    return Catalogue(dtype).resident(cut, _SIGMAS, _COST, optimizer.rule)
+
+
+def _prepare(runtime: Runtime, form: Form, dtype: np.dtype[Any]) -> None:
+    """Compile all that the check launches at once: one after another it would take longer."""
+    if form != LAYERED:
+        return
+    kernels, sigma = Catalogue(dtype), _SIGMAS[0]
+    tile = planning.product("NT", BATCH, 9, 67, dtype.itemsize, runtime.device, False).tile
+    assert tile is not None
+    launched = [
+        kernels.forward(sigma, tile), kernels.hidden_error(sigma, tile),
+        kernels.weight_gradient(tile), kernels.bias_gradient(), kernels.gather(),
+        kernels.advance(), kernels.output_error(sigma, _COST), kernels.mean_cost(),
+        kernels.sample_costs(_COST, False), kernels.update("sgd"), kernels.all_finite(),
+    ]  # fmt: skip
+    if runtime.device.library:
+        launched += [kernels.bias_activation(sigma), kernels.pull_back(sigma)]
+    runtime.prepare(launched)
+
+
+def _name(known: dict[str, str], form: Form, dtype: np.dtype[Any]) -> str:
+    text = json.dumps([known, asdict(form), dtype.name], sort_keys=True)
+    return f"check-{form.engine}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def _unpack(entry: bytes | None) -> Result | None:
+    try:
+        return None if entry is None else Result(**json.loads(entry))
+    except (ValueError, TypeError):
+        return None  # another version's
+
+
+# -- what a verdict depends on ----------------------------------------------------------------
+
+
+def facts(runtime: Runtime) -> dict[str, str]:
+    """Device, driver, libraries, package and kernels."""
+    from . import __version__
+
+    return {
+        "device": runtime.device.name,
+        "driver": _driver(),
+        "cuda.core": _version("cuda-core"),
+        "compiler": _compiler(),
+        "cuBLASLt": str(runtime.library_version),
+        "backprop_gpu": __version__,
+        "kernels": _kernels(_sources()),
+    }
+
+
+def is_stand_in() -> bool:
+    """Whether a stand-in takes the driver's place in this process."""
+    from . import testing
+
+    return testing.running() is not None
+
+
+def _sources() -> Path:
+    if not is_stand_in():
+        return compiler._folder()
+    from .testing import twins
+
+    return twins.sources
+
+
+@lru_cache
+def _kernels(folder: Path) -> str:
+    key = hashlib.sha256()
+    for path in sorted(folder.rglob("*.cu*")):
+        key.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return key.hexdigest()[:16]
+
+
+@lru_cache
+def _driver() -> str:
+    """Its CUDA version, and where Linux tells it its own."""
+    with uninterrupted():
+        from cuda.bindings import driver
+
+    _, version = driver.cuDriverGetVersion()
+    if is_stand_in():
+        return f"a stand-in, CUDA {version}"
+    try:
+        own = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        own = ""
+    return f"CUDA {version} {own}".strip()
+
+
+def _compiler() -> str:
+    try:
+        return compiler._compiler_version()
+    except ImportError:
+        return "none"
+
+
+@lru_cache
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
