@@ -188,3 +188,18 @@ def test_needs_a_compiler(tmp_path: Path) -> None:
 def test_a_card_that_is_none() -> None:
     with pytest.raises(ValueError, match="card is one of H100, A100, RTX 4090, T4, got 'H1000'"):
         standin.start("H1000")
+
+
+def test_a_gpu_is_used_where_home_cannot_be_written() -> None:
+    """As in a container that may not write: without a cache, and without what CuPy writes there."""
+    done = _python(
+        "from backprop_gpu import Network, testing\n"
+        "testing.start('H100')\n"
+        "net = Network([3, 4, 2])\n"
+        "net.fit([[0.0, 1.0, 2.0]] * 4, [0, 1, 0, 1], epochs=1, batch_size=2, learning_rate=0.1)\n"
+        "print(net.backend)\n",
+        HOME="/dev/null/nobody",
+        XDG_CACHE_HOME="",
+        HOST_CUDA_CACHE=str(build._cache()),  # of g++: it is our users' tests that need it
+    )
+    assert done.stdout == "cuda\n", done.stderr
