@@ -19,7 +19,8 @@ from .peers import Device, Peer, Trainer
 from .peers.agreement import BOUND
 from .workloads import Workload, problem
 
-#: Steps after which the parameters must agree with the reference's, to `agreement.BOUND`.
+#: Steps after which the parameters must agree with the reference's, to `agreement.BOUND`, or to
+#: a peer's own ``bound``.
 CHECKED = 4
 #: Steps of the run by which the length of the timed runs is chosen. They have no fewer, or what a
 #: library does once a call would count as part of a step.
@@ -100,7 +101,7 @@ def measure(
             if result.absent is not None:
                 continue
             result.disagreement = disagreement(peer, workload, device, CHECKED)
-            if not result.disagreement < BOUND:  # NaN too
+            if not result.disagreement < getattr(peer, "bound", BOUND):  # NaN too
                 result.failed = f"disagrees by {result.disagreement:.1e}: not timed"
                 continue
             trainers[peer.name], result.steps = prepare(
