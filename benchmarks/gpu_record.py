@@ -561,8 +561,8 @@ def profiled_case() -> None:
 
 #: What is recorded, most worth first, and the seconds that each may take of five minutes.
 STAGES = {
-    "check": 30, "gpu tests": 80, "floors": 20, "training": 90, "populations": 40, "resident": 25,
-    "products": 50, "ncu": 30, "maps": 20, "updates": 20,
+    "check": 30, "gpu tests": 80, "floors": 30, "training": 90, "populations": 40, "resident": 25,
+    "products": 40, "ncu": 30, "maps": 20, "updates": 20,
     "compute-sanitizer memcheck": 40, "compute-sanitizer racecheck": 40,
 }  # fmt: skip
 _MINUTES = 5.0
