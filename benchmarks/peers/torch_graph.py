@@ -25,7 +25,7 @@ class TorchGraphTF32(TorchGraph):
 
     name = "torch.graph.tf32"
     label = "PyTorch CUDA graph, TF32"
-    bound = 3e-2
+    bound = 1e-2
 
     def start(self, problem: Problem, device: Device) -> TorchTrainer:
         return GraphTrainer(problem, device, precision="high")
