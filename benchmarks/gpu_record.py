@@ -36,10 +36,11 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ import numpy as np
 from backprop_gpu import Network, activations, optimizers, planning, residency
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.catalogue import Catalogue, Kernel
+from backprop_gpu.compiler import compile_kernels
 from backprop_gpu.cuda.arrays import DeviceArray
 from backprop_gpu.cuda.blas import WORKSPACE
 from backprop_gpu.cuda.runtime import Runtime, runtime
@@ -417,7 +419,7 @@ class Recorder:
             for _ in range(repeats):
                 engine.run_members(members(steps), *arrays)
         finally:
-            del self.runtime.launch
+            self.runtime.launch = launch  # type: ignore[method-assign]
         self.timed(
             "resident", (*sizes, batch), np.float32, str(cut), [x / steps for x in epochs],
             flops=count * planning.step_flops(sizes, batch), error=error, members=count,
@@ -645,7 +647,6 @@ def prepare(arch: str, names: Iterable[str], small: bool = False) -> None:
     """
     from backprop_gpu import testing
     from backprop_gpu.catalogue import everything, residents
-    from backprop_gpu.compiler import compile_kernels
 
     compile_kernels([Catalogue(np.dtype(np.float32)).advance()], arch)  # a missing compiler: now
     testing.start(CARDS[arch])
@@ -658,7 +659,9 @@ def prepare(arch: str, names: Iterable[str], small: bool = False) -> None:
         work()
         return [1e-6]
 
-    with tempfile.TemporaryDirectory() as folder:
+    # Processes of their own: a compiler in this one would see the stand-in.
+    fresh = ProcessPoolExecutor(mp_context=get_context("spawn"))
+    with tempfile.TemporaryDirectory() as folder, fresh as pool:
         recorder = Recorder(device, once, Path(folder, records.GPU), {}, float("inf"))
         recorder.write = lambda **_: None  # type: ignore[method-assign]
         chosen = stages(recorder, small) | {
@@ -666,6 +669,8 @@ def prepare(arch: str, names: Iterable[str], small: bool = False) -> None:
             "populations": partial(started, workloads(population=True)),
             "ncu": profiled_case,
         }
+        if not small:  # of rows and repetitions a kernel knows nothing
+            chosen["resident"] = partial(recorder.residents, rows=50, repeats=1)
         for name in names:
             if name in ("check", "gpu tests"):
                 wanted.update(dict.fromkeys((*everything(), *residents(device.device))))
@@ -673,12 +678,14 @@ def prepare(arch: str, names: Iterable[str], small: bool = False) -> None:
                 print(f"{name}: runs small shapes, and compiles what it lacks")
             else:
                 recorder.stage(name, chosen[name])
-    print(f"{len(wanted)} kernels for {arch}", flush=True)
-    begin = time.perf_counter()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(lambda kernel: compile_kernels([kernel], arch), wanted):
-            pass
-    print(f"compiled in {time.perf_counter() - begin:.0f} s")
+            # Stage by stage: whoever stops this has what the stages until then need.
+            for _ in pool.map(partial(_compile, arch), wanted):
+                pass
+            print(f"  {len(wanted)} kernels for {arch} so far", flush=True)
+
+
+def _compile(arch: str, kernel: Kernel) -> None:
+    compile_kernels([kernel], arch)
 
 
 def started(cases: Iterable[Any]) -> None:
