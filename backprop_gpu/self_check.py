@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +171,7 @@ def _engine(runtime: Runtime, form: Form, dtype: np.dtype[Any]) -> LayeredEngine
     ) -> Residency | str:
         return _cut(form, itemsize, device, slots)
 
-    engine.cut = the_cut  # type: ignore[method-assign]
+    engine.cut = the_cut
     return engine
 
 
@@ -443,6 +442,8 @@ def _compiler() -> str:
 
 @lru_cache
 def _version(package: str) -> str:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

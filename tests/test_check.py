@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import needs_compiler
 
-from backprop_gpu import Network, backends, cli, planning, residency, self_check
+from backprop_gpu import backends, cli, self_check
 
 pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
