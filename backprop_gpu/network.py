@@ -169,7 +169,9 @@ class Network:
             return plan
         from . import self_check
 
-        failed = self_check.resident_obstacle(self._backend, self.sizes, run)
+        failed = self_check.resident_obstacle(
+            self._backend, self.sizes, self._activations, self._cost, run
+        )
         return plan if failed is None else self._plan(replace(run, obstacle=failed))
 
     def _plan(self, run: planning.Training | None) -> planning.Plan:
