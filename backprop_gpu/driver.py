@@ -76,6 +76,7 @@ class Driver:
                 obstacle=obstacle,
                 user_cost=not network.cost.builtin,
                 slots=optimizer.slots,
+                rules=frozenset([optimizer.rule]),
                 clips_norm=optimizer.clip_norm is not None,
             )
         )

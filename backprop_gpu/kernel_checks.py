@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,8 +108,8 @@ def _cases(device: planning.Device) -> Iterator[tuple[str, Case, Product | None]
     sigmas = [activations.get(name) for name in activations.names()]
     sigmas = [sigma for sigma in sigmas if sigma.builtin]
     for sigma in sigmas:
-        yield f"forward, {sigma.name}", lambda on, s=sigma: _forward(on, s), None
-        yield f"BP2, {sigma.name}", lambda on, s=sigma: _hidden_error(on, s), None
+        yield f"forward, {sigma.name}", partial(_forward, sigma=sigma), None
+        yield f"BP2, {sigma.name}", partial(_hidden_error, sigma=sigma), None
     sigmoid = activations.get("sigmoid")
     ways: list[tuple[str, Tile | None, int]] = [(f"tile {t}", t, 1) for t in planning.TILES]
     ways += [("tile 32x32x32, 3 splits", planning.TILES[2], 3)]
@@ -116,8 +117,8 @@ def _cases(device: planning.Device) -> Iterator[tuple[str, Case, Product | None]
     for way, tile, splits in ways:
         choice = Product("cublas" if tile is None else "fused", tile, splits, 0.0, "to be checked")
         if splits == 1:
-            yield f"forward, {way}", lambda on: _forward(on, sigmoid), choice
-            yield f"BP2, {way}", lambda on: _hidden_error(on, sigmoid), choice
+            yield f"forward, {way}", partial(_forward, sigma=sigmoid), choice
+            yield f"BP2, {way}", partial(_hidden_error, sigma=sigmoid), choice
         yield f"BP4, {way}", _weight_gradient, choice
     yield "BP3", _bias_gradient, None
     yield "hadamard", _hadamard, None
@@ -128,12 +129,12 @@ def _cases(device: planning.Device) -> Iterator[tuple[str, Case, Product | None]
                 if cost.builtin:
                     yield (
                         f"C and BP1, {sigma.name} and {cost.name}",
-                        lambda on, s=sigma, c=cost: _output_error(on, s, c),
+                        partial(_output_error, sigma=sigma, cost=cost),
                         None,
                     )
     yield "gather, C of a step, advance", _epoch, None
     for rule, optimizer in OPTIMIZERS.items():
-        yield f"update, {rule}", lambda on, o=optimizer: _update(on, o), None
+        yield f"update, {rule}", partial(_update, optimizer=optimizer), None
     yield "sum of squares", _sum_of_squares, None
     yield "all finite", _all_finite, None
 
@@ -247,7 +248,7 @@ def _device_cases(runtime: Runtime, dtype: np.dtype[Any]) -> Iterator[tuple[str,
         return on.get(out)
 
     for source in ("uint8", "float32", "float64"):
-        yield f"convert, {source}", lambda on, source=source: convert(on, source)
+        yield f"convert, {source}", partial(convert, source=source)
 
 
 def _build(runtime: Runtime, dtype: np.dtype[Any]) -> None:

@@ -18,7 +18,6 @@ from . import (
     initializers,
     optimizers,
     planning,
-    self_check,
     threads,
     training,
     validation,
@@ -168,7 +167,11 @@ class Network:
         plan = self._plan(run)
         if run is None or plan.engine != "resident" or not isinstance(self._backend, CudaBackend):
             return plan
-        failed = self_check.resident_obstacle(self._backend, self.sizes, run)
+        from . import self_check
+
+        failed = self_check.resident_obstacle(
+            self._backend, self.sizes, self._activations, self._cost, run
+        )
         return plan if failed is None else self._plan(replace(run, obstacle=failed))
 
     def _plan(self, run: planning.Training | None) -> planning.Plan:

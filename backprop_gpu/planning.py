@@ -520,6 +520,8 @@ class Training:
     user_cost: bool = False
     #: Numbers of optimizer state a parameter.
     slots: int = 0
+    #: The optimizers' rules, as far as they are known.
+    rules: frozenset[str] = frozenset()
     #: Whether gradients are clipped by their norm.
     clips_norm: bool = False
     #: Whether X is stored as uint8.

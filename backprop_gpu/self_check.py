@@ -16,19 +16,20 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import activations, cache, compiler, costs, planning, residency
+from .activations import Activation
 from .backends.numpy import NumpyBackend
 from .catalogue import Catalogue, Kernel
+from .costs import Cost
 from .engines.layered import Hyperparameters, LayeredEngine, Member
 from .engines.resident_cuda import ResidentCudaEngine
 from .imports import uninterrupted
@@ -172,7 +173,7 @@ def _engine(runtime: Runtime, form: Form, dtype: np.dtype[Any]) -> LayeredEngine
     ) -> Residency | str:
         return _cut(form, itemsize, device, slots)
 
-    engine.cut = the_cut  # type: ignore[method-assign]
+    engine.cut = the_cut
     return engine
 
 
@@ -234,10 +235,11 @@ _verdicts: dict[tuple[str, str, Form, str], Result] = {}
 _warned: set[tuple[str, Form, str]] = set()
 
 
-def obstacle(runtime: Runtime, form: Form, dtype: Any) -> str | None:
+def obstacle(runtime: Runtime, form: Form, dtype: Any, soon: Sequence[Kernel] = ()) -> str | None:
     """Why an engine must not be used on a device, if so; checks it where that is not known yet.
 
-    The first that asks checks, and others wait for it.
+    The first that asks checks, and others wait for it. `soon` are kernels that will be launched
+    if all is well, to be compiled beside the check's.
 
     Warns
     -----
@@ -252,7 +254,7 @@ def obstacle(runtime: Runtime, form: Form, dtype: Any) -> str | None:
     if os.environ.get(OFF) == "0":
         return None
     with _lock:
-        result = verdict(runtime, form, dtype)
+        result = verdict(runtime, form, dtype, soon=soon)
         if result.ok:
             return None
         failed = f"the {form} engine failed its check on {runtime.device.name}: {result}"
@@ -269,7 +271,11 @@ def obstacle(runtime: Runtime, form: Form, dtype: Any) -> str | None:
 
 
 def resident_obstacle(
-    backend: CudaBackend, sizes: tuple[int, ...], run: planning.Training
+    backend: CudaBackend,
+    sizes: tuple[int, ...],
+    sigmas: tuple[Activation, ...],
+    cost: Cost,
+    run: planning.Training,
 ) -> str | None:
     """Why the resident kernel must not be used in the forms that a training run takes, if so."""
     itemsize = backend.dtype.itemsize
@@ -282,7 +288,10 @@ def resident_obstacle(
         if isinstance(cut, str):
             continue
         form = Form("resident", cut.cluster, stored=1 if cut.stored == 1 else None)
-        failed = obstacle(backend.runtime, form, backend.dtype)
+        # While the check's kernel is compiled, another core has time for the run's own.
+        kernels = Catalogue(backend.dtype)
+        own = [kernels.resident(cut, sigmas, cost, rule) for rule in sorted(run.rules)]
+        failed = obstacle(backend.runtime, form, backend.dtype, own)
         if failed is not None:
             return failed
     return None
@@ -294,7 +303,9 @@ def check_library(runtime: Runtime, dtype: Any) -> None:
         runtime.device = replace(runtime.device, library=False)
 
 
-def verdict(runtime: Runtime, form: Form, dtype: Any, again: bool = False) -> Result:
+def verdict(
+    runtime: Runtime, form: Form, dtype: Any, again: bool = False, soon: Sequence[Kernel] = ()
+) -> Result:
     """That of the cache, or of a check now; `again` does not ask the cache."""
     dtype = np.dtype(dtype)
     known = facts(runtime)
@@ -307,7 +318,7 @@ def verdict(runtime: Runtime, form: Form, dtype: Any, again: bool = False) -> Re
         result = _unpack(cache.read(name)) if kept else None
         if result is None:
             with suppress(Exception):  # the check will say it
-                _prepare(runtime, form, dtype)
+                runtime.prepare([*_launched(runtime.device, form, dtype), *soon])
             result = check_engine(runtime, form, dtype)
             usable = result.trouble is None or _is_usable(runtime)
             # What was raised may not be next time (a device that is full, say), unless it has
@@ -347,22 +358,21 @@ def kernel(form: Form, dtype: np.dtype[Any], device: Device, optimizer: Optimize
     return Catalogue(dtype).resident(cut, _SIGMAS, _COST, optimizer.rule)
 
 
-def _prepare(runtime: Runtime, form: Form, dtype: np.dtype[Any]) -> None:
-    """Compile all that the check launches at once: one after another it would take longer."""
-    if form != LAYERED:
-        return
+def _launched(device: Device, form: Form, dtype: np.dtype[Any]) -> list[Kernel]:
+    """What the check launches, or most of it: compiled at once it takes less time."""
+    if form.engine == "resident":
+        return [kernel(form, dtype, device, SGD())]
     kernels, sigma = Catalogue(dtype), _SIGMAS[0]
-    tile = planning.product("NT", BATCH, 9, 67, dtype.itemsize, runtime.device, False).tile
+    if form.library:
+        return [kernels.bias_activation(sigma), kernels.pull_back(sigma)]
+    tile = planning.product("NT", BATCH, SIZES[1], SIZES[0], dtype.itemsize, device, False).tile
     assert tile is not None
-    launched = [
+    return [
         kernels.forward(sigma, tile), kernels.hidden_error(sigma, tile),
         kernels.weight_gradient(tile), kernels.bias_gradient(), kernels.gather(),
         kernels.advance(), kernels.output_error(sigma, _COST), kernels.mean_cost(),
         kernels.sample_costs(_COST, False), kernels.update("sgd"), kernels.all_finite(),
     ]  # fmt: skip
-    if runtime.device.library:
-        launched += [kernels.bias_activation(sigma), kernels.pull_back(sigma)]
-    runtime.prepare(launched)
 
 
 def _name(known: dict[str, str], form: Form, dtype: np.dtype[Any]) -> str:
@@ -443,6 +453,8 @@ def _compiler() -> str:
 
 @lru_cache
 def _version(package: str) -> str:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

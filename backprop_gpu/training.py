@@ -328,6 +328,7 @@ def plan(
             step_callbacks=any(map(watches_batches, hooks)),
             user_cost=not network.cost.builtin,
             slots=max(each.optimizer.slots for each in settings),
+            rules=frozenset(each.optimizer.rule for each in settings),
             clips_norm=any(each.optimizer.clip_norm is not None for each in settings),
             bytes=stored_bytes,
         )
