@@ -50,6 +50,13 @@ class Device:
     shared_memory: int = 48 * 1024
     #: Whether cuBLAS is installed.
     library: bool = True
+    #: (blocks of a cluster, such clusters at once) where each block has all of `shared_memory`.
+    #: Sizes that are not told take no more than the multiprocessors do.
+    clusters: tuple[tuple[int, int], ...] = ()
+
+    def clusters_at_once(self, size: int) -> int:
+        """How many clusters of `size` blocks the device holds, each with a block's whole memory."""
+        return dict(self.clusters).get(size, self.multiprocessors // size)
 
     def rate(self, itemsize: int) -> float:
         """Multiply-adds on the plain cores, in FLOP/s, for 4- or 8-byte floats."""
@@ -75,7 +82,10 @@ _LANES: dict[tuple[int, int], tuple[int, int]] = {
 }  # fmt: skip
 
 #: A stand-in for plans on machines without a device.
-H200 = Device("NVIDIA H200", (9, 0), 132, 1.98e9, 4.3e12, 227 * 1024)
+H200 = Device(
+    "NVIDIA H200", (9, 0), 132, 1.98e9, 4.3e12, 227 * 1024,
+    clusters=((1, 132), (2, 66), (4, 30), (8, 15), (16, 7)),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

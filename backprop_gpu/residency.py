@@ -179,7 +179,7 @@ def _fit(
     cut: tuple[int, ...],
 ) -> Residency | str:
     most = min(cut[0], largest_cluster(device), device.multiprocessors)
-    allowed = [cluster for cluster in clusters if cluster <= most]
+    allowed = [c for c in clusters if c <= most and device.clusters_at_once(c) > 0]
     found, least, read = [], 1 << 62, (sizes[0], stored)
     for cluster in allowed:
         for stages in STAGES:
@@ -190,7 +190,7 @@ def _fit(
                     tiles, cycles = _Machine(device, count, itemsize).step(
                         sizes, batch, slots, cluster, cut, stored
                     )
-                    at_once = max(1, device.multiprocessors // cluster)
+                    at_once = device.clusters_at_once(cluster)
                     seconds = sum(c for _, c in cycles) / device.clock * ceil(members / at_once)
                     found.append(
                         Residency(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from conftest import device_runtime
 from reference import assert_close, product_bound
 
-from backprop_gpu import Network, Population, equations
+from backprop_gpu import Network, Population, equations, residency
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.cuda import runtime as runtimes
 from backprop_gpu.cuda.blas import WORKSPACE
@@ -293,3 +294,19 @@ def test_a_network_is_trained_where_it_was_made() -> None:
         results.append(net.weights[0])
     runtimes.runtime(0).use()
     np.testing.assert_array_equal(*results)
+
+
+def test_the_device_says_how_many_clusters_it_holds(runtime: Runtime) -> None:
+    device = runtime.device
+    if device.compute_capability < (9, 0):
+        assert device.clusters == ()
+        return
+    sizes, counts = zip(*device.clusters, strict=True)
+    assert sizes == residency.CLUSTERS
+    assert counts[0] == device.multiprocessors
+    assert all(n * count <= device.multiprocessors for n, count in device.clusters)
+    # A size of which the device holds none is not taken, though it may be the fastest.
+    without = replace(device, clusters=tuple((n, c if n < 8 else 0) for n, c in device.clusters))
+    found = residency.fit((784, 30, 10), 10, 4, 0, without)
+    assert not isinstance(found, str)
+    assert found.cluster < 8

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..catalogue import Catalogue, Dimensions, Kernel
 from ..compiler import Cubin, compile_kernels  # the stand-in puts another in its place
 from ..imports import uninterrupted
 from ..planning import Device, Layout
-from ..residency import PORTABLE_CLUSTER
+from ..residency import CLUSTERS, PORTABLE_CLUSTER, largest_cluster
 from ..threads import cores
 from .arrays import DeviceArray
 from .blas import Blas
@@ -51,9 +52,11 @@ class Runtime:
         with uninterrupted():
             from cuda import core
             from cuda.bindings import driver
+            from cuda.core._utils.cuda_utils import CUDAError
             from cuda.core.graph import GraphBuilder
 
         self._core, self._driver, self._builder = core, driver, GraphBuilder
+        self._error = CUDAError  # cuda.core has it nowhere else
         self._device = core.Device(index)
         self._device.set_current()
         self._stream = self._device.create_stream()
@@ -79,6 +82,28 @@ class Runtime:
             properties.max_shared_memory_per_block_optin,
             self._blas is not None,
         )
+        self.device = replace(self.device, clusters=self._clusters())
+
+    def _clusters(self) -> tuple[tuple[int, int], ...]:
+        """`Device.clusters`, asked of the driver: some parts of a chip hold no large cluster."""
+        if largest_cluster(self.device) == 1:
+            return ()
+        kernel = Catalogue(np.dtype(np.float32)).advance()
+        probe = self._load(kernel)
+        memory = self.device.shared_memory
+        attributes = self._driver.CUfunction_attribute
+        self._allow(probe, attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, memory)
+        self._allow(probe, attributes.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1)
+        found = []
+        for size in CLUSTERS:
+            configuration = self._core.LaunchConfig(
+                grid=1, cluster=size, block=kernel.block, shmem_size=memory
+            )
+            count = 0  # of a size that the device does not have
+            with suppress(self._error):
+                count = probe.occupancy.max_active_clusters(configuration, stream=self._stream)
+            found.append((size, count))
+        return tuple(found)
 
     @property
     def library_version(self) -> int:
