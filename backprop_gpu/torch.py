@@ -524,10 +524,10 @@ class MLP(nn.Sequential):
 
     The modules are called one after another, by PyTorch, where one function would not do:
     `layer_by_layer` says why, if it is a matter of the model (hooks on a module, a module that was
-    replaced or quantized, a device other than cpu and cuda). So they are while PyTorch traces,
-    exports or compiles, under torch.func's transforms, and for subclasses of torch.Tensor.
+    replaced or quantized, a device other than cpu and cuda). So they are under autocast, in the
+    dtype that it chooses, while PyTorch traces, exports or compiles, under torch.func's
+    transforms, and for subclasses of torch.Tensor.
 
-    Under autocast inputs are cast to the parameters' dtype and the arithmetic stays what it is.
     With ``create_graph=True`` gradients are computed by PyTorch's own differentiable operations,
     so that they can be differentiated again.
 
@@ -648,14 +648,13 @@ class MLP(nn.Sequential):
         if isinstance(found, str):  # nothing is known of what these modules take
             return super().forward(x)
         linears, sigmas = found
+        if _autocasting(linears[0].weight.device.type):
+            return super().forward(x)
         weights = [linear.weight for linear in linears]
         parameters = [*weights, *(linear.bias for linear in linears)]
         dtype, device = self._check_parameters(parameters)
         x = self._check_input(x, weights[0].shape[1], dtype, device)
         if type(x) not in _PLAIN or self._hooked(device) is not None:
-            if _autocasting(device.type):
-                with torch.autocast(device.type, enabled=False):
-                    return super().forward(x)
             return super().forward(x)
         rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
         if torch.is_grad_enabled() and (
@@ -685,9 +684,7 @@ class MLP(nn.Sequential):
         if x.device != device:
             raise ValueError(f"x must be on {device}, where the parameters are, got {x.device}")
         if x.dtype is not dtype:
-            if not (x.dtype.is_floating_point and _autocasting(device.type)):
-                raise TypeError(f"x must be {dtype}, as the parameters are, got {x.dtype}")
-            x = x.to(dtype)
+            raise TypeError(f"x must be {dtype}, as the parameters are, got {x.dtype}")
         if x.layout is not torch.strided:
             raise TypeError(f"x must be a dense tensor, got {x.layout}; pass x.to_dense()")
         return x

@@ -136,9 +136,9 @@ def _bench(args: argparse.Namespace) -> int:
     common = records.environment() | {"quick": args.quick}
     about = common["machine"]
     if device == "cuda":
-        from backprop_gpu.backends.cuda import CupyRuntime
+        from backprop_gpu.cuda.runtime import runtime
 
-        about["gpu"] = CupyRuntime().device.name
+        about["gpu"] = runtime().device.name
     cases = suite.cases(names, args.curves)
     print(
         f"run {common['run']} on {device}: {about.get('gpu', about['processor'])}, "

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from backprop_gpu import planning
-from backprop_gpu.backends.cublas import WORKSPACE
+from backprop_gpu.cuda.blas import WORKSPACE
 from backprop_gpu.threads import cores as usable_cores
 
 from .peers import Device
@@ -121,14 +121,15 @@ def measure(device: Device, budget: float = 0.5) -> Rates:
     """The rates of this machine; ``budget`` is seconds for each of them."""
     if device == "cpu":
         return measure_cpu(budget)
-    from backprop_gpu.backends.cuda import CupyRuntime
+    from cuda import core
+
+    from backprop_gpu.cuda.runtime import runtime
 
     from .gpu_record import Clock as GraphClock
 
-    runtime = CupyRuntime()
-    on_chip = runtime.xp.cuda.Device().attributes.get("L2CacheSize", 0)
-    rates = measure_cuda(runtime, GraphClock(runtime, budget), on_chip)
-    runtime.xp.get_default_memory_pool().free_all_blocks()
+    found = runtime()
+    on_chip = core.Device().properties.l2_cache_size
+    rates = measure_cuda(found, GraphClock(found, budget), on_chip)
     bfloat16 = _bfloat16(budget)
     if bfloat16 is None:
         return rates
@@ -175,15 +176,14 @@ def measure_cuda(
 
     The clock replays graphs, in which an H200 copies 1 GiB at two thirds of the rate of 256 MiB.
     """
-    xp = runtime.xp
-    arrays = xp.zeros((2, copied // 4), np.float32)
-    bandwidth = 2 * copied / min(clock(partial(xp.copyto, *arrays)))
-    call = min(clock(partial(xp.copyto, *arrays[:, :1])))
-    del arrays
+    a, b = (runtime.zeros(copied // 4, np.float32) for _ in range(2))
+    bandwidth = 2 * copied / min(clock(partial(runtime.copy, a, b)))
+    call = min(clock(partial(runtime.copy, a[:1], b[:1])))
+    del a, b
     products = {}
     for precision in (np.float32, np.float64):
-        a = xp.full((product, product), 0.5, precision)
-        out, workspace = xp.zeros_like(a), xp.empty(WORKSPACE, np.uint8)
+        a = runtime.array(np.full((product, product), 0.5, precision))
+        out, workspace = runtime.empty(a.shape, precision), runtime.empty(WORKSPACE, np.uint8)
         multiply = partial(runtime.product, "NN", a, a, out, 1.0, workspace)
         products[np.dtype(precision).name] = 2 * product**3 / min(clock(multiply))
     return Rates("cuda", bandwidth, products, call, on_chip)
@@ -239,9 +239,13 @@ def last_level_cache(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
 def free_memory(device: Device) -> int | None:
     """Bytes that can still be taken, None where nobody says."""
     if device == "cuda":
-        import cupy
+        from cuda.bindings import driver
 
-        return int(cupy.cuda.runtime.memGetInfo()[0])
+        from backprop_gpu.cuda.runtime import runtime
+
+        runtime().use()
+        error, free, _ = driver.cuMemGetInfo()
+        return None if int(error) else int(free)
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:

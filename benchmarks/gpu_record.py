@@ -1,21 +1,28 @@
 """``python -m benchmarks.gpu_record --out DIR``: what the kernels do on this machine's GPU.
 
-In one call of under eight minutes, with nothing to download, each stage in a process
-of its own with a time limit of its own: the GPU tests,
-compute-sanitizer on small shapes, the machine's own ceilings (copy, cuBLAS),
-every kernel of a product at a range of shapes, the other kernels, an epoch in one
-launch in each of its forms beside what was predicted, and whole training steps
-beside other libraries (the suite of ``backprop-gpu bench``). Everything is checked
-against float64 before it is timed. One JSON line a measurement goes to
-``DIR/gpu.jsonl``, also for a check or a stage that failed.
+In one call of five minutes, with nothing to download, each stage in a process of its
+own with a time limit of its own, most worth first: ``backprop-gpu check``, the GPU
+tests, the floors (copy, cuBLAS, an empty launch, a cluster's barrier), whole training
+steps and then populations beside other libraries (the suite of ``backprop-gpu bench``),
+an epoch in one launch in each of its forms beside what was predicted, every kernel of
+a product at a range of shapes (``python -m benchmarks.gpu_constants`` makes the
+planner's constants of these two), Nsight Compute on two kernels, the other kernels, and
+compute-sanitizer on small shapes. Everything is checked against float64 before it is
+timed. One JSON line a measurement goes to ``DIR/gpu.jsonl``, also for a check or a stage
+that failed; what other programs print goes to a .log beside it.
 
 Times are of CUDA graph replays between events, so the gaps between launches are
 those of a graph and not of Python; the data of small shapes stays in the L2 cache.
+
+Compiling would take much of the five minutes. ``--prepare``, on a machine without a
+GPU, does it beforehand: it fills the folder of ``BACKPROP_GPU_CACHE``, which then goes
+along to the GPU's machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import json
 import os
@@ -24,21 +31,28 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from backprop_gpu import Network, activations, optimizers, planning, residency
-from backprop_gpu.backends.cublas import WORKSPACE
-from backprop_gpu.backends.cuda import CudaBackend, CupyRuntime
+from backprop_gpu.backends.cuda import CudaBackend
+from backprop_gpu.catalogue import Catalogue, Kernel
+from backprop_gpu.compiler import compile_kernels
+from backprop_gpu.cuda.arrays import DeviceArray
+from backprop_gpu.cuda.blas import WORKSPACE
+from backprop_gpu.cuda.runtime import Runtime, runtime
 from backprop_gpu.engines.layered import Hyperparameters, Member
 from backprop_gpu.engines.resident_cuda import ResidentCudaEngine
 from backprop_gpu.parameters import Layout, Parameters
@@ -49,6 +63,7 @@ from . import records
 Record = dict[str, Any]
 #: How X lies in device memory, by the bytes of a number.
 _STORED = {4: "float32", 1: "uint8"}
+_BARRIERS = str(Path(__file__).with_name("barriers.cu"))
 
 #: (m, n, k) of a product's result and sum.
 PRODUCTS = (
@@ -60,15 +75,14 @@ PRODUCTS = (
 class Clock:
     """Times device work with events around replays of a captured sequence."""
 
-    def __init__(self, runtime: Any, budget: float) -> None:
+    def __init__(self, runtime: Runtime, budget: float) -> None:
         self.runtime = runtime
         self.budget = budget
 
     def __call__(self, work: Callable[[], None]) -> list[float]:
         """Seconds of one `work`, several samples within the budget."""
-        xp = self.runtime.xp
         work()  # compiles, and makes scratch memory, which a capture must not
-        once = self.once(work)
+        once = self.runtime.seconds(work)
         inner = int(min(50, max(1, 2e-3 / max(once, 1e-7))))
 
         def several() -> None:
@@ -80,26 +94,15 @@ class Clock:
         samples = []
         stop = time.perf_counter() + self.budget
         while len(samples) < 5 or (len(samples) < 200 and time.perf_counter() < stop):
-            samples.append(self.once(replay) / inner)
-        xp.cuda.get_current_stream().synchronize()
+            samples.append(self.runtime.seconds(replay) / inner)
         return samples
-
-    def once(self, work: Callable[[], None]) -> float:
-        """Seconds of one `work`, as it is."""
-        cuda = self.runtime.xp.cuda
-        start, end = cuda.Event(), cuda.Event()
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        return float(cuda.get_elapsed_time(start, end)) * 1e-3
 
 
 class Recorder:
     """Runs the stages and writes a line for each measurement as it is made."""
 
     def __init__(
-        self, runtime: Any, clock: Any, path: Path, common: Record, seconds: float
+        self, runtime: Runtime, clock: Any, path: Path, common: Record, seconds: float
     ) -> None:
         self.runtime, self.clock, self.path, self.common = runtime, clock, path, common
         self.stop = time.perf_counter() + seconds
@@ -124,24 +127,24 @@ class Recorder:
             traceback.print_exc()
         print(f"  ({time.perf_counter() - start:.1f} s)", flush=True)
 
-    def random(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        return self.runtime.xp.asarray(self.rng.standard_normal(shape).astype(dtype))
+    def random(self, shape: tuple[int, ...], dtype: Any, scale: float = 1.0) -> DeviceArray:
+        return self.runtime.array((scale * self.rng.standard_normal(shape)).astype(dtype))
 
-    # -- ceilings -----------------------------------------------------------------
+    # -- floors -------------------------------------------------------------------
 
-    def ceilings(self, size: int = 1 << 28, product: int = 8192) -> None:
+    def floors(self, size: int = 1 << 28, product: int = 8192, barriers: int = 1000) -> None:
+        self.waits(barriers)
         source = self.random((size // 4,), np.float32)
-        target = self.runtime.xp.empty_like(source)
-        self.runtime.xp.copyto(target, source)
-        seconds = self.clock(lambda: self.runtime.xp.copyto(target, source))
-        self.timed("copy", (size,), np.float32, "cupy", seconds, nbytes=2 * size, error=0.0)
-        if not self.runtime.library:
+        target = self.runtime.empty(source.shape, source.dtype)
+        seconds = self.clock(lambda: self.runtime.copy(source, target))
+        self.timed("copy", (size,), np.float32, "cuMemcpy", seconds, nbytes=2 * size, error=0.0)
+        if not self.runtime.device.library:
             self.write(op="matmul", absent="cuBLAS")
             return
         for dtype in (np.float32, np.float64):
             a, b = self.random((product, product), dtype), self.random((product, product), dtype)
-            out = self.runtime.xp.empty_like(a)
-            workspace = self.runtime.xp.empty(WORKSPACE, np.uint8)
+            out = self.runtime.empty(a.shape, dtype)
+            workspace = self.runtime.empty(WORKSPACE, np.uint8)
             multiply = partial(self.runtime.product, "NN", a, b, out, 1.0, workspace)
             multiply()
             error = self.product_error("NN", a, b, out, 1.0)
@@ -149,6 +152,27 @@ class Recorder:
             shape = (product, product, product)
             flops = 2 * product**3
             self.timed("matmul", shape, dtype, "cublas", seconds, flops=flops, error=error)
+
+    def waits(self, barriers: int) -> None:
+        """What a launch inside a graph and a barrier between blocks take, with nothing to do."""
+        step = self.runtime.zeros(1, np.int32)
+        advance = Catalogue(np.dtype(np.float32)).advance()
+        seconds = self.clock(lambda: self.runtime.launch(advance, (1, 1, 1), (step,)))
+        self.write(op="empty launch", **records.quantiles(seconds))
+        for blocks in residency.CLUSTERS[1:]:
+            if blocks > residency.largest_cluster(self.runtime.device):
+                self.write(op="cluster barrier", cluster=blocks, absent="no such clusters here")
+                continue
+            kernel = Kernel(_BARRIERS, f"cluster_barriers<{blocks}>", (256, 1, 1), cluster=blocks)
+
+            def run(count: int, blocks: int = blocks, kernel: Kernel = kernel) -> list[float]:
+                grid, arguments = (blocks, 1, 1), (np.int32(count),)
+                return self.clock(lambda: self.runtime.launch(kernel, grid, arguments))
+
+            launch = float(np.median(run(0)))
+            seconds = [(x - launch) / barriers for x in run(barriers)]
+            self.write(op="cluster barrier", cluster=blocks, **records.quantiles(seconds))
+        self.write(op="grid barrier", absent="no kernel of ours has one")
 
     def product_error(self, layout: str, a: Any, b: Any, out: Any, scale: float) -> float:
         """‖out - ref‖ / ‖ref‖ over a sample of rows, the reference in float64."""
@@ -189,25 +213,19 @@ class Recorder:
                     self.product_kernels(op, m, n, k, dtype)
 
     def product_kernels(self, op: str, m: int, n: int, k: int, dtype: Any) -> None:
-        layout: planning.Layout = {"forward": "NT", "hidden_error": "NN", "weight_gradient": "TN"}[
-            op
-        ]
+        layout, result = as_product(op, m, n, k)
         item = np.dtype(dtype).itemsize
-        # (rows of the result, columns, length of the sum); BP4 sums over the batch m
-        result = (n, k, m) if layout == "TN" else (m, n, k)
         planned = planning.product(layout, *result, item, self.runtime.device)
         sigmoid = activations.get("sigmoid")
-        xp = self.runtime.xp
         bias = self.random((n,), dtype)
-        saved = xp.asarray(self.rng.random((m, n)).astype(dtype))
+        saved = self.runtime.array(self.rng.random((m, n)).astype(dtype))
         shapes = {"NT": ((m, k), (n, k)), "NN": ((m, k), (k, n)), "TN": ((m, n), (m, k))}[layout]
         # Scaled so that a sum is of order 1 and σ is not saturated.
-        a, b = (self.random(shape, dtype) / dtype(result[2] ** 0.25) for shape in shapes)
-        a, b = a.astype(dtype), b.astype(dtype)
-        out, z = xp.empty(result[:2], dtype), xp.empty(result[:2], dtype)
+        a, b = (self.random(shape, dtype, result[2] ** -0.25) for shape in shapes)
+        out, z, nans = (self.runtime.array(np.full(result[:2], np.nan, dtype)) for _ in range(3))
         for choice, name in self.choices(layout, result, item):
             backend = CudaBackend(dtype, self.runtime, lambda *_, choice=choice: choice)
-            out.fill(np.nan)
+            self.runtime.copy(nans, out)
             if op == "forward":
 
                 def work(backend: CudaBackend = backend) -> None:
@@ -245,7 +263,7 @@ class Recorder:
             )  # fmt: skip
             if best.seconds < 20e-3:  # a small tile on a huge product teaches nothing
                 yield best, f"fused {tile} split {best.splits}"
-        if self.runtime.library:
+        if self.runtime.device.library:
             yield planning.Product("cublas", None, 1, 0.0, ""), "cublas and a map"
 
     def epilogue_error(self, op: str, a: Any, b: Any, bias: Any, saved: Any, out: Any) -> float:
@@ -270,7 +288,7 @@ class Recorder:
             backend = CudaBackend(dtype, self.runtime)
             item = np.dtype(dtype).itemsize
             for m, n in shapes:
-                delta, out = self.random((m, n), dtype), self.runtime.xp.empty((n,), dtype)
+                delta, out = self.random((m, n), dtype), self.runtime.empty((n,), dtype)
                 backend.bias_gradient(delta, out)
                 host = self.runtime.to_numpy(delta).astype(np.float64)
                 error = _relative(
@@ -279,7 +297,7 @@ class Recorder:
                 seconds = self.clock(lambda d=delta, o=out, b=backend: b.bias_gradient(d, o))
                 self.timed("bias_gradient", (m, n), dtype, "fused", seconds,
                            nbytes=(m * n + n) * item, flops=m * n, error=error)  # fmt: skip
-                t, product = self.random((m, n), dtype), self.runtime.xp.empty((m, n), dtype)
+                t, product = self.random((m, n), dtype), self.runtime.empty((m, n), dtype)
                 backend.hadamard(delta, t, product)
                 reference = host * self.runtime.to_numpy(t)
                 error = _relative(self.runtime.to_numpy(product), reference, 1.0)
@@ -390,18 +408,18 @@ class Recorder:
         )
         got = self.runtime.to_numpy(flat)
         error = float(np.abs(got - exact).max() / np.abs(exact - before).max())
-        launch, once, epochs = self.runtime.launch, getattr(self.clock, "once", _wall), []
+        launch, epochs = self.runtime.launch, []
         steps = rows // batch
 
         def timed(*arguments: Any) -> None:
-            epochs.append(once(lambda: launch(*arguments)))
+            epochs.append(self.runtime.seconds(lambda: launch(*arguments)))
 
-        self.runtime.launch = timed
+        self.runtime.launch = timed  # type: ignore[method-assign]
         try:
             for _ in range(repeats):
                 engine.run_members(members(steps), *arrays)
         finally:
-            self.runtime.launch = launch
+            self.runtime.launch = launch  # type: ignore[method-assign]
         self.timed(
             "resident", (*sizes, batch), np.float32, str(cut), [x / steps for x in epochs],
             flops=count * planning.step_flops(sizes, batch), error=error, members=count,
@@ -411,18 +429,17 @@ class Recorder:
 
     # -- training -------------------------------------------------------------------
 
-    def training(
-        self, peers: Any = None, chosen: Any = None, device: Any = "cuda", budget: float = 150.0
-    ) -> None:
+    def training(self, peers: Any = None, chosen: Any = None, device: Any = "cuda") -> None:
         """The suite of `backprop-gpu bench` on this device: whole steps beside other libraries."""
         from . import suite
         from .peers.agreement import disagreement
         from .peers.registry import PEERS
 
+        budget = max(1.0, self.stop - time.perf_counter() - 10.0)
         settings = replace(suite.FULL, seconds=0.1, budget=budget, first_steps=False)
         for record in suite.run(
             list(PEERS.values()) if peers is None else peers,
-            suite.cases() if chosen is None else chosen,
+            workloads() if chosen is None else chosen,
             device,
             settings,
             {},
@@ -430,11 +447,84 @@ class Recorder:
         ):
             self.write(op="training", **record)
 
+    # -- other programs -------------------------------------------------------------
 
-def _wall(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    def logged(self, name: str, command: list[str]) -> tuple[int | None, str]:
+        """(exit status, None if it was stopped; what it has printed, which a .log keeps)."""
+        log = self.path.with_name(f"{name.replace(' ', '_')}.log")
+        with log.open("w") as file:
+            run = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+            try:
+                code = run.wait(max(1.0, self.stop - time.perf_counter() - 3.0))
+            except subprocess.TimeoutExpired:
+                code = None  # and what is left of it ends with this process
+        return code, log.read_text(errors="replace")
+
+    def check(self, card: str | None = None) -> None:
+        command = [*_PYTHON, "backprop_gpu", "check"]
+        command += [] if card is None else ["--stand-in", "--card", card]
+        code, text = self.logged("check", command)
+        if code == 2 and "invalid choice: 'check'" in text:
+            self.write(op="check", absent="there is no backprop-gpu check")
+            return
+        self.write(op="check", code=code, result=text.splitlines()[-1:])
+
+    def gpu_tests(self, card: str | None = None) -> None:
+        # Most of the time goes into compiling, which several processes share.
+        command = [
+            *_PYTHON, "pytest", "-v", "-s", "--tell-at-once", "--tb=short", "-m", "gpu",
+            "-p", "no:cacheprovider", "-n", "auto", "tests",
+        ]  # fmt: skip
+        code, text = self.logged("gpu tests", command + ([f"--stand-in={card}"] if card else []))
+        outcomes = _OUTCOME.findall(text)
+        counts = Counter(outcome for outcome, _ in outcomes)
+        failures = [name for outcome, name in outcomes if outcome in ("FAILED", "ERROR")]
+        self.write(op="gpu tests", code=code, **counts, failures=failures)
+
+    def sanitizer(self, tool: str) -> None:
+        name = f"compute-sanitizer {tool}"
+        program = shutil.which("compute-sanitizer")
+        if program is None:
+            self.write(op=name, absent="not on the PATH")
+            return
+        watched = [*_PYTHON, f"{__package__}.gpu_record", "--case", "sanitized"]
+        code, text = self.logged(name, [program, "--tool", tool, "--error-exitcode", "9", *watched])
+        summary = [line for line in text.splitlines() if "SUMMARY" in line]
+        self.write(op=name, code=code, result=summary[-1:])
+
+    def ncu(self) -> None:
+        """Nsight Compute on a product and on an epoch in one launch: how busy the units are."""
+        program = shutil.which("ncu")
+        if program is None:
+            self.write(op="ncu", absent="not on the PATH")
+            return
+        command = [program, "--csv", "--metrics", ",".join(_METRICS), "--kernel-name",
+                   "regex:^(forward|resident|resident_cluster)$", "--launch-count", "2",
+                   *_PYTHON, f"{__package__}.gpu_record", "--case", "profiled"]  # fmt: skip
+        code, text = self.logged("ncu", command)
+        table = text[text.find('"ID"') :] if '"ID"' in text else ""
+        kernels: dict[str, Record] = {}
+        for row in csv.DictReader(table.splitlines()):
+            number = (row["Metric Value"] or "").replace(",", "")
+            kernels.setdefault(row["Kernel Name"], {})[row["Metric Name"]] = float(number)
+        if not kernels:
+            self.write(op="ncu", code=code, failed=" ".join(text.split())[-300:] or "no output")
+        for kernel, metrics in kernels.items():
+            self.write(op="ncu", code=code, kernel=kernel[:300], metrics=metrics)
+
+
+def workloads(population: bool = False) -> list[Any]:
+    """The suite's cases, those of populations or the others."""
+    from . import suite
+
+    return [x for x in suite.cases() if (x.workload.name == "population") == population]
+
+
+def as_product(op: str, m: int, n: int, k: int) -> tuple[planning.Layout, tuple[int, int, int]]:
+    """The layout, and (rows of the result, columns, length of the sum); BP4 sums over the batch."""
+    if op == "weight_gradient":
+        return "TN", (n, k, m)
+    return ("NT" if op == "forward" else "NN"), (m, n, k)
 
 
 def _relative(got: np.ndarray, reference: np.ndarray, scale: float) -> float:
@@ -460,74 +550,76 @@ def sanitized_case() -> None:
                     net.fit(X, y, optimizer=optimizer, engine="resident", **options)
 
 
-#: What is recorded, most worth first, and the seconds that each may take.
+def profiled_case() -> None:
+    rng = np.random.default_rng(0)
+    for sizes, rows, batch, engine in (
+        ((512, 512), 4096, 4096, "layered"),
+        ((784, 30, 10), 5000, 10, "resident"),
+    ):
+        net = Network(sizes, backend="cuda", dtype="float32", seed=0)
+        X, Y = rng.random((rows, sizes[0]), np.float32), rng.random((rows, sizes[-1]), np.float32)
+        net.fit(X, Y, epochs=1, batch_size=batch, learning_rate=0.5, engine=engine)
+
+
+#: What is recorded, most worth first, and the seconds that each may take of five minutes.
 STAGES = {
-    "gpu tests": 150, "ceilings": 30, "resident": 60, "training": 200, "maps": 30, "updates": 30,
-    "compute-sanitizer memcheck": 60, "compute-sanitizer racecheck": 60, "products": 90,
+    "check": 30, "gpu tests": 80, "floors": 30, "training": 90, "populations": 40, "resident": 25,
+    "products": 40, "ncu": 30, "maps": 20, "updates": 20,
+    "compute-sanitizer memcheck": 40, "compute-sanitizer racecheck": 40,
 }  # fmt: skip
+_MINUTES = 5.0
 _PYTHON = [sys.executable, "-m"]
 #: A line that xdist writes for a test.
 _OUTCOME = re.compile(r"\] (PASSED|FAILED|ERROR|SKIPPED) (\S+)")
+_METRICS = (
+    "gpu__time_duration.sum",
+    "sm__throughput.avg.pct_of_peak_sustained_elapsed",
+    "dram__throughput.avg.pct_of_peak_sustained_elapsed",
+    "l1tex__throughput.avg.pct_of_peak_sustained_active",
+    "sm__warps_active.avg.pct_of_peak_sustained_active",
+)
+#: What `--small` records: every stage, in seconds also on a CPU.
+_SMALL: dict[str, Record] = {
+    "floors": {"size": 4096, "product": 64, "barriers": 3},
+    "resident": {"shapes": (((70, 5, 3), 4),), "members": (1, 3), "rows": 16, "repeats": 1},
+    "products": {"shapes": ((10, 30, 40),), "dtypes": (np.float32,)},
+    "maps": {"shapes": ((5, 7),)},
+    "updates": {"sizes": ((9, 7, 5),)},
+}
 
 
-def gpu_tests(recorder: Recorder) -> None:
-    # Most of the time goes into compiling, which several processes share.
-    log = recorder.path.with_name("gpu_tests.log")
-    with log.open("w") as file:  # which holds what they printed, should they be stopped
-        run = subprocess.Popen(
-            [*_PYTHON, "pytest", "-v", "-s", "--tell-at-once", "--tb=short", "-m", "gpu",
-             "-p", "no:cacheprovider", "-n", "auto", "tests"],
-            stdout=file, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            code = run.wait(max(1.0, recorder.stop - time.perf_counter() - 3.0))
-        except subprocess.TimeoutExpired:
-            code = None  # and what is left of it ends with this process
-    outcomes = _OUTCOME.findall(log.read_text(errors="replace"))
-    counts = Counter(outcome for outcome, _ in outcomes)
-    failures = [name for outcome, name in outcomes if outcome in ("FAILED", "ERROR")]
-    recorder.write(op="gpu tests", code=code, **counts, failures=failures)
+def stages(
+    recorder: Recorder, small: bool = False, card: str | None = None
+) -> dict[str, Callable[[], None]]:
+    """By the names of `STAGES`; with ``card`` what other processes run is on a stand-in too."""
+    run = {
+        "check": partial(recorder.check, card),
+        "gpu tests": partial(recorder.gpu_tests, card),
+        "floors": recorder.floors,
+        "training": recorder.training,
+        "populations": lambda: recorder.training(chosen=workloads(population=True)),
+        "resident": recorder.residents,
+        "products": recorder.products,
+        "ncu": recorder.ncu,
+        "maps": recorder.maps,
+        "updates": recorder.updates,
+        "compute-sanitizer memcheck": partial(recorder.sanitizer, "memcheck"),
+        "compute-sanitizer racecheck": partial(recorder.sanitizer, "racecheck"),
+    }
+    return {name: partial(run[name], **_SMALL.get(name, {}) if small else {}) for name in STAGES}
 
 
-def sanitizer(recorder: Recorder, tool: str) -> None:
-    program = shutil.which("compute-sanitizer")
-    if program is None:
-        recorder.write(op=f"compute-sanitizer {tool}", absent="not on the PATH")
-        return
-    done = subprocess.run(
-        [program, "--tool", tool, "--error-exitcode", "9", *_PYTHON,
-         f"{__package__}.gpu_record", "--sanitized-case"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    summary = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
-    recorder.write(op=f"compute-sanitizer {tool}", code=done.returncode, result=summary[-1:])
-    if done.returncode:
-        print(done.stdout[-6000:], done.stderr[-2000:])
-
-
-def run_stage(name: str, path: Path, common: Record, seconds: float) -> None:
-    """One of `STAGES`, in this process."""
-    runtime = CupyRuntime()
-    recorder = Recorder(runtime, Clock(runtime, budget=0.05), path, common, seconds)
-    if name == "gpu tests":
-        stage = partial(gpu_tests, recorder)
-    elif name.startswith("compute-sanitizer"):
-        stage = partial(sanitizer, recorder, name.split()[1])
-    else:
-        stage = getattr(recorder, "residents" if name == "resident" else name)
-    recorder.stage(name, stage)
-
-
-def in_a_child(name: str, path: Path, common: Record, seconds: float) -> None:
+def in_a_child(name: str, path: Path, common: Record, seconds: float, options: list[str]) -> None:
     """One of `STAGES` in a process of its own, so that no fault of it, an illegal address or a
     kernel that hangs, reaches the next. What it has recorded and printed stays, however it ends.
     """
     arguments = ["--stage", name, "--out", str(path.parent), "--minutes", str(seconds / 60)]
     # A group of its own: pytest's workers and what a sanitizer watches end with it.
     child = subprocess.Popen(
-        [*_PYTHON, f"{__package__}.gpu_record", *arguments, "--common", json.dumps(common)],
+        [*_PYTHON, f"{__package__}.gpu_record", *arguments, *options, "--common",
+         json.dumps(common)],
         start_new_session=True,
-    )
+    )  # fmt: skip
     try:
         code = child.wait(seconds)
         ended = None if code == 0 else f"its process ended with {code}"
@@ -542,47 +634,133 @@ def in_a_child(name: str, path: Path, common: Record, seconds: float) -> None:
         records.append(path, [common | {"op": name, "failed": ended}])
 
 
+#: The card whose stand-in asks for the cubins of an architecture.
+CARDS = {"sm_75": "T4", "sm_80": "A100", "sm_89": "RTX 4090", "sm_90a": "H100"}
+
+
+def prepare(arch: str, names: Iterable[str], small: bool = False) -> None:
+    """Compile, into the cache, what the stages would on a card of `arch`.
+
+    The stages run on a stand-in whose launches do nothing, so what is compiled is what they ask
+    for, with the same names in the cache; for the GPU tests and the check it is every kernel of
+    the catalogue, which is not all: resident kernels of the tests' own networks are left to them.
+    """
+    from backprop_gpu import testing
+    from backprop_gpu.catalogue import everything, residents
+
+    compile_kernels([Catalogue(np.dtype(np.float32)).advance()], arch)  # a missing compiler: now
+    testing.start(CARDS[arch])
+    device = runtime()
+    wanted: dict[Kernel, None] = {}
+    device.launch = lambda kernel, *_: wanted.update({kernel: None})  # type: ignore[method-assign]
+    device.product = lambda *_: None  # type: ignore[method-assign]
+
+    def once(work: Callable[[], None]) -> list[float]:
+        work()
+        return [1e-6]
+
+    # Processes of their own: a compiler in this one would see the stand-in.
+    fresh = ProcessPoolExecutor(mp_context=get_context("spawn"))
+    with tempfile.TemporaryDirectory() as folder, fresh as pool:
+        recorder = Recorder(device, once, Path(folder, records.GPU), {}, float("inf"))
+        recorder.write = lambda **_: None  # type: ignore[method-assign]
+        chosen = stages(recorder, small) | {
+            "training": partial(started, workloads()),
+            "populations": partial(started, workloads(population=True)),
+            "ncu": profiled_case,
+        }
+        if not small:  # of rows and repetitions a kernel knows nothing
+            chosen["resident"] = partial(recorder.residents, rows=50, repeats=1)
+        for name in names:
+            if name in ("check", "gpu tests"):
+                wanted.update(dict.fromkeys((*everything(), *residents(device.device))))
+            elif name.startswith("compute-sanitizer"):
+                print(f"{name}: runs small shapes, and compiles what it lacks")
+            else:
+                recorder.stage(name, chosen[name])
+            # Stage by stage: whoever stops this has what the stages until then need.
+            for _ in pool.map(partial(_compile, arch), wanted):
+                pass
+            print(f"  {len(wanted)} kernels for {arch} so far", flush=True)
+
+
+def _compile(arch: str, kernel: Kernel) -> None:
+    compile_kernels([kernel], arch)
+
+
+def started(cases: Iterable[Any]) -> None:
+    """Let ours prepare for each workload as for a timed run, and for a check."""
+    from .measure import CHECKED
+    from .peers.agreement import affordable
+    from .peers.ours import Ours
+    from .workloads import problem
+
+    for case in cases:
+        for load in {case.workload, affordable(case.workload, CHECKED)}:
+            Ours().start(problem(load, 2), "cuda")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=records.RESULTS, help="folder for gpu.jsonl")
-    parser.add_argument("--minutes", type=float, default=7.5, help="time for everything")
-    parser.add_argument("--only", action="append", choices=STAGES, help="a stage; may be repeated")
-    parser.add_argument("--commit", help="of this code, where git cannot tell")
-    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
-    parser.add_argument("--common", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("--sanitized-case", action="store_true", help=argparse.SUPPRESS)
+    option = parser.add_argument
+    option("--out", type=Path, default=records.RESULTS, help="folder for gpu.jsonl")
+    option("--minutes", type=float, default=_MINUTES, help="time for everything; default 5")
+    option("--only", action="append", choices=STAGES, help="a stage; may be repeated")
+    option("--commit", help="of this code, where git cannot tell")
+    option("--prepare", action="store_true", help="compile what a record needs, and end")
+    option("--arch", choices=CARDS, default="sm_90a", help="for --prepare; default %(default)s")
+    option("--small", action="store_true", help="small shapes, to try the recorder itself")
+    option("--stand-in", metavar="CARD", help="run on a stand-in for a card; times mean nothing")
+    option("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    option("--common", type=json.loads, help=argparse.SUPPRESS)
+    option("--case", choices=("sanitized", "profiled"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     begin = time.perf_counter()
-    path, seconds = arguments.out / records.GPU, arguments.minutes * 60
-    if arguments.sanitized_case:
-        sanitized_case()
+    path, seconds, card = arguments.out / records.GPU, arguments.minutes * 60, arguments.stand_in
+    if arguments.case:
+        sanitized_case() if arguments.case == "sanitized" else profiled_case()
         return 0
-    if arguments.stage:
-        run_stage(arguments.stage, path, arguments.common, seconds)
+    if arguments.prepare:
+        prepare(arguments.arch, arguments.only or STAGES, arguments.small)
         return 0
+    if card:
+        from backprop_gpu import testing
+
+        testing.start(card)
     try:
-        device = CupyRuntime().device
+        device = runtime()
     except Exception as error:
         print(f"no usable CUDA device: {error}", file=sys.stderr)
         return 2
-    import cupy
+    if arguments.stage:
+        clock = Clock(device, budget=0.0 if arguments.small else 0.05)
+        recorder = Recorder(device, clock, path, arguments.common, seconds)
+        recorder.stage(arguments.stage, stages(recorder, arguments.small, card)[arguments.stage])
+        return 0
+    from cuda.bindings import driver
 
+    about = device.device
     common = records.environment() | {
-        "gpu": device.name,
-        "compute_capability": device.compute_capability,
-        "driver": cupy.cuda.runtime.driverGetVersion(),
+        "gpu": about.name,
+        "compute_capability": about.compute_capability,
+        "properties": asdict(about),
+        "driver": int(driver.cuDriverGetVersion()[1]),
     }
     if arguments.commit:
         common |= {"commit": arguments.commit, "dirty": False}
-    common["machine"]["gpu"] = device.name  # by which `explain` finds them
+    if card:
+        common |= {"stand_in": card}
+    common["machine"]["gpu"] = about.name  # by which `explain` finds them
+    options = (["--small"] if arguments.small else []) + (["--stand-in", card] if card else [])
     for name in arguments.only or STAGES:
         left = begin + seconds - time.perf_counter()
         if left < 5:
             records.append(path, [common | {"op": name, "skipped": "out of time"}])
             continue
-        in_a_child(name, path, common, min(left, STAGES[name]))
+        limit = STAGES[name] * max(1.0, arguments.minutes / _MINUTES)
+        in_a_child(name, path, common, min(left, limit), options)
     print(f"{path}: {time.perf_counter() - begin:.0f} s in all")
     return 0
 

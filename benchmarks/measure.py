@@ -16,10 +16,10 @@ import numpy as np
 
 from .floor import Clock
 from .peers import Device, Peer, Trainer
-from .peers.agreement import BOUND
+from .peers.agreement import bound
 from .workloads import Workload, problem
 
-#: Steps after which the parameters must agree with the reference's, to `agreement.BOUND`.
+#: Steps after which the parameters must agree with the reference's, to `agreement.bound`.
 CHECKED = 4
 #: Steps of the run by which the length of the timed runs is chosen. They have no fewer, or what a
 #: library does once a call would count as part of a step.
@@ -100,7 +100,7 @@ def measure(
             if result.absent is not None:
                 continue
             result.disagreement = disagreement(peer, workload, device, CHECKED)
-            if not result.disagreement < BOUND:  # NaN too
+            if not result.disagreement < bound(peer):  # NaN too
                 result.failed = f"disagrees by {result.disagreement:.1e}: not timed"
                 continue
             trainers[peer.name], result.steps = prepare(

@@ -13,6 +13,7 @@ from kernel_cases import LAUNCHED
 
 from backprop_gpu import activations, costs, self_check, testing
 from backprop_gpu.backends import Obstacles, names
+from backprop_gpu.catalogue import Kernel
 from backprop_gpu.cuda.runtime import Runtime
 from backprop_gpu.cuda.runtime import runtime as runtime_of
 from backprop_gpu.testing import standin, twins
@@ -58,6 +59,20 @@ def device_runtime() -> Runtime:
     return runtime_of(0)
 
 
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Kernel]:
+    """The kernels that the device is given, each time that it is."""
+    runtime, seen = device_runtime(), []
+    launch = runtime.launch
+
+    def recorded(kernel: Kernel, grid: Any, arguments: Any) -> None:
+        seen.append(kernel)
+        launch(kernel, grid, arguments)
+
+    monkeypatch.setattr(runtime, "launch", recorded)
+    return seen
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     report = yield
@@ -65,6 +80,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if report.failed and running is not None:
         report.sections.append(("why the stand-in's last refusal", running.reason()))
     return report
+
+
+@pytest.fixture
+def survives() -> None:
+    """For tests in which device code faults, or a sanitizer would report what they do."""
+    running = standin.running()
+    if running is not None and running.sanitizer != "plain":
+        pytest.skip("a fault ends a process that a sanitizer watches")
 
 
 @pytest.fixture
@@ -88,6 +111,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--stand-in", metavar="CARD", help="run on a stand-in for this card, such as H100"
     )
     parser.addoption("--stand-in-devices", type=int, default=1, help="how many of that card")
+    parser.addoption("--stand-in-sanitizer", default="plain", help="plain, asan or tsan")
     parser.addoption("--stand-in-order", default="late", help="late, others or random:SEED")
 
 
@@ -97,7 +121,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault(self_check.OFF, "0")
         order, _, seed = config.getoption("--stand-in-order").partition(":")
         devices = config.getoption("--stand-in-devices")
-        testing.start(card, seed=int(seed or 0), devices=devices, order=order)
+        sanitizer = config.getoption("--stand-in-sanitizer")
+        options = {"devices": devices, "order": order, "sanitizer": sanitizer}
+        testing.start(card, seed=int(seed or 0), **options)
         twins.together(LAUNCHED)  # sooner than one by one
     # With xdist the reports of all workers pass through the process that started them.
     if config.getoption("--tell-at-once") and not hasattr(config, "workerinput"):
@@ -109,11 +135,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("gpu") is None:
             continue
         item.user_properties.append(GPU)  # a report has no marks, and xdist sends reports
-        # A test that carries the mark itself, without the fixture, needs a device just the same.
-        if "backend" not in getattr(item, "fixturenames", ()):
-            reason = obstacle("cuda")
-            if reason is not None:
-                item.add_marker(pytest.mark.skip(reason=f"backend cuda: {reason}"))
+        name = item.callspec.params.get("backend", "cuda") if hasattr(item, "callspec") else "cuda"
+        reason = obstacle(name)
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=f"backend {name}: {reason}"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

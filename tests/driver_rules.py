@@ -64,6 +64,7 @@ class Gpu:
         self.minor = self.attribute(ATTRIBUTE.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
         self._libraries: list[Any] = []
         self.stream = self.new_stream()
+        self._put = self.kernel("put")  # before anybody captures
 
     def attribute(self, which: Any) -> int:
         return do(driver.cuDeviceGetAttribute, which, self.device)
@@ -145,7 +146,7 @@ class Gpu:
 
     def put(self, out: Any, value: float = 1, stream: Any = None, count: int = N) -> Any:
         types = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
-        return self.launch(self.kernel("put"), (int(out), value, count), types, stream=stream)
+        return self.launch(self._put, (int(out), value, count), types, stream=stream)
 
     def begin(self, stream: Any = None, mode: Any = GLOBAL) -> None:
         do(driver.cuStreamBeginCapture, self.stream if stream is None else stream, mode)
@@ -318,12 +319,20 @@ def test_work_of_a_destroyed_stream_is_done(gpu: Gpu) -> None:
     np.testing.assert_array_equal(values, np.full(N, 3))
 
 
-@pytest.mark.parametrize("blocking", [True])
-def test_the_legacy_stream_and_blocking_ones_wait_for_each_other(gpu: Gpu, blocking: bool) -> None:
-    a, out, stream = gpu.floats(), np.zeros(N, np.float32), gpu.new_stream(blocking)
+def test_the_legacy_stream_waits_for_blocking_ones(gpu: Gpu) -> None:
+    a, out, stream = gpu.floats(), np.zeros(N, np.float32), gpu.new_stream(blocking=True)
     assert gpu.put(a, 3, stream) == CU.CUDA_SUCCESS
     do(driver.cuMemcpyDtoH, out, a, BYTES)
     np.testing.assert_array_equal(out, np.full(N, 3))
+
+
+def test_blocking_streams_wait_for_the_legacy_one(gpu: Gpu) -> None:
+    a, stream = gpu.floats(), gpu.new_stream(blocking=True)
+    pinned, values = gpu.pinned()
+    assert gpu.put(a, 3, driver.CUstream(0)) == CU.CUDA_SUCCESS
+    do(driver.cuMemcpyDtoHAsync, pinned, a, BYTES, stream)
+    do(driver.cuStreamSynchronize, stream)
+    np.testing.assert_array_equal(values, np.full(N, 3))
 
 
 def test_pageable_memory_is_read_before_a_copy_returns(gpu: Gpu) -> None:
@@ -364,11 +373,9 @@ REFUSED: dict[str, Callable[[Gpu], Any]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_capture_refuses_ends_it(gpu: Gpu, name: str) -> None:
     a = gpu.floats()
-    put = gpu.kernel("put")
-    types = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
     gpu.begin()
     assert REFUSED[name](gpu) == CU.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
-    assert gpu.launch(put, (int(a), 1, N), types) == CU.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
+    assert gpu.put(a) == CU.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
     assert gpu.end() == CU.CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
 
 
@@ -553,6 +560,27 @@ def test_a_graph_is_copied_when_it_is_instantiated(gpu: Gpu) -> None:
     np.testing.assert_array_equal(out, np.full(N, 4))
 
 
+def test_what_a_graph_owns_lives_as_long_as_its_copies(gpu: Gpu) -> None:
+    """A driver may tell of the end later, from a thread of its own."""
+    ended = threading.Event()
+    destroy = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: ended.set())
+    address = driver.CUhostFn(_ptr=ctypes.addressof(ctypes.c_void_p.from_buffer(destroy)))
+    owned = do(driver.cuUserObjectCreate, 1, address, 1, 1)
+    a = gpu.floats()
+    gpu.begin()
+    gpu.put(a)
+    graph = do(driver.cuStreamEndCapture, gpu.stream)
+    move = driver.CUuserObjectRetain_flags.CU_GRAPH_USER_OBJECT_MOVE
+    do(driver.cuGraphRetainUserObject, graph, owned, 1, move)
+    executable = do(driver.cuGraphInstantiate, graph, 0)
+    do(driver.cuGraphDestroy, graph)
+    do(driver.cuGraphLaunch, executable, gpu.stream)
+    do(driver.cuStreamSynchronize, gpu.stream)
+    assert not ended.is_set()
+    do(driver.cuGraphExecDestroy, executable)
+    assert ended.wait(10)
+
+
 # -- launches ------------------------------------------------------------------------------
 
 PUT = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
@@ -609,6 +637,10 @@ def test_an_opt_in_counts_for_its_device(gpu: Gpu) -> None:
     pointer = ((int(second.floats()),), (ctypes.c_void_p,))
     error = second.launch(kernel, *pointer, shared=60 * 1024)
     assert error == CU.CUDA_ERROR_INVALID_VALUE
+    which = FUNCTION.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+    if gpu.attribute(ATTRIBUTE.CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH):
+        do(driver.cuKernelSetAttribute, which, 1, kernel, gpu.device)
+        assert do(driver.cuKernelGetAttribute, which, kernel, second.device) == 0
 
 
 def test_a_stream_of_another_device(gpu: Gpu) -> None:
@@ -715,12 +747,14 @@ def test_a_pointer_to_ordinary_memory(gpu: Gpu) -> None:
     broken(gpu, CU.CUDA_ERROR_ILLEGAL_ADDRESS)
 
 
+@pytest.mark.usefixtures("survives")
 @pytest.mark.sticky
 def test_a_null_pointer_that_is_followed(gpu: Gpu) -> None:
     assert gpu.put(0) == CU.CUDA_SUCCESS
     broken(gpu, CU.CUDA_ERROR_ILLEGAL_ADDRESS)
 
 
+@pytest.mark.usefixtures("survives")
 @pytest.mark.sticky
 @pytest.mark.parametrize("name", ["write_at", "read_at"])
 def test_far_out_of_bounds(gpu: Gpu, name: str) -> None:

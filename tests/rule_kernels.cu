@@ -3,7 +3,7 @@ extern __shared__ alignas(16) unsigned char dynamic_shared[];
 
 extern "C" __global__ void put(float* out, float value, int count) {
   const int at = blockIdx.x * blockDim.x + threadIdx.x;
-  if (at < count) out[at] = value;
+  if (at < count) out[at] = value;  // AddressSanitizer finds too large a count
 }
 
 // out_j = x_j + 1
@@ -32,3 +32,10 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) cluster_of_4(float* out) {
 }
 
 extern "C" __global__ void trap() { __trap(); }
+
+// A barrier is missing: a warp reads what another writes.
+extern "C" __global__ void race(float* out) {
+  float* shared = reinterpret_cast<float*>(dynamic_shared);
+  shared[threadIdx.x] = float(threadIdx.x);
+  out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];  // ThreadSanitizer finds it
+}

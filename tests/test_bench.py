@@ -21,6 +21,7 @@ from backprop_gpu import cli
 from benchmarks import compare, first_step, floor, measure, records, report, suite
 from benchmarks.cli import folder
 from benchmarks.floor import Rates
+from benchmarks.peers import agreement
 from benchmarks.workloads import WORKLOADS, Problem, Workload
 
 TINY = Workload("nielsen", (5, 4, 3), 2, classes=True)
@@ -144,6 +145,15 @@ def test_a_library_that_fails_is_named_and_the_rest_goes_on(when: str) -> None:
     record = suite.step_record(found["bad"], found["ours"], TINY, RATES)
     assert record["kind"] == "failed"
     assert "median_us" not in record
+
+
+def test_who_says_that_it_rounds_more_may_disagree_by_more() -> None:
+    clock, log = Clock(), list[str]()
+    peers = [Fake("ours", clock, log), Fake("coarse", clock, log)]
+    peers[1].bound = 1e-2  # type: ignore[attr-defined]
+    found = measured(peers, clock, disagreement=lambda *_: 2e-3)
+    assert "disagrees" in str(found["ours"].failed)
+    assert found["coarse"].timed
 
 
 @pytest.mark.parametrize("by", [2e-3, float("nan")])
@@ -313,7 +323,10 @@ def test_caches_that_cores_share_count_once(tmp_path: Path) -> None:
 
 def test_rates_of_a_device() -> None:
     class Runtime:
-        xp = np
+        zeros, empty, array = staticmethod(np.zeros), staticmethod(np.empty), staticmethod(np.array)
+
+        def copy(self, source: Any, out: Any) -> None:
+            out[:] = source
 
         def product(
             self, layout: str, a: Any, b: Any, out: Any, scale: float, workspace: Any
@@ -657,7 +670,7 @@ def test_quick(tmp_path: Path) -> None:
     assert [record["kind"] for record in found] == ["rates", "step", "step"]
     assert [record.get("peer") for record in found] == [None, "ours", "numpy"]
     for record in found[1:]:
-        assert record["disagreement"] < measure.BOUND
+        assert record["disagreement"] < agreement.BOUND
         assert record["rounds"] >= 3
         assert record["label"] in run.stdout
     assert "of floor" in run.stdout

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.peers import Device, Trainer
-from benchmarks.peers.agreement import BOUND, disagreement
+from benchmarks.peers.agreement import BOUND, bound, disagreement
 from benchmarks.peers.plain_numpy import PlainNumPy, PlainTrainer
 from benchmarks.peers.registry import PEERS, get
 from benchmarks.workloads import WORKLOADS, Arrays, Problem, Workload, problem
@@ -44,7 +44,7 @@ def skip_where_absent(name: str, workload: Workload, device: Device) -> None:
 def test_every_peer_trains_the_same(workload: Workload, name: str, device: Device) -> None:
     """`BOUND` is above what float32 leaves, 1e-6 of the change, and below what TF32 does, 3e-4."""
     skip_where_absent(name, workload, device)
-    assert disagreement(PEERS[name], workload, device) < BOUND
+    assert disagreement(PEERS[name], workload, device) < bound(PEERS[name])
 
 
 @each_device

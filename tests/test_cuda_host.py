@@ -108,10 +108,12 @@ def test_what_another_stream_fills_is_waited_for(runtime: Runtime) -> None:
     s = RNG.standard_normal((40, 30))
     other = runtime._device.create_stream()
     for way in ("interface", "dlpack"):
+        filled, product = (runtime.empty(s.shape, s.dtype) for _ in range(2))
+        runtime.synchronize()
         with runtime.on(other):
             # Work that is on its way there while ours begins.
-            filled = runtime.array(s)
-            product = equations.hadamard(filled, filled)
+            runtime.upload(s, filled)
+            equations.hadamard(filled, filled, out=product)
 
         class Theirs:
             shape, dtype, ndim = s.shape, s.dtype, 2

@@ -449,7 +449,7 @@ def test_wrong_out(name):
         with_out(np.empty((9, 9)))
     with pytest.raises(TypeError, match="float64"):
         with_out(np.empty_like(good, dtype="float32"))
-    with pytest.raises(TypeError, match="must be a NumPy or CuPy array, got list"):
+    with pytest.raises(TypeError, match="must be a NumPy array or one on a CUDA device, got list"):
         with_out(good.tolist())
     with pytest.raises(ValueError, match="read-only"):
         with_out(read_only(good))
@@ -533,7 +533,7 @@ def test_wrong_dtype_or_kind(name):
     for dtype in ("float16", "int64", "complex128", "object"):
         with pytest.raises(TypeError, match=f"float32 or all be float64.*{dtype}"):
             call(name, [array.astype(dtype) for array in arrays], others)
-    with pytest.raises(TypeError, match="must be a NumPy or CuPy array, got list"):
+    with pytest.raises(TypeError, match="must be a NumPy array or one on a CUDA device, got list"):
         call(name, [arrays[0].tolist(), *arrays[1:]], others)
     if len(arrays) > 1:
         with pytest.raises(TypeError, match="float32"):

@@ -1,67 +1,67 @@
-"""The GPU record, run with the kernels on the CPU: every stage writes what it should."""
+"""The GPU record: every stage writes what it should, on a GPU or on the stand-in for one."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from host_cuda.backend import BackendRuntime
+from conftest import device_runtime, needs_compiler
 
-from backprop_gpu.testing.build import CompilerMissing
+from backprop_gpu import compiler, optimizers
+from backprop_gpu.catalogue import Catalogue
+from backprop_gpu.testing import standin
 from benchmarks import gpu_record, records, suite
 from benchmarks.peers import registry
 from benchmarks.workloads import Workload
 
+NO_RUNTIME: Any = None
 
-def two_samples(work: Any) -> list[float]:
-    work()
-    return [1e-6, 2e-6]
+
+def recorder_of(runtime: Any, folder: Path) -> gpu_record.Recorder:
+    clock = gpu_record.Clock(runtime, budget=0.0)
+    return gpu_record.Recorder(runtime, clock, folder / "gpu.jsonl", {"gpu": "tried"}, 600)
 
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> gpu_record.Recorder:
-    runtime = BackendRuntime(library=True)
-    try:
-        runtime.host.prepare([("hadamard.cu", "hadamard<float>")])
-    except CompilerMissing as error:
-        if os.environ.get("BACKPROP_GPU_REQUIRE_COMPILERS"):
-            raise
-        pytest.skip(str(error))
-    return gpu_record.Recorder(runtime, two_samples, tmp_path / "gpu.jsonl", {"gpu": "host"}, 600)
+    """Of stages that need no device."""
+    return recorder_of(NO_RUNTIME, tmp_path)
 
 
-def written(recorder: gpu_record.Recorder) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in recorder.path.read_text().splitlines()]
+def written(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "gpu.jsonl").read_text().splitlines()]
 
 
-def test_every_stage(recorder: gpu_record.Recorder) -> None:
+@pytest.mark.gpu
+def test_every_stage(tmp_path: Path) -> None:
+    recorder = recorder_of(device_runtime(), tmp_path)
+    stages = gpu_record.stages(recorder, small=True)
+    for name in ("floors", "maps", "updates", "resident", "products"):
+        recorder.stage(name, stages[name])
     tiny = suite.Case(Workload("tiny", (20, 9, 5), 10, classes=True))
     peers = [registry.get(name) for name in ("ours", "numpy", "torch.graph")]
-    recorder.stage("ceilings", lambda: recorder.ceilings(size=4096, product=64))
     recorder.stage("training", lambda: recorder.training(peers, [tiny], "cpu"))
-    recorder.stage("maps", lambda: recorder.maps(((5, 7),)))
-    recorder.stage("updates", lambda: recorder.updates(((9, 7, 5),)))
-    recorder.stage("resident", lambda: recorder.residents((((70, 5, 3), 4),), (1, 3), 16, 1))
-    recorder.stage("products", lambda: recorder.products(((10, 30, 40),), (np.float32,)))
-    lines = written(recorder)
+    lines = written(tmp_path)
     assert not [line for line in lines if "failed" in line]
     timed = [line for line in lines if "median_us" in line]
     for line in timed:
-        assert line["gpu"] == "host"
-        if line["op"] not in ("training", "resident"):
-            assert line["median_us"] == 1.5
-        if line["op"] != "training":
+        assert line["gpu"] == "tried"
+        if line["op"] not in ("training", "empty launch", "cluster barrier"):
             assert line["error"] < 1e-5
-    ops = {line["op"] for line in timed}
-    assert ops == {
-        "copy", "matmul", "training", "bias_gradient", "hadamard", "update",
+    assert {line["op"] for line in timed} >= {
+        "copy", "empty launch", "training", "bias_gradient", "hadamard", "update",
         "forward", "hidden_error", "weight_gradient", "resident",
     }  # fmt: skip
+    assert "matmul" in {line["op"] for line in lines}
+    assert {line["cluster"] for line in lines if line["op"] == "cluster barrier"} == {2, 4, 8, 16}
     resident = [line for line in timed if line["op"] == "resident"]
     forms = {(line["members"], line["cluster"], line["stored"]) for line in resident}
     assert forms >= set(product((1, 3), (1,), ("float32", "uint8")))
@@ -73,23 +73,109 @@ def test_every_stage(recorder: gpu_record.Recorder) -> None:
     assert any("planned" in line["plan"] for line in timed if line["op"] == "forward")
 
 
-def test_what_is_wrong_is_not_timed(recorder: gpu_record.Recorder) -> None:
+@pytest.mark.gpu
+def test_from_plan_to_report(tmp_path: Path) -> None:
+    """Each stage in a process of its own, and what they write is read by `records`."""
+    running = standin.running()
+    options = ["--stand-in", running.card] if running is not None else []
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_record", "--out", str(tmp_path), "--small",
+         "--only", "check", "--only", "maps", "--only", "ncu", *options],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = records.read(tmp_path / records.GPU)
+    assert {line["op"] for line in lines} == {"check", "bias_gradient", "hadamard", "ncu"}
+    for line in lines:
+        assert line["properties"]["multiprocessors"] == device_runtime().device.multiprocessors
+        assert line.get("stand_in") == (running.card if running is not None else None)
+    assert not [line for line in lines if line["op"] == "hadamard" and "median_us" not in line]
+
+
+def test_what_a_record_needs_is_compiled_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU, and what is found later is not compiled again."""
+    needs_compiler()
+    try:
+        compiler._compiler_version()
+    except compiler.CompilerNotFoundError as error:
+        if os.environ.get("BACKPROP_GPU_REQUIRE_COMPILERS"):
+            raise
+        pytest.skip(str(error))
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("BACKPROP_GPU_CACHE", str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_record", "--prepare", "--small",
+         "--only", "updates"],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def build(*arguments: Any) -> None:
+        raise AssertionError(f"not in the cache: {arguments[:2]}")
+
+    monkeypatch.setattr(compiler, "_build", build)
+    kernels = Catalogue(np.dtype(np.float32))
+    for name in optimizers.names():
+        compiler.compile_kernels([kernels.update(optimizers.get(name).rule)], "sm_90a")
+    with pytest.raises(AssertionError, match="not in the cache"):
+        compiler.compile_kernels([kernels.hadamard()], "sm_90a")
+
+
+def program(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o700)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def test_ncu(
+    recorder: gpu_record.Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = ("gpu__time_duration.sum", "1,234.5"), ("sm__throughput", "61.2")
+    with (tmp_path / "printed").open("w") as file:
+        file.write("==PROF== Connected\n")
+        rows = csv.writer(file, quoting=csv.QUOTE_ALL)
+        rows.writerow(["ID", "Kernel Name", "Metric Name", "Metric Unit", "Metric Value"])
+        for i, kernel in enumerate(("forward<float, 8>", "resident<float>")):
+            rows.writerows([i, kernel, name, "", value] for name, value in metrics)
+    program(tmp_path, "ncu", f"cat {tmp_path / 'printed'}", monkeypatch)
+    recorder.ncu()
+    program(tmp_path, "ncu", "echo ERR_NVGPUCTRPERM; exit 9", monkeypatch)
+    recorder.ncu()
+    first, second, failed = written(tmp_path)
+    assert (first["kernel"], second["kernel"]) == ("forward<float, 8>", "resident<float>")
+    assert first["metrics"] == {"gpu__time_duration.sum": 1234.5, "sm__throughput": 61.2}
+    assert (failed["code"], failed["failed"]) == (9, "ERR_NVGPUCTRPERM")
+
+
+def test_what_a_stopped_program_has_printed_is_kept(
+    recorder: gpu_record.Recorder, tmp_path: Path
+) -> None:
+    recorder.stop = 0.0
+    code, text = recorder.logged("a program", ["sh", "-c", "echo so far; exec sleep 20"])
+    assert (code, text) == (None, "so far\n")
+    assert (tmp_path / "a_program.log").read_text() == text
+
+
+def test_what_is_wrong_is_not_timed(recorder: gpu_record.Recorder, tmp_path: Path) -> None:
     recorder.timed("forward", (1,), np.float32, "fused", [1e-6], error=0.5)
     recorder.timed("forward", (1,), np.float32, "fused", [1e-6], error=float("nan"))
-    for line in written(recorder):
+    for line in written(tmp_path):
         assert "not timed" in line["failed"]
         assert "median_us" not in line
 
 
 def test_a_stage_that_fails_is_recorded_and_the_next_runs(
-    recorder: gpu_record.Recorder, capsys: pytest.CaptureFixture[str]
+    recorder: gpu_record.Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorder.stage("first", lambda: 1 / 0)
     recorder.stage("second", lambda: recorder.write(op="second"))
-    assert [line.get("failed", "")[:17] for line in written(recorder)] == ["ZeroDivisionError", ""]
+    errors = [line.get("failed", "")[:17] for line in written(tmp_path)]
+    assert errors == ["ZeroDivisionError", ""]
     recorder.stop = 0.0
     recorder.stage("third", lambda: pytest.fail("no time was left"))
-    assert written(recorder)[-1] == {"gpu": "host", "op": "third", "skipped": "out of time"}
+    assert written(tmp_path)[-1] == {"gpu": "tried", "op": "third", "skipped": "out of time"}
 
 
 def test_damaged_records_are_reported_and_passed_over(

@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import obstacle
 
-from backprop_gpu import activations, backends, costs
+from backprop_gpu import activations, costs
 from backprop_gpu.activations import Activation
 
 pytest.importorskip("numba.cuda", reason="numba-cuda is not installed", exc_type=ImportError)
@@ -35,9 +36,8 @@ def test_every_equation_in_the_simulator():
 
 @pytest.mark.gpu
 def test_every_equation_on_a_device():
-    obstacle = backends.Obstacles()["numba_cuda"]
-    if obstacle is not None:
-        pytest.skip(obstacle)
+    if (reason := obstacle("numba_cuda")) is not None:
+        pytest.skip(reason)
     _run_cases(NUMBA_ENABLE_CUDASIM="0")
 
 

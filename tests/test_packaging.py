@@ -47,7 +47,7 @@ def test_the_wheel_holds_every_source(wheel: zipfile.ZipFile) -> None:
     }
     expected |= {
         f"backprop_gpu/{path.relative_to(ROOT).as_posix()}"
-        for pattern in ("*.py", "results/*.jsonl")
+        for pattern in ("*.py", "*.cu", "results/*.jsonl")
         for path in (ROOT / "benchmarks").rglob(pattern)
     }
     assert expected <= set(wheel.namelist()), expected - set(wheel.namelist())

@@ -242,14 +242,19 @@ def _form(name: str) -> Form:
     return next(form for form in FORMS if form.name == name)
 
 
+def _on_host(array: Any) -> np.ndarray:
+    return array if isinstance(array, np.ndarray) else runtime().to_numpy(array)
+
+
 def _train(form: Form) -> list[np.ndarray]:
     backend = CudaBackend("float32", runtime())
     return Run(form, backend, "float32").train(form.engine(backend))
 
 
-def same_bits(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> None:
+def same_bits(a: Sequence[Any], b: Sequence[Any]) -> None:
+    """Of arrays on the host and on the device."""
     assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
+    for x, y in zip(map(_on_host, a), map(_on_host, b), strict=True):
         np.testing.assert_array_equal(x.view(np.uint8), y.view(np.uint8))
 
 
@@ -296,10 +301,10 @@ def test_members_as_rows_of_one_array_are_not_copied() -> None:
     backend = CudaBackend("float32", runtime())
     scattered, rows = Run(form, backend, "float32"), Run(form, backend, "float32")
     layout = rows.members[0][0].parameters.layout
-    flats, slots = (np.zeros((4, layout.length), np.float32) for _ in range(2))
+    flats, slots = (backend.zeros((4, layout.length)) for _ in range(2))
     members = []
     for i, member in enumerate(rows.members):
-        flats[i] = member[0].parameters.flat
+        backend.copy(member[0].parameters.flat, flats[i])
         own = Parameters(layout, flats[i])
         members.append([replace(m, parameters=own, slots=(slots[i],)) for m in member])
     chosen = [3, 1]
@@ -313,7 +318,7 @@ def test_members_as_rows_of_one_array_are_not_copied() -> None:
         if i in chosen:
             same_bits([flats[i], slots[i]], [expected.parameters.flat, *expected.slots])
         else:
-            assert not slots[i].any()
+            assert not _on_host(slots[i]).any()
 
 
 def test_members_of_several_rules_and_batch_sizes() -> None:
@@ -348,7 +353,7 @@ def test_a_member_that_diverges_does_so_alone(cluster: int) -> None:
     form = replace(_form("members"), cluster=cluster)
     backend = CudaBackend("float32", runtime())
     healthy, one_ill = Run(form, backend, "float32"), Run(form, backend, "float32")
-    one_ill.members[1][0].parameters.flat[0] = np.nan
+    backend.copy(backend.asarray(np.array([np.nan])), one_ill.members[1][0].parameters.flat[:1])
     engine = form.engine(backend)
     expected, got = healthy.train(engine), one_ill.train(engine)
     assert not np.isfinite(got[2]).any()  # its costs
@@ -375,7 +380,8 @@ def test_the_order_is_honoured() -> None:
     inverse = np.argsort(shuffled)
     costs = engine.run_epoch(a, first.X, first.Y)
     moved = engine.run_epoch(
-        replace(b, order=inverse[b.order]), again.X[shuffled], again.Y[shuffled]
+        replace(b, order=inverse[b.order]),
+        *(backend.asarray(_on_host(array)[shuffled]) for array in (again.X, again.Y)),
     )
     same_bits([costs, a.parameters.flat], [moved, b.parameters.flat])
 
@@ -397,7 +403,7 @@ def test_bytes_give_the_bits_of_numbers(form: Form, dtype: str) -> None:
     backend = CudaBackend(dtype, runtime())
     stored, numbers = Run(form, backend, dtype), Run(form, backend, dtype)
     assert stored.X.dtype == np.uint8
-    assert (stored.X > 127).any()
+    assert (_on_host(stored.X) > 127).any()
     numbers.X = backend.asarray(numbers.X)
     as_numbers = replace(form, bytes=False)
     same_bits(stored.train(form.engine(backend)), numbers.train(as_numbers.engine(backend)))
@@ -445,7 +451,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[np.dtype[Any]]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("inputs", [48, 36, 27])
-def test_a_network_of_bytes(inputs: int, dtype: str, seen: list[np.dtype[Any]]) -> None:
+def test_a_network_of_bytes(
+    inputs: int, dtype: str, seen: list[np.dtype[Any]], launched: list[Kernel]
+) -> None:
     X, y = _images(inputs)
     nets = []
     for given in (X, X.astype(dtype)):
@@ -455,9 +463,8 @@ def test_a_network_of_bytes(inputs: int, dtype: str, seen: list[np.dtype[Any]]) 
     assert seen == [np.uint8] * 2 + [np.dtype(dtype)] * 2
     for net, reads in zip(nets, (True, False), strict=True):
         assert ("rows of X read as uint8" in net.plan.engine_reason) == reads
-    launched = [[k.expression for k in net._backend.runtime.launched if k.file == "resident.cu"]
-                for net in nets]  # fmt: skip
-    assert [["unsigned char" in one for one in each] for each in launched] == [[True], [False]]
+    resident = ["unsigned char" in k.expression for k in launched if k.file == "resident.cu"]
+    assert resident == [True] * 2 + [False] * 2  # an epoch each
     same_bits([nets[0]._get_flat()], [nets[1]._get_flat()])
     assert nets[0].history == replace(nets[1].history, seconds=nets[0].history.seconds)
 
@@ -524,8 +531,8 @@ def test_where_an_epoch_is_layered_bytes_become_numbers_once(
     if on_step is None:
         engine.run_members([member[0] for member in run.members], run.X, run.Y)
     assert [array.dtype for array in made] == [np.float32]
-    other = np.zeros_like(run.X)  # and another array is another
-    assert not engine._numbers(other).any()
+    other = backend.asarray(np.zeros(run.X.shape), np.uint8)  # and another array is another
+    assert not _on_host(engine._numbers(other)).any()
     engine.release()
     assert engine._converted is None
 

@@ -222,14 +222,13 @@ class Runtime:
     def to_numpy(self, array: DeviceArray) -> np.ndarray:
         """A copy on the host, when all that was queued before is done."""
         host = np.empty(array.shape, array.dtype)
-        stream = self.stream
         if array.size:
+            # To memory that is not pinned the driver returns when all is there.
             self._check(
                 self._driver.cuMemcpyDtoHAsync(
-                    host.ctypes.data, array.pointer, array.nbytes, stream.handle
+                    host.ctypes.data, array.pointer, array.nbytes, self.stream.handle
                 )
             )
-        stream.sync()
         return host
 
     def copy(self, source: DeviceArray, out: DeviceArray) -> None:
@@ -392,7 +391,10 @@ def current() -> Runtime:
         first = runtime(0)
         first.use()  # another thread may have made it
         return first
-    return runtime(int(driver.cuCtxGetDevice()[1]))
+    error, index = driver.cuCtxGetDevice()
+    if int(error):
+        raise RuntimeError(f"the current CUDA device cannot be used: {error.name}")
+    return runtime(int(index))
 
 
 def count() -> int:
@@ -405,11 +407,17 @@ def count() -> int:
     """
     with uninterrupted():
         from cuda.bindings import driver
-    for call in (lambda: driver.cuInit(0), driver.cuDeviceGetCount):
-        error, *found = call()
-        if int(error):
-            raise RuntimeError(error.name)
-    return int(found[0])
+        from cuda.pathfinder import DynamicLibNotFoundError
+    try:
+        (error,) = driver.cuInit(0)
+    except DynamicLibNotFoundError as reason:
+        raise RuntimeError("no CUDA driver is installed") from reason
+    found = 0
+    if not int(error):
+        error, found = driver.cuDeviceGetCount()
+    if int(error):
+        raise RuntimeError(error.name)
+    return int(found)
 
 
 def is_on_device(array: Any) -> bool:

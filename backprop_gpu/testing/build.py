@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 
 Sanitizer = Literal["plain", "asan", "tsan"]
 
-EMULATOR = Path(__file__).parent / "emulator"
-DRIVER = Path(__file__).parent / "driver"
+EMULATOR = Path(__file__).resolve().parent / "emulator"
+DRIVER = Path(__file__).resolve().parent / "driver"
 
 # Two libraries may have a shared variable of the same name, and each keeps its own
 # (no-gnu-unique). No thread-local variable has a constructor (no-extern-tls-init).
@@ -209,6 +209,12 @@ def _compiler() -> tuple[str, str]:
         raise CompilerMissing("running CUDA kernels on the CPU needs g++, and there is none")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     return compiler, version.stdout
+
+
+def compiler_file(name: str) -> str:
+    """Where the compiler has a library of its own."""
+    command = [_compiler()[0], f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @lru_cache

@@ -94,6 +94,21 @@ class Standin:
         self._library.standin_reset()
 
 
+def environment(sanitizer: Sanitizer) -> dict[str, str]:
+    """What a process needs in its environment from its start to run kernels under a sanitizer."""
+    if sanitizer == "plain":
+        return {}
+    libraries = ("libasan.so", "libubsan.so") if sanitizer == "asan" else ("libtsan.so",)
+    return {
+        "LD_PRELOAD": " ".join(map(build.compiler_file, libraries)),
+        # Leaks would be Python's own. Its code is not instrumented, and what it does not seen.
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "TSAN_OPTIONS": "halt_on_error=1:atexit_sleep_ms=0:history_size=3"
+        ":ignore_noninstrumented_modules=1",
+    }
+
+
 _running: Standin | None = None
 
 
@@ -121,8 +136,8 @@ def start(
     order : {"late", "others", "random"}
         See `Standin.order`.
     sanitizer : {"plain", "asan", "tsan"}
-        What the kernels are built with. The process must have been started with that
-        sanitizer's library in LD_PRELOAD.
+        What the kernels are built with. The process must have been started with
+        `environment`, and ends with the first report.
 
     Returns
     -------
@@ -134,7 +149,8 @@ def start(
     build.CompilerMissing
         If there is no g++.
     RuntimeError
-        If a driver is loaded already, or a stand-in with another card.
+        If a driver is loaded already, or a stand-in with another card; or if the sanitizer is
+        not loaded.
     """
     global _running
     if card not in CARDS:
@@ -153,6 +169,11 @@ def start(
         raise RuntimeError(
             f"a CUDA driver is loaded in this process ({loaded}): start the stand-in before "
             "anything uses CUDA"
+        )
+    if sanitizer != "plain" and not hasattr(ctypes.CDLL(None), f"__{sanitizer}_init"):
+        raise RuntimeError(
+            f"this process was not started for {sanitizer}: its environment must have "
+            f"{environment(sanitizer)}"
         )
     library = ctypes.CDLL(str(build.driver(sanitizer)), ctypes.RTLD_GLOBAL)
     library.standin_configure.restype = ctypes.c_char_p

@@ -50,6 +50,17 @@ def disagreement(peer: Peer, workload: Workload, device: Device, steps: int = 5)
     return worst
 
 
+def bound(peer: Peer) -> float:
+    """What this one may disagree by: its own ``bound`` where it rounds more than float32 does."""
+    return float(getattr(peer, "bound", BOUND))
+
+
+def affordable(workload: Workload, steps: int) -> Workload:
+    """With so few rows that the reference takes no more than `OPERATIONS`."""
+    a_row = workload.flops / workload.batch
+    return replace(workload, batch=max(1, min(workload.batch, int(OPERATIONS / (steps * a_row)))))
+
+
 @lru_cache(maxsize=1)  # the next peer has the same workload
 def _reference(workload: Workload, steps: int) -> tuple[Problem, Arrays]:
     """A problem, and all weights, then all biases, after its steps.
@@ -57,9 +68,7 @@ def _reference(workload: Workload, steps: int) -> tuple[Problem, Arrays]:
     A row for which a relu's z is close to 0 gives way to another row of the batch: its slope is 0
     or 1 by the last bit of a sum, and libraries may rightly differ.
     """
-    a_row = workload.flops / workload.batch
-    batch = max(1, min(workload.batch, int(OPERATIONS / (steps * a_row))))
-    given = problem(replace(workload, batch=batch), steps)
+    given = problem(affordable(workload, steps), steps)
     weights = [w.astype(np.float64) for w in given.weights]
     biases = [b.astype(np.float64) for b in given.biases]
     order = given.order.copy()
@@ -67,7 +76,7 @@ def _reference(workload: Workload, steps: int) -> tuple[Problem, Arrays]:
         x, y = given.X[rows].astype(np.float64), given.Y[rows].astype(np.float64)
         if not workload.classes:
             kept = np.flatnonzero(_far_from_kinks(weights, biases, x))
-            again = np.resize(kept, batch)
+            again = np.resize(kept, len(rows))
             rows[:], x, y = rows[again], x[again], y[again]
         for member in range(workload.members):
             ws, bs = [w[member] for w in weights], [b[member] for b in biases]

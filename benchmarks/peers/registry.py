@@ -11,7 +11,7 @@ from .scikit_learn import ScikitLearn
 from .tiny_cuda_nn import TinyCudaNN
 from .torch_compile import TorchCompile
 from .torch_eager import TorchEager
-from .torch_graph import TorchGraph
+from .torch_graph import TorchGraph, TorchGraphTF32
 
 _ALL: tuple[Peer, ...] = (
     Ours(),
@@ -20,6 +20,7 @@ _ALL: tuple[Peer, ...] = (
     TorchEager(),
     TorchCompile(),
     TorchGraph(),
+    TorchGraphTF32(),
     JaxScan(),
     PlainCuPy(),
     TinyCudaNN(),

@@ -20,9 +20,21 @@ class TorchGraph(TorchEager):
         return GraphTrainer(problem, device)
 
 
+class TorchGraphTF32(TorchGraph):
+    """Its products round what they read to TF32: ten bits of fraction, as tensor cores take it."""
+
+    name = "torch.graph.tf32"
+    label = "PyTorch CUDA graph, TF32"
+    bound = 1e-2
+
+    def start(self, problem: Problem, device: Device) -> TorchTrainer:
+        return GraphTrainer(problem, device, precision="high")
+
+
 class GraphTrainer(TorchTrainer):
-    def __init__(self, problem: Problem, device: Device) -> None:
+    def __init__(self, problem: Problem, device: Device, precision: str = "highest") -> None:
         super().__init__(problem, device)
+        self.torch.set_float32_matmul_precision(precision)
         cuda = self.torch.cuda
         # The step's number is on the device too, so that a step is one launch and no copies.
         self.number = self.torch.zeros(1, dtype=self.torch.int64, device=device)
@@ -39,6 +51,8 @@ class GraphTrainer(TorchTrainer):
         self.graph = cuda.CUDAGraph()
         with cuda.graph(self.graph):
             self.next_step()
+        # What is captured stays as it is; PyTorch's other trainers take no TF32.
+        self.torch.set_float32_matmul_precision("highest")
         self.reset()
         self.wait()
 

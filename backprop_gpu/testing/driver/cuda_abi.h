@@ -122,6 +122,8 @@ enum CUdevice_attribute : int {
   CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK = 111,
   CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED = 115,
   CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH = 120,
+  CU_DEVICE_ATTRIBUTE_HOST_NUMA_MEMORY_POOLS_SUPPORTED = 142,
+  CU_DEVICE_ATTRIBUTE_HOST_MEMORY_POOLS_SUPPORTED = 144,
   CU_DEVICE_ATTRIBUTE_MAX = 162,
 };
 
@@ -176,13 +178,15 @@ enum CUmemLocationType : int {
   CU_MEM_LOCATION_TYPE_HOST = 2,
 };
 
+enum CUmemAllocationType : int { CU_MEM_ALLOCATION_TYPE_PINNED = 1 };
+
 struct CUmemLocation {
   CUmemLocationType type;
   int id;
 };
 
 struct CUmemPoolProps {
-  int allocType;
+  CUmemAllocationType allocType;
   int handleTypes;
   CUmemLocation location;
   void* win32SecurityAttributes;
@@ -227,6 +231,7 @@ enum CUlaunchAttributeID : int {
 
 union CUlaunchAttributeValue {
   char pad[64];
+  void* rest;
   int cooperative;
   struct {
     unsigned x, y, z;

@@ -233,6 +233,8 @@ std::shared_ptr<Stream> stream_of(CUstream handle);
 std::shared_ptr<Operation> submit(Lock& lock, Stream& stream, Work work);
 // Runs until it is done, with what it waits for; then fails if the context is broken.
 void finish(Lock& lock, const std::shared_ptr<Operation>& wanted);
+// It is done, or as good as done.
+void drop(std::shared_ptr<Operation> operation);
 void finish_all(Lock& lock, const Context& context);
 // One after another, or one of a graph's.
 void execute(Lock& lock, Context& context, const Work& work);

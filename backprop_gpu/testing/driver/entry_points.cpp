@@ -93,8 +93,20 @@ void fail(CUresult result, const char* format, ...) {
   throw Failure{result, buffer};
 }
 
+namespace {
+
 // What must wait until the mutex is free: what users of the driver want to be told.
 thread_local std::vector<std::function<void()>> afterwards;
+
+void tell_afterwards() {
+  while (!afterwards.empty()) {
+    const auto next = std::move(afterwards.back());
+    afterwards.pop_back();
+    next();
+  }
+}
+
+}  // namespace
 
 void after_call(std::function<void()> f) { afterwards.push_back(std::move(f)); }
 
@@ -114,11 +126,7 @@ CUresult call(const char* name, Counted counted, const std::function<void(Lock&)
       state.reason = std::string(name) + ": " + failure.reason;
     }
   }
-  while (!afterwards.empty()) {
-    const auto next = std::move(afterwards.back());
-    afterwards.pop_back();
-    next();
-  }
+  tell_afterwards();
   return result;
 }
 
@@ -242,7 +250,9 @@ int attribute(const Card& card, int which) {
     case CU_DEVICE_ATTRIBUTE_STREAM_PRIORITIES_SUPPORTED:
     case CU_DEVICE_ATTRIBUTE_COMPUTE_PREEMPTION_SUPPORTED:
     case CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH:
-    case CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED: return 1;
+    case CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED:
+    case CU_DEVICE_ATTRIBUTE_HOST_NUMA_MEMORY_POOLS_SUPPORTED:
+    case CU_DEVICE_ATTRIBUTE_HOST_MEMORY_POOLS_SUPPORTED: return 1;
     default: return 0;  // what the stand-in has not: textures, managed memory, …
   }
 }
@@ -535,18 +545,17 @@ EXPORT long standin_live(const char* kind) {
 
 // After an error that stays: what was submitted is dropped, captures end, memory and handles stay.
 EXPORT void standin_reset() {
-  Lock lock(state.mutex);
-  state.changed.wait(lock, [] { return !state.running; });
-  injections.clear();
-  for (auto& [number, operation] : state.pending) {
-    operation->done = true;
-    operation->after.clear();
+  {
+    Lock lock(state.mutex);
+    state.changed.wait(lock, [] { return !state.running; });
+    injections.clear();
+    while (!state.pending.empty()) drop(state.pending.begin()->second);
+    while (!state.captures.empty()) end_capture(**state.captures.begin());
+    for (auto& context : state.devices) {
+      context->sticky = CUDA_SUCCESS;
+      context->sticky_reason.clear();
+    }
+    state.reason.clear();
   }
-  state.pending.clear();
-  while (!state.captures.empty()) end_capture(**state.captures.begin());
-  for (auto& context : state.devices) {
-    context->sticky = CUDA_SUCCESS;
-    context->sticky_reason.clear();
-  }
-  state.reason.clear();
+  tell_afterwards();
 }

@@ -23,11 +23,13 @@ constexpr size_t page = 4096;
 constexpr size_t front = 512;     // as far as a driver aligns
 constexpr size_t back = 256;      // at least
 constexpr char guard = '\xA5';    // fresh memory is 0xFF: NaN and -1
-constexpr size_t arena_bytes = size_t{1} << 41;
 constexpr size_t remembered = 20000;  // freed allocations
 #ifdef CUDA_HOST_TSAN
-constexpr uintptr_t arena_hint = 0x7e9000000000;  // where ThreadSanitizer lets programs be
+// Where ThreadSanitizer lets programs be.
+constexpr size_t arena_bytes = size_t{1} << 38;
+constexpr uintptr_t arena_hint = 0x7e9000000000;
 #else
+constexpr size_t arena_bytes = size_t{1} << 41;
 constexpr uintptr_t arena_hint = 0;
 #endif
 
@@ -222,6 +224,12 @@ namespace {
 
 struct sigaction before[2];
 
+#if defined(CUDA_HOST_ASAN) || defined(CUDA_HOST_TSAN)
+constexpr bool survives = false;  // a sanitizer does not follow who leaves a handler by a switch
+#else
+constexpr bool survives = true;
+#endif
+
 // Whether the thread that faulted runs device code: its stack is a fiber's.
 bool in_kernel(cuda_host::Fiber* fiber) {
   const char* here = static_cast<const char*>(__builtin_frame_address(0));
@@ -262,11 +270,13 @@ void on_fault(int signal, siginfo_t* info, void*) {
       kept = where;
       fault_result = result;
       const uint3 t = (*current)->thread;
-      fail("thread (%u,%u,%u) touched %s, which the launch does not name", t.x, t.y, t.z,
-           kept.c_str());
+      constexpr const char* format = "thread (%u,%u,%u) touched %s, which the launch does not name";
+      if (survives) fail(format, t.x, t.y, t.z, kept.c_str());
+      const std::string message = "\nCUDA stand-in: " + text(format, t.x, t.y, t.z, kept.c_str());
+      if (write(2, message.data(), message.size()) < 0) _exit(1);
     }
   }
-  if (in_arena(address)) {
+  if (in_arena(address) && faulting == nullptr) {
     const std::string message = "\nCUDA stand-in: the host touched device memory: " + where + "\n";
     if (write(2, message.data(), message.size()) < 0) _exit(1);
   }
@@ -506,6 +516,8 @@ EXPORT CUresult cuDeviceSetMemPool(CUdevice device, CUmemoryPool pool) {
 
 EXPORT CUresult cuMemPoolCreate(CUmemoryPool* pool, const CUmemPoolProps* properties) {
   return call("cuMemPoolCreate", Counted::allocation, [&](Lock&) {
+    if (properties->allocType != CU_MEM_ALLOCATION_TYPE_PINNED)
+      fail(CUDA_ERROR_NOT_SUPPORTED, "the stand-in has no managed memory");
     if (properties->handleTypes != 0)
       fail(CUDA_ERROR_NOT_SUPPORTED, "the stand-in shares no memory between processes");
     auto made = std::make_shared<Pool>();
@@ -577,8 +589,11 @@ EXPORT CUresult cuMemPoolGetAccess(int* flags, CUmemoryPool pool, CUmemLocation*
 }
 
 // A pool for what lies on the host or on a device, the same for all who ask.
-EXPORT CUresult cuMemGetDefaultMemPool(CUmemoryPool* pool, CUmemLocation* location, int) {
+EXPORT CUresult cuMemGetDefaultMemPool(CUmemoryPool* pool, CUmemLocation* location,
+                                       CUmemAllocationType type) {
   return call("cuMemGetDefaultMemPool", Counted::other, [&](Lock&) {
+    if (type != CU_MEM_ALLOCATION_TYPE_PINNED)
+      fail(CUDA_ERROR_NOT_SUPPORTED, "the stand-in has no managed memory");
     if (location->type == CU_MEM_LOCATION_TYPE_DEVICE) {
       *pool = static_cast<CUmemoryPool>(context_of_device(location->id).default_pool->handle);
       return;
@@ -594,7 +609,8 @@ EXPORT CUresult cuMemGetDefaultMemPool(CUmemoryPool* pool, CUmemLocation* locati
   });
 }
 
-EXPORT CUresult cuMemGetMemPool(CUmemoryPool* pool, CUmemLocation* location, int type) {
+EXPORT CUresult cuMemGetMemPool(CUmemoryPool* pool, CUmemLocation* location,
+                                CUmemAllocationType type) {
   return cuMemGetDefaultMemPool(pool, location, type);
 }
 

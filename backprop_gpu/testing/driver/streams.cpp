@@ -10,10 +10,21 @@
 
 #include "driver.h"
 
+// ThreadSanitizer does not follow the mutex of a library that it did not instrument. What runs, runs
+// after what ran before, whichever threads ran it.
+#ifdef CUDA_HOST_TSAN
+extern "C" void __tsan_acquire(void* clock);
+extern "C" void __tsan_release(void* clock);
+#else
+static void __tsan_acquire(void*) {}
+static void __tsan_release(void*) {}
+#endif
+
 namespace standin {
 
 namespace {
 
+char clock_of_runs;
 constexpr size_t longest_queue = 1024;  // of a stream: then the host waits, as on a device
 
 double now() {
@@ -47,7 +58,7 @@ bool can_run(const Operation& operation) {
                      [](const auto& before) { return before->done; });
 }
 
-void run(Lock& lock, const std::shared_ptr<Operation>& operation) {
+void run(Lock& lock, std::shared_ptr<Operation> operation) {
   Context& context = *operation->context;
   if (context.sticky == CUDA_SUCCESS) {
     try {
@@ -56,16 +67,7 @@ void run(Lock& lock, const std::shared_ptr<Operation>& operation) {
       break_context(context, failure);
     }
   }
-  operation->done = true;
-  operation->seconds = now();
-  operation->after.clear();
-  operation->work.run = nullptr;
-  operation->work.memory.clear();
-  operation->work.uses = nullptr;
-  operation->work.graph = nullptr;
-  if (operation->stream != nullptr) --operation->stream->unfinished;
-  operation->stream = nullptr;
-  state.pending.erase(operation->number);
+  drop(std::move(operation));
 }
 
 // As many as one turn of the runner takes; the others of `wanted` that are done are left out.
@@ -94,6 +96,16 @@ thread_local std::shared_ptr<Stream> per_thread[8];
 
 }  // namespace
 
+void drop(std::shared_ptr<Operation> operation) {
+  operation->done = true;
+  operation->seconds = now();
+  operation->after.clear();
+  operation->work = {operation->work.what, {}, {}};
+  --operation->stream->unfinished;
+  operation->stream = nullptr;
+  state.pending.erase(operation->number);
+}
+
 size_t random_below(size_t n) { return state.random() % n; }
 
 void execute(Lock& lock, Context& context, const Work& work) {
@@ -111,12 +123,15 @@ void execute(Lock& lock, Context& context, const Work& work) {
     work.run();
   } else {
     lock.unlock();
+    __tsan_acquire(&clock_of_runs);
     try {
       work.run();
     } catch (...) {
+      __tsan_release(&clock_of_runs);
       lock.lock();
       throw;
     }
+    __tsan_release(&clock_of_runs);
     lock.lock();
   }
   check_guards(work.memory, work.what);
@@ -297,7 +312,7 @@ EXPORT CUresult cuStreamQuery(CUstream handle) {
       fail_capture(*stream->capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
                    "the stream is being captured");
     if (stream->last == nullptr || stream->last->done) return;
-    finish(lock, std::shared_ptr<Operation>(stream->last));
+    if (!state.running) finish(lock, std::shared_ptr<Operation>(stream->last));
     fail(CUDA_ERROR_NOT_READY, "the stream's work is not done");
   });
 }
@@ -430,7 +445,7 @@ EXPORT CUresult cuEventQuery(CUevent handle) {
   return call("cuEventQuery", Counted::synchronization, [&](Lock& lock) {
     const auto event = readable(handle);
     if (event->operation == nullptr || event->operation->done) return;
-    finish(lock, std::shared_ptr<Operation>(event->operation));
+    if (!state.running) finish(lock, std::shared_ptr<Operation>(event->operation));
     fail(CUDA_ERROR_NOT_READY, "what came before the event is not done");
   });
 }
