@@ -14,10 +14,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import needs_compiler
 
-from backprop_gpu import backends, cli, self_check
+from backprop_gpu import backends, cli, compiler, self_check
+from backprop_gpu.catalogue import Catalogue
 
 pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
@@ -95,7 +97,7 @@ def test_cuda_is_there_inside_and_not_behind(tmp_path: Path) -> None:
                 assert backends.Obstacles()["cuda"] is None
                 net = fit(network())
                 assert network(backend="auto").backend == "cuda"
-            assert runtime.runtime.cache_info().currsize == 0
+            assert runtime._made.cache_info().currsize == 0
             assert "stand-in, which is not active" in backends.Obstacles()["cuda"]
             assert network(backend="auto").backend == "numpy"
             raises(network, RuntimeError, "not active")
@@ -338,6 +340,23 @@ def test_not_for_numpy_and_not_if_off(tmp_path: Path) -> None:
         """
     in_process(code.format(backend="numpy"), tmp_path)
     in_process(code.format(backend="cuda"), tmp_path, **{self_check.OFF: "0"})
+
+
+def test_compiling_is_announced_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BACKPROP_GPU_CACHE", str(tmp_path))
+    monkeypatch.setattr(compiler, "_compiler_version", lambda: "none")
+    monkeypatch.setattr(
+        compiler, "_build", lambda file, names, *_: (b"", {name: name for name in names}, "")
+    )
+    monkeypatch.setattr(compiler, "_parse", lambda *_: ())
+    compiler._announce.cache_clear()
+    kernels = Catalogue(np.dtype("float32"))
+    for kernel in (kernels.gather(), kernels.gather(), kernels.hadamard()):
+        compiler.compile_kernels([kernel], "sm_80")
+    (line,) = caplog.messages
+    assert "compiling CUDA kernels" in line
 
 
 # -- the command ------------------------------------------------------------------------------

@@ -389,20 +389,33 @@ class _Place:
         self.memory: list[Any] = []
 
 
-@lru_cache
+#: Two threads would make two of one device, and import halves of cuda.core.
+_making = threading.Lock()
+_made = lru_cache(Runtime)
+
+
 def runtime(index: int = 0) -> Runtime:
     """The device of that number, with the kernels loaded so far."""
-    return Runtime(index)
+    with _making:
+        return _made(index)
+
+
+def forget() -> None:
+    """Make new ones from here on; who has an old one keeps it."""
+    with _making:
+        _made.cache_clear()
 
 
 def current() -> Runtime:
-    """Of the device that is this thread's current one; of the first if there is none."""
+    """Of this thread's current device; without one the first, which becomes it."""
     with uninterrupted():
         from cuda.bindings import driver
     driver.cuInit(0)
     error, context = driver.cuCtxGetCurrent()
     if int(error) or not int(context):
-        return runtime(0)
+        first = runtime(0)
+        first.use()  # another thread may have made it
+        return first
     error, index = driver.cuCtxGetDevice()
     if int(error):
         raise RuntimeError(f"the current CUDA device cannot be used: {error.name}")

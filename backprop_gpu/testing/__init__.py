@@ -125,5 +125,5 @@ def _forget() -> None:
     from .. import self_check
     from ..cuda import runtime
 
-    runtime.runtime.cache_clear()
+    runtime.forget()
     self_check.forget()
