@@ -54,8 +54,8 @@ class Cost:
         (a, y), both (m, n_L) -> (m,): C_x of every sample.
     gradient : callable
         (a, y), both (m, n_L) -> (m, n_L): ∂C_x/∂a_j. The cuda backend calls both with
-        CuPy arrays, so write them with operators and NumPy functions; numba_cuda copies
-        a and y to the host for them.
+        CuPy arrays, so write them with operators and NumPy functions; without CuPy, and on
+        numba_cuda, a and y are copied to the host for them.
 
     Examples
     --------

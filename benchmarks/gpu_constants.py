@@ -82,7 +82,10 @@ def of_gpu(found: Sequence[Record], name: str) -> planning.Device:
         if record.get("gpu") == name and "properties" in record:
             about = record["properties"]
             capability = tuple(about["compute_capability"])
-            return planning.Device(**about | {"compute_capability": capability})
+            clusters = tuple(map(tuple, about.get("clusters", ())))
+            return planning.Device(
+                **about | {"compute_capability": capability, "clusters": clusters}
+            )
     if name == planning.H200.name:  # recorded before records described it
         return planning.H200
     raise ValueError(f"no record describes {name!r}: record it again")

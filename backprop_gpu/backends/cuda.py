@@ -416,7 +416,7 @@ def usable_cupy() -> Any:
 
         cupy.cuda.runtime.getDeviceCount()
     except Exception as reason:  # its own library of the driver's, a folder it cannot write
-        _log.info("a cost of your own runs on the host: no CuPy (%s)", reason)
+        _log.warning("a cost of your own is computed on the host, without CuPy: %s", reason)
         return None
     return cupy
 
