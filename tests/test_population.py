@@ -811,7 +811,7 @@ def test_arguments_of_the_constructor(kind, message, settings):
         (lambda: network(1, activation="tanh"), r"activations .*tanh"),
         (lambda: network(1, cost="binary_cross_entropy"), "cost"),
         (lambda: network(1, dtype="float64"), "dtype"),
-        (lambda: network(1, backend="numpy"), "backend"),
+        pytest.param(lambda: network(1, backend="cuda"), "backend", marks=pytest.mark.gpu),
     ],
 )
 def test_networks_of_several_shapes_are_for_sweep(other, what):
