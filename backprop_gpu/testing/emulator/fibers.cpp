@@ -178,6 +178,7 @@ struct Scheduler {
   Fiber* last = nullptr;
   Fiber* next = nullptr;       // to run; null when the cluster is done
   Fiber* came_from = nullptr;  // by the latest switch
+  bool cooperative = false;  // the cluster is none: only blocks that run side by side
   bool failed = false;
   char message[8192];
   char started = 0, ended = 0, fenced = 0;  // clocks: see Barrier::clocks
@@ -522,6 +523,17 @@ void muster_carriers(size_t blocks) {
 #endif
 }
 
+bool is_cooperative(const Launch& launch) {
+  return launch.cluster.x == 0 && launch.cluster.y == 0 && launch.cluster.z == 0;
+}
+
+// The most blocks, a power of 2, of which a cooperative grid is a multiple.
+unsigned side_by_side(uint3 grid) {
+  unsigned blocks = blocks_of_cluster;
+  while (blocks > 1 && grid.x % blocks != 0) blocks /= 2;
+  return blocks;
+}
+
 void run_cluster(uint3 index) {
   Scheduler& s = scheduler;
   const Launch& launch = *s.launch;
@@ -688,9 +700,16 @@ void fence() {
 
 int lane() { return current->lane; }
 
+namespace {
+void refuse_without_cluster(const char* what) {
+  if (scheduler.cooperative) fail("%s: the blocks of a cooperative launch are no cluster", what);
+}
+}  // namespace
+
 void cluster_arrive(Site site) {
   Fiber& fiber = *current;
   Cluster& cluster = *scheduler.cluster;
+  refuse_without_cluster(site.kind);
   if (fiber.in_cluster_barrier)
     fail("%s, %s:%d: thread (%u,%u,%u) arrives again before it has waited", site.kind, site.file,
          site.line, fiber.thread.x, fiber.thread.y, fiber.thread.z);
@@ -709,11 +728,20 @@ void cluster_wait(Site site) {
   fiber.in_cluster_barrier = false;
 }
 
-unsigned cluster_rank() { return current->block->rank; }
+unsigned cluster_rank() {
+  refuse_without_cluster("cluster_rank");
+  return current->block->rank;
+}
 
-unsigned cluster_blocks() { return scheduler.cluster->blocks.size(); }
+unsigned cluster_blocks() {
+  refuse_without_cluster("cluster_blocks");
+  return scheduler.cluster->blocks.size();
+}
 
-uint3 cluster_size() { return scheduler.launch->cluster; }
+uint3 cluster_size() {
+  refuse_without_cluster("cluster_size");
+  return scheduler.launch->cluster;
+}
 
 uint3 cluster_block() {
   const uint3 size = cluster_size(), block = current->block->index;
@@ -730,8 +758,11 @@ void* map_shared(const void* mine, unsigned rank) {
   return scheduler.carriers[rank]->shared.begin + (address - own.begin);
 }
 
-const char* run(const Launch& launch) {
+const char* run(const Launch& asked) {
   Scheduler& s = scheduler;
+  Launch launch = asked;
+  s.cooperative = is_cooperative(asked);
+  if (s.cooperative) launch.cluster = {side_by_side(launch.grid), 1, 1};
   s.launch = &launch;
   s.failed = false;
   s.first = nullptr;
@@ -747,6 +778,7 @@ const char* run(const Launch& launch) {
       : grid.y == 0 || grid.y > 65535            ? "the grid's y is 1 to 65535"
       : grid.z == 0 || grid.z > 65535            ? "the grid's z is 1 to 65535"
       : blocks == 0 || blocks > blocks_of_cluster ? "a cluster has 1 to 16 blocks"
+      : s.cooperative && (grid.y > 1 || grid.z > 1) ? "a cooperative grid extends along x here"
       : grid.x % cluster.x || grid.y % cluster.y || grid.z % cluster.z
           ? "the grid is no multiple of the cluster"
       : blocks * threads > most_identities ? "ThreadSanitizer knows at most 4096 threads at once"

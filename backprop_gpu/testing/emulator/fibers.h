@@ -14,6 +14,10 @@
 // scheduler has no locks. A block's shared memory is gone when its last thread has
 // returned: a peer that still reads it gets nonsense or a sanitizer's report.
 //
+// A launch is cooperative if the size of its clusters is 0, 0, 0. All its blocks run at once on a
+// device; here so many do as a power of 2 up to 16 divides the grid, the others after them. Blocks
+// that wait for such as come later wait for ever, so who waits in a loop needs a limit.
+//
 // This header has what device code needs inline. The scheduler (fibers.cpp) is
 // compiled without sanitizers, which would otherwise watch its bookkeeping, and
 // tells them about switches and barriers itself.
@@ -123,7 +127,7 @@ struct Block {
 
 struct Launch {
   const char* kernel;
-  uint3 grid, block, cluster;
+  uint3 grid, block, cluster;  // the last 0, 0, 0 if cooperative
   size_t dynamic_shared_bytes;
   unsigned char* (*dynamic_shared)();  // where this OS thread's lies
   void (*body)(void** arguments);      // one CUDA thread
