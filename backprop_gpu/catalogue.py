@@ -38,7 +38,8 @@ class Kernel:
 
     ``expression`` is the C++ template-id in ``kernels/cuda/<file>``; ``activation`` is set
     only for a user's σ, whose Python functions are compiled and linked in. ``cluster`` is the
-    blocks of a cluster, along x; ``shared_memory`` a block's dynamic part, in bytes.
+    blocks of a cluster, along x; ``shared_memory`` a block's dynamic part, in bytes. All blocks
+    of a ``cooperative`` one must run at once.
     """
 
     file: str
@@ -47,6 +48,7 @@ class Kernel:
     activation: Activation | None = None
     cluster: int = 1
     shared_memory: int = 0
+    cooperative: bool = False
 
     @property
     def threads(self) -> int:
@@ -223,13 +225,14 @@ class Catalogue:
         arguments = (
             self._type,
             "unsigned char" if r.stored == 1 else self._type,
-            f"Form<{r.batch}, {r.threads}, {r.cluster}, {r.stages}, {r.shared_memory}>",
+            f"Form<{r.batch}, {r.threads}, {r.blocks}, {r.stages}, {r.shared_memory}"
+            f"{', true' if r.apart else ''}>",
             f"Objective<{_COSTS[cost.name]}, {collapses}>",
             RULES[rule],
             str(r.inputs),
             *layers,
         )
-        name = "resident" if r.cluster == 1 else "resident_cluster"
+        name = "resident" if r.blocks == 1 else "resident_apart" if r.apart else "resident_cluster"
         return Kernel(
             "resident.cu",
             f"{name}<{', '.join(arguments)}>",
@@ -237,6 +240,7 @@ class Catalogue:
             next(iter(users), None),
             r.cluster,
             r.shared_memory,
+            r.apart,
         )
 
 
@@ -287,6 +291,14 @@ def residents(device: Device) -> Iterator[Kernel]:
     yield from _resident(
         device, "float32", deep, 32, relus, "categorical_cross_entropy", "sgd", stored=1
     )
+    for dtype, blocks, stored in itertools.product(_TYPES, residency.APART, (None, 1)):
+        yield from _resident(
+            device, dtype, nielsen, 10, sigmoids, "quadratic", "sgd", blocks, stored, apart=True
+        )
+    for rule in ("momentum", "adam"):
+        yield from _resident(
+            device, "float32", nielsen, 10, sigmoids, "quadratic", rule, 4, apart=True
+        )
 
 
 def _resident(
@@ -299,9 +311,13 @@ def _resident(
     rule: str,
     cluster: int = 1,
     stored: int | None = None,
+    apart: bool = False,
 ) -> Iterator[Kernel]:
     slots, itemsize = optimizers.get(rule).slots, np.dtype(dtype).itemsize
-    found = residency.fit(sizes, batch, itemsize, slots, device, stored=stored, clusters=(cluster,))
+    found = residency.fit(
+        sizes, batch, itemsize, slots, device, stored=stored,
+        clusters=None if apart else (cluster,), apart=(cluster,) if apart else None,
+    )  # fmt: skip
     if not isinstance(found, str):
         chosen = [activations.get(name) for name in sigmas]
         yield Catalogue(np.dtype(dtype)).resident(found, chosen, costs.get(cost), rule)

@@ -81,7 +81,7 @@ def results(runtime: Runtime, dtype: Any) -> Iterator[Result]:
         yield _compared(name, case, CudaBackend(dtype, runtime), dtype)
     for form in forms(runtime.device, dtype):
         yield self_check.verdict(runtime, form, dtype, again=True)
-        if form.cluster == 1 and form.stored is None:
+        if form.blocks == 1 and form.stored is None:
             for rule, optimizer in OPTIMIZERS.items():
                 if optimizer.clip_norm is None:
                     found = check_engine(runtime, form, dtype, optimizer)
@@ -270,7 +270,7 @@ def _build(runtime: Runtime, dtype: np.dtype[Any]) -> None:
     for form in forms(runtime.device, dtype):
         if form.engine == "resident":
             kernels.append(self_check.kernel(form, dtype, runtime.device, SGD()))
-            if form.cluster == 1 and form.stored is None:
+            if form.blocks == 1 and form.stored is None:
                 kernels += [
                     self_check.kernel(form, dtype, runtime.device, optimizer)
                     for optimizer in OPTIMIZERS.values()

@@ -1,10 +1,10 @@
-"""How the resident CUDA kernel is cut to a network: threads, cluster, tiles, shared memory, time.
+"""How the resident CUDA kernel is cut to a network: threads, blocks, tiles, shared memory, time.
 
 `planning` asks here whether an epoch fits on a multiprocessor, or on the few of a cluster, and how
 long a step would take there. Pure functions. The names are those of ``kernels/cuda/resident.cu``
 and ``resident.cuh``, where the same bytes are counted again by the compiler.
 
-The form (threads, cluster, tiles) may depend on how many networks train at once. What a network
+The form (threads, blocks, tiles) may depend on how many networks train at once. What a network
 computes does not, to the bit: each sum has one order, which only `slices` decides, and `slices`
 looks at nothing but the layer.
 
@@ -31,6 +31,8 @@ THREADS = (64, 128, 192, 256, 320, 384, 448, 512)
 CLUSTERS = (1, 2, 4, 8, 16)
 PORTABLE_CLUSTER = 8
 LARGE_CLUSTERS = ((9, 0), (10, 0), (10, 3))
+#: Blocks of a network that are no cluster, and write to each other through device memory.
+APART = (2, 4, 8)
 #: Batches that are on their way or in use, where there is room.
 STAGES = (3, 2)
 #: Parts of a sum, at most, and the numbers that all parts of a layer may take: the first layer's
@@ -46,6 +48,11 @@ EFFICIENCY = 0.75
 PHASE = 120
 #: The same of a cluster: a barrier of all blocks, then reads through distributed shared memory.
 EXCHANGE = 650
+#: Of blocks that are no cluster: letters on their way to the L2 cache, 300 cycles, then a look that
+#: comes too early by half of its time, on average, and one that finds them, 600 each; and the bytes
+#: a cycle that a look brings of the cache.
+LETTERS = 1200
+LETTER_BYTES = 64
 #: Registers that a thread needs beside its tile.
 REGISTERS = 72
 
@@ -68,26 +75,43 @@ class Residency:
 
     ``stored`` are the bytes of a number of X in device memory; ``shared_memory`` is a block's, in
     bytes; ``cycles`` a step's, by phase; ``seconds`` are what all members take for a step, those
-    that wait for a multiprocessor included.
+    that wait for a multiprocessor included. The ``blocks`` of a network are a cluster unless they
+    are ``apart``; ``at_once`` are the networks that the device can run at a time.
     """
 
     inputs: int
+    itemsize: int
     stored: int
     batch: int
     threads: int
-    cluster: int
+    blocks: int
     stages: int
     shared_memory: int
     layers: tuple[LayerTiles, ...]
     cycles: tuple[tuple[str, int], ...]
     seconds: float
+    apart: bool
+    at_once: int
+
+    @property
+    def cluster(self) -> int:
+        """Blocks of a cluster."""
+        return 1 if self.apart else self.blocks
+
+    @property
+    def letters(self) -> int:
+        """Letters, of 8 bytes each, in which a network's blocks write to each other."""
+        first = self.layers[0]
+        return 2 * first.slices * self.batch * first.n * self.itemsize // 4 if self.apart else 0
 
     @property
     def step_cycles(self) -> int:
         return sum(cycles for _, cycles in self.cycles)
 
     def __str__(self) -> str:
-        blocks = "one block" if self.cluster == 1 else f"a cluster of {self.cluster} blocks"
+        blocks = "one block" if self.blocks == 1 else f"a cluster of {self.blocks} blocks"
+        if self.apart:
+            blocks = f"{self.blocks} blocks that meet in device memory,"
         rows = ", rows of X read as uint8" if self.stored == 1 else ""
         return f"{blocks} of {self.threads} threads, {_kilobytes(self.shared_memory)} KB each{rows}"
 
@@ -101,7 +125,8 @@ def fit(
     members: int = 1,
     stored: int | None = None,
     threads: tuple[int, ...] = THREADS,
-    clusters: tuple[int, ...] = CLUSTERS,
+    clusters: tuple[int, ...] | None = None,
+    apart: tuple[int, ...] | None = None,
     cut: tuple[int, ...] | None = None,
 ) -> Residency | str:
     """The fastest specialisation that fits, or why there is none.
@@ -123,11 +148,16 @@ def fit(
     stored : int, optional
         Bytes of a number of X in device memory: 1, of uint8, or `itemsize`. Where there is room
         for the numbers only, the result's ``stored`` is `itemsize` all the same.
-    threads, clusters : tuple of int
+    threads : tuple of int
         What to choose from; tests narrow it.
+    clusters, apart : tuple of int, optional
+        The same of a network's blocks, in a cluster and not: `CLUSTERS` and `APART`, or where
+        either is given no others.
     cut : tuple of int, optional
         A layer's slices, in place of `slices`: for tests of narrow ones.
     """
+    if clusters is None and apart is None:
+        clusters, apart = CLUSTERS, APART
     if cut is None:
         cut = tuple(
             slices(k, batch * n, itemsize, PARTS if l else FIRST_PARTS)
@@ -136,8 +166,9 @@ def fit(
 
     def fitting(stored: int) -> Residency | str:
         return _fit(
-            tuple(sizes), batch, itemsize, slots, device, members, stored, threads, clusters, cut
-        )
+            tuple(sizes), batch, itemsize, slots, device, members, stored, threads,
+            clusters or (), apart or (), cut,
+        )  # fmt: skip
 
     found = fitting(itemsize)
     if stored is None or stored == itemsize or isinstance(found, str):
@@ -176,33 +207,37 @@ def _fit(
     stored: int,
     threads: tuple[int, ...],
     clusters: tuple[int, ...],
+    apart: tuple[int, ...],
     cut: tuple[int, ...],
 ) -> Residency | str:
-    most = min(cut[0], largest_cluster(device), device.multiprocessors)
-    allowed = [c for c in clusters if c <= most and device.clusters_at_once(c) > 0]
-    found, least, read = [], 1 << 62, (sizes[0], stored)
-    for cluster in allowed:
+    largest = min(largest_cluster(device), device.multiprocessors)
+    ways = [(n, False, device.clusters_at_once(n)) for n in clusters if n <= largest]
+    ways += [(n, True, device.multiprocessors // n) for n in apart]
+    allowed = [way for way in ways if way[0] <= cut[0] and way[2] > 0]
+    found, least, read = [], 1 << 62, (sizes[0], itemsize, stored)
+    for blocks, are_apart, at_once in allowed:
         for stages in STAGES:
-            size = _bytes(sizes, batch, itemsize, slots, cluster, stages, cut, stored)
+            size = _bytes(sizes, batch, itemsize, slots, blocks, stages, cut, stored, are_apart)
             least = min(least, size)
             if size <= device.shared_memory:
                 for count in threads:
                     tiles, cycles = _Machine(device, count, itemsize).step(
-                        sizes, batch, slots, cluster, cut, stored
+                        sizes, batch, slots, blocks, cut, stored, are_apart
                     )
-                    at_once = device.clusters_at_once(cluster)
                     seconds = sum(c for _, c in cycles) / device.clock * ceil(members / at_once)
                     found.append(
                         Residency(
-                            *read, batch, count, cluster, stages, size, tiles, cycles, seconds
+                            *read, batch, count, blocks, stages, size, tiles, cycles, seconds,
+                            are_apart, at_once,
                         )
-                    )
+                    )  # fmt: skip
                 break
     if found:
-        return min(found, key=lambda r: (r.seconds, r.cluster, r.threads))  # of equals, the smaller
+        return min(found, key=lambda r: (r.seconds, r.blocks, r.threads))  # of equals, the smaller
     if not allowed:
-        return f"no cluster of {clusters} blocks is possible"
-    where = f"each block of a cluster of {allowed[-1]}" if allowed[-1] > 1 else "one block"
+        return f"neither a cluster of {clusters} blocks nor {apart} blocks at once are possible"
+    most = max(blocks for blocks, *_ in allowed)
+    where = f"each of {most} blocks" if most > 1 else "one block"
     state = ", optimizer state" if slots else ""
     return (
         f"weights{state}, activations and batches of {batch} need {_kilobytes(least)} KB of shared "
@@ -219,10 +254,11 @@ def _bytes(
     batch: int,
     itemsize: int,
     slots: int,
-    cluster: int,
+    blocks: int,
     stages: int,
     cut: Sequence[int],
     stored: int,
+    apart: bool,
 ) -> int:
     """Of ``Memory``."""
 
@@ -232,28 +268,28 @@ def _bytes(
     def whole(size: int) -> int:
         return ceil(size / 16) * 16
 
-    columns = _block_runs(sizes[0], itemsize, cluster, cut[0])
+    columns = _block_runs(sizes[0], itemsize, blocks, cut[0])
     total, parts = 0, 0
     for l, (k, n) in enumerate(pairwise(sizes)):
         held = columns if l == 0 else ceil(k * itemsize / 16)
         total += (1 + slots) * n * row(held) + whole((1 + slots) * n * itemsize)
         total += batch * (row(ceil(n * itemsize / 16)) + ceil(n / 16) * 16 * itemsize)
-        if cut[l] > 1 and not (l == 0 and cluster > 1):
+        if cut[l] > 1 and not (l == 0 and blocks > 1):
             parts = max(parts, cut[l] * batch * n)
     fetched = columns
     if stored < itemsize:
         total += batch * row(columns)
-        aligned = 16 // stored - 16 // itemsize if cluster > 1 else 0
+        aligned = 16 // stored - 16 // itemsize if blocks > 1 else 0
         fetched = ceil((columns * 16 // itemsize + aligned) * stored / 16)
     stage = batch * row(fetched) + whole(batch * sizes[-1] * itemsize) + 4 * 8
-    exchanged = 2 * (cut[0] // cluster * batch * sizes[1] if cluster > 1 else 1)
+    exchanged = (1 if apart else 2) * (cut[0] // blocks * batch * sizes[1] if blocks > 1 else 1)
     return total + stages * stage + whole(parts * itemsize) + 16 + whole(exchanged * itemsize)
 
 
-def _block_runs(inputs: int, itemsize: int, cluster: int, cut: int) -> int:
+def _block_runs(inputs: int, itemsize: int, blocks: int, cut: int) -> int:
     """Runs of 16 bytes in a row of w[1] that a block has: those of its slices."""
     runs = ceil(inputs * itemsize / 16)
-    return runs if cluster == 1 else cut // cluster * ceil(runs / cut)
+    return runs if blocks == 1 else cut // blocks * ceil(runs / cut)
 
 
 class _Machine:
@@ -270,27 +306,31 @@ class _Machine:
         sizes: tuple[int, ...],
         batch: int,
         slots: int,
-        cluster: int,
+        blocks: int,
         cut: Sequence[int],
         stored: int,
+        apart: bool,
     ) -> tuple[tuple[LayerTiles, ...], tuple[tuple[str, int], ...]]:
         """The fastest tiles, and the cycles of each phase."""
         layers, cycles = [], []
         updates = 0.0
         if stored < self.itemsize:
             # A conversion takes the place of two instructions; 512 bytes of a warp are written.
-            runs = batch * _block_runs(sizes[0], self.itemsize, cluster, cut[0])
+            runs = batch * _block_runs(sizes[0], self.itemsize, blocks, cut[0])
             converted = self.phase(runs, 0, 2 * self.per_run + 12, 5)
             cycles.append(("X from uint8", round(converted + PHASE)))
         for l, (k, n) in enumerate(pairwise(sizes)):
-            split = l == 0 and cluster > 1
+            split = l == 0 and blocks > 1
             runs = ceil(k * self.itemsize / 16)
             turns = ceil(runs / cut[l])
-            held = _block_runs(k, self.itemsize, cluster if split else 1, cut[l])
-            x, j, forward = self.forward(batch, n, turns, cut[l] // (cluster if split else 1))
+            held = _block_runs(k, self.itemsize, blocks if split else 1, cut[l])
+            x, j, forward = self.forward(batch, n, turns, cut[l] // (blocks if split else 1))
             if cut[l] > 1:
                 forward += self.phase(batch * n, 0, 2 * cut[l] + 20, cut[l])
-                forward += EXCHANGE if split else PHASE
+                forward += PHASE if not split else LETTERS if apart else EXCHANGE
+                if split and apart:
+                    received = (cut[l] - cut[l] // blocks) * batch * n * 2 * self.itemsize
+                    forward += 1.5 * received / LETTER_BYTES
             ju, update = self.update(batch, n, held, slots)
             updates += update
             cycles.append((f"forward layer {l + 1}", round(forward + PHASE)))

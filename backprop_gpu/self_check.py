@@ -59,19 +59,22 @@ TOLERANCE = 256
 class Form:
     """What of an engine is checked.
 
-    ``cluster`` is the blocks of the resident kernel's cluster, 0 of the layered engine;
-    ``library`` whether its products are cuBLASLt's; ``stored`` the bytes of a number of X.
+    ``blocks`` are a network's of the resident kernel, in a cluster or ``apart``, 0 of the layered
+    engine; ``library`` whether its products are cuBLASLt's; ``stored`` the bytes of a number of X.
     """
 
     engine: str
-    cluster: int = 0
+    blocks: int = 0
     library: bool = False
     stored: int | None = None
+    apart: bool = False
 
     def __str__(self) -> str:
         if self.engine == "layered":
             return "layered, products by cuBLASLt" if self.library else "layered"
-        blocks = "one block" if self.cluster == 1 else f"a cluster of {self.cluster}"
+        blocks = "one block" if self.blocks == 1 else f"a cluster of {self.blocks}"
+        if self.apart:
+            blocks = f"{self.blocks} blocks apart"
         return f"resident, {blocks}{', X of uint8' if self.stored == 1 else ''}"
 
 
@@ -108,8 +111,10 @@ def forms(device: Device, dtype: Any) -> Iterator[Form]:
     if device.library:
         yield replace(LAYERED, library=True)
     for stored in (None, 1):
-        for cluster in residency.CLUSTERS:
-            form = Form("resident", cluster, stored=stored)
+        ways = [(blocks, False) for blocks in residency.CLUSTERS]
+        ways += [(blocks, True) for blocks in residency.APART]
+        for blocks, apart in ways:
+            form = Form("resident", blocks, stored=stored, apart=apart)
             if not isinstance(_cut(form, np.dtype(dtype).itemsize, device), str):
                 yield form
 
@@ -184,10 +189,11 @@ def _without_library(
 
 
 def _cut(form: Form, itemsize: int, device: Device, slots: int = 0) -> Residency | str:
-    slices = max(1, form.cluster), 1
+    slices = max(1, form.blocks), 1
     return residency.fit(
-        SIZES, BATCH, itemsize, slots, device, MEMBERS, form.stored,
-        clusters=(form.cluster,), cut=slices,
+        SIZES, BATCH, itemsize, slots, device, MEMBERS, form.stored, cut=slices,
+        clusters=None if form.apart else (form.blocks,),
+        apart=(form.blocks,) if form.apart else None,
     )  # fmt: skip
 
 
@@ -287,7 +293,8 @@ def resident_obstacle(
         )
         if isinstance(cut, str):
             continue
-        form = Form("resident", cut.cluster, stored=1 if cut.stored == 1 else None)
+        read = 1 if cut.stored == 1 else None
+        form = Form("resident", cut.blocks, stored=read, apart=cut.apart)
         # While the check's kernel is compiled, another core has time for the run's own.
         kernels = Catalogue(backend.dtype)
         own = [kernels.resident(cut, sigmas, cost, rule) for rule in sorted(run.rules)]

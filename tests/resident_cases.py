@@ -42,6 +42,8 @@ class Form:
     cut: tuple[int, ...]
     tiles: tuple[tuple[int, int, int, int], ...]
     cluster: int = 1
+    #: Whether its blocks are no cluster.
+    apart: bool = False
     stages: int = 3
     #: First biases of the last layer that are far from the rest, (slice, value), one a member.
     far: tuple[tuple[slice, float], ...] = ()
@@ -49,11 +51,14 @@ class Form:
     bytes: bool = False
 
     def residency(self, itemsize: int) -> residency.Residency:
-        device = planning.H200
+        # With room for two networks, so that three of them run in two launches.
+        device = replace(planning.H200, clusters=(), multiprocessors=2 * self.cluster)
         for _ in residency.STAGES:
             found = residency._fit(  # `fit` would ask for room for the numbers, too
                 self.sizes, self.batch, itemsize, self.optimizers[0].slots, device, 1,
-                1 if self.bytes else itemsize, (self.threads,), (self.cluster,), self.cut,
+                1 if self.bytes else itemsize, (self.threads,),
+                () if self.apart else (self.cluster,), (self.cluster,) if self.apart else (),
+                self.cut,
             )  # fmt: skip
             assert not isinstance(found, str), found
             if found.stages == self.stages:
@@ -85,6 +90,16 @@ FORMS = (
         "cluster", (37, 11, 6, 5), ("gelu", "tanh", "softmax"), "categorical_cross_entropy",
         (Adam(l2=0.02, l1=0.01), Adam()), batch=7, rows=31, threads=64, cluster=4, cut=(8, 1, 1),
         tiles=((3, 2, 2, 4), (2, 4, 3, 2), (1, 2, 1, 1)),
+    ),
+    Form(  # three members, of which two run at once
+        "apart", (37, 11, 6, 5), ("gelu", "tanh", "softmax"), "categorical_cross_entropy",
+        (Adam(l2=0.02, l1=0.01), Adam(), Adam()), batch=7, rows=31, threads=64, cluster=4,
+        cut=(8, 1, 1), tiles=((3, 2, 2, 4), (2, 4, 3, 2), (1, 2, 1, 1)), apart=True,
+    ),
+    Form(
+        "bytes, apart", (52, 6), ("sigmoid",), "quadratic", (SGD(), SGD()), batch=4,
+        rows=11, threads=32, cut=(4,), tiles=((2, 1, 1, 2),), cluster=2, apart=True, stages=2,
+        bytes=True,
     ),
     Form(
         "block", (25, 18, 13, 4), ("relu", "silu", "sigmoid"), "quadratic",
@@ -215,7 +230,7 @@ class Run:
 
 def check(backend: Any, form: Form, run: Callable[..., Run] = Run) -> list[np.ndarray]:
     """The results, where they are as near to float64 as so many steps allow."""
-    if form.cluster > residency.largest_cluster(backend.device):
+    if not form.apart and form.cluster > residency.largest_cluster(backend.device):
         return []
     dtype = backend.dtype
     got = run(form, backend, dtype).train(form.engine(backend))

@@ -22,6 +22,7 @@ from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.cuda import runtime as runtimes
 from backprop_gpu.cuda.blas import WORKSPACE
 from backprop_gpu.cuda.runtime import Runtime
+from backprop_gpu.engines.resident_cuda import ResidentCudaEngine
 
 pytestmark = pytest.mark.gpu
 RNG = np.random.default_rng(0)
@@ -262,6 +263,25 @@ def test_clusters(sizes: tuple[int, ...]) -> None:
         nets.append(net)
     for got, expected in zip(nets[0].weights, nets[1].weights, strict=True):
         np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
+
+
+def test_blocks_that_are_no_cluster(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four of them a network, of which two at a time have room: as if each network were a block."""
+    rng = np.random.default_rng(0)
+    X, y = rng.random((23, 300)), rng.integers(0, 3, 23)
+    results = []
+    for ways in ({"clusters": (1,)}, {"apart": (4,)}):
+
+        def cut(sizes: Any, m: Any, itemsize: Any, slots: Any, device: Any, *rest: Any) -> Any:
+            small = replace(device, multiprocessors=8)
+            return residency.fit(sizes, m, itemsize, slots, small, *rest, **ways)  # noqa: B023
+
+        monkeypatch.setattr(ResidentCudaEngine, "cut", staticmethod(cut))
+        population = Population([300, 6, 3], members=5, seed=2, backend="cuda")
+        population.fit(X, y, epochs=3, batch_size=5, learning_rate=0.5, engine="resident")
+        results.append([member._get_flat() for member in population.members])
+    assert len({array.tobytes() for array in results[0]}) == 5
+    np.testing.assert_array_equal(*results)
 
 
 def test_a_population_is_its_members() -> None:

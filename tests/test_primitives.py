@@ -118,3 +118,48 @@ def test_cluster(sanitizer: Sanitizer) -> None:
     lane = np.arange(7)
     np.testing.assert_array_equal(out[:, 0], np.arange(8) % 4)
     np.testing.assert_array_equal(out[:, 1:], 100 * (first + lane % 4) + lane % 2)
+
+
+TOGETHER = (0, 0, 0)  # in place of a cluster's size: a cooperative launch
+
+
+def tell_others(
+    sanitizer: Sanitizer, dtype: type, places: int = 2, cluster: tuple[int, int, int] = TOGETHER
+) -> None:
+    T, rounds, blocks = "float" if dtype == np.float32 else "double", 5, 8
+    out = np.full((blocks, rounds, 32), np.nan, dtype)
+    letters = np.zeros(blocks // 4 * places * 128 * out.itemsize // 4, np.uint64)
+    HostRuntime(sanitizer, sources=HERE).launch(
+        "primitives.cu", f"tell_others<{T}, {places}>", (blocks, 1, 1), (32, 1, 1),
+        (out, letters, np.int32(rounds)), cluster=cluster,
+    )  # fmt: skip
+    block, round, lane = np.ogrid[:blocks, :rounds, :32]
+    expected = np.zeros_like(out)
+    for rank in range(4):
+        expected += dtype(1) / (1 + block // 4 * 4 + rank + 8 * round + lane).astype(dtype)
+    np.testing.assert_array_equal(out, expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("sanitizer", RUNS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_letters(sanitizer: Sanitizer, dtype: type) -> None:
+    tell_others(sanitizer, dtype)
+
+
+@needs_compiler
+def test_letters_that_may_be_written_too_early_are_seen() -> None:
+    """With one place, a block writes the next message while others still read the last one."""
+    with pytest.raises(LaunchFailed, match="data race"):
+        tell_others("tsan", np.float32, places=1)
+
+
+@needs_compiler
+def test_blocks_that_do_not_run_at_once_wait_in_vain() -> None:
+    with pytest.raises(LaunchFailed, match="message 1 does not come"):
+        tell_others("plain", np.float32, cluster=(1, 1, 1))
+    with pytest.raises(LaunchFailed, match="the blocks of a cooperative launch are no cluster"):
+        HostRuntime(sources=HERE).launch(
+            "primitives.cu", "rank_of_no_cluster", (2, 1, 1), (1, 1, 1),
+            (np.zeros(1, np.int32),), cluster=TOGETHER,
+        )  # fmt: skip

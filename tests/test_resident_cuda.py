@@ -258,7 +258,7 @@ def same_bits(a: Sequence[Any], b: Sequence[Any]) -> None:
         np.testing.assert_array_equal(x.view(np.uint8), y.view(np.uint8))
 
 
-@pytest.mark.parametrize("name", ["cluster", "members"])
+@pytest.mark.parametrize("name", ["cluster", "members", "apart"])
 def test_the_same_launch_gives_the_same_bits(name: str) -> None:
     same_bits(_train(_form(name)), _train(_form(name)))
 
@@ -275,6 +275,9 @@ def test_every_form_of_a_network_gives_the_same_bits() -> None:
             replace(wide, cluster=1, threads=32),
             replace(wide, cluster=8, threads=96, tiles=one),
             replace(wide, cluster=2, stages=2),
+            replace(wide, apart=True),
+            replace(wide, apart=True, cluster=2, threads=96, tiles=one, stages=2),
+            replace(wide, apart=True, cluster=8, threads=32),
         )
     ]
     for result in results[1:]:
@@ -417,6 +420,7 @@ def test_every_form_of_bytes_gives_the_same_bits() -> None:
             form,
             replace(form, cluster=1, threads=96, stages=2),
             replace(form, cluster=4, tiles=((1, 1, 1, 1),) * 2),
+            replace(form, cluster=2, apart=True),
         )
     ]
     for result in results[1:]:
@@ -574,7 +578,7 @@ def test_bytes_are_resident_where_numbers_are(
 ) -> None:
     """The engine decides about the last bits, so how X is stored must not decide about it."""
     fit = partial(residency.fit, sizes, batch, 4, 0, clusters=(1,), cut=(1, 1))
-    needs = [residency._bytes(sizes, batch, 4, 0, 1, 2, (1, 1), stored) for stored in (4, 1)]
+    needs = [residency._bytes(sizes, batch, 4, 0, 1, 2, (1, 1), stored, False) for stored in (4, 1)]
     assert (needs[1] < needs[0]) == less
     tight, ample = (replace(planning.H200, shared_memory=of(needs)) for of in (min, max))
     assert isinstance(fit(tight, stored=1), str) == isinstance(fit(tight, stored=4), str) == less
@@ -656,14 +660,73 @@ def test_asked_for() -> None:
         plan(NIELSEN, 10, engine="fast")
 
 
-def test_older_devices_have_one_block() -> None:
+def test_older_devices_have_no_clusters() -> None:
     ampere = replace(planning.H200, compute_capability=(8, 0), shared_memory=163 * 1024)
     found = residency.fit((400, 30, 10), 10, 4, 0, ampere)
     assert not isinstance(found, str)
     assert found.cluster == 1
-    reason = residency.fit(NIELSEN, 10, 4, 2, ampere)
+    reason = residency.fit(NIELSEN, 10, 4, 2, ampere, clusters=residency.CLUSTERS)
     assert isinstance(reason, str)
     assert "optimizer state" in reason
+    assert "in one block" in reason
+
+
+RTX = replace(
+    planning.H200, name="RTX 4090", compute_capability=(8, 9), multiprocessors=128, clusters=(),
+    shared_memory=99 * 1024,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("capability", [(8, 6), (8, 9)])
+def test_where_there_are_no_clusters_several_blocks_share_the_book(
+    capability: tuple[int, int],
+) -> None:
+    device = replace(RTX, compute_capability=capability)
+    found = residency.fit(NIELSEN, 10, 4, 0, device)
+    assert not isinstance(found, str)
+    assert found.apart
+    assert found.cluster == 1 < found.blocks
+    assert found.at_once == 128 // found.blocks
+    assert f"{found.blocks} blocks that meet in device memory" in str(found)
+    kernel = Catalogue(np.dtype("float32")).resident(
+        found, [activations.get("sigmoid")] * 2, costs.get("quadratic"), "sgd"
+    )
+    assert kernel.cooperative
+    assert kernel.cluster == 1
+    assert "resident_apart<" in kernel.expression
+    assert plan(NIELSEN, 10, device=device).engine == "resident"
+
+
+def test_a_cluster_comes_before_blocks_that_are_none() -> None:
+    cluster, apart = (
+        residency.fit(NIELSEN, 10, 4, 0, planning.H200, **{way: (8,)})
+        for way in ("clusters", "apart")
+    )
+    assert not isinstance(cluster, str)
+    assert not isinstance(apart, str)
+    assert cluster.seconds < apart.seconds
+    assert not cluster.apart
+    assert [t.slices for t in cluster.layers] == [t.slices for t in apart.layers]
+
+
+def test_networks_that_have_to_wait_are_counted() -> None:
+    one, many = (residency.fit(NIELSEN, 10, 4, 0, RTX, n, apart=(4,)) for n in (32, 33))
+    assert not isinstance(one, str)
+    assert not isinstance(many, str)
+    assert many.seconds == pytest.approx(2 * one.seconds)
+
+
+def test_a_cluster_that_the_device_does_not_hold_is_not_taken() -> None:
+    """As part of a device: eight blocks at once, of which no sixteen are neighbours."""
+    some = replace(planning.H200, clusters=((1, 132), (2, 66), (4, 30), (8, 15), (16, 0)))
+    none = replace(planning.H200, clusters=tuple((size, 0) for size in (2, 4, 8, 16)))
+    found = residency.fit(NIELSEN, 10, 4, 0, some)
+    assert not isinstance(found, str)
+    assert found.cluster == 8
+    found = residency.fit(NIELSEN, 10, 4, 0, none)
+    assert not isinstance(found, str)
+    assert found.cluster == 1
+    assert found.at_once >= 1
 
 
 def test_many_members_share_the_device() -> None:

@@ -290,7 +290,10 @@ class Runtime:
             if len(self._configurations) > 4096:  # of ragged shapes there may be any number
                 self._configurations.clear()
             configuration = self._configurations[key] = self._core.LaunchConfig(
-                grid=grid, block=kernel.block, shmem_size=kernel.shared_memory
+                grid=grid,
+                block=kernel.block,
+                shmem_size=kernel.shared_memory,
+                is_cooperative=kernel.cooperative,
             )
         values = [x.pointer if isinstance(x, DeviceArray) else _NOTHING if x is None else x
                   for x in arguments]  # fmt: skip

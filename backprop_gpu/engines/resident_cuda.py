@@ -83,18 +83,24 @@ class ResidentCudaEngine(LayeredEngine):
         places = _places(states)
         arrays = _owners(states) if places is not None else self._gathered(states)
         parameters, first, second = (*arrays, None, None)[:3]
-        runtime.launch(
-            kernel,
-            (len(members) * cut.cluster, 1, 1),
-            (
-                X, Y,
-                runtime.array(np.stack([member.order for member in members]), np.int32),
-                runtime.array(np.stack([m.hyperparameters.coefficients for m in members]), "f8"),
-                runtime.array(np.array([_constants(member) for member in members]), backend.dtype),
-                runtime.array(np.arange(len(members)) if places is None else places, np.int32),
-                parameters, first, second, costs, np.int32(rows),
-            ),
+        arguments = (
+            X, Y,
+            runtime.array(np.stack([member.order for member in members]), np.int32),
+            runtime.array(np.stack([m.hyperparameters.coefficients for m in members]), "f8"),
+            runtime.array(np.array([_constants(member) for member in members]), backend.dtype),
+            runtime.array(np.arange(len(members)) if places is None else places, np.int32),
+            parameters, first, second, costs, np.int32(rows),
         )  # fmt: skip
+        if not cut.apart:
+            runtime.launch(kernel, (len(members) * cut.blocks, 1, 1), arguments)
+        else:  # blocks that wait for each other must all run at once
+            at_once = min(len(members), cut.at_once)
+            letters = runtime.zeros(at_once * cut.letters, np.uint64)
+            for begin in range(0, len(members), at_once):
+                count = min(at_once, len(members) - begin)
+                runtime.launch(
+                    kernel, (count * cut.blocks, 1, 1), (*arguments, np.int32(begin), letters)
+                )
         if places is None:
             for i, state in enumerate(states):
                 for array, whole in zip(state, arrays, strict=True):

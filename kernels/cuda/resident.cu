@@ -10,10 +10,10 @@
 //   parameters p, state s0, s1 (…, length), of which member i has row places[i]
 //   costs (members, steps)
 //
-// A block is a network, or a cluster of CLUSTER blocks is: then each has a slice of the columns
-// of w[1] and of X, and a copy of all other layers. Parameters, state, activations and errors lie
-// in shared memory from the first step to the last (resident.cuh), and so do the next mini-batches,
-// which arrive while the current one is computed.
+// A block is a network, or several blocks are: then each has a slice of the columns of w[1] and of
+// X, and a copy of all other layers. Parameters, state, activations and errors lie in shared memory
+// from the first step to the last (resident.cuh), and so do the next mini-batches, which arrive
+// while the current one is computed.
 //
 // Where X is stored as bytes, they travel and wait as bytes. When their step comes they become T,
 // in the one x that the products read.
@@ -23,8 +23,9 @@
 //               in a cluster, too: a block reads no columns but its own. None is needed before it:
 //               at the last one of the step before, the bytes were there and x was read
 //   forward     a thread makes X × J of z^l over a slice of k, 16 bytes of a row at a time
-//               a thread an element adds the slices, in order, and takes σ; in the first layer of
-//               a cluster those of all blocks, through distributed shared memory
+//               a thread an element adds the slices, in order, and takes σ; in the first layer
+//               those of all blocks, through a cluster's distributed shared memory or, where the
+//               blocks are no cluster, through letters (primitives/letters.cuh)
 //   C, BP1      a thread an element; softmax a warp a row
 //   BP2         a thread makes XB × a run of δ^l, from the last layer to the first
 //   BP3, BP4    a thread makes JU × a run of ∂C/∂w^l and changes that of w^l; all layers at once
@@ -35,6 +36,7 @@
 #include "costs.cuh"
 #include "primitives/async_copy.cuh"
 #include "primitives/cluster.cuh"
+#include "primitives/letters.cuh"
 #include "primitives/warp.cuh"
 #include "resident.cuh"
 #include "rules.cuh"
@@ -76,19 +78,22 @@ struct Epoch {
   const int rows, thread, warp, lane, rank;
   const int first_column, own_columns;  // of X and w[1], this block's
   const T clip_value, l1, l2, d1, d2, epsilon;
+  unsigned long long* const letters;  // of this network's blocks; and what the first step's number
+  const unsigned first_letter;        // is, on them
   AsyncCopies copies;
   int row[rows_of_warp];  // of X, that this warp fetches next
   int number = 0, m = 0;  // of the step
 
   __device__ __forceinline__ Epoch(Shared& shared_memory, const Stored* X_, const T* Y_,
                                    const int* order_, const double* coefficients_,
-                                   const T* constants, double* costs_, int rows_, int rank_)
+                                   const T* constants, double* costs_, int rows_, int rank_,
+                                   unsigned long long* letters_, unsigned first_letter_)
       : shared(shared_memory), X(X_), Y(Y_), order(order_), coefficients(coefficients_),
         costs(costs_), rows(rows_), thread(threadIdx.x), warp(threadIdx.x / 32),
         lane(threadIdx.x % 32), rank(rank_), first_column(rank_ * Shared::columns),
         own_columns(max(0, min(Shared::columns, INPUTS - first_column))),
         clip_value(constants[0]), l1(constants[1]), l2(constants[2]), d1(constants[3]),
-        d2(constants[4]), epsilon(constants[5]) {}
+        d2(constants[4]), epsilon(constants[5]), letters(letters_), first_letter(first_letter_) {}
 
   __device__ __forceinline__ auto& stage() { return shared.stages[number % Form::stages]; }
 
@@ -192,18 +197,27 @@ struct Epoch {
     if constexpr (!Here::last) here.a[x][j] = Sigma::value(z);
   }
 
-  // The slices are the network's and not the form's, and so are the bits of z: a cluster's blocks
-  // have some of them each.
+  // The letter for number `at` of a slice of this step. Two for each, in turn, are enough: a block
+  // writes the next but one when it has those of the next, so that all have read this one.
+  template <class Here> __device__ __forceinline__ unsigned long long* letter(int slice, int at) {
+    using L = typename Here::Layer;
+    const int place = (number % 2 * L::slices + slice) * (BATCH * L::n) + at;
+    return letters + size_t(place) * words_of<T>;
+  }
+
+  // The slices are the network's and not the form's, and so are the bits of z: each of several
+  // blocks has some of them.
   template <class Here, int S>
   __device__ __forceinline__ void forward(const T (&a_prev)[BATCH][S], Here& here) {
     using L = typename Here::Layer;
     constexpr int x_tiles = units_of<BATCH, L::x>, j_tiles = units_of<L::n, L::j>;
     constexpr int tiles = x_tiles * j_tiles, outputs = BATCH * L::n;
-    constexpr int blocks = Here::split ? Form::cluster : 1, slices = L::slices / blocks;
+    constexpr int blocks = Here::split ? Form::blocks : 1, slices = L::slices / blocks;
+    constexpr bool writes = Here::split && Form::apart;
     constexpr int runs = runs_of<T, Here::columns>, share = units_of<runs, slices>;
     // The other half is for the next step, so that one barrier of the cluster is enough: a block
     // that comes to the next one has read what it needs of this one's numbers.
-    T* parts = Here::split ? shared.exchanged[number % 2] : shared.parts;
+    T* parts = Here::split ? shared.exchanged[number % Shared::exchanges] : shared.parts;
     for (int unit = thread; unit < tiles * slices; unit += THREADS) {
       // Rows and columns of a tile lie a number of tiles apart: neighbours read neighbours.
       const int slice = unit / tiles, x = unit % tiles / j_tiles, j = unit % j_tiles;
@@ -231,27 +245,38 @@ struct Epoch {
         for (int q = 0; q < L::j; ++q) {
           const int row_x = x + p * x_tiles, row_j = j + q * j_tiles;
           if (row_x >= BATCH || row_j >= L::n) continue;
+          const int at = row_x * L::n + row_j;
+          if constexpr (writes)
+            send(letter<Here>(rank * slices + slice, at), sum[p][q], first_letter + number);
           if constexpr (L::slices > 1)
-            parts[slice * outputs + row_x * L::n + row_j] = sum[p][q];
+            parts[slice * outputs + at] = sum[p][q];
           else
             activate(here, row_x, row_j, sum[p][q]);
         }
       }
     }
     if constexpr (L::slices > 1) {
-      if constexpr (Here::split)
+      if constexpr (Here::split && !writes)
         cluster_barrier();
       else
         __syncthreads();
       for (int e = thread; e < outputs; e += THREADS) {
-        T sum = 0;
+        T part[L::slices], sum = 0;
+        if constexpr (writes) {
+          receive<slices>(part, letter<Here>(0, e), parts + e, outputs, rank,
+                          first_letter + number);
+        } else {
 #pragma unroll
-        for (int block = 0; block < blocks; ++block) {
-          const T* theirs = parts + e;
-          if constexpr (Here::split) theirs = of_block(theirs, block);
+          for (int block = 0; block < blocks; ++block) {
+            const T* theirs = parts + e;
+            if constexpr (Here::split) theirs = of_block(theirs, block);
 #pragma unroll
-          for (int slice = 0; slice < slices; ++slice) sum += theirs[slice * outputs];
+            for (int slice = 0; slice < slices; ++slice)
+              part[block * slices + slice] = theirs[slice * outputs];
+          }
         }
+#pragma unroll
+        for (int slice = 0; slice < L::slices; ++slice) sum += part[slice];
         activate(here, e / L::n, e % L::n, sum);
       }
     }
@@ -466,7 +491,8 @@ struct Epoch {
       copies.template wait<Form::stages - 2>();
       __syncthreads();
     }
-    if constexpr (Form::cluster > 1) cluster_barrier();  // others may still read what is here
+    // Others may still read what is here.
+    if constexpr (Form::blocks > 1 && !Form::apart) cluster_barrier();
     each_parameter(shared.network, begin, begin + Network::all_weights, rank == 0,
                    [&](int copy, T& inside, size_t at) { arrays[copy][at] = inside; });
   }
@@ -477,15 +503,18 @@ template <class T, class Stored, class Form, class Objective, class Rule, int IN
 __device__ __forceinline__ void train(const Stored* X, const T* Y, const int* order,
                                       const double* coefficients, const T* constants,
                                       const int* places, T* p, T* s0, T* s1, double* costs,
-                                      int rows, int rank) {
+                                      int rows, int rank, int first = 0,
+                                      unsigned long long* letters = nullptr) {
   using Training = Epoch<T, Stored, Form, Objective, Rule, INPUTS, Layers...>;
-  const size_t member = blockIdx.x / Form::cluster;
+  const size_t place = blockIdx.x / Form::blocks, member = first + place;
   const size_t steps = (rows + Form::batch - 1) / Form::batch;
   const size_t length = Training::Network::all_weights + Training::Network::all_biases;
   const size_t at = places[member] * length;
+  constexpr size_t written = 2 * Training::Shared::all_slices * words_of<T>;
   auto& shared = *reinterpret_cast<typename Training::Shared*>(dynamic_shared);
   Training epoch(shared, X, Y, order + member * rows, coefficients + member * steps * 4,
-                 constants + member * 6, costs + member * steps, rows, rank);
+                 constants + member * 6, costs + member * steps, rows, rank,
+                 letters + place * written, unsigned(first * steps) + 1);
   epoch.run(p, s0, s1, at);
 }
 
@@ -501,13 +530,26 @@ __global__ void __launch_bounds__(Form::threads, 1)
       X, Y, order, coefficients, constants, places, p, s0, s1, costs, rows, 0);
 }
 
-// Grid (members · CLUSTER).
+// Grid (members · BLOCKS).
 template <class T, class Stored, class Form, class Objective, class Rule, int INPUTS,
           class... Layers>
-__global__ void __launch_bounds__(Form::threads, 1) CLUSTER_OF(Form::cluster)
+__global__ void __launch_bounds__(Form::threads, 1) CLUSTER_OF(Form::blocks)
     resident_cluster(const Stored* X, const T* Y, const int* order, const double* coefficients,
                      const T* constants, const int* places, T* p, T* s0, T* s1, double* costs,
                      int rows) {
   train<T, Stored, Form, Objective, Rule, INPUTS, Layers...>(
       X, Y, order, coefficients, constants, places, p, s0, s1, costs, rows, cluster_rank());
+}
+
+// Grid (members from `first` on, as many as run at once, · BLOCKS), a cooperative launch. `letters`
+// (members of the grid, 2, slices, m · n_1) are 0 before the first of an epoch's launches.
+template <class T, class Stored, class Form, class Objective, class Rule, int INPUTS,
+          class... Layers>
+__global__ void __launch_bounds__(Form::threads, 1)
+    resident_apart(const Stored* X, const T* Y, const int* order, const double* coefficients,
+                   const T* constants, const int* places, T* p, T* s0, T* s1, double* costs,
+                   int rows, int first, unsigned long long* letters) {
+  train<T, Stored, Form, Objective, Rule, INPUTS, Layers...>(
+      X, Y, order, coefficients, constants, places, p, s0, s1, costs, rows,
+      blockIdx.x % Form::blocks, first, letters);
 }

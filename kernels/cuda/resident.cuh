@@ -24,10 +24,13 @@ constexpr int at_once = WIDTH % per_run<N> == 0    ? per_run<N>
 // In the parameters' flat array every block starts at a multiple of 32 (parameters.py).
 template <int count> constexpr int aligned = units_of<count, 32> * 32;
 
-// m rows a step; threads, blocks, batches on their way or in use, and bytes of shared memory.
-template <int BATCH, int THREADS, int CLUSTER, int STAGES, int BYTES> struct Form {
-  static constexpr int batch = BATCH, threads = THREADS, cluster = CLUSTER, stages = STAGES;
+// m rows a step; threads, blocks of a network, batches on their way or in use, and bytes of shared
+// memory. The blocks are a cluster or, if APART, write to each other through device memory.
+template <int BATCH, int THREADS, int BLOCKS, int STAGES, int BYTES, bool APART = false>
+struct Form {
+  static constexpr int batch = BATCH, threads = THREADS, blocks = BLOCKS, stages = STAGES;
   static constexpr int bytes = BYTES;
+  static constexpr bool apart = APART;
 };
 
 // `collapses`: BP1 is a - y for this cost and the last σ.
@@ -102,25 +105,28 @@ template <class T, class Stored, int BATCH, int COLUMNS> struct Converted {
 };
 template <class T, int BATCH, int COLUMNS> struct Converted<T, T, BATCH, COLUMNS> {};
 
-// Each block of a cluster has as many slices, of as many runs; the last may have less, or none.
+// Each block of several has as many slices, of as many runs; the last may have less, or none.
 template <class T, class Form, int INPUTS, class First>
 constexpr int columns_of =
-    (Form::cluster > 1 ? First::slices / Form::cluster * units_of<runs_of<T, INPUTS>, First::slices>
+    (Form::blocks > 1 ? First::slices / Form::blocks * units_of<runs_of<T, INPUTS>, First::slices>
                        : runs_of<T, INPUTS>) *
     per_run<T>;
 
 template <class T, class Stored, class Form, int COPIES, int INPUTS, class First, class... Rest>
 struct Memory : Converted<T, Stored, Form::batch, columns_of<T, Form, INPUTS, First>> {
-  static constexpr bool split = Form::cluster > 1, converts = sizeof(Stored) < sizeof(T);
-  static constexpr int slices = First::slices / Form::cluster;
+  static constexpr bool split = Form::blocks > 1, converts = sizeof(Stored) < sizeof(T);
+  static constexpr int slices = First::slices / Form::blocks;
+  static constexpr int all_slices = First::slices * Form::batch * First::n;  // numbers of them
   static constexpr int columns = columns_of<T, Form, INPUTS, First>;
   // A block's columns start where a run of T would, and its copies where one of Stored does.
   static constexpr int fetched = columns + (split ? per_run<Stored> - per_run<T> : 0);
-  static_assert(First::slices % Form::cluster == 0, "whole slices");
+  static_assert(First::slices % Form::blocks == 0, "whole slices");
   using Network = Chain<T, Form::batch, COPIES, INPUTS, columns, split, First, Rest...>;
 
   Network network;
   Stage<T, Stored, Form::batch, fetched, Network::outputs> stages[Form::stages];
   alignas(16) T parts[Network::most_parts + per_run<T>];
-  alignas(16) T exchanged[2][split ? slices * Form::batch * First::n : 1];
+  // This block's parts of z[1], which a cluster's other blocks may still read a step later.
+  static constexpr int exchanges = Form::apart ? 1 : 2;
+  alignas(16) T exchanged[exchanges][split ? slices * Form::batch * First::n : 1];
 };

@@ -62,7 +62,7 @@ class BackendRuntime:
             arguments,
             shared_memory=kernel.shared_memory,
             activation=kernel.activation,
-            cluster=(kernel.cluster, 1, 1),
+            cluster=(0, 0, 0) if kernel.cooperative else (kernel.cluster, 1, 1),
         )
 
     def product(

@@ -1,6 +1,7 @@
 // A kernel for each primitive, for tests/test_primitives.py.
 #include "../../kernels/cuda/primitives/async_copy.cuh"
 #include "../../kernels/cuda/primitives/cluster.cuh"
+#include "../../kernels/cuda/primitives/letters.cuh"
 #include "../../kernels/cuda/primitives/warp.cuh"
 
 // Of a warp's 32 numbers, what each lane gets. Block 32.
@@ -55,3 +56,23 @@ __global__ void visit_cluster(int* out) {
   if (lane == 7) out[blockIdx.x * 8] = rank;
   cluster_barrier();
 }
+
+// out (block, rounds, 32): each round four blocks that run at once tell each other a number a
+// thread, and each adds the four in order. Block 32; letters (blocks / 4, places, 4, 32 numbers).
+template <class T, int places>
+__global__ void tell_others(T* out, unsigned long long* letters, int rounds) {
+  __shared__ T own[32];
+  const int lane = threadIdx.x, rank = blockIdx.x % 4, four = blockIdx.x / 4;
+  for (int round = 0; round < rounds; ++round) {
+    auto* place = letters + (four * places + round % places) * 128 * words_of<T>;
+    own[lane] = T(1) / T(1 + blockIdx.x + 8 * round + lane);
+    send(place + (rank * 32 + lane) * words_of<T>, own[lane], round + 1);
+    T all[4], sum = 0;
+    receive<1>(all, place + lane * words_of<T>, own + lane, 32, rank, round + 1);
+    for (int i = 0; i < 4; ++i) sum += all[i];
+    out[(blockIdx.x * rounds + round) * 32 + lane] = sum;
+    __syncthreads();
+  }
+}
+
+__global__ void rank_of_no_cluster(int* out) { *out = cluster_rank(); }
