@@ -291,6 +291,8 @@ def residents(device: Device) -> Iterator[Kernel]:
     yield from _resident(
         device, "float32", deep, 32, relus, "categorical_cross_entropy", "sgd", stored=1
     )
+    if residency.largest_cluster(device) > 1:
+        return
     for dtype, blocks, stored in itertools.product(_TYPES, residency.APART, (None, 1)):
         yield from _resident(
             device, dtype, nielsen, 10, sigmoids, "quadratic", "sgd", blocks, stored, apart=True

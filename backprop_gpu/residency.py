@@ -151,13 +151,14 @@ def fit(
     threads : tuple of int
         What to choose from; tests narrow it.
     clusters, apart : tuple of int, optional
-        The same of a network's blocks, in a cluster and not: `CLUSTERS` and `APART`, or where
-        either is given no others.
+        The same of a network's blocks, in a cluster and not: `CLUSTERS`, and `APART` where the
+        device has no clusters; or where either is given no others.
     cut : tuple of int, optional
         A layer's slices, in place of `slices`: for tests of narrow ones.
     """
     if clusters is None and apart is None:
-        clusters, apart = CLUSTERS, APART
+        # Where there are clusters they have been measured, and blocks apart have not.
+        clusters, apart = CLUSTERS, APART if largest_cluster(device) == 1 else ()
     if cut is None:
         cut = tuple(
             slices(k, batch * n, itemsize, PARTS if l else FIRST_PARTS)
