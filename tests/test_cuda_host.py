@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import device_runtime
 from reference import assert_close, product_bound
+from resident_cases import FORMS, check
 
 from backprop_gpu import Network, Population, equations, residency
 from backprop_gpu.backends.cuda import CudaBackend
@@ -342,3 +343,29 @@ def test_the_device_says_how_many_clusters_it_holds(runtime: Runtime) -> None:
     found = residency.fit((784, 30, 10), 10, 4, 0, without)
     assert not isinstance(found, str)
     assert found.cluster < 8
+
+
+def test_members_with_arrays_of_their_own_get_them_back(runtime: Runtime) -> None:
+    (form,) = (form for form in FORMS if form.name == "members")
+    check(CudaBackend("float64", runtime), form)
+
+
+def test_split_sums(runtime: Runtime) -> None:
+    """Of so long a batch that BP3 and BP4 sum it in parts."""
+    delta, a = RNG.standard_normal((5000, 6)), RNG.standard_normal((5000, 9))
+    whole = equations.weight_gradient(*map(runtime.array, (delta, a)))
+    np.testing.assert_allclose(runtime.to_numpy(whole), delta.T @ a / 5000, atol=1e-13)
+    mean = equations.bias_gradient(runtime.array(delta))
+    np.testing.assert_allclose(runtime.to_numpy(mean), delta.mean(axis=0), atol=1e-13)
+
+
+def test_a_fork_has_scratch_memory_of_its_own(runtime: Runtime) -> None:
+    backend = CudaBackend("float32", runtime)
+    mine, again, other = (b._work("parts", 8) for b in (backend, backend, backend.fork()))
+    assert mine.pointer == again.pointer != other.pointer
+
+
+def test_a_result_is_not_written_over_an_argument(runtime: Runtime) -> None:
+    delta = runtime.array(np.ones((3, 4)))
+    with pytest.raises(ValueError, match="out must not overlap delta"):
+        equations.bias_gradient(delta, out=delta[1])
