@@ -581,7 +581,10 @@ def plan(
         return Plan(choice.backend, choice.reason, engine, reason, captured=False)
     notes = []
     if training.user_cost:
-        notes.append("a user's cost runs as CuPy array operations: steps are not captured")
+        notes.append(
+            "a user's cost runs as CuPy array operations, without CuPy as NumPy's on the host: "
+            "steps are not captured"
+        )
     if training.step_callbacks:
         notes.append("a callback after every batch: steps are launched one by one, not captured")
     captured = not notes

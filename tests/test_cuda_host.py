@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,8 @@ from conftest import device_runtime
 from reference import assert_close, product_bound
 from resident_cases import FORMS, check
 
-from backprop_gpu import Network, Population, equations, residency
+from backprop_gpu import Cost, Network, Population, equations, residency
+from backprop_gpu.backends import cuda as cuda_backend
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.cuda import runtime as runtimes
 from backprop_gpu.cuda.blas import WORKSPACE
@@ -165,6 +166,63 @@ def test_arrays_that_do_not_fit_are_refused(runtime: Runtime) -> None:
 
     with pytest.raises(ValueError, match=r"must be C-contiguous, got strides \(8, 48\)"):
         runtime.view(Columns())
+
+
+def test_an_array_of_another_device_is_refused(runtime: Runtime) -> None:
+    if runtimes.count() < 2:
+        pytest.skip("there is one device")
+    other = runtimes.runtime(1)
+    other.use()
+    there = other.array(np.ones((2, 3)))
+    runtime.use()
+
+    class Theirs:
+        __cuda_array_interface__ = there.__cuda_array_interface__ | {"stream": None}
+
+    with pytest.raises(ValueError, match=r"must be on device 0, the current one, got .* device 1"):
+        runtime.view(Theirs())
+
+
+def test_an_array_without_elements_is_on_every_device(runtime: Runtime) -> None:
+    empty = runtime.empty((0, 3), np.float64)
+    assert empty.__cuda_array_interface__["data"] == (0, False)
+
+    class Theirs:
+        __cuda_array_interface__ = empty.__cuda_array_interface__
+
+    assert runtime.view(Theirs()).shape == (0, 3)
+
+
+def test_a_users_cost_gets_cupys_arrays(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the stream of its values, so that CuPy need not let the host wait for another."""
+    streams: list[int] = []
+
+    class CuPy:
+        class cuda:
+            @staticmethod
+            def ExternalStream(pointer: int) -> Any:
+                streams.append(pointer)
+                return nullcontext()
+
+        ascontiguousarray = staticmethod(np.ascontiguousarray)
+
+        @staticmethod
+        def asarray(array: Any) -> np.ndarray:
+            assert array.__cuda_array_interface__["stream"] is None
+            return runtime.to_numpy(runtime.view(array))
+
+    monkeypatch.setattr(cuda_backend, "usable_cupy", lambda: CuPy)
+    quartic = Cost(
+        "quartic", lambda a, y: ((a - y) ** 4).sum(axis=1), lambda a, y: 4 * (a - y) ** 3
+    )
+    X, y = problem(40)
+    nets = []
+    for backend in ("cuda", "numpy"):
+        net = Network([33, 9, 5], cost=quartic, backend=backend, dtype="float64", seed=3)
+        net.fit(X, np.eye(5)[y], epochs=2, batch_size=16, learning_rate=0.1)
+        nets.append(net)
+    assert set(streams) == {int(runtime.stream.handle)}
+    np.testing.assert_allclose(nets[0].weights[0], nets[1].weights[0], rtol=0, atol=1e-13)
 
 
 # -- products -----------------------------------------------------------------------------------

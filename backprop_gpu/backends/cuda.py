@@ -317,7 +317,8 @@ class CudaBackend:
             return self.asarray(function(*map(self.to_numpy, arrays)))
         stream = cupy.cuda.ExternalStream(int(self.runtime.stream.handle))
         with stream:
-            return self.asarray(cupy.ascontiguousarray(function(*map(cupy.asarray, arrays))))
+            given = (cupy.asarray(_OnOneStream(array)) for array in arrays)
+            return self.asarray(cupy.ascontiguousarray(function(*given)))
 
     # -- one step of an epoch -----------------------------------------------------
 
@@ -396,6 +397,14 @@ class CudaBackend:
             replay = self._captured[step] = self.runtime.capture(step)
         for _ in range(times):
             (replay or step)()
+
+
+class _OnOneStream:
+    """For CuPy on the stream that fills it: for one that is named, CuPy lets the host wait."""
+
+    def __init__(self, array: DeviceArray) -> None:
+        self.array = array  # whose memory CuPy's array is in
+        self.__cuda_array_interface__ = array.__cuda_array_interface__ | {"stream": None}
 
 
 def _gradient(cost: Cost) -> Callable[[Any, Any], Any]:

@@ -218,6 +218,15 @@ class Runtime:
             strides = strided.strides and tuple(s * dtype.itemsize for s in strided.strides)
         if strides is not None and not _contiguous(shape, strides, dtype.itemsize):
             raise ValueError(f"a device array must be C-contiguous, got strides {strides}")
+        if pointer:  # an array without elements has none
+            ordinal = self._driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+            error, index = self._driver.cuPointerGetAttribute(ordinal, pointer)
+            self._check((error,))
+            if index != self._device.device_id:
+                raise ValueError(
+                    f"an array must be on device {self._device.device_id}, the current one, "
+                    f"got one on device {index}"
+                )
         return self.borrow(pointer, shape, dtype, array)
 
     def borrow(

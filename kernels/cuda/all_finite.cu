@@ -1,5 +1,9 @@
-// Whether all of x (count) is finite:  parts[block] = 1 or 0, for a block's share. Block 256, any
-// grid. The array is finite where all parts are 1.
+// Whether an array is finite:  parts[block] = 1 if all of the block's share is, else 0
+//
+//   x (count)   ->   parts (blocks of the grid)
+//
+// 256 threads a block, any grid; a thread takes every (256 · grid)-th element. The array is finite
+// where all parts are 1. It takes the time of its bytes, count · sizeof(T).
 template <class T>
 __global__ void __launch_bounds__(256) all_finite(const T* x, int* parts, long long count) {
   __shared__ int all;
