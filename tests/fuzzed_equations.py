@@ -82,10 +82,39 @@ def problems(draw: Any, largest: int = 40) -> Problem:
     )
 
 
+class OnHostArrays:
+    """A backend's equations on NumPy arrays, which are copied to it and back."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def asarray(self, host: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(host, self._backend.dtype)
+
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        return np.full(shape, np.nan, self._backend.dtype)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def equation(*arguments: Any) -> None:
+            backend = self._backend
+            arrays = [x for x in arguments if isinstance(x, np.ndarray)]
+            there = [backend.asarray(x) for x in arrays]
+            copies = iter(there)
+            getattr(backend, name)(
+                *(next(copies) if isinstance(x, np.ndarray) else x for x in arguments)
+            )
+            for array, copy in zip(arrays, there, strict=True):
+                if array.flags.writeable:
+                    array[...] = backend.to_numpy(copy)
+
+        return equation
+
+
 def check(problem: Problem, backend: Backend) -> None:
     """All equations of one layer, k neurons to n and back, on this backend's kernels."""
+    subject = backend if backend.name == "numpy" else OnHostArrays(backend)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(equations, "_backend", lambda kind, dtype: backend)
+        patch.setattr(equations, "_backend", lambda kind, dtype: subject)
         _check(problem)
 
 

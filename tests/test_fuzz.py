@@ -8,7 +8,6 @@ import warnings
 import fuzzed_equations
 import numpy as np
 import pytest
-from conftest import obstacle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import VALID_PAIRS, backpropagate
@@ -64,22 +63,14 @@ def make(described, backend):
     return Network(described.pop("sizes"), backend=backend, **described)
 
 
-@pytest.fixture
-def on_numpy_arrays(backend):
-    """A backend, by name, whose arrays can be written as NumPy's can."""
-    if backend != "numpy":
-        pytest.skip(f"backend {backend} has no NumPy arrays; its kernels run in other tests")
-    return backend
-
-
 @given(problem=fuzzed_equations.problems())
 @settings(
     deadline=None,
     max_examples=100,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_equations(on_numpy_arrays, problem):
-    fuzzed_equations.check(problem, backends.create(on_numpy_arrays, np.dtype(problem.dtype)))
+def test_equations(backend, problem):
+    fuzzed_equations.check(problem, backends.create(backend, np.dtype(problem.dtype)))
 
 
 @given(problem=problems())
@@ -158,19 +149,22 @@ def test_training_runs(backend, problem, optimizer, batch, rate):
         assert runs_away(described, X, Y, arguments)
 
 
+@pytest.mark.parametrize(
+    "way",
+    [("numpy", "resident"), pytest.param(("cuda", "layered"), marks=pytest.mark.gpu)],
+    ids=str,
+)
 @given(
     problem=problems(dtypes=["float64"]),
     optimizer=OPTIMIZERS,
     batch=st.integers(1, 40),
 )
 @settings(deadline=None, max_examples=40)
-def test_every_way_to_train_gives_the_same_weights(problem, optimizer, batch):
+def test_every_way_to_train_gives_the_same_weights(way, problem, optimizer, batch):
     """Engines and backends differ in the order of their sums, and in nothing else."""
     described, X, Y = problem
-    ways = [("numpy", "layered"), ("numpy", "resident")]
-    ways += [("cuda", "layered"), ("cuda", "resident")] if obstacle("cuda") is None else []
     results = []
-    for backend, engine in ways:
+    for backend, engine in (("numpy", "layered"), way):
         net = make(described, backend)
         try:
             net.fit(
@@ -181,9 +175,8 @@ def test_every_way_to_train_gives_the_same_weights(problem, optimizer, batch):
             assert "exponential" in described["activation"]
             return
         results.append([*net.weights, *net.biases])
-    for other in results[1:]:
-        for got, expected in zip(other, results[0], strict=True):
-            np.testing.assert_allclose(got, expected, rtol=1e-7, atol=1e-9)
+    for got, expected in zip(results[1], results[0], strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-7, atol=1e-9)
 
 
 @given(problem=problems(dtypes=["float32"]), size=st.sampled_from([1e3, 1e8, 1e30, 1e-30, 1e-44]))
