@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 from collections import Counter
 from typing import Any
 
@@ -116,6 +117,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell lets what it runs in the background ignore Ctrl-C, which some tests press.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if card := config.getoption("--stand-in"):
         # Tests make the driver fail, and count its calls: test_check.py has the self-check's own.
         os.environ.setdefault(self_check.OFF, "0")
