@@ -88,37 +88,12 @@ def test_kernels(module, case, dtype):
 # -- memory ------------------------------------------------------------------------------
 
 
-class OnNumpyArrays:
-    """The backend's equations from NumPy arrays to NumPy arrays, as `equations` calls them."""
-
-    def __init__(self, backend) -> None:
-        self.backend = backend
-
-    def asarray(self, array):
-        return np.ascontiguousarray(array)
-
-    def empty(self, shape):
-        return np.full(shape, np.nan, self.backend.dtype)
-
-    def __getattr__(self, equation):
-        def call(*arguments):
-            outs = 2 if equation == "forward" else 1
-            on_device = [
-                self.backend.asarray(x) if isinstance(x, np.ndarray) else x for x in arguments
-            ]
-            getattr(self.backend, equation)(*on_device)
-            for array, out in zip(on_device[-outs:], arguments[-outs:], strict=True):
-                out[...] = self.backend.to_numpy(array)
-
-        return call
-
-
 @given(problem=fuzzed_equations.problems(largest=9))
 @settings(
     deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_equations(module, problem):
-    fuzzed_equations.check(problem, OnNumpyArrays(module.NumbaCudaBackend(problem.dtype)))
+    fuzzed_equations.check(problem, module.NumbaCudaBackend(problem.dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
