@@ -46,8 +46,9 @@ SCHEDULERS = 4
 EFFICIENCY = 0.75
 #: Cycles of a phase until its first result, with the barrier behind it.
 PHASE = 120
-#: The same of a cluster: a barrier of all blocks, then reads through distributed shared memory.
-EXCHANGE = 650
+#: The same of a cluster: twice a store through distributed shared memory, 250 cycles, and a look
+#: that finds it, 100.
+EXCHANGE = 700
 #: Of blocks that are no cluster: letters on their way to the L2 cache, 300 cycles, then a look that
 #: comes too early by half of its time, on average, and one that finds them, 600 each; and the bytes
 #: a cycle that a look brings of the cache.
@@ -283,8 +284,14 @@ def _bytes(
         aligned = 16 // stored - 16 // itemsize if blocks > 1 else 0
         fetched = ceil((columns * 16 // itemsize + aligned) * stored / 16)
     stage = batch * row(fetched) + whole(batch * sizes[-1] * itemsize) + 4 * 8
-    exchanged = (1 if apart else 2) * (cut[0] // blocks * batch * sizes[1] if blocks > 1 else 1)
-    return total + stages * stage + whole(parts * itemsize) + 16 + whole(exchanged * itemsize)
+    first = batch * sizes[1]
+    if blocks == 1:
+        exchange = 16
+    elif apart:
+        exchange = whole(cut[0] // blocks * first * itemsize)
+    else:
+        exchange = whole((2 * cut[0] * ceil(first / blocks) + first) * itemsize) + 16
+    return total + stages * stage + whole(parts * itemsize) + 16 + exchange
 
 
 def _block_runs(inputs: int, itemsize: int, blocks: int, cut: int) -> int:
@@ -328,6 +335,8 @@ class _Machine:
             x, j, forward = self.forward(batch, n, turns, cut[l] // (blocks if split else 1))
             if cut[l] > 1:
                 forward += self.phase(batch * n, 0, 2 * cut[l] + 20, cut[l])
+                if split and not apart:  # of what a block has added, all get their copies
+                    forward += self.phase(batch * n, 0, 20, 1)
                 forward += PHASE if not split else LETTERS if apart else EXCHANGE
                 if split and apart:
                     received = (cut[l] - cut[l] // blocks) * batch * n * 2 * self.itemsize

@@ -106,18 +106,58 @@ def test_async_copy_of_sixteen_bytes() -> None:
         run(x[1:])
 
 
+def sums_of_four(dtype: type, blocks: int, rounds: int) -> np.ndarray:
+    """What each thread of four blocks adds, (blocks, rounds, 32)."""
+    block, round, lane = np.ogrid[:blocks, :rounds, :32]
+    expected = np.zeros((blocks, rounds, 32), dtype)
+    for rank in range(4):
+        expected += dtype(1) / (1 + block // 4 * 4 + rank + 8 * round + lane).astype(dtype)
+    return expected
+
+
+def send_in_cluster(sanitizer: Sanitizer, dtype: type, places: int = 2) -> None:
+    """In two clusters of four."""
+    T, rounds, blocks = "float" if dtype == np.float32 else "double", 5, 8
+    out = np.full((blocks, rounds, 32), np.nan, dtype)
+    HostRuntime(sanitizer, sources=HERE).launch(
+        "primitives.cu", f"send_in_cluster<{T}, {places}>", (blocks, 1, 1), (32, 1, 1),
+        (out, np.int32(rounds)), cluster=(4, 1, 1),
+    )  # fmt: skip
+    np.testing.assert_array_equal(out, sums_of_four(dtype, blocks, rounds))
+
+
 @needs_compiler
 @pytest.mark.parametrize("sanitizer", RUNS)
-def test_cluster(sanitizer: Sanitizer) -> None:
-    """Rank, barrier and the others' shared memory, in two clusters of four."""
-    out = np.full((8, 8), -1, np.int32)
-    HostRuntime(sanitizer, sources=HERE).launch(
-        "primitives.cu", "visit_cluster", (8, 1, 1), (32, 1, 1), (out,), cluster=(4, 1, 1)
-    )
-    first = np.arange(8)[:, None] // 4 * 4
-    lane = np.arange(7)
-    np.testing.assert_array_equal(out[:, 0], np.arange(8) % 4)
-    np.testing.assert_array_equal(out[:, 1:], 100 * (first + lane % 4) + lane % 2)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cluster(sanitizer: Sanitizer, dtype: type) -> None:
+    """Rank, barrier and numbers sent to all."""
+    send_in_cluster(sanitizer, dtype)
+
+
+@needs_compiler
+def test_numbers_that_may_be_sent_too_early_are_seen() -> None:
+    """With one place, a block sends the next number while others still read the last one."""
+    with pytest.raises(LaunchFailed, match="data race"):
+        send_in_cluster("tsan", np.float32, places=1)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("rule", "complaint"),
+    [
+        (0, "an mbarrier expects 1048576 bytes"),
+        (1, "told twice in a phase what to expect"),
+        (2, "phase 1 is waited for in phase 0"),
+        (3, "the bytes of phase 0 do not come"),
+        (4, "counts 4 bytes more than it expects|phase 0 is waited for in phase"),
+    ],
+)
+def test_rules_of_a_transaction_barrier(rule: int, complaint: str) -> None:
+    with pytest.raises(LaunchFailed, match=complaint):
+        HostRuntime(sources=HERE).launch(
+            "primitives.cu", "break_transaction_rule", (2, 1, 1), (1, 1, 1),
+            (np.int32(rule),), cluster=(2, 1, 1),
+        )  # fmt: skip
 
 
 TOGETHER = (0, 0, 0)  # in place of a cluster's size: a cooperative launch
@@ -133,11 +173,7 @@ def tell_others(
         "primitives.cu", f"tell_others<{T}, {places}>", (blocks, 1, 1), (32, 1, 1),
         (out, letters, np.int32(rounds)), cluster=cluster,
     )  # fmt: skip
-    block, round, lane = np.ogrid[:blocks, :rounds, :32]
-    expected = np.zeros_like(out)
-    for rank in range(4):
-        expected += dtype(1) / (1 + block // 4 * 4 + rank + 8 * round + lane).astype(dtype)
-    np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(out, sums_of_four(dtype, blocks, rounds))
 
 
 @needs_compiler

@@ -23,9 +23,11 @@
 //               in a cluster, too: a block reads no columns but its own. None is needed before it:
 //               at the last one of the step before, the bytes were there and x was read
 //   forward     a thread makes X × J of z^l over a slice of k, 16 bytes of a row at a time
-//               a thread an element adds the slices, in order, and takes σ; in the first layer
-//               those of all blocks, through a cluster's distributed shared memory or, where the
-//               blocks are no cluster, through letters (primitives/letters.cuh)
+//               a thread an element adds the slices, in order, and takes σ. Those of the first
+//               layer are on several blocks. In a cluster, each adds all slices of some elements:
+//               a thread that has made a part sends it there, one that has the sum sends it to all
+//               (primitives/cluster.cuh). Blocks that are no cluster each add all, which they have
+//               in letters (primitives/letters.cuh)
 //   C, BP1      a thread an element; softmax a warp a row
 //   BP2         a thread makes XB × a run of δ^l, from the last layer to the first
 //   BP3, BP4    a thread makes JU × a run of ∂C/∂w^l and changes that of w^l; all layers at once
@@ -205,6 +207,47 @@ struct Epoch {
     return letters + size_t(place) * words_of<T>;
   }
 
+  template <int COUNT> static __device__ __forceinline__ T sum_of(const T (&part)[COUNT]) {
+    T sum = 0;
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) sum += part[i];
+    return sum;
+  }
+
+  // In a cluster, block `at` % blocks adds the slices of number `at` of z[1]. Two buffers for parts
+  // and one for sums are enough: a block sends the parts of the next step but one when it has all
+  // sums of the next, which no thread of a block sends before all are done with this step's parts;
+  // and sums of the next step when it has all its parts, which come from blocks that are done with
+  // this step's sums.
+  __device__ __forceinline__ int numbers_here(int count) {
+    return (count - rank + Form::blocks - 1) / Form::blocks;
+  }
+
+  template <int SLICES, int COUNT> __device__ __forceinline__ void expect_parts() {
+    if (thread != 0) return;
+    shared.exchange.parts_here.expect(numbers_here(COUNT) * SLICES * int(sizeof(T)));
+    shared.exchange.sums_here.expect(COUNT * int(sizeof(T)));
+  }
+
+  __device__ __forceinline__ void send_part(int slice, int at, T part) {
+    auto& exchange = shared.exchange;
+    send(&exchange.parts[number % 2][slice][at / Form::blocks], part, exchange.parts_here, at % Form::blocks);
+  }
+
+  template <int SLICES, int COUNT> __device__ __forceinline__ void add_parts() {
+    auto& exchange = shared.exchange;
+    exchange.parts_here.wait(number);
+    // A thread a sum and a block that gets it: to add again costs less than to tell each other.
+    for (int e = thread; e < numbers_here(COUNT) * Form::blocks; e += THREADS) {
+      const int mine = e / Form::blocks, to = e % Form::blocks;
+      T part[SLICES];
+#pragma unroll
+      for (int slice = 0; slice < SLICES; ++slice) part[slice] = exchange.parts[number % 2][slice][mine];
+      send(&exchange.sums[mine * Form::blocks + rank], sum_of(part), exchange.sums_here, to);
+    }
+    exchange.sums_here.wait(number);
+  }
+
   // The slices are the network's and not the form's, and so are the bits of z: each of several
   // blocks has some of them.
   template <class Here, int S>
@@ -213,11 +256,11 @@ struct Epoch {
     constexpr int x_tiles = units_of<BATCH, L::x>, j_tiles = units_of<L::n, L::j>;
     constexpr int tiles = x_tiles * j_tiles, outputs = BATCH * L::n;
     constexpr int blocks = Here::split ? Form::blocks : 1, slices = L::slices / blocks;
-    constexpr bool writes = Here::split && Form::apart;
+    constexpr bool writes = Here::split && Form::apart, sends = Here::split && Form::cluster;
     constexpr int runs = runs_of<T, Here::columns>, share = units_of<runs, slices>;
-    // The other half is for the next step, so that one barrier of the cluster is enough: a block
-    // that comes to the next one has read what it needs of this one's numbers.
-    T* parts = Here::split ? shared.exchanged[number % Shared::exchanges] : shared.parts;
+    if constexpr (sends) expect_parts<L::slices, outputs>();
+    T* parts = shared.parts;
+    if constexpr (writes) parts = shared.exchange.parts;
     for (int unit = thread; unit < tiles * slices; unit += THREADS) {
       // Rows and columns of a tile lie a number of tiles apart: neighbours read neighbours.
       const int slice = unit / tiles, x = unit % tiles / j_tiles, j = unit % j_tiles;
@@ -248,36 +291,31 @@ struct Epoch {
           const int at = row_x * L::n + row_j;
           if constexpr (writes)
             send(letter<Here>(rank * slices + slice, at), sum[p][q], first_letter + number);
-          if constexpr (L::slices > 1)
+          if constexpr (sends)
+            send_part(rank * slices + slice, at, sum[p][q]);
+          else if constexpr (L::slices > 1)
             parts[slice * outputs + at] = sum[p][q];
           else
             activate(here, row_x, row_j, sum[p][q]);
         }
       }
     }
-    if constexpr (L::slices > 1) {
-      if constexpr (Here::split && !writes)
-        cluster_barrier();
-      else
-        __syncthreads();
+    if constexpr (sends) {
+      add_parts<L::slices, outputs>();
+      for (int e = thread; e < outputs; e += THREADS)
+        activate(here, e / L::n, e % L::n, shared.exchange.sums[e]);
+    } else if constexpr (L::slices > 1) {
+      __syncthreads();
       for (int e = thread; e < outputs; e += THREADS) {
-        T part[L::slices], sum = 0;
+        T part[L::slices];
         if constexpr (writes) {
           receive<slices>(part, letter<Here>(0, e), parts + e, outputs, rank,
                           first_letter + number);
         } else {
 #pragma unroll
-          for (int block = 0; block < blocks; ++block) {
-            const T* theirs = parts + e;
-            if constexpr (Here::split) theirs = of_block(theirs, block);
-#pragma unroll
-            for (int slice = 0; slice < slices; ++slice)
-              part[block * slices + slice] = theirs[slice * outputs];
-          }
+          for (int slice = 0; slice < L::slices; ++slice) part[slice] = parts[slice * outputs + e];
         }
-#pragma unroll
-        for (int slice = 0; slice < L::slices; ++slice) sum += part[slice];
-        activate(here, e / L::n, e % L::n, sum);
+        activate(here, e / L::n, e % L::n, sum_of(part));
       }
     }
   }
@@ -468,6 +506,13 @@ struct Epoch {
     T* all = reinterpret_cast<T*>(dynamic_shared);
     for (int e = thread; e < int(sizeof(Shared) / sizeof(T)); e += THREADS) all[e] = T(0);
     __syncthreads();
+    if constexpr (Form::cluster) {
+      if (thread == 0) {
+        shared.exchange.parts_here.init();
+        shared.exchange.sums_here.init();
+      }
+      cluster_barrier();
+    }
     each_parameter(shared.network, begin, begin + Network::all_weights, true,
                    [&](int copy, T& inside, size_t at) { inside = arrays[copy][at]; });
 #pragma unroll
@@ -491,8 +536,6 @@ struct Epoch {
       copies.template wait<Form::stages - 2>();
       __syncthreads();
     }
-    // Others may still read what is here.
-    if constexpr (Form::blocks > 1 && !Form::apart) cluster_barrier();
     each_parameter(shared.network, begin, begin + Network::all_weights, rank == 0,
                    [&](int copy, T& inside, size_t at) { arrays[copy][at] = inside; });
   }

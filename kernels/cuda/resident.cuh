@@ -2,6 +2,7 @@
 // planning chooses the numbers; Form::bytes is its count of what stands here.
 #pragma once
 
+#include "primitives/cluster.cuh"
 #include "run.cuh"
 
 // How many units hold `count`.
@@ -30,7 +31,7 @@ template <int BATCH, int THREADS, int BLOCKS, int STAGES, int BYTES, bool APART 
 struct Form {
   static constexpr int batch = BATCH, threads = THREADS, blocks = BLOCKS, stages = STAGES;
   static constexpr int bytes = BYTES;
-  static constexpr bool apart = APART;
+  static constexpr bool apart = APART, cluster = BLOCKS > 1 && !APART;
 };
 
 // `collapses`: BP1 is a - y for this cost and the last σ.
@@ -105,6 +106,22 @@ template <class T, class Stored, int BATCH, int COLUMNS> struct Converted {
 };
 template <class T, int BATCH, int COLUMNS> struct Converted<T, T, BATCH, COLUMNS> {};
 
+// What the blocks of a network need to add the slices of z[1], of which a block has SLICES of COUNT
+// numbers each. Apart, they keep their own here; the others' come in letters.
+template <class T, class Form, int SLICES, int COUNT, bool CLUSTER = Form::cluster>
+struct Exchange {
+  alignas(16) T parts[Form::blocks > 1 ? SLICES * COUNT : 1];
+};
+
+// In a cluster, a block adds all slices of every BLOCKS-th number, and all blocks get the sums. Parts
+// of two steps alternate.
+template <class T, class Form, int SLICES, int COUNT>
+struct Exchange<T, Form, SLICES, COUNT, true> {
+  alignas(16) T parts[2][SLICES * Form::blocks][units_of<COUNT, Form::blocks>];
+  T sums[COUNT];
+  TransactionBarrier parts_here, sums_here;
+};
+
 // Each block of several has as many slices, of as many runs; the last may have less, or none.
 template <class T, class Form, int INPUTS, class First>
 constexpr int columns_of =
@@ -126,7 +143,5 @@ struct Memory : Converted<T, Stored, Form::batch, columns_of<T, Form, INPUTS, Fi
   Network network;
   Stage<T, Stored, Form::batch, fetched, Network::outputs> stages[Form::stages];
   alignas(16) T parts[Network::most_parts + per_run<T>];
-  // This block's parts of z[1], which a cluster's other blocks may still read a step later.
-  static constexpr int exchanges = Form::apart ? 1 : 2;
-  alignas(16) T exchanged[exchanges][split ? slices * Form::batch * First::n : 1];
+  Exchange<T, Form, slices, Form::batch * First::n> exchange;
 };

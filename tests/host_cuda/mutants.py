@@ -100,7 +100,7 @@ _OTHER_SIZE = {
 }  # fmt: skip
 
 
-#: Calls that threads wait in for each other.
+#: Calls that threads wait in for each other; a TransactionBarrier's `wait` is another.
 BARRIERS = ("__syncthreads", "__syncwarp", "cluster_barrier")
 
 
@@ -179,6 +179,9 @@ def _of(file: _File) -> Iterator[Place]:
         previous = tokens[i - 1] if i else ""
         if token in BARRIERS and tokens[i + 1 : i + 4] == ["(", ")", ";"]:
             yield "barrier", *file.slice(i, file.partner[i + 1] + 1), "((void)0)"
+        elif previous == "." and token == "wait":
+            begin = file.back_to(i, ";", "{", "}")
+            yield "barrier", *file.slice(begin, file.partner[i + 1] + 1), "((void)0)"
         elif token == "if" and tokens[i + 1] == "(":
             end = file.partner[i + 1]
             leaves = tokens[end + 1] == "return"

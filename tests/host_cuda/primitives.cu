@@ -46,14 +46,40 @@ __global__ void fetch_sixteen_bytes(const float* in, float* out) {
   for (int i = 0; i < 4; ++i) out[at + i] = place[at + i];
 }
 
-// out (block, 8): a block's rank, and a number of each block of its cluster. Block 32, 8 blocks.
-__global__ void visit_cluster(int* out) {
-  __shared__ int number[2];
-  const int rank = cluster_rank(), lane = threadIdx.x;
-  if (lane < 2) number[lane] = 100 * blockIdx.x + lane;
+// out (block, rounds, 32): each round the four blocks of a cluster send each other a number a
+// thread, and each adds the four in order of their ranks. Block 32.
+template <class T, int places> __global__ void send_in_cluster(T* out, int rounds) {
+  __shared__ T come[places][4][32];
+  __shared__ TransactionBarrier all_here;
+  const int lane = threadIdx.x, rank = cluster_rank();
+  if (lane == 0) all_here.init();
   cluster_barrier();
-  if (lane < 7) out[blockIdx.x * 8 + 1 + lane] = *of_block(&number[lane % 2], lane % 4);
-  if (lane == 7) out[blockIdx.x * 8] = rank;
+  for (int round = 0; round < rounds; ++round) {
+    T(&place)[4][32] = come[round % places];
+    const T own = T(1) / T(1 + blockIdx.x + 8 * round + lane);
+    if (lane == 31) all_here.expect(sizeof(place));
+    for (int to = 0; to < 4; ++to) send(&place[rank][lane], own, all_here, to);
+    all_here.wait(round);
+    T sum = 0;
+    for (int i = 0; i < 4; ++i) sum += place[i][lane];
+    out[(blockIdx.x * rounds + round) * 32 + lane] = sum;
+    __syncthreads();
+  }
+}
+
+// A cluster of two blocks, of a thread each.
+__global__ void break_transaction_rule(int rule) {
+  __shared__ float come[2];
+  __shared__ TransactionBarrier here;
+  here.init();
+  cluster_barrier();
+  const int other = 1 - cluster_rank();
+  here.expect(rule == 0 ? 1 << 20 : rule == 3 ? 8 : 4);
+  if (rule == 1) here.expect(4);
+  if (rule == 2) here.wait(1);
+  send(&come[0], 1.0f, here, other);
+  if (rule == 4) send(&come[1], 1.0f, here, other);
+  here.wait(0);
   cluster_barrier();
 }
 
