@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -383,6 +383,14 @@ def _explained(schedule: schedules.Schedule) -> schedules.Schedule:
 # -- the loop ----------------------------------------------------------------------------------
 
 
+class Drawn(NamedTuple):
+    """An epoch's order, and the generator's state before and after it was drawn."""
+
+    order: np.ndarray
+    before: Any
+    after: Any
+
+
 class Course:
     """One network on its way through `fit`: its hyperparameters, callbacks and history.
 
@@ -414,11 +422,33 @@ class Course:
         self.failure: str | None = None
         self._watching = [hook for hook in hooks if watches_batches(hook)]
         self._running = False
+        self._drawn: Drawn | None = None
 
     def start(self) -> None:
         self._running = True
         for hook in self.hooks:
             hook.on_fit_start(self.network)
+
+    def draw(self, ahead: int = 0) -> None:
+        """Draw the order of an epoch, `ahead` epochs from now, that has not begun.
+
+        Until it does, the generator stays as it is: the epoch may never begin.
+        """
+        if self._drawn is None and len(self.history) + ahead < self.settings.epochs:
+            bits = self.network._rng.bit_generator
+            before = bits.state
+            order = self.network._rng.permutation(self.settings.rows)
+            self._drawn = Drawn(order, before, bits.state)
+            bits.state = before
+
+    def _order(self) -> np.ndarray:
+        drawn, self._drawn = self._drawn, None
+        rng = self.network._rng
+        # Somebody else may have drawn from the generator since.
+        if drawn is None or rng.bit_generator.state != drawn.before:
+            return rng.permutation(self.settings.rows)
+        rng.bit_generator.state = drawn.after
+        return drawn.order
 
     def next_epoch(self) -> Member:
         settings, epoch = self.settings, len(self.history)
@@ -426,7 +456,7 @@ class Course:
         return Member(
             self.parameters,
             self.slots,
-            self.network._rng.permutation(settings.rows),
+            self._order(),
             Hyperparameters(
                 settings.batch_size,
                 settings.optimizer,
@@ -543,8 +573,15 @@ class Loop:
         try:
             start = time.perf_counter()
             costs: list[np.ndarray] = []
-            for wave in self._waves(live):
-                costs += self._run_wave(wave, progress)
+            waves = list(self._waves(live))
+            for wave, upcoming in zip(waves, [*waves[1:], waves[0]], strict=True):
+                ahead = int(upcoming is waves[0])  # of the epoch after this one
+
+                def draw(courses: list[Course] = upcoming, ahead: int = ahead) -> None:
+                    for course in courses:
+                        course.draw(ahead)
+
+                costs += self._run_wave(wave, progress, draw)
             seconds = time.perf_counter() - start
             failures = [
                 course.trouble(cost, finite)
@@ -568,16 +605,20 @@ class Loop:
             progress.skip(course.settings.epochs - len(course.history) - 1)
         return ran
 
-    def _run_wave(self, wave: list[Course], progress: Progress) -> list[np.ndarray]:
+    def _run_wave(
+        self, wave: list[Course], progress: Progress, meanwhile: Callable[[], None]
+    ) -> list[np.ndarray]:
         if len(self.courses) > 1 and not any(course.on_step for course in wave):
             members = [course.next_epoch() for course in wave]
             return self.engine.run_members(
-                members, self.X, self.Y, lambda i: progress.member_is_over()
+                members, self.X, self.Y, lambda i: progress.member_is_over(), meanwhile
             )
         costs = []
         for course in wave:
             member = course.next_epoch()
-            costs.append(self.engine.run_epoch(member, self.X, self.Y, course.on_step))
+            costs.append(
+                self.engine.run_epoch(member, self.X, self.Y, course.on_step, meanwhile)
+            )
             progress.member_is_over()
         return costs
 

@@ -18,7 +18,7 @@ from conftest import device_runtime
 from reference import assert_close, product_bound
 from resident_cases import FORMS, check
 
-from backprop_gpu import Cost, Network, Population, equations, residency
+from backprop_gpu import Cost, Network, Population, equations, residency, training
 from backprop_gpu.backends import cuda as cuda_backend
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.cuda import runtime as runtimes
@@ -43,6 +43,34 @@ def test_what_is_uploaded_may_change_at_once(runtime: Runtime) -> None:
     array = runtime.array(host)
     host[:] = -1
     np.testing.assert_array_equal(runtime.to_numpy(array), np.arange(1000.0))
+
+
+@pytest.mark.parametrize("engine", ["layered", "resident"])
+def test_the_next_order_is_drawn_while_an_epoch_runs(
+    runtime: Runtime, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = []
+
+    def heard(owner: type, name: str) -> None:
+        method = getattr(owner, name)
+
+        def call(self: Any, *arguments: Any) -> Any:
+            events.append(name)
+            return method(self, *arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
+    network = Network([6, 5, 3], backend="cuda", seed=0)
+    X, Y = RNG.standard_normal((20, 6)), RNG.uniform(size=(20, 3))
+    options = {"batch_size": 4, "learning_rate": 0.1, "engine": engine}
+    network.fit(X, Y, epochs=1, **options)
+    for owner, name in ((training.Course, "draw"), (Runtime, "upload"), (Runtime, "to_numpy")):
+        heard(owner, name)
+    network.fit(X, Y, epochs=3, **options)
+    draws = [i for i, event in enumerate(events) if event == "draw"]
+    assert len(draws) == 3
+    for i in draws:  # an epoch's numbers are on their way, and its costs not yet waited for
+        assert events[i - 1 : i + 2] == ["upload", "draw", "to_numpy"]
 
 
 def test_a_view_keeps_the_memory(runtime: Runtime) -> None:

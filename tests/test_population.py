@@ -505,9 +505,9 @@ def test_ctrl_c_in_the_middle_of_an_epoch(monkeypatch, when):
     saved = [flat(member) for member in members]
     run, calls = LayeredEngine.run_epoch, []
 
-    def run_epoch(*arguments):
+    def run_epoch(*arguments, **named):
         calls.append(1)
-        result = run(*arguments)
+        result = run(*arguments, **named)
         if len(calls) == when + 1:
             raise KeyboardInterrupt
         return result

@@ -22,6 +22,7 @@ from backprop_gpu import (
     EarlyStopping,
     History,
     Network,
+    Population,
     planning,
     schedules,
     training,
@@ -44,6 +45,58 @@ def network(backend="numpy", dtype="float64", seed=1, **settings):
 
 def flat(net):
     return np.concatenate([array.ravel() for array in (*net.weights, *net.biases)])
+
+
+# -- the order of the rows, drawn while a device computes ----------------------------------
+
+
+class Stop(Callback):
+    """After the second epoch; keeps a copy of the network as it is then."""
+
+    def on_epoch_end(self, network, history):
+        if len(history) == 2:
+            self.copy = copy.deepcopy(network)
+            return True
+
+
+class DrawsToo(Callback):
+    def on_epoch_end(self, network, history):
+        network._rng.permutation(5)
+
+
+def trained_in_every_way():
+    X, Y = problem()
+    options = {"batch_size": BATCH, "learning_rate": 0.1}
+    stop, stopped, disturbed = Stop(), network(), network()
+    stopped.fit(X, Y, epochs=9, callbacks=[stop], **options)
+    disturbed.fit(X, Y, epochs=3, callbacks=[DrawsToo()], **options)
+    for net in (stopped, stop.copy, disturbed):
+        net.fit(X, Y, epochs=2, **options)
+    found = Population([3, 5, 2], members=3, seed=2, backend="numpy", dtype="float64")
+    found.fit(X, Y, epochs=3, engine="layered", **options)
+    return [flat(net) for net in (stopped, stop.copy, disturbed, *found)]
+
+
+@pytest.mark.parametrize("wave", [1, 2, 3])
+def test_drawing_ahead_changes_nothing(monkeypatch, wave):
+    monkeypatch.setattr(planning, "members_a_call", lambda rows, steps: wave)
+    ahead = trained_in_every_way()
+    monkeypatch.setattr(training.Course, "draw", lambda self, ahead=0: None)
+    for a, b in zip(ahead, trained_in_every_way(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("wave", [1, 2, 3])
+def test_every_order_but_the_first_wave_s_first_is_drawn_ahead(monkeypatch, wave):
+    monkeypatch.setattr(planning, "members_a_call", lambda rows, steps: wave)
+    drawn, (X, Y) = [], problem()
+    order = training.Course._order
+    monkeypatch.setattr(
+        training.Course, "_order", lambda self: drawn.append(self._drawn) or order(self)
+    )
+    members = Population([3, 5, 2], members=3, seed=2, backend="numpy", dtype="float64")
+    members.fit(X, Y, batch_size=BATCH, learning_rate=0.1, epochs=3, engine="layered")
+    assert [entry is not None for entry in drawn] == [False] * wave + [True] * (9 - wave)
 
 
 # -- the update rules --------------------------------------------------------------------

@@ -133,7 +133,12 @@ class LayeredEngine:
 
     @_quiet
     def run_epoch(
-        self, member: Member, X: Array, Y: Array, on_step: Callable[[int], None] | None = None
+        self,
+        member: Member,
+        X: Array,
+        Y: Array,
+        on_step: Callable[[int], None] | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
         """Gradient descent over all rows once, in mini-batches.
 
@@ -143,6 +148,8 @@ class LayeredEngine:
         X, Y : (n, n_0), (n, n_L) backend arrays
         on_step : callable, optional
             Called with the step's number after each step; costs the replay of captured steps.
+        meanwhile : callable
+            What the host may do while a device works: called, if at all, when all is queued.
 
         Returns
         -------
@@ -163,6 +170,7 @@ class LayeredEngine:
             for number in range(whole + bool(rest)):
                 (run.whole_step if number < whole else run.last_step)()
                 on_step(number)
+        meanwhile()
         return run.epoch.costs()
 
     def _sums_squares(
@@ -186,6 +194,7 @@ class LayeredEngine:
         X: Array,
         Y: Array,
         on_member: Callable[[int], None] = lambda i: None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> list[np.ndarray]:
         """`run_epoch` for several networks of this engine's shape: the costs of each.
 
@@ -197,6 +206,8 @@ class LayeredEngine:
             The rows of all members; each takes them in its own order.
         on_member : callable
             Called on the caller's thread with a member's number when its epoch is over.
+        meanwhile : callable
+            As in `run_epoch`, perhaps more than once.
         """
         # Buffers and captured steps are made for one set of arrays. In these, members take turns:
         # a copy there and back is nothing beside an epoch. Only another rule or batch size needs
@@ -215,7 +226,8 @@ class LayeredEngine:
                 for source, out in zip(own, lent, strict=True):
                     self.backend.copy(source, out)
                 settings = replace(member.hyperparameters, optimizer=optimizer)
-                costs[i] = self.run_epoch(Member(parameters, slots, member.order, settings), X, Y)
+                turn = Member(parameters, slots, member.order, settings)
+                costs[i] = self.run_epoch(turn, X, Y, meanwhile=meanwhile)
                 for source, out in zip(lent, own, strict=True):
                     self.backend.copy(source, out)
                 on_member(i)

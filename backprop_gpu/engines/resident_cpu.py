@@ -83,7 +83,12 @@ class ResidentEngine(LayeredEngine):
         self._shapes: dict[int, Shape] = {}
 
     def run_epoch(
-        self, member: Member, X: Array, Y: Array, on_step: Callable[[int], None] | None = None
+        self,
+        member: Member,
+        X: Array,
+        Y: Array,
+        on_step: Callable[[int], None] | None = None,
+        meanwhile: Callable[[], None] = lambda: None,  # there is no device to wait for
     ) -> Array:
         if on_step is not None:  # Python has to be called between steps
             return super().run_epoch(member, X, Y, on_step)
@@ -95,6 +100,7 @@ class ResidentEngine(LayeredEngine):
         X: Array,
         Y: Array,
         on_member: Callable[[int], None] = lambda i: None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> list[Array]:
         pool = self._workers(cores())
         futures = [pool.submit(self._train, member, X, Y, 1) for member in members]

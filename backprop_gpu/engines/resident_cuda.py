@@ -31,12 +31,17 @@ class ResidentCudaEngine(LayeredEngine):
     _converted: tuple[Array, Array] | None = None
 
     def run_epoch(
-        self, member: Member, X: Array, Y: Array, on_step: Callable[[int], None] | None = None
+        self,
+        member: Member,
+        X: Array,
+        Y: Array,
+        on_step: Callable[[int], None] | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
         if on_step is not None or member.hyperparameters.squares is not None:
             # the host is needed between steps
-            return super().run_epoch(member, self._numbers(X), Y, on_step)
-        return self._launch([member], X, Y)[0]
+            return super().run_epoch(member, self._numbers(X), Y, on_step, meanwhile)
+        return self._launch([member], X, Y, meanwhile)[0]
 
     def run_members(
         self,
@@ -44,6 +49,7 @@ class ResidentCudaEngine(LayeredEngine):
         X: Array,
         Y: Array,
         on_member: Callable[[int], None] = lambda i: None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> list[np.ndarray]:
         """All members of one rule and batch size in one launch, a block or a cluster each."""
         groups: dict[tuple[Any, ...], list[int]] = {}
@@ -54,13 +60,16 @@ class ResidentCudaEngine(LayeredEngine):
             groups.setdefault(key, []).append(i)
         found: dict[int, np.ndarray] = {}
         for group in groups.values():
-            found |= zip(group, self._launch([members[i] for i in group], X, Y), strict=True)
+            costs = self._launch([members[i] for i in group], X, Y, meanwhile)
+            found |= zip(group, costs, strict=True)
             for i in group:
                 on_member(i)
         return [found[i] for i in range(len(members))]
 
     @_quiet
-    def _launch(self, members: Sequence[Member], X: Array, Y: Array) -> list[np.ndarray]:
+    def _launch(
+        self, members: Sequence[Member], X: Array, Y: Array, meanwhile: Callable[[], None]
+    ) -> list[np.ndarray]:
         """An epoch of members of one rule and one batch size: the costs of each."""
         backend, runtime = self.backend, self.backend.runtime  # type: ignore[attr-defined]
         settings = members[0].hyperparameters
@@ -72,7 +81,7 @@ class ResidentCudaEngine(LayeredEngine):
         if isinstance(cut, str) or optimizer.clip_norm is not None:
             # Some members of a population may be too large: they get what they would alone.
             alone, X = super().run_epoch, self._numbers(X)
-            return [alone(member, X, Y) for member in members]
+            return [alone(member, X, Y, meanwhile=meanwhile) for member in members]
         if cut.stored != X.dtype.itemsize:
             X = self._numbers(X)
         kernel = Catalogue(backend.dtype).resident(cut, self.activations, self.cost, optimizer.rule)
@@ -105,6 +114,7 @@ class ResidentCudaEngine(LayeredEngine):
             for i, state in enumerate(states):
                 for array, whole in zip(state, arrays, strict=True):
                     backend.copy(whole[i], array)
+        meanwhile()
         return list(runtime.to_numpy(costs))
 
     def _numbers(self, X: Array) -> Array:
