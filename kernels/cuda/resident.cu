@@ -34,6 +34,10 @@
 //
 // Every sum runs in one fixed order, so the same launch gives the same bits, whichever members
 // are beside. Rows of a short last batch from m on hold what was there; δ is never read there.
+//
+// A loop that hands out pieces of work is not unrolled: a thread passes it once or a few times, and
+// what is inside is long. Left to itself the compiler makes four of each, which take registers, the
+// instruction cache, and twice the time to compile.
 #include "activations.cuh"
 #include "costs.cuh"
 #include "primitives/async_copy.cuh"
@@ -105,6 +109,7 @@ struct Epoch {
   template <int WIDTH, class N>
   __device__ __forceinline__ void copy_row(N* to, const N* from, int count) {
     constexpr int step = at_once<N, WIDTH>;
+#pragma unroll 1
     for (int k = lane * step; k < count; k += 32 * step)
       copies.template copy<step * sizeof(N)>(to + k, from + k);
   }
@@ -155,11 +160,15 @@ struct Epoch {
     const int own = Here::split ? own_columns : Here::fan_in;
 #pragma unroll
     for (int copy = 0; copy < 1 + Rule::slots; ++copy) {
-      if (Here::split || alike)
-        for (int e = thread; e < n * own; e += THREADS)
-          move(copy, here.w[copy][e / own][e % own],
-               w + size_t(e / own) * Here::fan_in + first + e % own);
+      if (Here::split || alike) {
+#pragma unroll 1
+        for (int j = warp; j < n; j += WARPS)
+#pragma unroll 4
+          for (int k = lane; k < own; k += 32)
+            move(copy, here.w[copy][j][k], w + size_t(j) * Here::fan_in + first + k);
+      }
       if (alike)
+#pragma unroll 1
         for (int j = thread; j < n; j += THREADS) move(copy, here.b[copy][j], b + j);
     }
     if constexpr (!Here::last)
@@ -171,6 +180,7 @@ struct Epoch {
   // What fills up a row is 0 among the bytes, too.
   __device__ __forceinline__ void convert() {
     constexpr int runs = runs_of<T, Shared::columns>;
+#pragma unroll 1
     for (int e = thread; e < m * runs; e += THREADS) {
       const int x = e / runs, k = e % runs * V;
       const Run<Stored, V> stored = run_at<V>(&stage().x[x][before() + k]);
@@ -238,6 +248,7 @@ struct Epoch {
     auto& exchange = shared.exchange;
     exchange.parts_here.wait(number);
     // A thread a sum and a block that gets it: to add again costs less than to tell each other.
+#pragma unroll 1
     for (int e = thread; e < numbers_here(COUNT) * Form::blocks; e += THREADS) {
       const int mine = e / Form::blocks, to = e % Form::blocks;
       T part[SLICES];
@@ -261,6 +272,7 @@ struct Epoch {
     if constexpr (sends) expect_parts<L::slices, outputs>();
     T* parts = shared.parts;
     if constexpr (writes) parts = shared.exchange.parts;
+#pragma unroll 1
     for (int unit = thread; unit < tiles * slices; unit += THREADS) {
       // Rows and columns of a tile lie a number of tiles apart: neighbours read neighbours.
       const int slice = unit / tiles, x = unit % tiles / j_tiles, j = unit % j_tiles;
@@ -302,10 +314,12 @@ struct Epoch {
     }
     if constexpr (sends) {
       add_parts<L::slices, outputs>();
+#pragma unroll 1
       for (int e = thread; e < outputs; e += THREADS)
         activate(here, e / L::n, e % L::n, shared.exchange.sums[e]);
     } else if constexpr (L::slices > 1) {
       __syncthreads();
+#pragma unroll 1
       for (int e = thread; e < outputs; e += THREADS) {
         T part[L::slices];
         if constexpr (writes) {
@@ -326,21 +340,26 @@ struct Epoch {
     using Sigma = typename Here::Layer::Sigma;
     constexpr int n = Here::Layer::n;
     if constexpr (couples<Sigma>) {
+#pragma unroll 1
       for (int x = warp; x < m; x += WARPS) {
         auto& z = here.delta[x];
         T largest = z[0];
+#pragma unroll 1
         for (int j = lane; j < n; j += 32) largest = z[j] > largest ? z[j] : largest;
         largest = warp_max(largest);
         T total = 0;
+#pragma unroll 1
         for (int j = lane; j < n; j += 32) total += exp(z[j] - largest);
         total = warp_sum(total);
         SoftmaxRow<T, Cost> outputs;
         if constexpr (!Objective::collapses) {
+#pragma unroll 1
           for (int j = lane; j < n; j += 32)
             outputs.add(exp(z[j] - largest) / total, stage().y[x][j]);
           outputs.sum();
         }
         __syncwarp();  // all lanes have read z_0, which becomes δ_0
+#pragma unroll 1
         for (int j = lane; j < n; j += 32) {
           const T a = exp(z[j] - largest) / total, y = stage().y[x][j];
           if constexpr (Objective::collapses) {
@@ -353,6 +372,7 @@ struct Epoch {
         }
       }
     } else {
+#pragma unroll 1
       for (int e = thread; e < m * n; e += THREADS) {
         const int x = e / n, j = e % n;
         const T z = here.delta[x][j], a = Sigma::value(z), y = stage().y[x][j];
@@ -374,6 +394,7 @@ struct Epoch {
     constexpr int n = Here::Layer::n;
     if (warp != WARPS - 1 || rank != 0) return;
     double sum = 0;
+#pragma unroll 1
     for (int e = lane; e < m * n; e += 32) sum += double(here.a[e / n][e % n]);
     sum = warp_sum(sum);
     if (lane == 0) costs[number] = sum / m;
@@ -386,6 +407,7 @@ struct Epoch {
     using Sigma = typename L::Sigma;
     auto& next = here.next;
     constexpr int runs = runs_of<T, L::n>, x_tiles = units_of<BATCH, L::xb>;
+#pragma unroll 1
     for (int tile = thread; tile < x_tiles * runs; tile += THREADS) {
       const int x = tile / runs, k = tile % runs * V;
       T sum[L::xb][V] = {};
@@ -446,6 +468,7 @@ struct Epoch {
     constexpr int D = L::ju < V ? L::ju : V;  // errors read at once
     constexpr int slot0 = Rule::slots > 0 ? 1 : 0, slot1 = Rule::slots > 1 ? 2 : 0;
     const T share = T(1) / T(m);
+#pragma unroll 1
     for (int tile = thread; tile < j_tiles * runs; tile += THREADS) {
       const int j = tile / runs * L::ju, k = tile % runs * V;
       T sum[L::ju][V] = {};
@@ -472,6 +495,7 @@ struct Epoch {
       }
     }
     // From the other end: these threads have fewer tiles.
+#pragma unroll 1
     for (int j = THREADS - 1 - thread; j < L::n; j += THREADS) {
       T sum = 0;
 #pragma unroll 4
@@ -504,6 +528,7 @@ struct Epoch {
   __device__ __forceinline__ void run(T* p, T* s0, T* s1, size_t begin) {
     T* const arrays[] = {p, s0, s1};
     T* all = reinterpret_cast<T*>(dynamic_shared);
+#pragma unroll 1
     for (int e = thread; e < int(sizeof(Shared) / sizeof(T)); e += THREADS) all[e] = T(0);
     __syncthreads();
     if constexpr (Form::cluster) {
@@ -518,9 +543,11 @@ struct Epoch {
 #pragma unroll
     for (int i = 0; i < rows_of_warp; ++i)
       row[i] = i * WARPS + warp < rows ? order[i * WARPS + warp] : 0;
+#pragma unroll 1
     for (int ahead = 0; ahead < Form::stages - 1; ++ahead) fetch(ahead);
     copies.template wait<Form::stages - 2>();
     __syncthreads();
+#pragma unroll 1
     for (; number * BATCH < rows; ++number) {
       fetch(number + Form::stages - 1);
       m = min(BATCH, rows - number * BATCH);
