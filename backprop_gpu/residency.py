@@ -42,13 +42,14 @@ FIRST_PARTS = 1 << 15
 PARTS = 1 << 13
 
 SCHEDULERS = 4
-#: Share of the peak that a phase's busiest unit reaches.
-EFFICIENCY = 0.75
+#: Share of the peak that a phase's busiest unit reaches: on an H200, as PHASE, by the record of
+#: 2026-11-26 (``benchmarks.gpu_constants``).
+EFFICIENCY = 0.36
 #: Cycles of a phase until its first result, with the barrier behind it.
-PHASE = 120
-#: The same of a cluster: twice a store through distributed shared memory, 250 cycles, and a look
-#: that finds it, 100.
-EXCHANGE = 700
+PHASE = 190
+#: The same of a cluster, an estimate: twice a store through distributed shared memory, 250 cycles, a
+#: look that finds it, 100, and what a phase has taken longer than was thought.
+EXCHANGE = 1100
 #: Of blocks that are no cluster: letters on their way to the L2 cache, 300 cycles, then a look that
 #: comes too early by half of its time, on average, and one that finds them, 600 each; and the bytes
 #: a cycle that a look brings of the cache.
