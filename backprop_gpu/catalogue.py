@@ -29,6 +29,7 @@ WARPS = 4  # rows a block where a warp takes a row
 
 _MAP = (MAP_THREADS, 1, 1)
 _ROWS = (32, WARPS, 1)
+_COST = (32, 8, 1)
 _ONE = (1, 1, 1)
 
 
@@ -162,14 +163,13 @@ class Catalogue:
         return self._kernel("reduce.cu", "sum_splits", _MAP)
 
     @_of(_ALL_COSTS, (False, True))
-    def sample_costs(self, cost: Cost, from_z: bool) -> Kernel:
-        return self._kernel(
-            "cost.cu", "sample_costs", _ROWS, _COSTS[cost.name], str(from_z).lower()
-        )
+    def mean_cost(self, cost: Cost, from_z: bool) -> Kernel:
+        return self._kernel("cost.cu", "mean_cost", _COST, _COSTS[cost.name], str(from_z).lower())
 
     @_of()
-    def mean_cost(self) -> Kernel:
-        return self._kernel("cost.cu", "mean_cost", (256, 1, 1))
+    def mean_of_samples(self) -> Kernel:
+        """Of C_x that are given: a user's."""
+        return self._kernel("cost.cu", "mean_cost", _COST, "Given", "false")
 
     @_of()
     def gather(self) -> Kernel:

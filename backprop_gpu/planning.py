@@ -373,7 +373,7 @@ def layered_step_seconds(sizes: Sequence[int], batch: int, itemsize: int, device
             product(*shape, itemsize, device, device.library).seconds for shape in shapes
         )
         seconds += LAUNCH  # BP3
-    return seconds + 7 * LAUNCH  # two gathers, C in two, BP1, update, advance
+    return seconds + 6 * LAUNCH  # two gathers, C, BP1, update, advance
 
 
 @dataclass(frozen=True)

@@ -377,8 +377,8 @@ def _launched(device: Device, form: Form, dtype: np.dtype[Any]) -> list[Kernel]:
     return [
         kernels.forward(sigma, tile), kernels.hidden_error(sigma, tile),
         kernels.weight_gradient(tile), kernels.bias_gradient(), kernels.gather(),
-        kernels.advance(), kernels.output_error(sigma, _COST), kernels.mean_cost(),
-        kernels.sample_costs(_COST, False), kernels.update("sgd"), kernels.all_finite(),
+        kernels.advance(), kernels.output_error(sigma, _COST), kernels.mean_cost(_COST, False),
+        kernels.update("sgd"), kernels.all_finite(),
     ]  # fmt: skip
 
 

@@ -46,7 +46,7 @@ from typing import Any
 
 import numpy as np
 
-from backprop_gpu import Network, activations, optimizers, planning, residency
+from backprop_gpu import Network, activations, costs, optimizers, planning, residency
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.catalogue import Catalogue, Kernel
 from backprop_gpu.compiler import compile_kernels
@@ -283,7 +283,7 @@ class Recorder:
     # -- the other kernels ----------------------------------------------------------
 
     def maps(self, shapes: Any = ((128, 128), (1 << 16, 64), (8192, 4096))) -> None:
-        """BP3, BP1, gather and the updates: limited by bytes."""
+        """BP3, s ⊙ t and C: limited by bytes."""
         for dtype in (np.float32, np.float64):
             backend = CudaBackend(dtype, self.runtime)
             item = np.dtype(dtype).itemsize
@@ -304,6 +304,14 @@ class Recorder:
                 seconds = self.clock(lambda d=delta, t=t, p=product, b=backend: b.hadamard(d, t, p))
                 self.timed("hadamard", (m, n), dtype, "fused", seconds,
                            nbytes=3 * m * n * item, flops=m * n, error=error)  # fmt: skip
+                epoch = backend.epoch(m, m)
+                pair = activations.get("tanh"), costs.get("quadratic")
+                record = partial(backend.record_cost, None, delta, t, *pair, epoch)
+                record()
+                reference = np.square(host - self.runtime.to_numpy(t)).sum(axis=1).mean() / 2
+                error = _relative(self.runtime.to_numpy(epoch.step_costs), reference, 0.0)
+                self.timed("cost", (m, n), dtype, "fused", self.clock(record),
+                           nbytes=2 * m * n * item, flops=3 * m * n, error=error)  # fmt: skip
 
     def updates(self, sizes: Any = ((784, 30, 10), (4096, 4096, 4096))) -> None:
         for layers in sizes:

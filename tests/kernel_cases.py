@@ -354,9 +354,9 @@ def _targets(s: Subject, m: int, n: int) -> np.ndarray:
 def cost_and_output_error(s: Subject, pair: tuple[str, str]) -> None:
     sigma, cost = activations.get(pair[0]), CUBIC if pair[1] == "cubic" else costs.get(pair[1])
     function, gradient = _COSTS[cost.name]
-    # A warp a row: fewer columns than lanes, and more; one block of rows, and more; and more rows
-    # than the mean's 256 threads.
-    for m, n in ((1, 2), (5, 3), (7, 37), (300, 2)):
+    # A warp a row: fewer columns than lanes, and more; one block of eight rows, and more, the last
+    # of them not whole.
+    for m, n in ((1, 2), (5, 3), (8, 37), (9, 2), (300, 2)):
         z, y = s.normal(m, n), _targets(s, m, n)
         a = s.exact(reference.activate(sigma.name, z))
         on_device = s.put(z, a, y)
@@ -380,6 +380,29 @@ def cost_and_output_error(s: Subject, pair: tuple[str, str]) -> None:
             delta = s.poisoned(m, n)
             s.backend.output_error(*arguments, delta)
             assert_close(s.get(delta), delta_exact, bound, f"BP1 {what}")
+
+
+@case(cuda=True)
+def cost_of_several_blocks(s: Subject) -> None:
+    """Warps with more samples than one, and with none; more parts than a block has threads."""
+    backend, kernel = s.backend, Catalogue(s.dtype).mean_cost(costs.get("quadratic"), False)
+    assert isinstance(backend, CudaBackend)
+    finished, step = (backend.asarray(np.zeros(1), dtype) for dtype in (np.uint32, np.int32))
+    for m, blocks in ((1, 1), (60, 1), (3, 2), (70, 3), (5, 1), (300, 37)):  # one count for all
+        a, y = s.normal(m, 5), s.normal(m, 5)
+        results = []
+        for _ in range(2):
+            parts, result = (
+                backend.asarray(np.full(count, np.nan), np.float64) for count in (8 * blocks, 1)
+            )
+            backend.runtime.launch(
+                kernel, (blocks, 1, 1),
+                (None, *s.put(a, y), parts, finished, result, step, np.int32(m), np.int32(5)),
+            )  # fmt: skip
+            results.append(float(backend.to_numpy(result)[0]))
+        exact = float(reference.COSTS["quadratic"][0](a, y).mean())
+        assert abs(results[0] - exact) <= 16 * s.eps * exact, (m, blocks)
+        assert results[0] == results[1], (m, blocks)
 
 
 @case(each=reference.VALID_PAIRS)

@@ -57,8 +57,8 @@ def test_every_stage(tmp_path: Path) -> None:
         if line["op"] not in ("training", "empty launch", "cluster barrier"):
             assert line["error"] < 1e-5
     assert {line["op"] for line in timed} >= {
-        "copy", "empty launch", "training", "bias_gradient", "hadamard", "update",
-        "forward", "hidden_error", "weight_gradient", "resident",
+        "copy", "empty launch", "training", "bias_gradient", "hadamard", "cost",
+        "update", "forward", "hidden_error", "weight_gradient", "resident",
     }  # fmt: skip
     assert "matmul" in {line["op"] for line in lines}
     assert {line["cluster"] for line in lines if line["op"] == "cluster barrier"} == {2, 4, 8, 16}
@@ -85,7 +85,7 @@ def test_from_plan_to_report(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     lines = records.read(tmp_path / records.GPU)
-    assert {line["op"] for line in lines} == {"check", "bias_gradient", "hadamard", "ncu"}
+    assert {line["op"] for line in lines} == {"check", "bias_gradient", "hadamard", "cost", "ncu"}
     for line in lines:
         assert line["properties"]["multiprocessors"] == device_runtime().device.multiprocessors
         assert line.get("stand_in") == (running.card if running is not None else None)

@@ -160,6 +160,23 @@ def test_rules_of_a_transaction_barrier(rule: int, complaint: str) -> None:
         )  # fmt: skip
 
 
+@needs_compiler
+@pytest.mark.parametrize("sanitizer", RUNS)
+def test_last_block(sanitizer: Sanitizer) -> None:
+    """It alone says so, it has what all threads wrote, and the count starts over."""
+    finished = np.zeros(1, np.uint32)
+    for blocks in (1, 3, 2, 3):
+        parts, out = np.full(40 * blocks, -1, np.int32), np.full(1, -1, np.int32)
+        last = np.full(blocks, -1, np.int32)
+        HostRuntime(sanitizer, sources=HERE).launch(
+            "primitives.cu", "add_when_last", (blocks, 1, 1), (10, 4, 1),
+            (parts, out, last, finished),
+        )  # fmt: skip
+        assert out[0] == 40 * blocks * (blocks + 1) // 2
+        assert sorted(last) == [0] * (blocks - 1) + [1]
+        assert finished[0] == 0
+
+
 TOGETHER = (0, 0, 0)  # in place of a cluster's size: a cooperative launch
 
 

@@ -26,6 +26,9 @@ from ..parameters import Parameters
 
 Array = Any
 
+#: Blocks, of eight warps each, that C takes at most: enough to fill a device.
+_COST_BLOCKS = 1024
+
 
 class CudaEpoch:
     """Order, coefficients, costs and step number of an epoch, in device memory."""
@@ -109,14 +112,16 @@ class CudaBackend:
         self.runtime.use()
         return type(self)(self.dtype, self.runtime, self._choose)
 
-    def _work(self, name: str, size: int, dtype: Any = None) -> Array:
-        """A flat scratch array for one use, kept as long as the backend.
+    def _work(self, name: str, size: int, dtype: Any = None, zeros: bool = False) -> Array:
+        """A flat scratch array for one use, kept as long as the backend; at first zeros, or not.
 
         Never replaced by a larger one: a captured step may hold its address.
         """
         array = self._scratch.get((name, size))
         if array is None:
             array = self._scratch[name, size] = self.scratch(size, dtype or self.dtype)
+            if zeros:
+                self.runtime.clear(array)
         return array
 
     # -- launches ---------------------------------------------------------------
@@ -281,8 +286,7 @@ class CudaBackend:
         self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost
     ) -> float:
         result = self._work("cost", 1, np.float64)
-        first = self._work("first step", 1, np.int32)
-        self.runtime.clear(first)
+        first = self._work("first step", 1, np.int32, zeros=True)
         self._cost(z, a, y, activation, cost, result, first)
         return float(self.to_numpy(result)[0])
 
@@ -298,17 +302,19 @@ class CudaBackend:
     ) -> None:
         m, n = a.shape
         if cost.builtin:
-            samples = self._work("samples", m)
-            from_z = z is not None and costs.collapses(activation, cost)
-            self._rows(
-                self._kernels.sample_costs(cost, from_z), m,
-                z, a, y, samples, np.int32(m), np.int32(n),
-            )  # fmt: skip
+            kernel = self._kernels.mean_cost(
+                cost, from_z=z is not None and costs.collapses(activation, cost)
+            )
         else:
-            samples = self._of_user(cost.samples, a, y)
+            kernel, n = self._kernels.mean_of_samples(), 1
+            a = y = self._of_user(cost.samples, a, y)
+        blocks = min(_COST_BLOCKS, ceil(m / kernel.block[1]))
+        parts = self._work("cost parts", blocks * kernel.block[1], np.float64)
+        finished = self._work("finished blocks", 1, np.uint32, zeros=True)
         self.runtime.launch(
-            self._kernels.mean_cost(), (1, 1, 1), (samples, result, step, np.int32(m))
-        )
+            kernel, (blocks, 1, 1),
+            (z, a, y, parts, finished, result, step, np.int32(m), np.int32(n)),
+        )  # fmt: skip
 
     def _of_user(self, function: Callable[..., Any], *arrays: DeviceArray) -> DeviceArray:
         """function(*arrays), a user's: on CuPy's arrays, or without it on copies on the host."""

@@ -1,6 +1,7 @@
 // A kernel for each primitive, for tests/test_primitives.py.
 #include "../../kernels/cuda/primitives/async_copy.cuh"
 #include "../../kernels/cuda/primitives/cluster.cuh"
+#include "../../kernels/cuda/primitives/last_block.cuh"
 #include "../../kernels/cuda/primitives/letters.cuh"
 #include "../../kernels/cuda/primitives/warp.cuh"
 
@@ -102,3 +103,16 @@ __global__ void tell_others(T* out, unsigned long long* letters, int rounds) {
 }
 
 __global__ void rank_of_no_cluster(int* out) { *out = cluster_rank(); }
+
+// out = Σ of all threads' numbers, of as many threads as there are in `parts`; `last` (block) tells
+// who added them.
+__global__ void add_when_last(int* parts, int* out, int* last, unsigned* finished) {
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
+  parts[blockIdx.x * threads + thread] = 1 + blockIdx.x;
+  const bool mine = last_block(finished);
+  if (thread == threads - 1) last[blockIdx.x] = mine;
+  if (!mine || thread != threads - 1) return;
+  int sum = 0;
+  for (int part = 0; part < gridDim.x * threads; ++part) sum += parts[part];
+  *out = sum;
+}

@@ -156,6 +156,14 @@ template <class T> T atomicAdd(T* address, std::common_type_t<T> value) {
                 "float atomics add in no fixed order, so no kernel uses them");
   return __atomic_fetch_add(address, value, __ATOMIC_RELAXED);
 }
+// Counts from 0 to `last` and starts over.
+inline unsigned atomicInc(unsigned* address, unsigned last) {
+  unsigned found = __atomic_load_n(address, __ATOMIC_RELAXED);
+  while (!__atomic_compare_exchange_n(address, &found, found >= last ? 0 : found + 1, false,
+                                      __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+  return found;
+}
 template <class T> T atomicExch(T* address, std::common_type_t<T> value) {
   return __atomic_exchange_n(address, value, __ATOMIC_RELAXED);
 }
