@@ -163,9 +163,9 @@ def _hidden_error(on: On, sigma: Activation) -> list[np.ndarray]:
 
 
 def _weight_gradient(on: On) -> list[np.ndarray]:
-    delta, a_prev, out = on.normal(301, N), on.normal(301, K), on.out(N, K)
-    on.backend.weight_gradient(delta, a_prev, out)
-    return on.get(out)
+    delta, a_prev, out, biases = on.normal(301, N), on.normal(301, K), on.out(N, K), on.out(N)
+    on.backend.weight_gradient(delta, a_prev, out, biases)
+    return on.get(out, biases)
 
 
 def _bias_gradient(on: On) -> list[np.ndarray]:

@@ -367,12 +367,11 @@ def layered_step_seconds(sizes: Sequence[int], batch: int, itemsize: int, device
     """How long the layered engine is expected to take for a step on a CUDA device."""
     seconds = 0.0
     for l, (k, n) in enumerate(pairwise(sizes)):
-        shapes: list[tuple[Layout, int, int, int]] = [("NT", batch, n, k), ("TN", n, k, batch)]
+        shapes: list[tuple[Layout, int, int, int]] = [("TN", n, k, batch), ("NT", batch, n, k)]
         shapes += [("NN", batch, k, n)] if l else []
-        seconds += sum(
-            product(*shape, itemsize, device, device.library).seconds for shape in shapes
-        )
-        seconds += LAUNCH  # BP3
+        chosen = [product(*shape, itemsize, device, device.library) for shape in shapes]
+        seconds += sum(one.seconds for one in chosen)
+        seconds += LAUNCH if chosen[0].tile is None else 0.0  # BP3, if not beside BP4
     return seconds + 6 * LAUNCH  # two gathers, C, BP1, update, advance
 
 
@@ -475,15 +474,18 @@ def step_work(
         moved = rows * summed + summed * columns + rows * columns + extra
         found.append(Work(label, kernel, 2 * rows * columns * summed, moved * itemsize))
 
-    def elementwise(label: str, flops: int, moved: int) -> None:
-        found.append(Work(label, other, flops, moved * itemsize))
+    def elementwise(label: str, flops: int, moved: int, kernel: str = other) -> None:
+        found.append(Work(label, kernel, flops, moved * itemsize))
 
     layers = list(enumerate(pairwise(sizes), start=1))
     for l, (k, n) in layers:
         product(f"forward layer {l}", m, n, k, n)
     elementwise("BP1", 2 * m * sizes[-1], 3 * m * sizes[-1])
     for l, (k, n) in reversed(layers):
-        elementwise(f"BP3 layer {l}", m * n, m * n + n)
+        if products.get(f"BP4 layer {l}", "").startswith("fused"):
+            elementwise(f"BP3 layer {l}", m * n, n, "that of BP4")  # which reads δ
+        else:
+            elementwise(f"BP3 layer {l}", m * n, m * n + n)
         product(f"BP4 layer {l}", n, k, m, 0)
         if l > 1:
             product(f"BP2 layer {l - 1}", m, k, n, m * k)

@@ -235,9 +235,11 @@ class Recorder:
                 def work(backend: CudaBackend = backend) -> None:
                     backend.hidden_error(b, a, None, saved, sigmoid, out)
             else:
+                # As a step has it: our own product takes BP3 along.
+                biases = None if choice.tile is None else self.runtime.empty((n,), dtype)
 
-                def work(backend: CudaBackend = backend) -> None:
-                    backend.weight_gradient(a, b, out)
+                def work(backend: CudaBackend = backend, biases: Any = biases) -> None:
+                    backend.weight_gradient(a, b, out, biases)
 
             work()
             error = self.epilogue_error(op, a, b, bias, saved, out)

@@ -198,18 +198,28 @@ def hidden_error(s: Subject, shapes: Shapes = SHAPES) -> None:
 
 @case(products="splits")
 def weight_gradient(
-    s: Subject, shapes: Shapes = (*SHAPES, (9, 17, 5), (64, 33, 40), (301, 10, 31))
+    s: Subject, shapes: Shapes = (*SHAPES, (9, 17, 5), (9, 5, 40), (64, 33, 40), (301, 10, 31))
 ) -> None:
     for m, n, k in s.shapes(*shapes):
         delta, a_prev = s.normal(m, n), s.normal(m, k)
-        gradient, again = s.poisoned(n, k), s.poisoned(n, k)
-        s.backend.weight_gradient(*s.put(delta, a_prev), gradient)
+        on_device = s.put(delta, a_prev)
+        gradient, biases = s.poisoned(n, k), s.poisoned(n)
+        s.backend.weight_gradient(*on_device, gradient, biases)
         bound = product_bound("xj,xk->jk", delta, a_prev, s.dtype) / m
         assert_close(
             s.get(gradient), reference.weight_gradient(delta, a_prev), bound, f"BP4 {m, n, k}"
         )
-        s.backend.weight_gradient(*s.put(delta, a_prev), again)
+        bound = product_bound("xj,x->j", delta, np.ones(m), s.dtype) / m
+        assert_close(
+            s.get(biases), reference.bias_gradient(delta), bound, f"BP3 beside BP4 {m, n, k}"
+        )
+        again, biases_again = s.poisoned(n, k), s.poisoned(n)
+        s.backend.weight_gradient(*on_device, again, biases_again)
         np.testing.assert_array_equal(s.get(gradient), s.get(again))  # the same bits
+        np.testing.assert_array_equal(s.get(biases), s.get(biases_again))
+        alone = s.poisoned(n, k)
+        s.backend.weight_gradient(*on_device, alone)
+        np.testing.assert_array_equal(s.get(gradient), s.get(alone))
 
 
 @case()

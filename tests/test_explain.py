@@ -145,6 +145,7 @@ def test_of_a_device(folder: Path) -> None:
     for label, product in plan.products:
         assert kernels[label].startswith(product.kernel)
     assert kernels["BP1"] == "a map"
+    assert kernels["BP3 layer 1"] == kernels["BP3 layer 2"] == "that of BP4"
     assert found.floor == pytest.approx(
         max(FLOPS / planning.H200.rate(4), BYTES / planning.H200.bandwidth)
     )

@@ -84,8 +84,10 @@ class Backend(Protocol):
     def bias_gradient(self, delta: Array, out: Array) -> None:
         """BP3: out = mean of δ over the rows."""
 
-    def weight_gradient(self, delta: Array, a_prev: Array, out: Array) -> None:
-        """BP4: out = δᵀ a_prev / m."""
+    def weight_gradient(
+        self, delta: Array, a_prev: Array, out: Array, biases: Array | None = None
+    ) -> None:
+        """BP4: out = δᵀ a_prev / m; with `biases` BP3 too, which a device may do on the way."""
 
     def hadamard(self, s: Array, t: Array, out: Array) -> None:
         """out = s ⊙ t."""

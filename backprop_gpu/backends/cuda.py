@@ -250,33 +250,50 @@ class CudaBackend:
             (delta, parts, np.int32(m), np.int32(n), np.int32(rows), self._scalar(scale)),
         )
         if splits > 1:
-            self._sum_splits(parts, out, n, splits, 1.0 / m)
+            self._sum_splits(splits, 1.0 / m, parts, out)
 
-    def weight_gradient(self, delta: Array, a_prev: Array, out: Array) -> None:
+    def weight_gradient(
+        self, delta: Array, a_prev: Array, out: Array, biases: Array | None = None
+    ) -> None:
         (m, n), k = delta.shape, a_prev.shape[1]
         plan = self._product("TN", n, k, m)
         if plan.tile is None:
             self._multiply("TN", delta, a_prev, out, 1.0 / m)
+            if biases is not None:
+                self.bias_gradient(delta, biases)
             return
         tile, splits = plan.tile, plan.splits
         rows = ceil(ceil(m / splits) / tile.bk) * tile.bk
-        parts = out if splits == 1 else self._work("weight parts", splits * n * k)
+        parts, bias_parts = out, biases
+        if splits > 1:
+            parts = self._work("weight parts", splits * n * k)
+            bias_parts = None if biases is None else self._work("bias parts", splits * n)
         scale = 1.0 / m if splits == 1 else 1.0
         self.runtime.launch(
             self._kernels.weight_gradient(tile),
             (ceil(n / tile.bm), ceil(k / tile.bn), splits),
             (
-                delta, a_prev, parts,
+                delta, a_prev, parts, bias_parts,
                 np.int32(m), np.int32(n), np.int32(k), np.int32(rows), self._scalar(scale),
             ),
         )  # fmt: skip
         if splits > 1:
-            self._sum_splits(parts, out, n * k, splits, 1.0 / m)
+            self._sum_splits(splits, 1.0 / m, parts, out, bias_parts, biases)
 
-    def _sum_splits(self, parts: Array, out: Array, count: int, splits: int, scale: float) -> None:
+    def _sum_splits(
+        self,
+        splits: int,
+        scale: float,
+        parts: Array,
+        out: Array,
+        more_parts: Array | None = None,
+        more_out: Array | None = None,
+    ) -> None:
+        more = 0 if more_out is None else more_out.size
         self._map(
-            self._kernels.sum_splits(), count,
-            parts, out, np.int64(count), np.int32(splits), self._scalar(scale),
+            self._kernels.sum_splits(), out.size + more,
+            parts, out, np.int64(out.size), more_parts, more_out, np.int32(more),
+            np.int32(splits), self._scalar(scale),
         )  # fmt: skip
 
     def hadamard(self, s: Array, t: Array, out: Array) -> None:

@@ -186,7 +186,11 @@ class NumbaCudaBackend:
         kernel = bias_gradient.make_bias_gradient(self._T)
         kernel[-(-out.shape[0] // TILE), (TILE, TILE)](delta, out)
 
-    def weight_gradient(self, delta: Array, a_prev: Array, out: Array) -> None:
+    def weight_gradient(
+        self, delta: Array, a_prev: Array, out: Array, biases: Array | None = None
+    ) -> None:
+        if biases is not None:
+            self.bias_gradient(delta, biases)
         weight_gradient.make_weight_gradient(self._T)[_tiles(out.shape)](delta, a_prev, out)
 
     def hadamard(self, s: Array, t: Array, out: Array) -> None:

@@ -128,7 +128,15 @@ class NumpyBackend:
     def bias_gradient(self, delta: np.ndarray, out: np.ndarray) -> None:
         np.dot(self._mean_of(len(delta)), delta, out=out)  # a BLAS call; a sum along axis 0 is not
 
-    def weight_gradient(self, delta: np.ndarray, a_prev: np.ndarray, out: np.ndarray) -> None:
+    def weight_gradient(
+        self,
+        delta: np.ndarray,
+        a_prev: np.ndarray,
+        out: np.ndarray,
+        biases: np.ndarray | None = None,
+    ) -> None:
+        if biases is not None:
+            self.bias_gradient(delta, biases)
         mean = self.scratch(delta.shape)[0]
         np.divide(delta, len(delta), out=mean)  # m is divided out of δ, the smaller factor
         np.dot(mean.T, a_prev, out=out)

@@ -299,8 +299,9 @@ class LayeredEngine:
         a, z, delta = batch.a, batch.z, batch.delta
         self.backend.output_error(z[-1], a[-1], batch.y, self.output, self.cost, delta[-1])
         for l in range(self.depth, 0, -1):
-            self.backend.bias_gradient(delta[l], gradients.biases[l - 1])
-            self.backend.weight_gradient(delta[l], a[l - 1], gradients.weights[l - 1])
+            self.backend.weight_gradient(
+                delta[l], a[l - 1], gradients.weights[l - 1], gradients.biases[l - 1]
+            )
             if l > 1:
                 self.backend.hidden_error(
                     parameters.weights[l - 1],

@@ -29,6 +29,10 @@ template <int BM_, int BN_, int BK_, int TM_, int TN_> struct Tile {
 // the index of the result (i or j) contiguous.
 enum class Contiguous { p, result };
 
+struct Nothing {
+  template <class T> __device__ void operator()(T) const {}
+};
+
 // One operand's slices: EXTENT × BK elements, each thread moving its share.
 template <class T, int EXTENT, int BK, int THREADS, Contiguous order> struct Slice {
   static constexpr int share = EXTENT * BK / THREADS;
@@ -61,19 +65,25 @@ template <class T, int EXTENT, int BK, int THREADS, Contiguous order> struct Sli
     }
   }
 
-  __device__ void store(Buffer& buffer, int thread) const {
+  template <class Each = Nothing>
+  __device__ void store(Buffer& buffer, int thread, Each each = {}) const {
 #pragma unroll
-    for (int r = 0; r < share; ++r) buffer[sum_index(thread, r)][result_index(thread, r)] = staged[r];
+    for (int r = 0; r < share; ++r) {
+      buffer[sum_index(thread, r)][result_index(thread, r)] = staged[r];
+      each(staged[r]);
+    }
   }
 };
 
-// epilogue(i, j, C(i, j)) is called once for every element of the result.
+// epilogue(i, j, C(i, j)) is called once for every element of the result, and of_a(A(i, p)) for
+// every element of A's slices by the thread that moves it, zeros outside of the matrix included.
 //
 // A with p contiguous has rows of `a_stride` elements, one row an i; with the
 // result contiguous, one row a p. B likewise with j.
-template <class T, class Tile, Contiguous a_order, Contiguous b_order, class Epilogue>
+template <class T, class Tile, Contiguous a_order, Contiguous b_order, class Epilogue,
+          class OfA = Nothing>
 __device__ void gemm(const T* A, const T* B, int m, int n, int p_begin, int p_end, int a_stride,
-                     int b_stride, Epilogue epilogue) {
+                     int b_stride, Epilogue epilogue, OfA of_a = {}) {
   using A_slice = Slice<T, Tile::BM, Tile::BK, Tile::threads, a_order>;
   using B_slice = Slice<T, Tile::BN, Tile::BK, Tile::threads, b_order>;
   constexpr int per_16_bytes = 16 / sizeof(T);
@@ -95,7 +105,7 @@ __device__ void gemm(const T* A, const T* B, int m, int n, int p_begin, int p_en
 
   a_slice.fetch(A, thread, first_row, m, p_begin, p_end, a_stride);
   b_slice.fetch(B, thread, first_column, n, p_begin, p_end, b_stride);
-  a_slice.store(a_tile[0], thread);
+  a_slice.store(a_tile[0], thread, of_a);
   b_slice.store(b_tile[0], thread);
   __syncthreads();
 
@@ -125,7 +135,7 @@ __device__ void gemm(const T* A, const T* B, int m, int n, int p_begin, int p_en
     }
     if (more) {
       // The other buffer was last read before the barrier of the slice before.
-      a_slice.store(a_tile[current ^ 1], thread);
+      a_slice.store(a_tile[current ^ 1], thread, of_a);
       b_slice.store(b_tile[current ^ 1], thread);
       __syncthreads();
       current ^= 1;
