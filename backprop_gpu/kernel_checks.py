@@ -195,15 +195,16 @@ def _output_error(on: On, sigma: Activation, cost: Cost) -> list[np.ndarray]:
 
 def _epoch(on: On) -> list[np.ndarray]:
     rows, batch, found = 7, 3, []
-    source, sigma, cost = on.normal(rows, 90), activations.get("tanh"), costs.get("quadratic")
+    X, Y = on.normal(rows, 90), on.normal(rows, 90)
+    sigma, cost = activations.get("tanh"), costs.get("quadratic")
     epoch = on.backend.epoch(rows, batch)
     epoch.load(np.array([6, 0, 3, 1, 5, 2, 4]), np.zeros((3, 4)))
     for size in (3, 3, 1):
-        out = on.out(size, 90)
-        on.backend.gather(source, epoch, out)
-        on.backend.record_cost(None, out, on.put(np.zeros((size, 90))), sigma, cost, epoch)
+        x, y = on.out(size, 90), on.out(size, 90)
+        on.backend.gather(X, Y, epoch, x, y)
+        on.backend.record_cost(None, x, y, sigma, cost, epoch)
         on.backend.advance(epoch)
-        found += on.get(out)
+        found += on.get(x, y)
     return [*found, epoch.costs()]
 
 

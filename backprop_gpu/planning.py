@@ -372,7 +372,7 @@ def layered_step_seconds(sizes: Sequence[int], batch: int, itemsize: int, device
         chosen = [product(*shape, itemsize, device, device.library) for shape in shapes]
         seconds += sum(one.seconds for one in chosen)
         seconds += LAUNCH if chosen[0].tile is None else 0.0  # BP3, if not beside BP4
-    return seconds + 6 * LAUNCH  # two gathers, C, BP1, update, advance
+    return seconds + 5 * LAUNCH  # gather, C, BP1, update, advance
 
 
 @dataclass(frozen=True)

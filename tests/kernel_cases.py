@@ -534,9 +534,9 @@ def nan_is_not_lost(s: Subject) -> None:
 def epoch(s: Subject) -> None:
     """Gather, record_cost and advance read and count the step on the device."""
     rows, batch = 7, 3
-    source = s.normal(rows, 90)
+    source, targets = s.normal(rows, 90), s.normal(rows, 2)
     order = np.array([6, 0, 3, 1, 5, 2, 4])
-    (on_device,) = s.put(source)
+    on_device = s.put(source, targets)
     epoch = s.backend.epoch(rows, batch)
     sigma = activations.get("tanh")
     for _ in range(2):  # an epoch may be loaded again
@@ -544,11 +544,12 @@ def epoch(s: Subject) -> None:
         assert epoch.costs().shape == (0,)
         expected = []
         for number, cost in enumerate((costs.get("quadratic"), CUBIC, costs.get("quadratic"))):
-            start = number * batch
-            part = source[order[start : start + batch]]
-            out = s.poisoned(*part.shape)
-            s.backend.gather(on_device, epoch, out)
+            taken = order[number * batch :][:batch]
+            part = source[taken]
+            out, y = s.poisoned(*part.shape), s.poisoned(len(part), 2)
+            s.backend.gather(*on_device, epoch, out, y)
             np.testing.assert_array_equal(s.get(out), part)
+            np.testing.assert_array_equal(s.get(y), targets[taken])
             s.backend.record_cost(None, out, *s.put(np.zeros_like(part)), sigma, cost, epoch)
             expected.append(cost.function(part, np.zeros_like(part)).mean())
             s.backend.advance(epoch)

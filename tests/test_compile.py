@@ -317,7 +317,7 @@ def _whole_steps(backend: CudaBackend) -> None:
         optimizer = replace(optimizers.get(name), clip_norm=1.0)
         slots = (parameters.flat,) * optimizer.slots
         backend.update(parameters, parameters, slots, optimizer, epoch)
-    backend.gather(z, epoch, z)
+    backend.gather(z, z, epoch, z, z)
     backend.hadamard(z, z, z)
     backend.advance(epoch)
     backend.all_finite(z)

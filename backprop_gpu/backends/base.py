@@ -100,8 +100,8 @@ class Backend(Protocol):
     # one step of an epoch
     def epoch(self, rows: int, batch: int) -> Epoch: ...
 
-    def gather(self, source: Array, epoch: Any, out: Array) -> None:
-        """out = the rows of `source` that this step's part of the order names."""
+    def gather(self, X: Array, Y: Array, epoch: Any, x: Array, y: Array) -> None:
+        """x, y = the rows of X and Y that this step's part of the order names."""
 
     def record_cost(
         self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost, epoch: Any

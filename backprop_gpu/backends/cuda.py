@@ -348,11 +348,11 @@ class CudaBackend:
     def epoch(self, rows: int, batch: int) -> CudaEpoch:
         return CudaEpoch(self.runtime, rows, batch)
 
-    def gather(self, source: Array, epoch: CudaEpoch, out: Array) -> None:
-        m, n = out.shape
+    def gather(self, X: Array, Y: Array, epoch: CudaEpoch, x: Array, y: Array) -> None:
+        sizes = epoch.batch, len(x), x.shape[1], y.shape[1]
         self._map(
-            self._kernels.gather(), m * n,
-            source, epoch.order, epoch.step, out, np.int32(epoch.batch), np.int32(m), np.int32(n),
+            self._kernels.gather(), x.size + y.size,
+            X, Y, epoch.order, epoch.step, x, y, *map(np.int32, sizes),
         )  # fmt: skip
 
     def record_cost(

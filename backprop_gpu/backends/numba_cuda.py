@@ -211,8 +211,9 @@ class NumbaCudaBackend:
     def epoch(self, rows: int, batch: int) -> NumbaCudaEpoch:
         return NumbaCudaEpoch(rows, batch, self.dtype)
 
-    def gather(self, source: Array, epoch: NumbaCudaEpoch, out: Array) -> None:
-        gather.gather[_tiles(out.shape)](source, epoch.order, epoch.step, epoch.batch, out)
+    def gather(self, X: Array, Y: Array, epoch: NumbaCudaEpoch, x: Array, y: Array) -> None:
+        for source, out in ((X, x), (Y, y)):
+            gather.gather[_tiles(out.shape)](source, epoch.order, epoch.step, epoch.batch, out)
 
     def record_cost(
         self,

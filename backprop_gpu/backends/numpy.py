@@ -152,10 +152,14 @@ class NumpyBackend:
     def epoch(self, rows: int, batch: int) -> NumpyEpoch:
         return NumpyEpoch(rows, batch)
 
-    def gather(self, source: np.ndarray, epoch: NumpyEpoch, out: np.ndarray) -> None:
+    def gather(
+        self, X: np.ndarray, Y: np.ndarray, epoch: NumpyEpoch, x: np.ndarray, y: np.ndarray
+    ) -> None:
         start = epoch.step * epoch.batch
+        rows = epoch.order[start : start + len(x)]
         # mode="clip" is what makes take write into out directly; the order is a permutation.
-        source.take(epoch.order[start : start + len(out)], axis=0, out=out, mode="clip")
+        X.take(rows, axis=0, out=x, mode="clip")
+        Y.take(rows, axis=0, out=y, mode="clip")
 
     def record_cost(
         self,

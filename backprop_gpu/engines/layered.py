@@ -276,8 +276,7 @@ class LayeredEngine:
         optimizer: Optimizer,
         epoch: Epoch,
     ) -> None:
-        self.backend.gather(X, epoch, batch.a[0])
-        self.backend.gather(Y, epoch, batch.y)
+        self.backend.gather(X, Y, epoch, batch.a[0], batch.y)
         self._forward(parameters, batch)
         self.backend.record_cost(batch.z[-1], batch.a[-1], batch.y, self.output, self.cost, epoch)
         self._backward(parameters, gradients, batch)
