@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from .residency import Residency
 Dimensions = tuple[int, int, int]
 
 MAP_THREADS = 256
+MAP_BYTES = 16  # of each array, that a thread of an elementwise kernel takes (`map.cuh`)
 WARPS = 4  # rows a block where a warp takes a row
 
 _MAP = (MAP_THREADS, 1, 1)
@@ -40,7 +41,7 @@ class Kernel:
     ``expression`` is the C++ template-id in ``kernels/cuda/<file>``; ``activation`` is set
     only for a user's σ, whose Python functions are compiled and linked in. ``cluster`` is the
     blocks of a cluster, along x; ``shared_memory`` a block's dynamic part, in bytes. All blocks
-    of a ``cooperative`` one must run at once.
+    of a ``cooperative`` one must run at once. A thread of a map takes ``elements`` of the result.
     """
 
     file: str
@@ -50,10 +51,15 @@ class Kernel:
     cluster: int = 1
     shared_memory: int = 0
     cooperative: bool = False
+    elements: int = 1
 
     @property
     def threads(self) -> int:
         return math.prod(self.block)
+
+    def blocks(self, count: int) -> int:
+        """Of a map, those that `count` elements take."""
+        return math.ceil(count / (self.threads * self.elements))
 
 
 _TYPES = {"float32": "float", "float64": "double"}
@@ -95,6 +101,7 @@ class Catalogue:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._type = _TYPES[np.dtype(dtype).name]
+        self._elements = MAP_BYTES // np.dtype(dtype).itemsize
 
     def _kernel(
         self,
@@ -106,6 +113,9 @@ class Catalogue:
     ) -> Kernel:
         expression = f"{name}<{', '.join((self._type, *arguments))}>"
         return Kernel(file, expression, block, activation)
+
+    def _map(self, kernel: Kernel) -> Kernel:
+        return replace(kernel, elements=self._elements)
 
     def _with_sigma(
         self, file: str, name: str, block: Dimensions, sigma: Activation, *rest: str
@@ -120,7 +130,7 @@ class Catalogue:
 
     @_of(_ALL_SIGMAS)
     def bias_activation(self, sigma: Activation) -> Kernel:
-        return self._with_sigma("forward.cu", "bias_activation", _MAP, sigma)
+        return self._map(self._with_sigma("forward.cu", "bias_activation", _MAP, sigma))
 
     @_of()
     def softmax(self) -> Kernel:
@@ -128,11 +138,13 @@ class Catalogue:
 
     @_of()
     def collapsed_output_error(self) -> Kernel:
-        return self._kernel("output_error.cu", "collapsed_output_error", _MAP)
+        return self._map(self._kernel("output_error.cu", "collapsed_output_error", _MAP))
 
     @_of(_ALL_SIGMAS, _ALL_COSTS)
     def output_error(self, sigma: Activation, cost: Cost) -> Kernel:
-        return self._with_sigma("output_error.cu", "output_error", _MAP, sigma, _COSTS[cost.name])
+        return self._map(
+            self._with_sigma("output_error.cu", "output_error", _MAP, sigma, _COSTS[cost.name])
+        )
 
     @_of(_ALL_COSTS)
     def softmax_output_error(self, cost: Cost) -> Kernel:
@@ -148,7 +160,7 @@ class Catalogue:
 
     @_of(_ALL_SIGMAS)
     def pull_back(self, sigma: Activation) -> Kernel:
-        return self._with_sigma("hidden_error.cu", "pull_back", _MAP, sigma)
+        return self._map(self._with_sigma("hidden_error.cu", "pull_back", _MAP, sigma))
 
     @_of()
     def bias_gradient(self) -> Kernel:
@@ -173,7 +185,7 @@ class Catalogue:
 
     @_of()
     def gather(self) -> Kernel:
-        return self._kernel("gather.cu", "gather", _MAP)
+        return self._map(self._kernel("gather.cu", "gather", _MAP))
 
     @_of()
     def advance(self) -> Kernel:
@@ -182,7 +194,9 @@ class Catalogue:
     @_of(("uint8", *_TYPES))
     def convert(self, source: str) -> Kernel:
         """From the dtype of that name."""
-        return self._kernel("convert.cu", "convert", _MAP, _TYPES.get(source, "unsigned char"))
+        return self._map(
+            self._kernel("convert.cu", "convert", _MAP, _TYPES.get(source, "unsigned char"))
+        )
 
     @_of()
     def all_finite(self) -> Kernel:
@@ -190,11 +204,11 @@ class Catalogue:
 
     @_of()
     def hadamard(self) -> Kernel:
-        return self._kernel("hadamard.cu", "hadamard", _MAP)
+        return self._map(self._kernel("hadamard.cu", "hadamard", _MAP))
 
     @_of(tuple(RULES))
     def update(self, rule: str) -> Kernel:
-        return self._kernel("update.cu", "update", _MAP, RULES[rule])
+        return self._map(self._kernel("update.cu", "update", _MAP, RULES[rule]))
 
     @_of()
     def squared_norm(self) -> Kernel:

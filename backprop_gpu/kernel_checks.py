@@ -245,7 +245,7 @@ def _device_cases(runtime: Runtime, dtype: np.dtype[Any]) -> Iterator[tuple[str,
         out = on.out(700)
         kernel = Catalogue(dtype).convert(source)
         arguments = runtime.array(x), out, np.int64(700)
-        runtime.launch(kernel, (-(-700 // kernel.block[0]), 1, 1), arguments)
+        runtime.launch(kernel, (kernel.blocks(700), 1, 1), arguments)
         return on.get(out)
 
     for source in ("uint8", "float32", "float64"):

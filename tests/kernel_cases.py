@@ -236,11 +236,66 @@ def bias_gradient(s: Subject) -> None:
 
 @case()
 def hadamard(s: Subject) -> None:
-    for n in (1, 255, 257, 1000):
+    for n in (1, 2, 5, 511, 513, 1023, 1024, 1025, 2053):
         x, y = s.normal(n), s.normal(n)
         out = s.poisoned(n)
         s.backend.hadamard(*s.put(x, y), out)
         assert_close(s.get(out), x * y, s.eps * np.abs(x * y), f"{n} elements")
+
+
+@case(products="library", cuda=True)
+def maps_of_views(s: Subject) -> None:
+    """Arrays that start at any element: the same bits, and nothing is written beside them."""
+    # Around a thread's elements and a block's, in both dtypes; widths of whole runs, and others.
+    for m, n in (
+        (1, 1),
+        (1, 3),
+        (2, 2),
+        (1, 511),
+        (4, 128),
+        (19, 27),
+        (3, 341),
+        (4, 256),
+        (5, 205),
+    ):
+        _maps_of_views(s, m, n)
+
+
+def _maps_of_views(s: Subject, m: int, n: int) -> None:
+    backend, sigma, quadratic = s.backend, activations.get("tanh"), costs.get("quadratic")
+    identity = activations.get("identity")
+    (weights,) = s.put(s.normal(n, 2))
+    (x,) = s.put(s.normal(m, 2))
+    epoch = backend.epoch(m, m)
+    epoch.load(s.rng.permutation(m), np.zeros((1, 4)))
+    maps: tuple[tuple[Callable[..., None], int, tuple[int, ...]], ...] = (
+        (backend.hadamard, 3, (2,)),
+        (lambda a, y, out: backend.output_error(None, a, y, sigma, quadratic, out), 3, (2,)),
+        (lambda a, y, out: backend.output_error(a, a, y, identity, quadratic, out), 3, (2,)),
+        (lambda a, delta: backend.pull_back(None, a, sigma, delta), 2, (1,)),
+        (lambda z, a: backend.forward(weights, b, x, sigma, z, a), 2, (0, 1)),
+        (lambda source, out: backend.gather(source, epoch, out), 2, (1,)),
+    )
+    for number, (function, count, outputs) in enumerate(maps):
+        given = [s.normal(m, n) for _ in range(count)]
+        (b,) = s.put(s.normal(n))
+        expected: list[np.ndarray] | None = None
+        for starts in ([0] * count, [1] * count, *s.rng.integers(0, 4, (3, count))):
+            memory = [
+                s.put(np.concatenate([np.full(start, np.nan), array.ravel()]))[0]
+                for start, array in zip(starts, given, strict=True)
+            ]
+            views = [
+                array[int(start) :].reshape(m, n)
+                for start, array in zip(starts, memory, strict=True)
+            ]
+            function(*views)
+            got = [s.get(views[at]) for at in outputs]
+            expected = got if expected is None else expected
+            what = f"map {number}, starts {starts}"
+            np.testing.assert_array_equal(got, expected, what)
+            for start, array in zip(starts, memory, strict=True):
+                assert np.isnan(s.get(array)[:start]).all(), what
 
 
 # -- σ ----------------------------------------------------------------------------------
@@ -365,8 +420,8 @@ def cost_and_output_error(s: Subject, pair: tuple[str, str]) -> None:
     sigma, cost = activations.get(pair[0]), CUBIC if pair[1] == "cubic" else costs.get(pair[1])
     function, gradient = _COSTS[cost.name]
     # A warp a row: fewer columns than lanes, and more; one block of eight rows, and more, the last
-    # of them not whole.
-    for m, n in ((1, 2), (5, 3), (8, 37), (9, 2), (300, 2)):
+    # of them not whole. Of the map, a block of runs and a rest.
+    for m, n in ((1, 2), (5, 3), (8, 37), (9, 2), (300, 2), (31, 35)):
         z, y = s.normal(m, n), _targets(s, m, n)
         a = s.exact(reference.activate(sigma.name, z))
         on_device = s.put(z, a, y)
@@ -530,11 +585,11 @@ def nan_is_not_lost(s: Subject) -> None:
 # -- a step of an epoch -----------------------------------------------------------------
 
 
-@case()
-def epoch(s: Subject) -> None:
+@case(each=(90, 349, 700))
+def epoch(s: Subject, width: int) -> None:
     """Gather, record_cost and advance read and count the step on the device."""
     rows, batch = 7, 3
-    source, targets = s.normal(rows, 90), s.normal(rows, 2)
+    source, targets = s.normal(rows, width), s.normal(rows, 2)
     order = np.array([6, 0, 3, 1, 5, 2, 4])
     on_device = s.put(source, targets)
     epoch = s.backend.epoch(rows, batch)
@@ -573,7 +628,8 @@ OPTIMIZERS = {
 
 @case(each=OPTIMIZERS)
 def update(s: Subject, name: str) -> None:
-    sizes = [(3, 5, 2), (21, 20, 9)]  # one block of elements, and several
+    # Less than a block of elements, and more; biases in a block that is full.
+    sizes = [(3, 5, 2), (41, 30, 9), (1, 340, 1)]
     if OPTIMIZERS[name].clip_norm is not None:
         sizes.append((280, 240, 2))  # more elements than the norm's 256 blocks of 256 threads
     for layers in s.shapes(*sizes):
@@ -620,7 +676,7 @@ def convert(s: Subject, source: str) -> None:
     """To the nearest, as NumPy converts; what is too large for float32 becomes infinite."""
     backend = s.backend
     assert isinstance(backend, CudaBackend)
-    for count in (1, 255, 256, 257, 700):
+    for count in (1, 255, 256, 257, 512, 1024, 1025, 2100):
         x = s.rng.standard_normal(count) * 10.0 ** s.rng.integers(-30, 30, count)
         if source == "uint8":
             x = s.rng.integers(0, 256, count)
@@ -630,8 +686,9 @@ def convert(s: Subject, source: str) -> None:
             x = x.astype(source)
             expected = x.astype(s.dtype)
         out = s.poisoned(count)
+        kernel = Catalogue(s.dtype).convert(source)
         backend.runtime.launch(
-            Catalogue(s.dtype).convert(source), (-(-count // 256), 1, 1),
+            kernel, (kernel.blocks(count), 1, 1),
             (backend.asarray(x, np.dtype(source)), out, np.int64(count)),
         )  # fmt: skip
         np.testing.assert_array_equal(backend.to_numpy(out), expected)

@@ -127,8 +127,8 @@ class CudaBackend:
     # -- launches ---------------------------------------------------------------
 
     def _map(self, kernel: Kernel, count: int, *arguments: Any) -> None:
-        """A thread an element."""
-        self.runtime.launch(kernel, (ceil(count / kernel.block[0]), 1, 1), arguments)
+        """Over `count` elements."""
+        self.runtime.launch(kernel, (kernel.blocks(count), 1, 1), arguments)
 
     def _rows(self, kernel: Kernel, m: int, *arguments: Any) -> None:
         """A warp a row."""
@@ -350,9 +350,10 @@ class CudaBackend:
 
     def gather(self, X: Array, Y: Array, epoch: CudaEpoch, x: Array, y: Array) -> None:
         sizes = epoch.batch, len(x), x.shape[1], y.shape[1]
-        self._map(
-            self._kernels.gather(), x.size + y.size,
-            X, Y, epoch.order, epoch.step, x, y, *map(np.int32, sizes),
+        kernel = self._kernels.gather()
+        self.runtime.launch(
+            kernel, (kernel.blocks(x.size) + kernel.blocks(y.size), 1, 1),
+            (X, Y, epoch.order, epoch.step, x, y, *map(np.int32, sizes)),
         )  # fmt: skip
 
     def record_cost(

@@ -272,9 +272,7 @@ class Runtime:
         count = source.size
         if count and source.dtype != out.dtype:
             kernel = Catalogue(out.dtype).convert(source.dtype.name)
-            self.launch(
-                kernel, (-(-count // kernel.block[0]), 1, 1), (source, out, np.int64(count))
-            )
+            self.launch(kernel, (kernel.blocks(count), 1, 1), (source, out, np.int64(count)))
         elif count:
             self._buffer(source).copy_to(self._buffer(out), stream=self.stream)
 

@@ -2,9 +2,15 @@
 //
 //   source (count)   ->   out (count)
 //
-// A thread an element. It takes the time of its bytes, count · (sizeof(From) + sizeof(T)).
+// A thread 16 bytes of out (map.cuh). It takes the time of its bytes,
+// count · (sizeof(From) + sizeof(T)).
+#include "map.cuh"
+
 template <class T, class From>
 __global__ void convert(const From* source, T* out, long long count) {
-  const long long at = (long long)(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at < count) out[at] = T(source[at]);
+  const Share<T> share(count, true, source, out);
+  const auto values = share.get(source);
+  Run<T, Share<T>::N> converted;
+  for (int i = 0; i < share.N; ++i) converted.x[i] = T(values.x[i]);
+  share.put(out, converted);
 }

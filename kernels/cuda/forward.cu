@@ -4,10 +4,11 @@
 //
 // m rows of a batch, k neurons in, n out. A block of Tile::threads threads makes
 // BM × BN of the result (gemm.cuh); grid (⌈m/BM⌉, ⌈n/BN⌉). bias_activation is the
-// second half alone, a thread an element, after a product made by cuBLAS.
+// second half alone, a thread 16 bytes (map.cuh), after a product made by cuBLAS.
 // softmax takes z to a where the outputs of a sample are coupled, a warp a row.
 #include "activations.cuh"
 #include "gemm.cuh"
+#include "map.cuh"
 #include "primitives/warp.cuh"
 
 // z may be null: then only a is kept.
@@ -26,11 +27,16 @@ __global__ void __launch_bounds__(Tile::threads, 1)
 // product (m, n) -> z, a; z may be null, and either may be `product` itself.
 template <class T, class Sigma>
 __global__ void bias_activation(const T* product, const T* b, T* z, T* a, int m, int n) {
-  const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at >= size_t(m) * n) return;
-  const T weighted_input = product[at] + b[at % n];
-  if (z != nullptr) z[at] = weighted_input;
-  a[at] = Sigma::value(weighted_input);
+  const Share<T> share(size_t(m) * n, true, product, z, a);
+  auto values = share.get(product);
+  int j = share.at(0) % n;
+  for (int i = 0; i < share.N; ++i) {
+    values.x[i] += b[j];
+    j = (j + share.step) % n;
+  }
+  if (z != nullptr) share.put(z, values);
+  for (int i = 0; i < share.N; ++i) values.x[i] = Sigma::value(values.x[i]);
+  share.put(a, values);
 }
 
 // a_j = e^(z_j - max z) / Σ_k e^(z_k - max z). Block (32, rows); z and a may be one array.

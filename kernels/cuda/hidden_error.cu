@@ -4,10 +4,11 @@
 //
 // k neurons in layer l+1, n in layer l. A block makes BM × BN of the result
 // (gemm.cuh); grid (⌈m/BM⌉, ⌈n/BN⌉). `saved` is z or a, whichever σ' is computed
-// from. pull_back is the second half alone, a thread an element, after a product
+// from. pull_back is the second half alone, a thread 16 bytes (map.cuh), after a product
 // made by cuBLAS or the gradient of a user's cost.
 #include "activations.cuh"
 #include "gemm.cuh"
+#include "map.cuh"
 
 template <class T, class Sigma, class Tile>
 __global__ void __launch_bounds__(Tile::threads, 1)
@@ -21,6 +22,9 @@ __global__ void __launch_bounds__(Tile::threads, 1)
 
 template <class T, class Sigma>
 __global__ void pull_back(const T* saved, T* delta, int m, int n) {
-  const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at < size_t(m) * n) delta[at] *= Sigma::derivative(saved[at]);
+  const Share<T> share(size_t(m) * n, true, saved, delta);
+  const auto from = share.get(saved);
+  auto error = share.get(delta);
+  for (int i = 0; i < share.N; ++i) error.x[i] *= Sigma::derivative(from.x[i]);
+  share.put(delta, error);
 }

@@ -2,26 +2,36 @@
 //
 //   z, a, y (m, n)   ->   δ (m, n)
 //
-// A thread an element; where cost and activation collapse it is a - y. With
+// A thread 16 bytes (map.cuh); where cost and activation collapse it is a - y. With
 // softmax the Jacobian couples the outputs of a sample, and a warp takes a row.
 // What becomes of saturated outputs stands in backprop_gpu/costs.py.
 #include "activations.cuh"
 #include "costs.cuh"
+#include "map.cuh"
 #include "primitives/warp.cuh"
 
 template <class T>
 __global__ void collapsed_output_error(const T* a, const T* y, T* delta, int m, int n) {
-  const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at < size_t(m) * n) delta[at] = a[at] - y[at];
+  const Share<T> share(size_t(m) * n, true, a, y, delta);
+  const auto output = share.get(a), target = share.get(y);
+  Run<T, Share<T>::N> error;
+  for (int i = 0; i < share.N; ++i) error.x[i] = output.x[i] - target.x[i];
+  share.put(delta, error);
 }
 
 // `saved` is z or a, whichever σ' is computed from.
 template <class T, class Sigma, class Cost>
 __global__ void output_error(const T* saved, const T* a, const T* y, T* delta, int m, int n) {
-  const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at >= size_t(m) * n) return;
-  const T inside = Cost::inside(a[at]);
-  delta[at] = Cost::error(inside, y[at], Sigma::derivative(Sigma::from_z ? saved[at] : inside));
+  const Share<T> share(size_t(m) * n, true, saved, a, y, delta);
+  const auto output = share.get(a), target = share.get(y);
+  const auto z = share.get(Sigma::from_z ? saved : a);
+  Run<T, Share<T>::N> error;
+  for (int i = 0; i < share.N; ++i) {
+    const T inside = Cost::inside(output.x[i]);
+    error.x[i] =
+        Cost::error(inside, target.x[i], Sigma::derivative(Sigma::from_z ? z.x[i] : inside));
+  }
+  share.put(delta, error);
 }
 
 // Block (32, rows).

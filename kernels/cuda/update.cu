@@ -1,10 +1,12 @@
-// One step of an optimizer over all parameters, a thread an element:
+// One step of an optimizer over all parameters:
 //
 //   g ← clip(g),  g ← g + l2 w + l1 sign(w)  (weights only),  then a rule of rules.cuh
 //
 //   parameters p, gradients g, state s0, s1 (count)   coefficients (steps, 4)
 //
-// Weights stand before biases: element < weights_end is a weight.
+// A thread 16 bytes of each array (map.cuh). It takes the time of its bytes: p and the state read
+// and written, g read. Weights stand before biases: element < weights_end is a weight.
+#include "map.cuh"
 #include "rules.cuh"
 
 // clip_value is infinite where there is no limit; clip_scale may be null. s0, s1 may be null.
@@ -12,22 +14,29 @@ template <class T, class Rule>
 __global__ void update(T* p, const T* g, T* s0, T* s1, const double* coefficients, const int* step,
                        const T* clip_scale, long long count, long long weights_end, T clip_value,
                        T l1, T l2, T d1, T d2, T epsilon) {
-  const long long at = (long long)(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at >= count) return;
-  const bool weight = at < weights_end;
-  const T old = p[at];
-  T gradient = clip_by_value(g[at], clip_value);
-  if (clip_scale != nullptr) gradient *= *clip_scale;
-  if (weight) {
-    gradient += l2 * old;
-    gradient += old > T(0) ? l1 : old < T(0) ? -l1 : T(0);
-  }
+  const Share<T> share(count, true, p, g, s0, s1);
+  const auto gradients = share.get(g);
+  auto values = share.get(p);
+  Run<T, Share<T>::N> state0 = {}, state1 = {};
+  if (s0 != nullptr) state0 = share.get(s0);
+  if (s1 != nullptr) state1 = share.get(s1);
   T c[4];
   for (int i = 0; i < 4; ++i) c[i] = T(coefficients[size_t(*step) * 4 + i]);
-  T state0 = s0 != nullptr ? s0[at] : T(0), state1 = s1 != nullptr ? s1[at] : T(0);
-  p[at] = Rule::apply(old, gradient, state0, state1, c, d1, d2, epsilon, weight);
-  if (s0 != nullptr) s0[at] = state0;
-  if (s1 != nullptr) s1[at] = state1;
+  for (int i = 0; i < share.N; ++i) {
+    const bool weight = share.at(i) < weights_end;
+    const T old = values.x[i];
+    T gradient = clip_by_value(gradients.x[i], clip_value);
+    if (clip_scale != nullptr) gradient *= *clip_scale;
+    if (weight) {
+      gradient += l2 * old;
+      gradient += old > T(0) ? l1 : old < T(0) ? -l1 : T(0);
+    }
+    values.x[i] =
+        Rule::apply(old, gradient, state0.x[i], state1.x[i], c, d1, d2, epsilon, weight);
+  }
+  share.put(p, values);
+  if (s0 != nullptr) share.put(s0, state0);
+  if (s1 != nullptr) share.put(s1, state1);
 }
 
 // Σ g² of a block's share, in float64 and in a fixed order; block 256, any grid.
