@@ -589,7 +589,7 @@ def nan_is_not_lost(s: Subject) -> None:
 def epoch(s: Subject, width: int) -> None:
     """Gather, record_cost and advance read and count the step on the device."""
     rows, batch = 7, 3
-    source, targets = s.normal(rows, width), s.normal(rows, 2)
+    source, targets = s.normal(rows, width), s.normal(rows, 800 - width)
     order = np.array([6, 0, 3, 1, 5, 2, 4])
     on_device = s.put(source, targets)
     epoch = s.backend.epoch(rows, batch)
@@ -601,7 +601,7 @@ def epoch(s: Subject, width: int) -> None:
         for number, cost in enumerate((costs.get("quadratic"), CUBIC, costs.get("quadratic"))):
             taken = order[number * batch :][:batch]
             part = source[taken]
-            out, y = s.poisoned(*part.shape), s.poisoned(len(part), 2)
+            out, y = s.poisoned(*part.shape), s.poisoned(len(part), 800 - width)
             s.backend.gather(*on_device, epoch, out, y)
             np.testing.assert_array_equal(s.get(out), part)
             np.testing.assert_array_equal(s.get(y), targets[taken])

@@ -13,7 +13,7 @@
 
 // z may be null: then only a is kept.
 template <class T, class Sigma, class Tile>
-__global__ void __launch_bounds__(Tile::threads, 1)
+__global__ void __launch_bounds__(Tile::threads, least_blocks<T, Tile>)
     forward(const T* w, const T* b, const T* a_prev, T* z, T* a, int m, int n, int k) {
   gemm<T, Tile, Contiguous::p, Contiguous::p>(
       a_prev, w, m, n, 0, k, k, k, [=](int x, int j, T product) {

@@ -11,8 +11,9 @@
 // enough. A thread's rows and columns come in runs of 16 bytes, a run every
 // BM / (TM / run): neighbouring threads read neighbouring runs.
 //
-// Kernels name one block a multiprocessor as their least: left to itself the assembler
-// aims at more blocks than help, and spills for them.
+// Kernels name the blocks that a multiprocessor must hold, `least_blocks`: left to itself the
+// assembler aims at more than help, and spills for them. With 64 float sums a thread they are two,
+// 128 registers a thread: one computes while the other waits at its barrier or for memory.
 //
 // The sum over p runs in one fixed order, so the same launch gives the same bits.
 #pragma once
@@ -23,7 +24,13 @@ template <int BM_, int BN_, int BK_, int TM_, int TN_> struct Tile {
   static constexpr int BM = BM_, BN = BN_, BK = BK_, TM = TM_, TN = TN_;
   static constexpr int rows_of_threads = BM / TM, columns_of_threads = BN / TN;
   static constexpr int threads = rows_of_threads * columns_of_threads;
+  // Steps of the sum that a thread may read ahead: 64 sums leave registers for two.
+  static constexpr int ahead = TM * TN < 64 ? BK : 2;
 };
+
+// Blocks that a multiprocessor must hold, by their registers.
+template <class T, class Tile>
+constexpr int least_blocks = Tile::TM * Tile::TN * sizeof(T) == 256 ? 2 : 1;
 
 // How an operand lies in memory: with the summed index p contiguous, or with
 // the index of the result (i or j) contiguous.
@@ -34,42 +41,54 @@ struct Nothing {
 };
 
 // One operand's slices: EXTENT × BK elements, each thread moving its share.
+//
+// What lies together in memory is a line: BK elements where p is contiguous, EXTENT otherwise. A
+// thread's elements stand at one place of every `apart`-th line, so that a warp reads neighbours,
+// and a pointer that walks is all that a thread keeps to find them.
 template <class T, int EXTENT, int BK, int THREADS, Contiguous order> struct Slice {
   static constexpr int share = EXTENT * BK / THREADS;
   static constexpr int width = EXTENT + 16 / sizeof(T);
+  static constexpr int line = order == Contiguous::p ? BK : EXTENT;
+  static constexpr int apart = THREADS / line;
   static_assert(EXTENT * BK % THREADS == 0, "every thread moves the same number of elements");
+  static_assert(THREADS % line == 0, "all of them at one place of their lines");
   using Buffer = T[BK][width];
 
+  int i, q;       // of this thread's first element, in a slice
+  int extent;     // of the matrix, from the slice's first i on
+  size_t step;    // from one of this thread's elements to the next
+  const T* next;  // the first of them in the slice to come
   T staged[share];
 
-  // The r-th element of this thread, chosen so that a warp reads neighbours in memory.
-  static __device__ int result_index(int thread, int r) {
-    const int e = thread + r * THREADS;
-    return order == Contiguous::p ? e / BK : e % EXTENT;
-  }
-  static __device__ int sum_index(int thread, int r) {
-    const int e = thread + r * THREADS;
-    return order == Contiguous::p ? e % BK : e / EXTENT;
-  }
+  __device__ Slice(const T* matrix, int thread, int first, int end, int p, int stride)
+      : i(order == Contiguous::p ? thread / line : thread % line),
+        q(order == Contiguous::p ? thread % line : thread / line),
+        extent(end - first),
+        step(size_t(apart) * stride),
+        next(matrix + (order == Contiguous::p ? size_t(first + i) * stride + (p + q)
+                                              : size_t(p + q) * stride + (first + i))) {}
 
-  // From memory into registers; zeros outside of the matrix.
-  __device__ void fetch(const T* matrix, int thread, int first, int extent, int p, int p_end,
-                        int stride) {
+  // The slice to come, from memory into registers; zeros outside of the matrix and beyond the
+  // `left` steps of the sum that remain.
+  __device__ void fetch(int left) {
+    const T* at = next;
 #pragma unroll
     for (int r = 0; r < share; ++r) {
-      const int i = first + result_index(thread, r);
-      const int q = p + sum_index(thread, r);
-      const size_t offset =
-          order == Contiguous::p ? size_t(i) * stride + q : size_t(q) * stride + i;
-      staged[r] = i < extent && q < p_end ? matrix[offset] : T(0);
+      const bool inside = order == Contiguous::p ? i + r * apart < extent && q < left
+                                                 : i < extent && q + r * apart < left;
+      staged[r] = inside ? *at : T(0);
+      at += step;
     }
+    next = order == Contiguous::p ? next + BK : at;
   }
 
-  template <class Each = Nothing>
-  __device__ void store(Buffer& buffer, int thread, Each each = {}) const {
+  template <class Each = Nothing> __device__ void store(Buffer& buffer, Each each = {}) const {
 #pragma unroll
     for (int r = 0; r < share; ++r) {
-      buffer[sum_index(thread, r)][result_index(thread, r)] = staged[r];
+      if (order == Contiguous::p)
+        buffer[q][i + r * apart] = staged[r];
+      else
+        buffer[q + r * apart][i] = staged[r];
       each(staged[r]);
     }
   }
@@ -99,24 +118,25 @@ __device__ void gemm(const T* A, const T* B, int m, int n, int p_begin, int p_en
   const int row = thread / Tile::columns_of_threads * RM;     // of this thread's first run
   const int column = thread % Tile::columns_of_threads * RN;  // in the tile
 
-  A_slice a_slice;
-  B_slice b_slice;
+  A_slice a_slice(A, thread, first_row, m, p_begin, a_stride);
+  B_slice b_slice(B, thread, first_column, n, p_begin, b_stride);
   T sum[Tile::TM][Tile::TN] = {};
 
-  a_slice.fetch(A, thread, first_row, m, p_begin, p_end, a_stride);
-  b_slice.fetch(B, thread, first_column, n, p_begin, p_end, b_stride);
-  a_slice.store(a_tile[0], thread, of_a);
-  b_slice.store(b_tile[0], thread);
+  int left = p_end - p_begin;
+  a_slice.fetch(left);
+  b_slice.fetch(left);
+  a_slice.store(a_tile[0], of_a);
+  b_slice.store(b_tile[0]);
   __syncthreads();
 
   int current = 0;
-  for (int p = p_begin; p < p_end; p += Tile::BK) {
-    const bool more = p + Tile::BK < p_end;
+  for (; left > 0; left -= Tile::BK) {
+    const bool more = left > Tile::BK;
     if (more) {
-      a_slice.fetch(A, thread, first_row, m, p + Tile::BK, p_end, a_stride);
-      b_slice.fetch(B, thread, first_column, n, p + Tile::BK, p_end, b_stride);
+      a_slice.fetch(left - Tile::BK);
+      b_slice.fetch(left - Tile::BK);
     }
-#pragma unroll
+#pragma unroll Tile::ahead
     for (int q = 0; q < Tile::BK; ++q) {
       alignas(16) T a[Tile::TM];
       alignas(16) T b[Tile::TN];
@@ -135,8 +155,8 @@ __device__ void gemm(const T* A, const T* B, int m, int n, int p_begin, int p_en
     }
     if (more) {
       // The other buffer was last read before the barrier of the slice before.
-      a_slice.store(a_tile[current ^ 1], thread, of_a);
-      b_slice.store(b_tile[current ^ 1], thread);
+      a_slice.store(a_tile[current ^ 1], of_a);
+      b_slice.store(b_tile[current ^ 1]);
       __syncthreads();
       current ^= 1;
     }

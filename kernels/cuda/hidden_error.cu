@@ -11,7 +11,7 @@
 #include "map.cuh"
 
 template <class T, class Sigma, class Tile>
-__global__ void __launch_bounds__(Tile::threads, 1)
+__global__ void __launch_bounds__(Tile::threads, least_blocks<T, Tile>)
     hidden_error(const T* w_next, const T* delta_next, const T* saved, T* delta, int m, int n, int k) {
   gemm<T, Tile, Contiguous::p, Contiguous::result>(
       delta_next, w_next, m, n, 0, k, k, n, [=](int x, int j, T product) {

@@ -12,7 +12,7 @@
 #include "gemm.cuh"
 
 template <class T, class Tile>
-__global__ void __launch_bounds__(Tile::threads, 1)
+__global__ void __launch_bounds__(Tile::threads, least_blocks<T, Tile>)
     weight_gradient(const T* delta, const T* a_prev, T* weights, T* biases, int m, int n, int k,
                     int rows, T scale) {
   static_assert(Tile::threads % Tile::BM == 0, "a thread moves elements of one column");
