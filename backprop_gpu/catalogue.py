@@ -42,6 +42,8 @@ class Kernel:
     only for a user's σ, whose Python functions are compiled and linked in. ``cluster`` is the
     blocks of a cluster, along x; ``shared_memory`` a block's dynamic part, in bytes. All blocks
     of a ``cooperative`` one must run at once. A thread of a map takes ``elements`` of the result.
+    A ``programmatic`` one begins with ``await_prerequisites`` (`launch.cuh`): it may start before
+    the one before it has ended.
     """
 
     file: str
@@ -52,6 +54,7 @@ class Kernel:
     shared_memory: int = 0
     cooperative: bool = False
     elements: int = 1
+    programmatic: bool = False
 
     @property
     def threads(self) -> int:
@@ -112,7 +115,7 @@ class Catalogue:
         activation: Activation | None = None,
     ) -> Kernel:
         expression = f"{name}<{', '.join((self._type, *arguments))}>"
-        return Kernel(file, expression, block, activation)
+        return Kernel(file, expression, block, activation, programmatic=True)
 
     def _map(self, kernel: Kernel) -> Kernel:
         return replace(kernel, elements=self._elements)
@@ -189,7 +192,7 @@ class Catalogue:
 
     @_of()
     def advance(self) -> Kernel:
-        return Kernel("gather.cu", "advance", _ONE)
+        return Kernel("gather.cu", "advance", _ONE, programmatic=True)
 
     @_of(("uint8", *_TYPES))
     def convert(self, source: str) -> Kernel:

@@ -37,6 +37,8 @@ BYTES = 4 * N
 #: Threads a block and blocks a cluster that a kernel is compiled for, where not 1024 and 1.
 COMPILED_FOR = {"bounded": (64, 1), "cluster_of_4": (1024, 4)}
 NO_CLUSTERS = "the card has no clusters"
+PROGRAMMATIC = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+NO_PROGRAMMATIC = "programmatic launches are there from 9.0 on"
 
 
 def result(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -98,7 +100,8 @@ class Gpu:
             source = Path(__file__).with_name("rule_kernels.cu").read_text()
             if self.major < 9:
                 source = source.replace("__cluster_dims__(4, 1, 1)", "")
-            program = Program(source, "c++", ProgramOptions(arch=arch))
+            options = ProgramOptions(arch=arch, include_path=str(Path(__file__).parent))
+            program = Program(source, "c++", options)
             code = bytes(program.compile("cubin").code)
         library = do(driver.cuLibraryLoadData, code, [], [], 0, [], [], 0)
         return library, do(driver.cuLibraryGetKernel, library, name.encode())
@@ -120,6 +123,7 @@ class Gpu:
         stream: Any = None,
         cluster: tuple[int, int, int] | None = None,
         cooperative: bool = False,
+        programmatic: bool = False,
     ) -> Any:
         """The CUresult of the launch."""
         config = driver.CUlaunchConfig()
@@ -138,6 +142,11 @@ class Gpu:
             attribute = driver.CUlaunchAttribute()
             attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE
             attribute.value.cooperative = 1
+            attributes.append(attribute)
+        if programmatic:
+            attribute = driver.CUlaunchAttribute()
+            attribute.id = PROGRAMMATIC
+            attribute.value.programmaticStreamSerializationAllowed = 1
             attributes.append(attribute)
         config.attrs = attributes
         config.numAttrs = len(attributes)
@@ -700,6 +709,41 @@ def test_a_card_without_clusters(gpu: Gpu) -> None:
         pytest.skip("the card has clusters")
     arguments = (gpu.kernel("put"), (int(gpu.floats()), 1, N), PUT)
     error = gpu.launch(*arguments, grid=(4, 1, 1), cluster=(4, 1, 1))
+    assert error == CU.CUDA_ERROR_NOT_SUPPORTED
+
+
+STEP = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int
+
+
+@pytest.mark.parametrize("name", ["all_wait", "one_of_block_waits"])
+@pytest.mark.parametrize("captured", [False, True])
+def test_programmatic_launches_come_one_after_another(gpu: Gpu, name: str, captured: bool) -> None:
+    if gpu.major < 9:
+        pytest.skip(NO_PROGRAMMATIC)
+    count, blocks = 64 * N, 64
+    kernel, a, b = gpu.kernel(name), gpu.floats(count), gpu.floats(count)
+    if captured:
+        gpu.begin()
+    do(driver.cuMemsetD32Async, a, 0, count, gpu.stream)
+    for step in range(20):
+        values = (int(b), int(a), count) if step % 2 else (int(a), int(b), count)
+        options = {"grid": (blocks, 1, 1), "programmatic": step % 7 != 6}
+        assert gpu.launch(kernel, values, STEP, **options) == CU.CUDA_SUCCESS
+    if captured:
+        graph = do(driver.cuStreamEndCapture, gpu.stream)
+        do(driver.cuGraphLaunch, do(driver.cuGraphInstantiate, graph, 0), gpu.stream)
+    out = np.zeros(count, np.float32)
+    do(driver.cuMemcpyDtoHAsync, out, a, 4 * count, gpu.stream)
+    np.testing.assert_array_equal(out, np.full(count, 20))
+
+
+@pytest.mark.standin
+def test_a_card_without_programmatic_launches(gpu: Gpu) -> None:
+    """What a GPU answers is not documented."""
+    if gpu.major >= 9:
+        pytest.skip("the card has programmatic launches")
+    values = int(gpu.floats()), int(gpu.floats()), N
+    error = gpu.launch(gpu.kernel("all_wait"), values, STEP, programmatic=True)
     assert error == CU.CUDA_ERROR_NOT_SUPPORTED
 
 

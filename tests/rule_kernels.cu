@@ -1,4 +1,6 @@
 // What the driver's rules are tried with (driver_rules.py): kernels that keep them or break one.
+#include "../kernels/cuda/primitives/launch.cuh"
+
 extern __shared__ alignas(16) unsigned char dynamic_shared[];
 
 extern "C" __global__ void put(float* out, float value, int count) {
@@ -10,6 +12,34 @@ extern "C" __global__ void put(float* out, float value, int count) {
 extern "C" __global__ void add_one(const float* x, float* out, int count) {
   const int at = blockIdx.x * blockDim.x + threadIdx.x;
   if (at < count) out[at] = x[at] + 1;
+}
+
+// The same, where all threads, one of each block, those of one block or none too early wait for the
+// kernels before.
+extern "C" __global__ void all_wait(const float* x, float* out, int count) {
+  await_prerequisites();
+  const int at = blockIdx.x * blockDim.x + threadIdx.x;
+  if (at < count) out[at] = x[at] + 1;
+}
+
+extern "C" __global__ void one_of_block_waits(const float* x, float* out, int count) {
+  if (threadIdx.x == 0) await_prerequisites();
+  __syncthreads();
+  const int at = blockIdx.x * blockDim.x + threadIdx.x;
+  if (at < count) out[at] = x[at] + 1;
+}
+
+extern "C" __global__ void one_block_waits(const float* x, float* out, int count) {
+  if (blockIdx.x == 0) await_prerequisites();
+  const int at = blockIdx.x * blockDim.x + threadIdx.x;
+  if (at < count) out[at] = x[at] + 1;
+}
+
+extern "C" __global__ void waits_too_late(const float* x, float* out, int count) {
+  const int at = blockIdx.x * blockDim.x + threadIdx.x;
+  const float old = at < count ? x[at] : 0;
+  await_prerequisites();
+  if (at < count) out[at] = old + 1;
 }
 
 extern "C" __global__ void write_at(float* out, long long at) { out[at] = 1; }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda.bindings import driver
-from driver_rules import BYTES, CU, PUT, Gpu, N, do, in_thread, result
+from driver_rules import BYTES, CU, PUT, STEP, Gpu, N, do, in_thread, result
 
 from backprop_gpu.activations import Activation
 from backprop_gpu.catalogue import Catalogue
@@ -251,6 +252,78 @@ def test_more_work_than_the_queue_holds(gpu: Gpu) -> None:
         gpu.launch(kernel, (int(a), int(a), 1), types, block=(1, 1, 1))
     do(driver.cuMemcpyDtoHAsync, out, a, BYTES, gpu.stream)
     assert out[0] == 2000
+
+
+# -- programmatic launches -----------------------------------------------------------------
+
+
+def too_early(gpu: Gpu, kernel: Any, captured: bool, order: str) -> None:
+    """Queue a kernel that may start before the one that writes what it reads."""
+    stand_in = standin.running()
+    assert stand_in is not None
+    stand_in.order(order)
+    a, b = gpu.floats(2 * N), gpu.floats(2 * N)
+    if captured:
+        gpu.begin()
+    gpu.put(a, 1, count=2 * N)
+    values = int(a), int(b), 2 * N
+    error = gpu.launch(kernel, values, STEP, grid=(2, 1, 1), programmatic=True)
+    assert error == CU.CUDA_SUCCESS
+    if captured:
+        graph = do(driver.cuStreamEndCapture, gpu.stream)
+        do(driver.cuGraphLaunch, do(driver.cuGraphInstantiate, graph, 0), gpu.stream)
+
+
+@pytest.mark.usefixtures("survives")
+@pytest.mark.parametrize("order", ["late", "others", "random"])
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize(
+    ("name", "block"), [("add_one", 0), ("waits_too_late", 0), ("one_block_waits", 1)]
+)
+def test_memory_is_touched_before_the_wait(
+    gpu: Gpu, broken: Any, name: str, block: int, captured: bool, order: str
+) -> None:
+    too_early(gpu, gpu.kernel(name), captured, order)
+    broken(name, f"block ({block},0,0)", "thread (0,0,0) touched", "and has not waited")
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_no_thread_waits(gpu: Gpu, broken: Any, captured: bool) -> None:
+    if captured:
+        gpu.begin()
+    error = gpu.launch(gpu._put, (0, 1, 0), PUT, programmatic=True)  # which touches nothing
+    assert error == CU.CUDA_SUCCESS
+    if captured:
+        graph = do(driver.cuStreamEndCapture, gpu.stream)
+        do(driver.cuGraphLaunch, do(driver.cuGraphInstantiate, graph, 0), gpu.stream)
+    broken("put was launched programmatically", "none of its threads has waited",
+           error=CU.CUDA_ERROR_LAUNCH_FAILED)  # fmt: skip
+
+
+@pytest.mark.usefixtures("survives")
+def test_a_kernel_of_ours_that_has_lost_its_wait(
+    gpu: Gpu, broken: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(twins.sources, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "hadamard.cu"
+    source = path.read_text()
+    assert source.count("  await_prerequisites();\n") == 1
+    path.write_text(source.replace("  await_prerequisites();\n", ""))
+    kernel = Catalogue(np.dtype("float32")).hadamard()
+    types = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_longlong
+    a, out = gpu.floats(), gpu.floats()
+    for sources in (twins.sources, tmp_path):
+        monkeypatch.setattr(twins, "sources", sources)
+        cubin = twins.compile_kernels([kernel], f"sm_{gpu.major}{gpu.minor}a")
+        library = do(driver.cuLibraryLoadData, cubin.code, [], [], 0, [], [], 0)
+        symbol = cubin.symbols[kernel.expression].encode()
+        function = do(driver.cuLibraryGetKernel, library, symbol)
+        values = int(a), int(a), int(out), N
+        error = gpu.launch(function, values, types, programmatic=kernel.programmatic)
+        assert error == CU.CUDA_SUCCESS
+        if sources != tmp_path:
+            do(driver.cuStreamSynchronize, gpu.stream)
+    broken("hadamard", "touched", "and has not waited")
 
 
 # -- objects -------------------------------------------------------------------------------

@@ -371,6 +371,22 @@ def test_blocks_that_are_no_cluster(runtime: Runtime, monkeypatch: pytest.Monkey
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.parametrize("engine", ["layered", "resident"])
+def test_which_kernels_are_launched_programmatically(runtime: Runtime, engine: Any) -> None:
+    """Those that wait for the kernels before them, where a device has such launches."""
+    runtime._configurations.clear()
+    X, y = problem(40)
+    net = Network([33, 9, 5], backend="cuda", seed=3)
+    net.fit(X, y, epochs=1, batch_size=16, learning_rate=0.1, engine=engine)
+    found = {
+        kernel.file: configuration.programmatic_stream_serialization
+        for (kernel, _), configuration in runtime._configurations.items()
+    }
+    assert ("resident.cu" if engine == "resident" else "gather.cu") in found
+    there = runtime.device.compute_capability >= (9, 0)
+    assert found == {file: there and file != "resident.cu" for file in found}
+
+
 def test_a_population_is_its_members() -> None:
     X, y = problem()
     together = Population([33, 9, 5], members=3, seed=1, backend="cuda", dtype="float64")

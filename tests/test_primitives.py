@@ -11,6 +11,8 @@ import pytest
 from host_cuda.runtime import KERNELS, HostRuntime, LaunchFailed, Sanitizer
 from kernel_cases import RUNS
 
+from backprop_gpu.catalogue import everything, residents
+
 HERE = Path(__file__).parent / "host_cuda"
 SOURCES = sorted(KERNELS.rglob("*.cu*"))
 
@@ -27,6 +29,35 @@ def test_ptx_and_host_code_stand_in_primitives_only(path: Path) -> None:
         found = re.findall(r"\basm\b|__CUDACC\w*|__CUDA_ARCH__|__GNUC__|cuda_host\w*", code)
         assert not found, f"{path.name}: {found} belong into primitives/"
     assert path.read_text().startswith("// "), "a file starts with what it computes"
+
+
+@pytest.mark.parametrize("path", sorted(KERNELS.glob("*.cu")), ids=lambda path: path.name)
+def test_what_is_launched_programmatically_waits_first(path: Path) -> None:
+    waits = {
+        kernel.programmatic
+        for kernel in (*everything(), *residents(HostRuntime.device))
+        if kernel.file == path.name
+    }
+    assert len(waits) == 1, "one rule for a file"
+    kernels = re.findall(r"__global__[^;{]*\{\s*([^;]*;)", path.read_text())
+    assert kernels
+    expected = ["await_prerequisites();"] * len(kernels) if waits == {True} else []
+    assert [first for first in kernels if "await_prerequisites" in first] == expected
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_no_load_may_move_in_front_of_the_wait(path: Path) -> None:
+    code = re.sub(r"//.*", "", path.read_text())
+    assert not re.search(r"restrict|__ldg|\.nc\b", code), "the compiler may move such a load up"
+
+
+@needs_compiler
+@pytest.mark.parametrize("sanitizer", RUNS)
+def test_an_ordinary_launch_awaits_nothing(sanitizer: Sanitizer) -> None:
+    x, out = np.arange(32, dtype=np.float32), np.full(32, np.nan, np.float32)
+    runtime = HostRuntime(sanitizer, sources=HERE)
+    runtime.launch("primitives.cu", "copy_after_wait", (1, 1, 1), (32, 1, 1), (x, out))
+    np.testing.assert_array_equal(out, x)
 
 
 def test_every_primitive_is_tested() -> None:

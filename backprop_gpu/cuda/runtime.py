@@ -71,6 +71,8 @@ class Runtime:
         properties, capability = self._device.properties, self._device.compute_capability
         major, minor = capability.major, capability.minor
         self._arch = f"sm_{major}{minor}" + ("a" if major >= 9 else "")
+        # In a captured graph from CUDA 12.3 on.
+        self._programmatic = major >= 9 and driver.cuDriverGetVersion()[1] >= 12030
         self.device = Device(
             self._device.name,
             (major, minor),
@@ -301,6 +303,7 @@ class Runtime:
                 block=kernel.block,
                 shmem_size=kernel.shared_memory,
                 is_cooperative=kernel.cooperative,
+                programmatic_stream_serialization=kernel.programmatic and self._programmatic,
             )
         values = [x.pointer if isinstance(x, DeviceArray) else _NOTHING if x is None else x
                   for x in arguments]  # fmt: skip

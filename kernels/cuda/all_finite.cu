@@ -4,8 +4,11 @@
 //
 // 256 threads a block, any grid; a thread takes every (256 · grid)-th element. The array is finite
 // where all parts are 1. It takes the time of its bytes, count · sizeof(T).
+#include "primitives/launch.cuh"
+
 template <class T>
 __global__ void __launch_bounds__(256) all_finite(const T* x, int* parts, long long count) {
+  await_prerequisites();
   __shared__ int all;
   if (threadIdx.x == 0) all = 1;
   int finite = 1;

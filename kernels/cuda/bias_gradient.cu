@@ -6,9 +6,12 @@
 // take rows in turn, and the eight sums of a column are added in order. Grid
 // (⌈n/32⌉, splits): split s takes `rows` rows and writes out[s] (n); with more
 // than one split sum_splits (reduce.cu) adds the parts in order.
+#include "primitives/launch.cuh"
+
 template <class T>
 __global__ void __launch_bounds__(256)
     bias_gradient(const T* delta, T* out, int m, int n, int rows, T scale) {
+  await_prerequisites();
   __shared__ T sums[8][32];
   const int j = blockIdx.x * 32 + threadIdx.x;
   const int begin = blockIdx.y * rows;

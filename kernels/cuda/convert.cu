@@ -5,9 +5,11 @@
 // A thread 16 bytes of out (map.cuh). It takes the time of its bytes,
 // count · (sizeof(From) + sizeof(T)).
 #include "map.cuh"
+#include "primitives/launch.cuh"
 
 template <class T, class From>
 __global__ void convert(const From* source, T* out, long long count) {
+  await_prerequisites();
   const Share<T> share(count, true, source, out);
   const auto values = share.get(source);
   Run<T, Share<T>::N> converted;

@@ -6,6 +6,7 @@
 // theirs in parts (8 · blocks); the last block to come adds the parts in order.
 #include "costs.cuh"
 #include "primitives/last_block.cuh"
+#include "primitives/launch.cuh"
 #include "primitives/warp.cuh"
 
 // C_x as they are, n = 1: a user's.
@@ -19,6 +20,7 @@ template <class T, class Cost, bool from_z>
 __global__ void __launch_bounds__(256)
     mean_cost(const T* z, const T* a, const T* y, double* parts, unsigned* finished, double* costs,
               const int* step, int m, int n) {
+  await_prerequisites();
   __shared__ double sums[8];
   const int warp = blockIdx.x * 8 + threadIdx.y, warps = gridDim.x * 8;
   double total = 0;

@@ -9,12 +9,14 @@
 #include "activations.cuh"
 #include "gemm.cuh"
 #include "map.cuh"
+#include "primitives/launch.cuh"
 #include "primitives/warp.cuh"
 
 // z may be null: then only a is kept.
 template <class T, class Sigma, class Tile>
 __global__ void __launch_bounds__(Tile::threads, least_blocks<T, Tile>)
     forward(const T* w, const T* b, const T* a_prev, T* z, T* a, int m, int n, int k) {
+  await_prerequisites();
   gemm<T, Tile, Contiguous::p, Contiguous::p>(
       a_prev, w, m, n, 0, k, k, k, [=](int x, int j, T product) {
         const size_t at = size_t(x) * n + j;
@@ -27,6 +29,7 @@ __global__ void __launch_bounds__(Tile::threads, least_blocks<T, Tile>)
 // product (m, n) -> z, a; z may be null, and either may be `product` itself.
 template <class T, class Sigma>
 __global__ void bias_activation(const T* product, const T* b, T* z, T* a, int m, int n) {
+  await_prerequisites();
   const Share<T> share(size_t(m) * n, true, product, z, a);
   auto values = share.get(product);
   int j = share.at(0) % n;
@@ -42,6 +45,7 @@ __global__ void bias_activation(const T* product, const T* b, T* z, T* a, int m,
 // a_j = e^(z_j - max z) / Σ_k e^(z_k - max z). Block (32, rows); z and a may be one array.
 template <class T>
 __global__ void softmax(const T* z, T* a, int m, int n) {
+  await_prerequisites();
   const int x = blockIdx.x * blockDim.y + threadIdx.y;
   if (x >= m) return;  // a whole warp leaves
   const T* z_row = z + size_t(x) * n;

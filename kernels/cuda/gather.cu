@@ -6,6 +6,7 @@
 // for y. It takes the time of its bytes, 2 m (n_x + n_y) · sizeof(T). The step is read from device
 // memory, so that one captured launch serves every step of an epoch.
 #include "map.cuh"
+#include "primitives/launch.cuh"
 
 template <class T>
 __device__ void gather_rows(unsigned block, const T* source, const int* rows, T* out, size_t count,
@@ -17,6 +18,7 @@ __device__ void gather_rows(unsigned block, const T* source, const int* rows, T*
 template <class T>
 __global__ void gather(const T* x, const T* y, const int* order, const int* step, T* x_out,
                        T* y_out, int batch, int m, int n_x, int n_y) {
+  await_prerequisites();
   const int* rows = order + size_t(*step) * batch;
   const size_t count = size_t(m) * n_x, of_block = blockDim.x * Share<T>::N;
   const unsigned blocks = (count + of_block - 1) / of_block;
@@ -27,4 +29,7 @@ __global__ void gather(const T* x, const T* y, const int* order, const int* step
 }
 
 // One thread: the step is over.
-__global__ void advance(int* step) { ++*step; }
+__global__ void advance(int* step) {
+  await_prerequisites();
+  ++*step;
+}

@@ -9,10 +9,12 @@
 #include "activations.cuh"
 #include "gemm.cuh"
 #include "map.cuh"
+#include "primitives/launch.cuh"
 
 template <class T, class Sigma, class Tile>
 __global__ void __launch_bounds__(Tile::threads, least_blocks<T, Tile>)
     hidden_error(const T* w_next, const T* delta_next, const T* saved, T* delta, int m, int n, int k) {
+  await_prerequisites();
   gemm<T, Tile, Contiguous::p, Contiguous::result>(
       delta_next, w_next, m, n, 0, k, k, n, [=](int x, int j, T product) {
         const size_t at = size_t(x) * n + j;
@@ -22,6 +24,7 @@ __global__ void __launch_bounds__(Tile::threads, least_blocks<T, Tile>)
 
 template <class T, class Sigma>
 __global__ void pull_back(const T* saved, T* delta, int m, int n) {
+  await_prerequisites();
   const Share<T> share(size_t(m) * n, true, saved, delta);
   const auto from = share.get(saved);
   auto error = share.get(delta);

@@ -8,10 +8,12 @@
 #include "activations.cuh"
 #include "costs.cuh"
 #include "map.cuh"
+#include "primitives/launch.cuh"
 #include "primitives/warp.cuh"
 
 template <class T>
 __global__ void collapsed_output_error(const T* a, const T* y, T* delta, int m, int n) {
+  await_prerequisites();
   const Share<T> share(size_t(m) * n, true, a, y, delta);
   const auto output = share.get(a), target = share.get(y);
   Run<T, Share<T>::N> error;
@@ -22,6 +24,7 @@ __global__ void collapsed_output_error(const T* a, const T* y, T* delta, int m, 
 // `saved` is z or a, whichever σ' is computed from.
 template <class T, class Sigma, class Cost>
 __global__ void output_error(const T* saved, const T* a, const T* y, T* delta, int m, int n) {
+  await_prerequisites();
   const Share<T> share(size_t(m) * n, true, saved, a, y, delta);
   const auto output = share.get(a), target = share.get(y);
   const auto z = share.get(Sigma::from_z ? saved : a);
@@ -37,6 +40,7 @@ __global__ void output_error(const T* saved, const T* a, const T* y, T* delta, i
 // Block (32, rows).
 template <class T, class Cost>
 __global__ void softmax_output_error(const T* a, const T* y, T* delta, int m, int n) {
+  await_prerequisites();
   const int x = blockIdx.x * blockDim.y + threadIdx.y;
   if (x >= m) return;  // a whole warp leaves
   const size_t row = size_t(x) * n;
@@ -49,6 +53,7 @@ __global__ void softmax_output_error(const T* a, const T* y, T* delta, int m, in
 // For a user's cost: δ holds g = ∇_a C and becomes the error, a_j (g_j - Σ_k g_k a_k).
 template <class T>
 __global__ void softmax_pull_back(const T* a, T* delta, int m, int n) {
+  await_prerequisites();
   const int x = blockIdx.x * blockDim.y + threadIdx.y;
   if (x >= m) return;
   const size_t row = size_t(x) * n;

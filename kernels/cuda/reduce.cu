@@ -4,9 +4,12 @@
 //   more_parts (splits, more)   ->   more_out (more)
 //
 // A thread an element, which adds its parts in order: the same bits every time.
+#include "primitives/launch.cuh"
+
 template <class T>
 __global__ void sum_splits(const T* parts, T* out, long long count, const T* more_parts,
                            T* more_out, int more, int splits, T scale) {
+  await_prerequisites();
   long long at = (long long)(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at >= count) {
     at -= count;

@@ -7,6 +7,7 @@
 // A thread 16 bytes of each array (map.cuh). It takes the time of its bytes: p and the state read
 // and written, g read. Weights stand before biases: element < weights_end is a weight.
 #include "map.cuh"
+#include "primitives/launch.cuh"
 #include "rules.cuh"
 
 // clip_value is infinite where there is no limit; clip_scale may be null. s0, s1 may be null.
@@ -14,6 +15,7 @@ template <class T, class Rule>
 __global__ void update(T* p, const T* g, T* s0, T* s1, const double* coefficients, const int* step,
                        const T* clip_scale, long long count, long long weights_end, T clip_value,
                        T l1, T l2, T d1, T d2, T epsilon) {
+  await_prerequisites();
   const Share<T> share(count, true, p, g, s0, s1);
   const auto gradients = share.get(g);
   auto values = share.get(p);
@@ -43,6 +45,7 @@ __global__ void update(T* p, const T* g, T* s0, T* s1, const double* coefficient
 template <class T>
 __global__ void __launch_bounds__(256)
     squared_norm(const T* g, double* parts, long long count, T clip_value) {
+  await_prerequisites();
   __shared__ double sums[256];
   double sum = 0;
   const long long stride = (long long)(gridDim.x) * 256;
@@ -61,6 +64,7 @@ __global__ void __launch_bounds__(256)
 // clip_scale = min(1, limit / ‖g‖). One thread: there are at most 256 parts.
 template <class T>
 __global__ void clip_scale(const double* parts, T* scale, int count, double limit) {
+  await_prerequisites();
   double sum = 0;
   for (int i = 0; i < count; ++i) sum += parts[i];
   const double norm = sqrt(sum);

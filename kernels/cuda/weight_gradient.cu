@@ -10,11 +10,13 @@
 // What a thread moves of δ is of one column: it adds that up on the way, and the threads of a
 // column add their sums in order.
 #include "gemm.cuh"
+#include "primitives/launch.cuh"
 
 template <class T, class Tile>
 __global__ void __launch_bounds__(Tile::threads, least_blocks<T, Tile>)
     weight_gradient(const T* delta, const T* a_prev, T* weights, T* biases, int m, int n, int k,
                     int rows, T scale) {
+  await_prerequisites();
   static_assert(Tile::threads % Tile::BM == 0, "a thread moves elements of one column");
   constexpr int share = Tile::threads / Tile::BM;  // threads of a column
   __shared__ T sums[share][Tile::BM];

@@ -2,6 +2,7 @@
 #include "../../kernels/cuda/primitives/async_copy.cuh"
 #include "../../kernels/cuda/primitives/cluster.cuh"
 #include "../../kernels/cuda/primitives/last_block.cuh"
+#include "../../kernels/cuda/primitives/launch.cuh"
 #include "../../kernels/cuda/primitives/letters.cuh"
 #include "../../kernels/cuda/primitives/warp.cuh"
 
@@ -100,6 +101,11 @@ __global__ void tell_others(T* out, unsigned long long* letters, int rounds) {
     out[(blockIdx.x * rounds + round) * 32 + lane] = sum;
     __syncthreads();
   }
+}
+
+__global__ void copy_after_wait(const float* in, float* out) {
+  await_prerequisites();
+  out[threadIdx.x] = in[threadIdx.x];
 }
 
 __global__ void rank_of_no_cluster(int* out) { *out = cluster_rank(); }

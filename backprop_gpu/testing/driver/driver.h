@@ -8,6 +8,7 @@
 //
 // Strict: what a driver may refuse is refused, with the reason as text. Late: what is submitted
 // to a stream waits in `State::pending` until somebody needs it, so a wait that is missing shows.
+// Early: what is launched programmatically finds its memory closed until it waits (kernels.cpp).
 //
 // One mutex guards everything. It is released while a kernel or a host function runs, which may
 // call back into Python and so wait for a thread that holds Python's lock and wants this one.
@@ -200,6 +201,7 @@ struct Memory {
   char* begin;        // of its pages
   size_t page_bytes;
   bool open = false;        // the host may touch its pages
+  bool early = false;       // but not yet: a kernel has to wait first
   bool free_asked = false;  // the call was made
   bool freed = false;       // the stream came to it
   std::string free_by;
@@ -217,6 +219,8 @@ bool in_arena(const void* address);
 std::string unusable(const Memory& memory, const Context* context, bool at_submission);
 void open_pages(const std::vector<std::shared_ptr<Memory>>& wanted);
 void close_pages();
+// What a programmatic launch names is closed until its threads have waited.
+void close_early(const std::vector<std::shared_ptr<Memory>>& named, bool early);
 void check_guards(const std::vector<std::shared_ptr<Memory>>& memory, const char* what);
 void watch_faults();
 // While a kernel runs: what ends it from a fault's handler.

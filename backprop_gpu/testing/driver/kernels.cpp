@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <optional>
 #include <sstream>
 
 #include "fibers.h"
@@ -36,6 +37,7 @@ struct Kernel : Kind<Kernel> {
   std::string symbol;
   void* loaded = nullptr;
   cuda_host::Start* start = nullptr;
+  cuda_host::Prerequisites** prerequisites = nullptr;
   std::vector<Parameter> parameters;
   unsigned threads = 1024, cluster = 1;
   int static_shared = 0;
@@ -93,6 +95,8 @@ std::shared_ptr<Library> load(const char* image) {
       kernel->library = library;
       kernel->loaded = loaded;
       kernel->start = symbol_of<cuda_host::Start*>(loaded, "launch_" + number);
+      kernel->prerequisites = symbol_of<cuda_host::Prerequisites**>(
+          loaded, "_ZN9cuda_host13prerequisitesE");
       auto* describe = symbol_of<cuda_host::Parameter*>(loaded, "parameter_" + number);
       size_t bytes = 0, offset = 0;
       for (unsigned i = 0; const char* type = describe(i, &bytes); ++i) {
@@ -205,7 +209,7 @@ int clusters_at_once(unsigned size, int blocks) {
 struct Shape {
   uint3 grid, block, cluster;
   unsigned shared;
-  bool cooperative = false, asks_for_cluster = false;
+  bool cooperative = false, asks_for_cluster = false, programmatic = false;
 };
 
 unsigned long long count(uint3 size) { return 1ull * size.x * size.y * size.z; }
@@ -219,6 +223,8 @@ Shape shape_of(const CUlaunchConfig& config) {
     const CUlaunchAttribute& attribute = config.attrs[i];
     if (attribute.id == CU_LAUNCH_ATTRIBUTE_COOPERATIVE) {
       shape.cooperative = attribute.value.cooperative != 0;
+    } else if (attribute.id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION) {
+      shape.programmatic = attribute.value.programmaticStreamSerializationAllowed != 0;
     } else if (attribute.id == CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) {
       const auto& dim = attribute.value.clusterDim;
       shape.cluster = {dim.x, dim.y, dim.z};
@@ -235,7 +241,7 @@ void check(const Kernel& kernel, Shape& shape, int device) {
   const char* name = kernel.symbol.c_str();
   const Card& card = *state.card;
   const auto& own = kernel.attributes[device];
-  const auto [grid, block, cluster, shared, cooperative, asks] = shape;
+  const auto [grid, block, cluster, shared, cooperative, asks, programmatic] = shape;
   if (count(grid) == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
     fail(CUDA_ERROR_INVALID_VALUE, "%s: a grid of (%u,%u,%u)", name, grid.x, grid.y, grid.z);
   if (count(block) == 0 || count(block) > 1024 || block.z > 64)
@@ -249,6 +255,8 @@ void check(const Kernel& kernel, Shape& shape, int device) {
          " (MAX_DYNAMIC_SHARED_SIZE_BYTES), and %s has at most %d",
          name, shared, device, own.dynamic_shared, card.name,
          card.shared_block_optin - kernel.static_shared);
+  if (programmatic && card.major < 9)  // what a driver does is not documented
+    fail(CUDA_ERROR_NOT_SUPPORTED, "%s: %s has no programmatic launches", name, card.name);
   if (!asks) shape.cluster = {kernel.cluster, 1, 1};
   const uint3 used = shape.cluster;
   if (asks || kernel.cluster > 1) {
@@ -287,6 +295,25 @@ size_t alignment_of(const std::string& pointee) {
   const auto found = known.find(pointee);
   return found == known.end() ? 1 : found->second;
 }
+
+// A programmatic launch may start before the kernels before it have ended. Here they have; but until
+// its threads wait for them, all memory that it names is closed, so that it cannot tell, and what it
+// touches too early is named. (A device allows what no kernel in flight uses, such as constants.)
+struct Early {
+  static const std::vector<std::shared_ptr<Memory>>* named;
+  cuda_host::Prerequisites*& hook;
+
+  Early(cuda_host::Prerequisites*& hook, const std::vector<std::shared_ptr<Memory>>& memory)
+      : hook(hook) {
+    named = &memory;
+    hook = [](bool ended) { close_early(*named, !ended); };
+  }
+  ~Early() {
+    hook(true);
+    hook = nullptr;
+  }
+};
+const std::vector<std::shared_ptr<Memory>>* Early::named = nullptr;
 
 // The values of a launch's arguments, which the call copies.
 struct Arguments {
@@ -362,7 +389,7 @@ void launch(Lock& lock, const CUlaunchConfig& config, const void* function, void
   if (fault.result != CUDA_SUCCESS) {
     work.run = [fault] { throw fault; };
   } else {
-    work.run = [kernel, library, shape, arguments] {
+    work.run = [kernel, library, shape, arguments, named = work.memory] {
       for (const auto& [pointer, value] : library->functions) *pointer = value;
       const unsigned sizes[9] = {shape.grid.x,    shape.grid.y,    shape.grid.z,
                                  shape.block.x,   shape.block.y,   shape.block.z,
@@ -370,6 +397,8 @@ void launch(Lock& lock, const CUlaunchConfig& config, const void* function, void
       Fault watched{kernel->loaded};
       fault_result = CUDA_ERROR_LAUNCH_FAILED;
       faulting = &watched;
+      std::optional<Early> early;
+      if (shape.programmatic) early.emplace(*kernel->prerequisites, named);
       const char* message = kernel->start(sizes, shape.shared, arguments->pointers.data());
       faulting = nullptr;
       if (message != nullptr) throw Failure{fault_result, message};

@@ -193,6 +193,14 @@ void open_pages(const std::vector<std::shared_ptr<Memory>>& wanted) {
 
 void close_pages() { open_pages({}); }
 
+void close_early(const std::vector<std::shared_ptr<Memory>>& named, bool early) {
+  for (const auto& memory : named) {
+    if (memory->host || memory->early == early) continue;  // the host may be at a pinned one
+    protect(*memory, early ? PROT_NONE : PROT_READ | PROT_WRITE);
+    memory->early = early;
+  }
+}
+
 void check_guards(const std::vector<std::shared_ptr<Memory>>& all, const char* what) {
 #ifdef CUDA_HOST_ASAN
   return;  // it sees the write itself
@@ -244,6 +252,7 @@ void on_fault(int signal, siginfo_t* info, void*) {
   if (info->si_code <= 0) return;
   const void* address = info->si_addr;
   std::string where;
+  const char* why = "which the launch does not name";
   CUresult result = CUDA_ERROR_ILLEGAL_ADDRESS;
   if (info->si_code == SI_KERNEL || (signal == SIGBUS && info->si_code == BUS_ADRALN)) {
     where = "a vector at an address that is not aligned for it";
@@ -256,6 +265,7 @@ void on_fault(int signal, siginfo_t* info, void*) {
       where += text(", byte %ld of %s", long((const char*)address - memory.address),
                     memory.name().c_str());
       if (memory.freed) where += ", which was freed by " + memory.free_by;
+      if (memory.early) why = "and has not waited for the kernels before (griddepcontrol.wait)";
     }
   } else {
     where = text("address %p", address);
@@ -270,9 +280,10 @@ void on_fault(int signal, siginfo_t* info, void*) {
       kept = where;
       fault_result = result;
       const uint3 t = (*current)->thread;
-      constexpr const char* format = "thread (%u,%u,%u) touched %s, which the launch does not name";
-      if (survives) fail(format, t.x, t.y, t.z, kept.c_str());
-      const std::string message = "\nCUDA stand-in: " + text(format, t.x, t.y, t.z, kept.c_str());
+      constexpr const char* format = "thread (%u,%u,%u) touched %s, %s";
+      if (survives) fail(format, t.x, t.y, t.z, kept.c_str(), why);
+      const std::string message =
+          "\nCUDA stand-in: " + text(format, t.x, t.y, t.z, kept.c_str(), why);
       if (write(2, message.data(), message.size()) < 0) _exit(1);
     }
   }

@@ -104,6 +104,7 @@ dim3 blockDim, gridDim;
 namespace cuda_host {
 
 Fiber* current = nullptr;
+Prerequisites* prerequisites = nullptr;
 
 namespace {
 
@@ -166,6 +167,7 @@ struct Cluster {
   std::vector<Warp> warps;
   int live = 0;
   Barrier barrier;
+  Barrier prerequisites;  // opens once, when nobody gets further without
 };
 
 struct Scheduler {
@@ -179,6 +181,7 @@ struct Scheduler {
   Fiber* next = nullptr;       // to run; null when the cluster is done
   Fiber* came_from = nullptr;  // by the latest switch
   bool cooperative = false;  // the cluster is none: only blocks that run side by side
+  bool waited = false;       // a thread did, for the prerequisites
   bool failed = false;
   char message[8192];
   char started = 0, ended = 0, fenced = 0;  // clocks: see Barrier::clocks
@@ -287,9 +290,16 @@ void go_to(Fiber* next) {
   switch_to(next != nullptr && next->block->carrier == mine ? next : &mine->home);
 }
 
+void open(Barrier& barrier);
+
 // Goes on with the next fiber in the queue; the caller comes back when it is in the
 // queue again and its turn comes.
 void give_way() {
+  Barrier& early = scheduler.cluster->prerequisites;
+  if (scheduler.first == nullptr && early.first_waiting != nullptr) {
+    prerequisites(true);
+    open(early);
+  }
   Fiber* next = scheduler.first;
   if (next != nullptr) {
     scheduler.first = next->next;
@@ -551,6 +561,7 @@ void run_cluster(uint3 index) {
   cluster.warps.resize(blocks * warps);
   cluster.live = blocks * threads;
   cluster.barrier.one_site = false;
+  cluster.prerequisites.orders = false;
   for (unsigned rank = 0; rank < blocks; ++rank) {
     Block& block = cluster.blocks[rank];
     block.rank = rank;
@@ -575,6 +586,7 @@ void run_cluster(uint3 index) {
       enqueue(&fiber, &fiber);
     }
   }
+  if (prerequisites != nullptr) prerequisites(false);
   s.next = s.first;
   s.first = s.first->next;
   for (;;) {
@@ -698,6 +710,13 @@ void fence() {
   __tsan_release(&scheduler.fenced);
 }
 
+void await_prerequisites(Site site) {
+  if (prerequisites == nullptr) return;
+  scheduler.waited = true;
+  current->site = site;
+  wait(scheduler.cluster->prerequisites, 0);
+}
+
 int lane() { return current->lane; }
 
 namespace {
@@ -764,7 +783,7 @@ const char* run(const Launch& asked) {
   s.cooperative = is_cooperative(asked);
   if (s.cooperative) launch.cluster = {side_by_side(launch.grid), 1, 1};
   s.launch = &launch;
-  s.failed = false;
+  s.failed = s.waited = false;
   s.first = nullptr;
   blockDim = {launch.block.x, launch.block.y, launch.block.z};
   gridDim = {launch.grid.x, launch.grid.y, launch.grid.z};
@@ -809,8 +828,15 @@ const char* run(const Launch& asked) {
   for (unsigned z = 0; z < clusters.z && !s.failed; ++z)
     for (unsigned y = 0; y < clusters.y && !s.failed; ++y)
       for (unsigned x = 0; x < clusters.x && !s.failed; ++x) run_cluster({x, y, z});
-  if (!s.failed) return nullptr;
-  forget_stacks();
+  if (s.failed) {
+    forget_stacks();
+    return s.message;
+  }
+  if (prerequisites == nullptr || s.waited) return nullptr;
+  snprintf(s.message, sizeof s.message,
+           "kernel %s was launched programmatically, and none of its threads has waited for the "
+           "kernels before it (griddepcontrol.wait)",
+           launch.kernel);
   return s.message;
 }
 

@@ -137,6 +137,13 @@ struct Launch {
 // Runs the grid. Returns null, or what went wrong.
 const char* run(const Launch& launch);
 
+// Set for a programmatic launch, else null. Called with false before a cluster's threads start: the
+// kernels before may still run, so nothing that they use may be touched. Called with true when all
+// its threads that can have come to await_prerequisites: they have ended. The launch fails if no
+// thread waits, since who comes next would take them for ended, too.
+using Prerequisites = void(bool ended);
+extern Prerequisites* prerequisites;
+
 // What a library has for each kernel (launch.h). Sizes are x, y, z of the grid, the block and
 // the cluster.
 using Parameter = const char*(unsigned parameter, size_t* bytes);
@@ -155,6 +162,7 @@ void named_barrier(int id, int participants, Site site);
 void named_arrive(int id, int participants, Site site);
 uint64_t warp_barrier(uint32_t mask, Site site, Exchange exchange, uint64_t offered, int source);
 void fence();
+void await_prerequisites(Site site);  // griddepcontrol.wait
 int lane();
 
 // barrier.cluster.arrive and .wait, which order memory as release and acquire do. All threads
