@@ -616,9 +616,7 @@ class Loop:
         costs = []
         for course in wave:
             member = course.next_epoch()
-            costs.append(
-                self.engine.run_epoch(member, self.X, self.Y, course.on_step, meanwhile)
-            )
+            costs.append(self.engine.run_epoch(member, self.X, self.Y, course.on_step, meanwhile))
             progress.member_is_over()
         return costs
 

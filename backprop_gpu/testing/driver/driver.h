@@ -219,8 +219,9 @@ bool in_arena(const void* address);
 std::string unusable(const Memory& memory, const Context* context, bool at_submission);
 void open_pages(const std::vector<std::shared_ptr<Memory>>& wanted);
 void close_pages();
-// What a programmatic launch names is closed until its threads have waited.
-void close_early(const std::vector<std::shared_ptr<Memory>>& named, bool early);
+// What a programmatic launch names is closed until its threads have waited; what is large, in the
+// first of its blocks only, since closing takes its time.
+void close_early(const std::vector<std::shared_ptr<Memory>>& named, bool early, bool first);
 void check_guards(const std::vector<std::shared_ptr<Memory>>& memory, const char* what);
 void watch_faults();
 // While a kernel runs: what ends it from a fault's handler.

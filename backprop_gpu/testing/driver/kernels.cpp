@@ -301,12 +301,17 @@ size_t alignment_of(const std::string& pointee) {
 // touches too early is named. (A device allows what no kernel in flight uses, such as constants.)
 struct Early {
   static const std::vector<std::shared_ptr<Memory>>* named;
+  static bool first;  // no thread has waited yet
   cuda_host::Prerequisites*& hook;
 
   Early(cuda_host::Prerequisites*& hook, const std::vector<std::shared_ptr<Memory>>& memory)
       : hook(hook) {
     named = &memory;
-    hook = [](bool ended) { close_early(*named, !ended); };
+    first = true;
+    hook = [](bool ended) {
+      close_early(*named, !ended, first);
+      first = first && !ended;
+    };
   }
   ~Early() {
     hook(true);
@@ -314,6 +319,7 @@ struct Early {
   }
 };
 const std::vector<std::shared_ptr<Memory>>* Early::named = nullptr;
+bool Early::first = true;
 
 // The values of a launch's arguments, which the call copies.
 struct Arguments {
