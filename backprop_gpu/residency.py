@@ -47,8 +47,8 @@ SCHEDULERS = 4
 EFFICIENCY = 0.36
 #: Cycles of a phase until its first result, with the barrier behind it.
 PHASE = 190
-#: The same of a cluster, an estimate: twice a store through distributed shared memory, 250 cycles, a
-#: look that finds it, 100, and what a phase has taken longer than was thought.
+#: The same of a cluster, an estimate: twice a store through distributed shared memory, 250 cycles,
+#: and a look that finds it, 100; and what a phase has taken longer than was thought.
 EXCHANGE = 1100
 #: Of blocks that are no cluster: letters on their way to the L2 cache, 300 cycles, then a look that
 #: comes too early by half of its time, on average, and one that finds them, 600 each; and the bytes

@@ -274,7 +274,7 @@ def _maps_of_views(s: Subject, m: int, n: int) -> None:
         (lambda a, y, out: backend.output_error(a, a, y, identity, quadratic, out), 3, (2,)),
         (lambda a, delta: backend.pull_back(None, a, sigma, delta), 2, (1,)),
         (lambda z, a: backend.forward(weights, b, x, sigma, z, a), 2, (0, 1)),
-        (lambda source, out: backend.gather(source, epoch, out), 2, (1,)),
+        (lambda X, Y, x, y: backend.gather(X, Y, epoch, x, y), 4, (2, 3)),
     )
     for number, (function, count, outputs) in enumerate(maps):
         given = [s.normal(m, n) for _ in range(count)]
