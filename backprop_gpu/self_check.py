@@ -371,12 +371,14 @@ def _launched(device: Device, form: Form, dtype: np.dtype[Any]) -> list[Kernel]:
         return [kernel(form, dtype, device, SGD())]
     kernels, sigma = Catalogue(dtype), _SIGMAS[0]
     if form.library:
-        return [kernels.bias_activation(sigma), kernels.pull_back(sigma)]
+        return [
+            kernels.bias_activation(sigma), kernels.pull_back(sigma), kernels.bias_gradient()
+        ]  # fmt: skip
     tile = planning.product("NT", BATCH, SIZES[1], SIZES[0], dtype.itemsize, device, False).tile
     assert tile is not None
     return [
         kernels.forward(sigma, tile), kernels.hidden_error(sigma, tile),
-        kernels.weight_gradient(tile), kernels.bias_gradient(), kernels.gather(),
+        kernels.weight_gradient(tile), kernels.gather(),
         kernels.advance(), kernels.output_error(sigma, _COST), kernels.mean_cost(_COST, False),
         kernels.update("sgd"), kernels.all_finite(),
     ]  # fmt: skip
