@@ -175,9 +175,11 @@ class Network:
         return plan if failed is None else self._plan(replace(run, obstacle=failed))
 
     def _plan(self, run: planning.Training | None) -> planning.Plan:
-        device = getattr(self._backend, "device", None)
+        device, algorithm = getattr(self._backend, "device", None), None
+        if isinstance(self._backend, CudaBackend) and self._backend.device.library:
+            algorithm = self._backend.algorithm
         return planning.plan(
-            self.sizes, self.dtype.itemsize, self._choice, device, run, threads.cores()
+            self.sizes, self.dtype.itemsize, self._choice, device, run, threads.cores(), algorithm
         )
 
     def _engine_for(self, plan: planning.Plan) -> LayeredEngine:

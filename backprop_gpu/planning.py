@@ -13,7 +13,7 @@ until a record in ``benchmarks/results`` replaces them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -547,11 +547,12 @@ def plan(
     device: Device | None,
     training: Training | None = None,
     cores: int = 1,
+    algorithm: Callable[[Layout, int, int, int], str] | None = None,
 ) -> Plan:
     """The plan of a training run: which engine, which kernels, and why.
 
     Without `training` it is the plan of a network that has not been asked to train. ``cores``
-    are those of the CPU.
+    are those of the CPU. ``algorithm`` tells how the library forms an (m, n) product summed over k.
     """
     if training is None:
         reason = "one backend call an equation; `fit` chooses its own"
@@ -601,10 +602,12 @@ def plan(
         ]
         if l > 1:
             shapes.append((f"BP2 layer {l - 1}", "NN", m, fan_in, n))
-        products += [
-            (label, product(layout, rows, columns, k, itemsize, device, device.library))
-            for label, layout, rows, columns, k in shapes
-        ]
+        for label, layout, rows, columns, k in shapes:
+            chosen = product(layout, rows, columns, k, itemsize, device, device.library)
+            if chosen.tile is None and algorithm is not None:
+                named = algorithm(layout, rows, columns, k)
+                chosen = _because(chosen, f"{chosen.reason}; {named}")
+            products.append((label, chosen))
     return Plan(
         choice.backend, choice.reason, engine, reason, captured, tuple(products), tuple(notes)
     )

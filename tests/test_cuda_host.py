@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -18,7 +19,7 @@ from conftest import device_runtime
 from reference import assert_close, product_bound
 from resident_cases import FORMS, check
 
-from backprop_gpu import Cost, Network, Population, equations, residency, training
+from backprop_gpu import Cost, Network, Population, equations, planning, residency, training
 from backprop_gpu.backends import cuda as cuda_backend
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.cuda import runtime as runtimes
@@ -369,6 +370,17 @@ def test_blocks_that_are_no_cluster(runtime: Runtime, monkeypatch: pytest.Monkey
         results.append([member._get_flat() for member in population.members])
     assert len({array.tobytes() for array in results[0]}) == 5
     np.testing.assert_array_equal(*results)
+
+
+def test_the_plan_names_the_librarys_algorithm(runtime: Runtime) -> None:
+    if not runtime.device.library:
+        pytest.skip("no cuBLASLt here")
+    network = Network([1024, 2048, 10], backend="cuda", seed=0)
+    plan = network._make_plan(planning.Training(rows=4096, epochs=1, batch_size=1024))
+    by_library = [product.reason for _, product in plan.products if product.kernel == "cublas"]
+    assert by_library
+    for reason in by_library:
+        assert re.search(r"; cuBLASLt's algorithm \d+, tile \d+", reason)
 
 
 @pytest.mark.parametrize("engine", ["layered", "resident"])

@@ -140,6 +140,10 @@ class CudaBackend:
     def _product(self, layout: planning.Layout, m: int, n: int, k: int) -> planning.Product:
         return self._choose(layout, m, n, k, self.dtype.itemsize, self.device, self.device.library)
 
+    def algorithm(self, layout: planning.Layout, m: int, n: int, k: int) -> str:
+        """How the library forms a product, in its own numbers."""
+        return self.runtime.algorithm(layout, m, n, k, self.dtype)
+
     def _multiply(
         self, layout: planning.Layout, a: Array, b: Array, out: Array, scale: float = 1.0
     ) -> None:

@@ -360,6 +360,12 @@ class Runtime:
         stream = int(self._plain_stream().handle)
         self._blas.product(layout, a, b, out, scale, workspace, stream)
 
+    def algorithm(self, layout: Layout, m: int, n: int, k: int, dtype: np.dtype[Any]) -> str:
+        """Which of cuBLASLt's algorithms forms an (m, n) product summed over k."""
+        assert self._blas is not None
+        self.use()
+        return f"cuBLASLt's {self._blas.algorithm(layout, m, n, k, dtype)}"
+
     def _plain_stream(self) -> Any:
         stream = self.stream
         return stream.stream if isinstance(stream, self._builder) else stream
