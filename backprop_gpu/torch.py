@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import operator
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ import numpy as np
 
 from . import activations
 from .activations import Activation
+from .backends import failed_check
 from .backends.cuda import CudaBackend
 from .costs import Cost
 from .cuda.arrays import DeviceArray
@@ -875,8 +877,26 @@ def _equations(x: Tensor) -> Iterator[_Equations]:
             "MLP on a CUDA device needs cuda.core: pip install 'backprop_gpu[cu13]' or "
             "'backprop_gpu[cu12]', after the driver's CUDA version"
         ) from error
+    # A check in the midst of somebody's capture would be captured, or break it.
+    if not torch.cuda.is_current_stream_capturing() and not _passed_check(device, x.dtype):
+        yield _TORCH
+        return
     with device.on(torch.cuda.current_stream(x.device).cuda_stream):
         yield _OnCuda(device, x)
+
+
+#: By dtype, the devices on which our kernels are right.
+_right: dict[Any, weakref.WeakSet[Runtime]] = {}
+
+
+def _passed_check(device: Runtime, dtype: Any) -> bool:
+    """Whether our kernels compute what they should there; warns once if not (`self_check`)."""
+    right = _right.setdefault(dtype, weakref.WeakSet())
+    if device not in right:
+        if failed_check(device, np.dtype(str(dtype).removeprefix("torch."))) is not None:
+            return False
+        right.add(device)
+    return True
 
 
 def _kind(x: Tensor) -> str:

@@ -10,12 +10,13 @@ import copy
 import io
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import device_runtime
 
-from backprop_gpu import Activation, Network, Population, activations
+from backprop_gpu import Activation, Network, Population, activations, self_check
 
 torch = pytest.importorskip(
     "torch", reason="backprop_gpu.torch needs PyTorch: pip install 'backprop_gpu[torch]'"
@@ -992,6 +993,34 @@ def test_the_kernels_give_the_gradients_of_autograd(on_device, name):
     assert torch.equal(error, before)
     with torch.no_grad():
         assert torch.allclose(mlp(x), plain(mlp, x), rtol=1e-11)
+
+
+@pytest.mark.gpu
+def test_kernels_that_fail_their_check_are_not_used(monkeypatch):
+    device = device_runtime()
+
+    def wrong(runtime, form, dtype, optimizer=None):
+        return self_check.Result(str(form), np.dtype(dtype).name, 1.0, 1e-4)
+
+    x = SimpleNamespace(
+        device=SimpleNamespace(type="cuda", index=0), dtype=torch.float32, numel=lambda: 1
+    )
+    monkeypatch.setattr(ours, "_right", {})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
+    monkeypatch.delenv(self_check.OFF, raising=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(self_check, "check_engine", wrong)
+        patch.setattr(self_check.cache, "read", lambda name: None)
+        patch.setattr(self_check.cache, "write", lambda *_: None)
+        self_check.forget()
+        with pytest.warns(RuntimeWarning, match="failed its check"), ours._equations(x) as found:
+            assert found is ours._TORCH
+        with ours._equations(x) as found:  # and no second warning
+            assert found is ours._TORCH
+    self_check.forget()
+    assert ours._passed_check(device, x.dtype)
+    assert device in ours._right[torch.float32]
 
 
 @pytest.mark.gpu

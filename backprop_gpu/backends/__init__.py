@@ -9,13 +9,16 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import testing
 from ..imports import uninterrupted
 from .base import Backend
+
+if TYPE_CHECKING:
+    from ..cuda.runtime import Runtime
 
 
 def _numpy_obstacle() -> str | None:
@@ -36,14 +39,13 @@ def _cuda_obstacle() -> str | None:
     return None if count else "no CUDA device"
 
 
-def _failed_check(dtype: np.dtype[Any]) -> str | None:
+def failed_check(runtime: Runtime, dtype: np.dtype[Any]) -> str | None:
+    """Why our kernels must not be used on a device, if so; does without a library that fails."""
     from .. import self_check
-    from ..cuda import runtime
 
-    current = runtime.current()
-    failed = self_check.obstacle(current, self_check.LAYERED, dtype)
-    if failed is None and current.device.library:
-        self_check.check_library(current, dtype)
+    failed = self_check.obstacle(runtime, self_check.LAYERED, dtype)
+    if failed is None and runtime.device.library:
+        self_check.check_library(runtime, dtype)
     return failed
 
 
@@ -105,7 +107,9 @@ class Obstacles(dict[str, "str | None"]):
         with uninterrupted():  # it may import the package that the backend is made with
             found = _BACKENDS[name][0]()
         if found is None and name == "cuda" and self._dtype is not None:
-            return _failed_check(self._dtype)
+            from ..cuda import runtime
+
+            return failed_check(runtime.current(), self._dtype)
         return found
 
 
