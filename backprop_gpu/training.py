@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -512,6 +513,11 @@ class Course:
                 hook.on_fit_end(self.network, self.history)
 
 
+def _draw(courses: Iterable[Course], ahead: int) -> None:
+    for course in courses:
+        course.draw(ahead)
+
+
 class Loop:
     """Epochs of networks of one shape, on one backend, until the last has ended.
 
@@ -576,12 +582,7 @@ class Loop:
             waves = list(self._waves(live))
             for wave, upcoming in zip(waves, [*waves[1:], waves[0]], strict=True):
                 ahead = int(upcoming is waves[0])  # of the epoch after this one
-
-                def draw(courses: list[Course] = upcoming, ahead: int = ahead) -> None:
-                    for course in courses:
-                        course.draw(ahead)
-
-                costs += self._run_wave(wave, progress, draw)
+                costs += self._run_wave(wave, progress, partial(_draw, upcoming, ahead))
             seconds = time.perf_counter() - start
             failures = [
                 course.trouble(cost, finite)

@@ -1018,6 +1018,10 @@ def test_kernels_that_fail_their_check_are_not_used(monkeypatch):
             assert found is ours._TORCH
         with ours._equations(x) as found:  # and no second warning
             assert found is ours._TORCH
+        # A capture is not disturbed: there is no check in it.
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with ours._equations(x) as found:
+            assert isinstance(found, ours._OnCuda)
     self_check.forget()
     assert ours._passed_check(device, x.dtype)
     assert device in ours._right[torch.float32]

@@ -3,7 +3,8 @@
 //   z, a, y (m, n)   ->   costs[step]
 //
 // Block (32, 8), any grid along x: a warp takes samples in turn and leaves the float64 sum of
-// theirs in parts (8 · blocks); the last block to come adds the parts in order.
+// theirs in parts (8 · blocks); the last block to come adds the parts in order. It takes the time of
+// its bytes, 2 m n · sizeof(T), and a count in device memory where there are several blocks.
 #include "costs.cuh"
 #include "primitives/last_block.cuh"
 #include "primitives/launch.cuh"

@@ -224,15 +224,15 @@ struct Epoch {
     return sum;
   }
 
-  // In a cluster, block `at` % blocks adds the slices of number `at` of z[1]. Two buffers for parts
-  // and one for sums are enough: a block sends the parts of the next step but one when it has all
-  // sums of the next, which no thread of a block sends before all are done with this step's parts;
-  // and sums of the next step when it has all its parts, which come from blocks that are done with
-  // this step's sums.
+  // In a cluster, block `at` % blocks adds the slices of number `at` of z[1]: so many of them.
   __device__ __forceinline__ int numbers_here(int count) {
     return (count - rank + Form::blocks - 1) / Form::blocks;
   }
 
+  // Two buffers for parts and one for sums are enough: a block sends the parts of the next step but
+  // one when it has all sums of the next, which no thread of a block sends before all are done with
+  // this step's parts; and sums of the next step when it has all its parts, which come from blocks
+  // that are done with this step's sums.
   template <int SLICES, int COUNT> __device__ __forceinline__ void expect_parts() {
     if (thread != 0) return;
     shared.exchange.parts_here.expect(numbers_here(COUNT) * SLICES * int(sizeof(T)));
@@ -241,7 +241,8 @@ struct Epoch {
 
   __device__ __forceinline__ void send_part(int slice, int at, T part) {
     auto& exchange = shared.exchange;
-    send(&exchange.parts[number % 2][slice][at / Form::blocks], part, exchange.parts_here, at % Form::blocks);
+    T* place = &exchange.parts[number % 2][slice][at / Form::blocks];
+    send(place, part, exchange.parts_here, at % Form::blocks);
   }
 
   template <int SLICES, int COUNT> __device__ __forceinline__ void add_parts() {
@@ -253,7 +254,8 @@ struct Epoch {
       const int mine = e / Form::blocks, to = e % Form::blocks;
       T part[SLICES];
 #pragma unroll
-      for (int slice = 0; slice < SLICES; ++slice) part[slice] = exchange.parts[number % 2][slice][mine];
+      for (int slice = 0; slice < SLICES; ++slice)
+        part[slice] = exchange.parts[number % 2][slice][mine];
       send(&exchange.sums[mine * Form::blocks + rank], sum_of(part), exchange.sums_here, to);
     }
     exchange.sums_here.wait(number);

@@ -27,7 +27,7 @@ __device__ inline int cluster_rank() {
 }
 
 // What a thread wrote before, all others see after. It takes a fence of the whole device, which is
-// why no loop has it.
+// why no step has one.
 __device__ inline void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release;" ::: "memory");
