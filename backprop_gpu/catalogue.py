@@ -255,9 +255,9 @@ class Catalogue:
             f"{name}<{', '.join(arguments)}>",
             (r.threads, 1, 1),
             next(iter(users), None),
-            r.cluster,
-            r.shared_memory,
-            r.apart,
+            cluster=r.cluster,
+            shared_memory=r.shared_memory,
+            cooperative=r.apart,
         )
 
 
