@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,7 @@ from .imports import uninterrupted
 from .occupancy import LIMITS, Occupancy, capability, occupancy, shared_memory
 
 _log = logging.getLogger("backprop_gpu")
+_asking = threading.Lock()
 
 #: What the tests compile for: every generation that CUDA 13 supports, the newest features of
 #: each where they have a suffix.
@@ -280,8 +282,14 @@ def _sources(file: str) -> bytes:
     return b"\0".join(path.read_bytes() for path in (_folder() / file, *headers))
 
 
-@lru_cache
 def _compiler_version() -> str:
+    # Of two threads, the second would find cuda.core half imported.
+    with _asking:
+        return _ask_compiler()
+
+
+@lru_cache
+def _ask_compiler() -> str:
     try:
         with uninterrupted():
             import cuda.core

@@ -122,6 +122,8 @@ LAUNCH = 2.0e-6
 LIBRARY_LAUNCH = 4.0e-6
 LIBRARY_EFFICIENCY = 0.92
 LIBRARY_TILE = 128
+#: The latency of each step of a sum in our kernels: a trip to memory, and a barrier.
+SUM_STEP = 0.4e-6
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ def _fused(
     steps = math.ceil(math.ceil(k / splits) / tile.bk)
     flops = 2.0 * tile.bm * tile.bn * tile.bk * steps * waves
     seconds = LAUNCH + flops / (tile.efficiency * device.rate(itemsize) / device.multiprocessors)
-    seconds += steps * 0.4e-6  # a trip to memory, a barrier: the latency of each step of the sum
+    seconds += steps * SUM_STEP
     if splits > 1:
         seconds += LAUNCH + 2.0 * splits * m * n * itemsize / device.bandwidth
     return Product("fused", tile, splits, seconds, "")

@@ -370,18 +370,17 @@ def _launched(device: Device, form: Form, dtype: np.dtype[Any]) -> list[Kernel]:
     if form.engine == "resident":
         return [kernel(form, dtype, device, SGD())]
     kernels, sigma = Catalogue(dtype), _SIGMAS[0]
+    found = [
+        kernels.gather(), kernels.advance(), kernels.output_error(sigma, _COST),
+        kernels.mean_cost(_COST, False), kernels.update("sgd"), kernels.all_finite(),
+    ]  # fmt: skip
     if form.library:
-        return [
-            kernels.bias_activation(sigma), kernels.pull_back(sigma), kernels.bias_gradient()
-        ]  # fmt: skip
+        maps = kernels.bias_activation(sigma), kernels.pull_back(sigma), kernels.bias_gradient()
+        return [*found, *maps]
     tile = planning.product("NT", BATCH, SIZES[1], SIZES[0], dtype.itemsize, device, False).tile
     assert tile is not None
-    return [
-        kernels.forward(sigma, tile), kernels.hidden_error(sigma, tile),
-        kernels.weight_gradient(tile), kernels.gather(),
-        kernels.advance(), kernels.output_error(sigma, _COST), kernels.mean_cost(_COST, False),
-        kernels.update("sgd"), kernels.all_finite(),
-    ]  # fmt: skip
+    products = kernels.forward(sigma, tile), kernels.hidden_error(sigma, tile)
+    return [*found, *products, kernels.weight_gradient(tile)]
 
 
 def _name(known: dict[str, str], form: Form, dtype: np.dtype[Any]) -> str:

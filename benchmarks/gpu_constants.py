@@ -29,8 +29,10 @@ from .records import Record
 
 Constants = dict[str, float]
 _MODULES = {
-    "LAUNCH": planning, "LIBRARY_LAUNCH": planning, "LIBRARY_EFFICIENCY": planning,
-    "PHASE": residency, "EXCHANGE": residency, "EFFICIENCY": residency,
+    "LAUNCH": planning, "SUM_STEP": planning,
+    "LIBRARY_LAUNCH": planning, "LIBRARY_EFFICIENCY": planning,
+    "PHASE": residency, "EFFICIENCY": residency,
+    "EXCHANGE": residency, "LETTERS": residency, "LETTER_BYTES": residency,
 }  # fmt: skip
 _TILES = {f"tile {tile}": tile for tile in planning.TILES}
 _FUSED = re.compile(r"fused (\S+) split (\d+)")
@@ -127,9 +129,10 @@ def _epoch(record: Record, device: planning.Device) -> Timed | None:
     *sizes, batch = record["shape"]
     stored = 1 if record["stored"] == "uint8" else 4
     threads = _THREADS.search(record["plan"])
+    apart = record.get("apart")
     fit = partial(
         residency.fit, sizes, batch, 4, 0, device, record["members"], stored,
-        clusters=(record["cluster"],),
+        clusters=None if apart else (record["cluster"],), apart=(apart,) if apart else None,
         threads=(int(threads[1]),) if threads else residency.THREADS,
     )  # fmt: skip
     if isinstance(fit(), str):

@@ -368,15 +368,19 @@ class Recorder:
 
         Of each form, one that reads X as float32 and one that reads it as uint8.
         """
-        for (sizes, batch), count, cluster, stored in itertools.product(
-            shapes, members, residency.CLUSTERS, (4, 1)
+        ways: list[tuple[str, int]] = [("clusters", blocks) for blocks in residency.CLUSTERS]
+        ways += [("apart", blocks) for blocks in residency.APART]
+        for (sizes, batch), count, (way, blocks), stored in itertools.product(
+            shapes, members, ways, (4, 1)
         ):
             cut = residency.fit(
-                sizes, batch, 4, 0, self.runtime.device, count, stored, clusters=(cluster,)
-            )
+                sizes, batch, 4, 0, self.runtime.device, count, stored,
+                **{way: (blocks,)},  # type: ignore[arg-type]
+            )  # fmt: skip
             if isinstance(cut, str):
-                self.write(op="resident", shape=(*sizes, batch), plan=f"{cluster} blocks",
-                           members=count, stored=_STORED[stored], absent=cut)  # fmt: skip
+                plan = f"{blocks} blocks apart" if way == "apart" else f"{blocks} blocks"
+                self.write(op="resident", shape=(*sizes, batch), plan=plan, members=count,
+                           stored=_STORED[stored], absent=cut)  # fmt: skip
             else:
                 try:
                     self.resident(sizes, batch, cut, count, rows, repeats)
@@ -421,12 +425,13 @@ class Recorder:
         launch, epochs = self.runtime.launch, []
         steps = rows // batch
 
-        def timed(*arguments: Any) -> None:
-            epochs.append(self.runtime.seconds(lambda: launch(*arguments)))
+        def timed(*arguments: Any) -> None:  # an epoch may be several: what runs at once is limited
+            epochs[-1] += self.runtime.seconds(lambda: launch(*arguments))
 
         self.runtime.launch = timed  # type: ignore[method-assign]
         try:
             for _ in range(repeats):
+                epochs.append(0.0)
                 engine.run_members(members(steps), *arrays)
         finally:
             self.runtime.launch = launch  # type: ignore[method-assign]
@@ -434,6 +439,7 @@ class Recorder:
             "resident", (*sizes, batch), np.float32, str(cut), [x / steps for x in epochs],
             flops=count * planning.step_flops(sizes, batch), error=error, members=count,
             cluster=cut.cluster, stored=stored, steps=steps,
+            **({"apart": cut.blocks} if cut.apart else {}),
             expected_us=round(cut.seconds * 1e6, 3),
         )  # fmt: skip
 

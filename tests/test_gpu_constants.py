@@ -13,8 +13,9 @@ from benchmarks import gpu_constants, records
 
 CARD = planning.Device("A card", (9, 0), 100, 1.5e9, 2e12, 227 * 1024)
 KNOWN = {
-    "LAUNCH": 1.5e-6, "LIBRARY_LAUNCH": 3e-6, "LIBRARY_EFFICIENCY": 0.7, "PHASE": 200.0,
-    "EXCHANGE": 1500.0, "EFFICIENCY": 0.5, "tile 128x128x8": 0.5, "tile 64x64x16": 0.45,
+    "LAUNCH": 1.5e-6, "SUM_STEP": 0.3e-6, "LIBRARY_LAUNCH": 3e-6, "LIBRARY_EFFICIENCY": 0.7,
+    "PHASE": 200.0, "EFFICIENCY": 0.5, "EXCHANGE": 1500.0, "LETTERS": 1500.0, "LETTER_BYTES": 48.0,
+    "tile 128x128x8": 0.5, "tile 64x64x16": 0.45,
     "tile 32x32x32": 0.35, "tile 16x32x32": 0.2,
 }  # fmt: skip
 
@@ -30,13 +31,14 @@ def untimed() -> list[dict[str, Any]]:
             found += [about | {"plan": plan} for plan in (*plans, "cublas and a map")]
     for sizes in ((784, 30, 10), (64, 32, 32, 10)):
         for members in (1, 100):
-            for cluster in (1, 2, 4, 8):
-                cut = residency.fit(sizes, 10, 4, 0, CARD, members, 4, clusters=(cluster,))
+            ways: list[dict[str, Any]] = [{"clusters": (n,)} for n in (1, 2, 4, 8)]
+            for way in (*ways, *({"apart": (n,)} for n in residency.APART)):
+                cut = residency.fit(sizes, 10, 4, 0, CARD, members, 4, **way)
                 if not isinstance(cut, str):
                     found.append(
                         common | {"op": "resident", "shape": (*sizes, 10), "dtype": "float32",
-                                  "plan": str(cut), "members": members, "cluster": cluster,
-                                  "stored": "float32"}
+                                  "plan": str(cut), "members": members, "cluster": cut.cluster,
+                                  "stored": "float32"} | ({"apart": cut.blocks} if cut.apart else {})
                     )  # fmt: skip
     return found
 
