@@ -252,9 +252,9 @@ def _device_cases(runtime: Runtime, dtype: np.dtype[Any]) -> Iterator[tuple[str,
         yield f"convert, {source}", partial(convert, source=source)
 
 
-def _build(runtime: Runtime, dtype: np.dtype[Any]) -> None:
-    """What will be launched, several at a time. What cannot be built fails by itself later."""
-    planned = str(planning.product("NT", M, N, K, dtype.itemsize, runtime.device, False).tile)
+def launched(device: planning.Device, dtype: np.dtype[Any]) -> list[Kernel]:
+    """The kernels that the checks of a dtype need on a device."""
+    planned = str(planning.product("NT", M, N, K, dtype.itemsize, device, False).tile)
     planned = planned.replace("x", ", ")
     own = f"<{'float' if dtype.itemsize == 4 else 'double'}"
     kernels: list[Kernel] = [
@@ -268,18 +268,23 @@ def _build(runtime: Runtime, dtype: np.dtype[Any]) -> None:
             or planned in kernel.expression
         )
     ]
-    for form in forms(runtime.device, dtype):
-        if form.engine == "resident":
-            kernels.append(self_check.kernel(form, dtype, runtime.device, SGD()))
-            if form.blocks == 1 and form.stored is None:
-                kernels += [
-                    self_check.kernel(form, dtype, runtime.device, optimizer)
-                    for optimizer in OPTIMIZERS.values()
-                    if optimizer.clip_norm is None
-                ]
+    for form in forms(device, dtype):
+        kernels += self_check.launched(device, form, dtype)
+        if form.blocks == 1 and form.stored is None:
+            kernels += [
+                self_check.kernel(form, dtype, device, optimizer)
+                for optimizer in OPTIMIZERS.values()
+                if optimizer.clip_norm is None
+            ]
+    return list(dict.fromkeys(kernels))
+
+
+def _build(runtime: Runtime, dtype: np.dtype[Any]) -> None:
+    """What will be launched, several at a time. What cannot be built fails by itself later."""
+    kernels = launched(runtime.device, dtype)
     if self_check.is_stand_in():
         from .testing import twins
 
         twins.together(kernels)
     with suppress(Exception):
-        runtime.prepare(dict.fromkeys(kernels))
+        runtime.prepare(kernels)

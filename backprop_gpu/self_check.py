@@ -325,7 +325,7 @@ def verdict(
         result = _unpack(cache.read(name)) if kept else None
         if result is None:
             with suppress(Exception):  # the check will say it
-                runtime.prepare([*_launched(runtime.device, form, dtype), *soon])
+                runtime.prepare([*launched(runtime.device, form, dtype), *soon])
             result = check_engine(runtime, form, dtype)
             usable = result.trouble is None or _is_usable(runtime)
             # What was raised may not be next time (a device that is full, say), unless it has
@@ -365,7 +365,7 @@ def kernel(form: Form, dtype: np.dtype[Any], device: Device, optimizer: Optimize
     return Catalogue(dtype).resident(cut, _SIGMAS, _COST, optimizer.rule)
 
 
-def _launched(device: Device, form: Form, dtype: np.dtype[Any]) -> list[Kernel]:
+def launched(device: Device, form: Form, dtype: np.dtype[Any]) -> list[Kernel]:
     """What the check launches, or most of it: compiled at once it takes less time."""
     if form.engine == "resident":
         return [kernel(form, dtype, device, SGD())]

@@ -46,7 +46,7 @@ from typing import Any
 
 import numpy as np
 
-from backprop_gpu import Network, activations, costs, optimizers, planning, residency
+from backprop_gpu import Network, activations, costs, kernel_checks, optimizers, planning, residency
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.catalogue import Catalogue, Kernel
 from backprop_gpu.compiler import compile_kernels
@@ -59,6 +59,8 @@ from backprop_gpu.parameters import Layout, Parameters
 from backprop_gpu.residency import Residency
 
 from . import records
+from .peers.ours import Ours
+from .workloads import Workload, problem
 
 Record = dict[str, Any]
 #: How X lies in device memory, by the bytes of a number.
@@ -564,15 +566,16 @@ def sanitized_case() -> None:
                     net.fit(X, y, optimizer=optimizer, engine="resident", **options)
 
 
+#: One by products, one by the resident kernel.
+PROFILED = (
+    Workload("profiled", (512, 512), 4096, classes=False),
+    Workload("profiled", (784, 30, 10), 10, classes=True),
+)
+
+
 def profiled_case() -> None:
-    rng = np.random.default_rng(0)
-    for sizes, rows, batch, engine in (
-        ((512, 512), 4096, 4096, "layered"),
-        ((784, 30, 10), 5000, 10, "resident"),
-    ):
-        net = Network(sizes, backend="cuda", dtype="float32", seed=0)
-        X, Y = rng.random((rows, sizes[0]), np.float32), rng.random((rows, sizes[-1]), np.float32)
-        net.fit(X, Y, epochs=1, batch_size=batch, learning_rate=0.5, engine=engine)
+    for load in PROFILED:
+        Ours().start(problem(load, 100), "cuda").run()
 
 
 #: What is recorded, most worth first, and the seconds that each may take of five minutes.
@@ -656,15 +659,22 @@ def prepare(arch: str, names: Iterable[str], small: bool = False) -> None:
     """Compile, into the cache, what the stages would on a card of `arch`.
 
     The stages run on a stand-in whose launches do nothing, so what is compiled is what they ask
-    for, with the same names in the cache; for the GPU tests and the check it is every kernel of
-    the catalogue, which is not all: resident kernels of the tests' own networks are left to them.
+    for, with the same names in the cache, and what the library's check of itself launches; for
+    the GPU tests it is every kernel of the catalogue, which is not all: resident kernels of the
+    tests' own networks are left to them.
+
+    Raises
+    ------
+    RuntimeError
+        At the end, naming the stages that could not be followed.
     """
-    from backprop_gpu import testing
+    from backprop_gpu import self_check, testing
     from backprop_gpu.catalogue import everything, residents
 
     compile_kernels([Catalogue(np.dtype(np.float32)).advance()], arch)  # a missing compiler: now
     testing.start(CARDS[arch])
-    device = runtime()
+    os.environ[self_check.OFF] = "0"  # where nothing is launched nothing is right
+    device, failed = runtime(), []
     wanted: dict[Kernel, None] = {}
     device.launch = lambda kernel, *_: wanted.update({kernel: None})  # type: ignore[method-assign]
     device.product = lambda *_: None  # type: ignore[method-assign]
@@ -679,38 +689,46 @@ def prepare(arch: str, names: Iterable[str], small: bool = False) -> None:
         recorder = Recorder(device, once, Path(folder, records.GPU), {}, float("inf"))
         recorder.write = lambda **_: None  # type: ignore[method-assign]
         chosen = stages(recorder, small) | {
-            "training": partial(started, workloads()),
-            "populations": partial(started, workloads(population=True)),
-            "ncu": profiled_case,
+            "training": partial(started, [case.workload for case in workloads()]),
+            "populations": partial(started, [case.workload for case in workloads(population=True)]),
+            "ncu": partial(started, PROFILED),
         }
         if not small:  # of rows and repetitions a kernel knows nothing
             chosen["resident"] = partial(recorder.residents, rows=50, repeats=1)
         for name in names:
-            if name in ("check", "gpu tests"):
+            if name == "check":
+                for dtype in map(np.dtype, (np.float32, np.float64)):
+                    wanted.update(dict.fromkeys(kernel_checks.launched(device.device, dtype)))
+            elif name == "gpu tests":
                 wanted.update(dict.fromkeys((*everything(), *residents(device.device))))
             elif name.startswith("compute-sanitizer"):
                 print(f"{name}: runs small shapes, and compiles what it lacks")
             else:
-                recorder.stage(name, chosen[name])
+                print(f"{name}:", flush=True)
+                try:
+                    chosen[name]()
+                except Exception:  # the others are worth having
+                    traceback.print_exc()
+                    failed.append(name)
             # Stage by stage: whoever stops this has what the stages until then need.
             for _ in pool.map(partial(_compile, arch), wanted):
                 pass
             print(f"  {len(wanted)} kernels for {arch} so far", flush=True)
+    if failed:
+        raise RuntimeError(f"not all is compiled that these need: {', '.join(failed)}")
 
 
 def _compile(arch: str, kernel: Kernel) -> None:
     compile_kernels([kernel], arch)
 
 
-def started(cases: Iterable[Any]) -> None:
+def started(workloads: Iterable[Workload]) -> None:
     """Let ours prepare for each workload as for a timed run, and for a check."""
     from .measure import CHECKED
     from .peers.agreement import affordable
-    from .peers.ours import Ours
-    from .workloads import problem
 
-    for case in cases:
-        for load in {case.workload, affordable(case.workload, CHECKED)}:
+    for workload in workloads:
+        for load in {workload, affordable(workload, CHECKED)}:
             Ours().start(problem(load, 2), "cuda")
 
 
@@ -737,7 +755,11 @@ def main(argv: list[str] | None = None) -> int:
         sanitized_case() if arguments.case == "sanitized" else profiled_case()
         return 0
     if arguments.prepare:
-        prepare(arguments.arch, arguments.only or STAGES, arguments.small)
+        try:
+            prepare(arguments.arch, arguments.only or STAGES, arguments.small)
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            return 1
         return 0
     if card:
         from backprop_gpu import testing

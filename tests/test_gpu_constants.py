@@ -35,10 +35,12 @@ def untimed() -> list[dict[str, Any]]:
             for way in (*ways, *({"apart": (n,)} for n in residency.APART)):
                 cut = residency.fit(sizes, 10, 4, 0, CARD, members, 4, **way)
                 if not isinstance(cut, str):
+                    apart = {"apart": cut.blocks} if cut.apart else {}
                     found.append(
-                        common | {"op": "resident", "shape": (*sizes, 10), "dtype": "float32",
-                                  "plan": str(cut), "members": members, "cluster": cut.cluster,
-                                  "stored": "float32"} | ({"apart": cut.blocks} if cut.apart else {})
+                        common | apart
+                        | {"op": "resident", "shape": (*sizes, 10), "dtype": "float32",
+                           "plan": str(cut), "members": members, "cluster": cut.cluster,
+                           "stored": "float32"}
                     )  # fmt: skip
     return found
 
