@@ -28,8 +28,7 @@ from .optimizers import SGD, Adam, AdamW
 from .population import Population
 from .sweep import SweepResult, sweep
 from .training import Callback, EarlyStopping, History
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "SGD",
@@ -46,6 +45,7 @@ __all__ = [
     "Network",
     "Population",
     "SweepResult",
+    "__version__",
     "activations",
     "costs",
     "equations",

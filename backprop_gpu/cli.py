@@ -48,7 +48,7 @@ from .threads import cores
 from .training import Callback, EarlyStopping, History
 
 if TYPE_CHECKING:
-    from .compiler import KernelReport
+    from .cuda.compiler import KernelReport
     from .datasets import Dataset
 
 HIDDEN = 30
@@ -970,7 +970,7 @@ def _add_compile(commands: Any) -> None:
 
 
 def _compile(args: argparse.Namespace) -> int:
-    from . import compiler
+    from .cuda import compiler
 
     architectures = _split(args.arch) if args.arch else list(compiler.ARCHITECTURES)
     for arch in architectures:

@@ -68,7 +68,7 @@ class Driver:
             obstacle = obstacle or "its kernel does not sum w² at every step"
         self.network, self.batch_size, self.optimizer = network, batch_size, optimizer
         self.plan = network.plan = network._make_plan(
-            planning.Training(
+            planning.Run(
                 rows=len(X),
                 epochs=epochs,
                 batch_size=batch_size,

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import activations, catalogue, costs, planning, self_check
+from . import activations, costs, planning, self_check
 from .activations import Activation
 from .backends.base import Backend
 from .backends.cuda import CudaBackend
 from .backends.numpy import NumpyBackend
-from .catalogue import Catalogue, Kernel
 from .costs import Cost
+from .cuda import catalogue
+from .cuda.catalogue import Catalogue, Kernel
 from .optimizers import SGD, Adam, AdamW, Optimizer
 from .parameters import Layout, Parameters
 from .planning import Product, Tile
@@ -75,7 +76,7 @@ def results(runtime: Runtime, dtype: Any) -> Iterator[Result]:
     dtype = np.dtype(dtype)
     _build(runtime, dtype)
     for name, case, choice in _cases(runtime.device):
-        choose = planning.product if choice is None else lambda *_, choice=choice: choice
+        choose = planning.choose_product if choice is None else lambda *_, choice=choice: choice
         yield _compared(name, case, CudaBackend(dtype, runtime, choose), dtype)
     for name, case in _device_cases(runtime, dtype):
         yield _compared(name, case, CudaBackend(dtype, runtime), dtype)
@@ -254,7 +255,7 @@ def _device_cases(runtime: Runtime, dtype: np.dtype[Any]) -> Iterator[tuple[str,
 
 def launched(device: planning.Device, dtype: np.dtype[Any]) -> list[Kernel]:
     """The kernels that the checks of a dtype need on a device."""
-    planned = str(planning.product("NT", M, N, K, dtype.itemsize, device, False).tile)
+    planned = str(planning.choose_product("NT", M, N, K, dtype.itemsize, device, False).tile)
     planned = planned.replace("x", ", ")
     own = f"<{'float' if dtype.itemsize == 4 else 'double'}"
     kernels: list[Kernel] = [

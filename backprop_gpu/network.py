@@ -28,10 +28,10 @@ from .costs import Cost
 from .engines.layered import LayeredEngine
 from .engines.resident_cpu import ResidentEngine
 from .engines.resident_cuda import ResidentCudaEngine
-from .explanation import Explanation, explain
 from .gradient_check import GradientReport, check_gradients
 from .optimizers import Optimizer
 from .parameters import Layout, Parameters
+from .planning.explanation import Explanation, explain
 from .schedules import Schedule
 from .training import Callback, History
 
@@ -163,7 +163,7 @@ class Network:
         sibling.weights, sibling.biases = weights, biases
         return sibling
 
-    def _make_plan(self, run: planning.Training | None) -> planning.Plan:
+    def _make_plan(self, run: planning.Run | None) -> planning.Plan:
         plan = self._plan(run)
         if run is None or plan.engine != "resident" or not isinstance(self._backend, CudaBackend):
             return plan
@@ -174,11 +174,11 @@ class Network:
         )
         return plan if failed is None else self._plan(replace(run, obstacle=failed))
 
-    def _plan(self, run: planning.Training | None) -> planning.Plan:
+    def _plan(self, run: planning.Run | None) -> planning.Plan:
         device, algorithm = getattr(self._backend, "device", None), None
         if isinstance(self._backend, CudaBackend) and self._backend.device.library:
             algorithm = self._backend.algorithm
-        return planning.plan(
+        return planning.choose_plan(
             self.sizes, self.dtype.itemsize, self._choice, device, run, threads.cores(), algorithm
         )
 
@@ -451,7 +451,7 @@ class Network:
         epochs = validation.integer("epochs", epochs, 1)
         optimizer = optimizers.get(optimizer)
         obstacle = self._resident_obstacle()
-        run = planning.Training(
+        run = planning.Run(
             rows,
             epochs,
             batch_size,

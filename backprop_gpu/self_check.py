@@ -25,18 +25,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import activations, cache, compiler, costs, planning, residency
+from . import activations, cache, costs, planning
 from .activations import Activation
 from .backends.numpy import NumpyBackend
-from .catalogue import Catalogue, Kernel
 from .costs import Cost
+from .cuda import compiler
+from .cuda.catalogue import Catalogue, Kernel
 from .engines.layered import Hyperparameters, LayeredEngine, Member
 from .engines.resident_cuda import ResidentCudaEngine
 from .imports import uninterrupted
 from .optimizers import SGD, Optimizer
 from .parameters import Layout, Parameters
-from .planning import Device, Product
-from .residency import Residency
+from .planning import Device, Product, residency
+from .planning.residency import Residency
+from .version import __version__
 
 if TYPE_CHECKING:
     from .backends.cuda import CudaBackend
@@ -183,14 +185,20 @@ def _engine(runtime: Runtime, form: Form, dtype: np.dtype[Any]) -> LayeredEngine
 
 
 def _without_library(
-    layout: planning.Layout, m: int, n: int, k: int, itemsize: int, device: Device, library: bool
+    layout: planning.Transposes,
+    m: int,
+    n: int,
+    k: int,
+    itemsize: int,
+    device: Device,
+    library: bool,
 ) -> Product:
-    return planning.product(layout, m, n, k, itemsize, device, False)
+    return planning.choose_product(layout, m, n, k, itemsize, device, False)
 
 
 def _cut(form: Form, itemsize: int, device: Device, slots: int = 0) -> Residency | str:
     slices = max(1, form.blocks), 1
-    return residency.fit(
+    return residency.choose(
         SIZES, BATCH, itemsize, slots, device, MEMBERS, form.stored, cut=slices,
         clusters=None if form.apart else (form.blocks,),
         apart=(form.blocks,) if form.apart else None,
@@ -281,14 +289,14 @@ def resident_obstacle(
     sizes: tuple[int, ...],
     sigmas: tuple[Activation, ...],
     cost: Cost,
-    run: planning.Training,
+    run: planning.Run,
 ) -> str | None:
     """Why the resident kernel must not be used in the forms that a training run takes, if so."""
     itemsize = backend.dtype.itemsize
     stored = 1 if run.bytes else itemsize
     # Of a population the last to train may be alone.
     for members in sorted({1, run.members}):
-        cut = residency.fit(
+        cut = residency.choose(
             sizes, run.batch_size, itemsize, run.slots, backend.device, members, stored
         )
         if isinstance(cut, str):
@@ -377,7 +385,9 @@ def launched(device: Device, form: Form, dtype: np.dtype[Any]) -> list[Kernel]:
     if form.library:
         maps = kernels.bias_activation(sigma), kernels.pull_back(sigma), kernels.bias_gradient()
         return [*found, *maps]
-    tile = planning.product("NT", BATCH, SIZES[1], SIZES[0], dtype.itemsize, device, False).tile
+    tile = planning.choose_product(
+        "NT", BATCH, SIZES[1], SIZES[0], dtype.itemsize, device, False
+    ).tile
     assert tile is not None
     products = kernels.forward(sigma, tile), kernels.hidden_error(sigma, tile)
     return [*found, *products, kernels.weight_gradient(tile)]
@@ -400,8 +410,6 @@ def _unpack(entry: bytes | None) -> Result | None:
 
 def facts(runtime: Runtime) -> dict[str, str]:
     """Device, driver, libraries, package and kernels."""
-    from . import __version__
-
     return {
         "device": runtime.device.name,
         "driver": _driver(),

@@ -319,7 +319,7 @@ def plan(
     """
     network = networks[0]
     return network._make_plan(
-        planning.Training(
+        planning.Run(
             rows=settings[0].rows,
             epochs=max(each.epochs for each in settings),
             batch_size=max(each.batch_size for each in settings),

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from backprop_gpu import planning, residency
+from backprop_gpu import planning
+from backprop_gpu.planning import products, residency
 
 from . import records
 from .gpu_record import as_product
@@ -29,8 +30,8 @@ from .records import Record
 
 Constants = dict[str, float]
 _MODULES = {
-    "LAUNCH": planning, "SUM_STEP": planning,
-    "LIBRARY_LAUNCH": planning, "LIBRARY_EFFICIENCY": planning,
+    "LAUNCH": products, "SUM_STEP": products,
+    "LIBRARY_LAUNCH": products, "LIBRARY_EFFICIENCY": products,
     "PHASE": residency, "EFFICIENCY": residency,
     "EXCHANGE": residency, "LETTERS": residency, "LETTER_BYTES": residency,
 }  # fmt: skip
@@ -60,7 +61,7 @@ def _set(constants: Mapping[str, float]) -> None:
     for name, module in _MODULES.items():
         setattr(module, name, constants[name])
     residency._fit.cache_clear()
-    planning.product.cache_clear()
+    products.choose_product.cache_clear()
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,14 @@ def _product(record: Record, device: planning.Device) -> Timed | None:
     seconds = record["median_us"] * 1e-6
     match = _FUSED.match(record["plan"])
     if match is None:
-        return Timed("cublas", seconds, lambda _: planning._cublas(layout, *sizes).seconds)
+        return Timed("cublas", seconds, lambda _: products.by_library(layout, *sizes).seconds)
     name, splits = f"tile {match[1]}", int(match[2])
     if name not in _TILES:  # of an older version
         return None
 
     def predict(constants: Mapping[str, float]) -> float:
         tile = replace(_TILES[name], efficiency=constants[name])
-        return planning._fused(tile, splits, *sizes).seconds
+        return products.fused(tile, splits, *sizes).seconds
 
     return Timed("fused", seconds, predict)
 
@@ -131,7 +132,7 @@ def _epoch(record: Record, device: planning.Device) -> Timed | None:
     threads = _THREADS.search(record["plan"])
     apart = record.get("apart")
     fit = partial(
-        residency.fit, sizes, batch, 4, 0, device, record["members"], stored,
+        residency.choose, sizes, batch, 4, 0, device, record["members"], stored,
         clusters=None if apart else (record["cluster"],), apart=(apart,) if apart else None,
         threads=(int(threads[1]),) if threads else residency.THREADS,
     )  # fmt: skip

@@ -46,17 +46,18 @@ from typing import Any
 
 import numpy as np
 
-from backprop_gpu import Network, activations, costs, kernel_checks, optimizers, planning, residency
+from backprop_gpu import Network, activations, costs, kernel_checks, optimizers, planning
 from backprop_gpu.backends.cuda import CudaBackend
-from backprop_gpu.catalogue import Catalogue, Kernel
-from backprop_gpu.compiler import compile_kernels
 from backprop_gpu.cuda.arrays import DeviceArray
 from backprop_gpu.cuda.blas import WORKSPACE
+from backprop_gpu.cuda.catalogue import Catalogue, Kernel
+from backprop_gpu.cuda.compiler import compile_kernels
 from backprop_gpu.cuda.runtime import Runtime, runtime
 from backprop_gpu.engines.layered import Hyperparameters, Member
 from backprop_gpu.engines.resident_cuda import ResidentCudaEngine
 from backprop_gpu.parameters import Layout, Parameters
-from backprop_gpu.residency import Residency
+from backprop_gpu.planning import products, residency
+from backprop_gpu.planning.residency import Residency
 
 from . import records
 from .peers.ours import Ours
@@ -217,7 +218,7 @@ class Recorder:
     def product_kernels(self, op: str, m: int, n: int, k: int, dtype: Any) -> None:
         layout, result = as_product(op, m, n, k)
         item = np.dtype(dtype).itemsize
-        planned = planning.product(layout, *result, item, self.runtime.device)
+        planned = planning.choose_product(layout, *result, item, self.runtime.device)
         sigmoid = activations.get("sigmoid")
         bias = self.random((n,), dtype)
         saved = self.runtime.array(self.rng.random((m, n)).astype(dtype))
@@ -256,12 +257,12 @@ class Recorder:
             )  # fmt: skip
 
     def choices(
-        self, layout: planning.Layout, result: tuple[int, int, int], item: int
+        self, layout: planning.Transposes, result: tuple[int, int, int], item: int
     ) -> Iterator[tuple[planning.Product, str]]:
         for tile in planning.TILES:
             best = min(
-                (planning._fused(tile, s, *result, item, self.runtime.device)
-                 for s in (planning.SPLITS if layout == "TN" else (1,))
+                (products.fused(tile, s, *result, item, self.runtime.device)
+                 for s in (products.SPLITS if layout == "TN" else (1,))
                  if s == 1 or result[2] // s >= tile.bk),
                 key=lambda c: c.seconds,
             )  # fmt: skip
@@ -375,7 +376,7 @@ class Recorder:
         for (sizes, batch), count, (way, blocks), stored in itertools.product(
             shapes, members, ways, (4, 1)
         ):
-            cut = residency.fit(
+            cut = residency.choose(
                 sizes, batch, 4, 0, self.runtime.device, count, stored,
                 **{way: (blocks,)},  # type: ignore[arg-type]
             )  # fmt: skip
@@ -536,7 +537,7 @@ def workloads(population: bool = False) -> list[Any]:
     return [x for x in suite.cases() if (x.workload.name == "population") == population]
 
 
-def as_product(op: str, m: int, n: int, k: int) -> tuple[planning.Layout, tuple[int, int, int]]:
+def as_product(op: str, m: int, n: int, k: int) -> tuple[planning.Transposes, tuple[int, int, int]]:
     """The layout, and (rows of the result, columns, length of the sum); BP4 sums over the batch."""
     if op == "weight_gradient":
         return "TN", (n, k, m)
@@ -669,7 +670,7 @@ def prepare(arch: str, names: Iterable[str], small: bool = False) -> None:
         At the end, naming the stages that could not be followed.
     """
     from backprop_gpu import self_check, testing
-    from backprop_gpu.catalogue import everything, residents
+    from backprop_gpu.cuda.catalogue import everything, residents
 
     compile_kernels([Catalogue(np.dtype(np.float32)).advance()], arch)  # a missing compiler: now
     testing.start(CARDS[arch])

@@ -14,7 +14,7 @@ from kernel_cases import LAUNCHED
 
 from backprop_gpu import activations, costs, self_check, testing
 from backprop_gpu.backends import Obstacles, names
-from backprop_gpu.catalogue import Kernel
+from backprop_gpu.cuda.catalogue import Kernel
 from backprop_gpu.cuda.runtime import Runtime
 from backprop_gpu.cuda.runtime import runtime as runtime_of
 from backprop_gpu.testing import standin, twins

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from cuda.bindings import driver
 
-from backprop_gpu.catalogue import Kernel
+from backprop_gpu.cuda.catalogue import Kernel
 from backprop_gpu.testing import standin, twins
 
 CU = driver.CUresult

@@ -19,13 +19,14 @@ import reference
 import resident_cases
 from reference import assert_close, product_bound
 
-from backprop_gpu import activations, catalogue, costs, planning
+from backprop_gpu import activations, costs, planning
 from backprop_gpu.activations import Activation
 from backprop_gpu.backends.base import Backend
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.backends.numpy import NumpyBackend
-from backprop_gpu.catalogue import Catalogue
 from backprop_gpu.costs import Cost
+from backprop_gpu.cuda import catalogue
+from backprop_gpu.cuda.catalogue import Catalogue
 from backprop_gpu.optimizers import SGD, Adam, AdamW
 from backprop_gpu.parameters import Layout, Parameters
 

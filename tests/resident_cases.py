@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from reference import assert_close
 
-from backprop_gpu import activations, costs, planning, residency
+from backprop_gpu import activations, costs, planning
 from backprop_gpu.backends.base import Backend
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.backends.numpy import NumpyBackend
-from backprop_gpu.catalogue import Catalogue, Kernel
+from backprop_gpu.cuda.catalogue import Catalogue, Kernel
 from backprop_gpu.engines.layered import Hyperparameters, LayeredEngine, Member
 from backprop_gpu.engines.resident_cuda import ResidentCudaEngine
 from backprop_gpu.optimizers import SGD, Adam, AdamW, Optimizer
 from backprop_gpu.parameters import Layout, Parameters
+from backprop_gpu.planning import residency
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from cuda.core import (
 from cuda.core.graph import GraphBuilder
 from cuda.core.utils import StridedMemoryView
 
-from backprop_gpu.catalogue import Catalogue
+from backprop_gpu.cuda.catalogue import Catalogue
 from backprop_gpu.testing import standin, twins
 
 N = 1000

@@ -21,7 +21,7 @@ from cuda.bindings import driver
 from driver_rules import BYTES, CU, PUT, STEP, Gpu, N, do, in_thread, result
 
 from backprop_gpu.activations import Activation
-from backprop_gpu.catalogue import Catalogue
+from backprop_gpu.cuda.catalogue import Catalogue
 from backprop_gpu.testing import standin, twins
 
 

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from conftest import needs_compiler
 
-from backprop_gpu import backends, cli, compiler, self_check
-from backprop_gpu.catalogue import Catalogue
+from backprop_gpu import backends, cli, self_check
+from backprop_gpu.cuda import compiler
+from backprop_gpu.cuda.catalogue import Catalogue
 
 pytest.importorskip("cuda.core", reason="cuda-core is not installed")
 
@@ -29,11 +30,13 @@ HEAD = """
 import shutil, threading, warnings
 from pathlib import Path
 import numpy as np
-from backprop_gpu import Network, Population, backends, compiler, planning, self_check, testing
+import backprop_gpu.planning.plan
+from backprop_gpu import Network, Population, backends, planning, self_check, testing
+from backprop_gpu.cuda import compiler
 from backprop_gpu.cuda import runtime
 from backprop_gpu.testing import build, standin, twins
 
-planning.BUILDING = -10.0  # the resident kernel for the smallest of networks
+planning.plan.BUILDING = -10.0  # the resident kernel for the smallest of networks
 X, y = np.random.default_rng(0).random((20, 12)), np.arange(20) % 4
 
 
@@ -237,7 +240,7 @@ def test_an_engine_that_raises_is_not_used(tmp_path: Path) -> None:
     in_process(
         """
         def broken(self, form=None): raise RuntimeError("out of memory\\nand more")
-        own = self_check.residency.fit
+        own = self_check.residency.choose
         with testing.stand_in("A100") as it, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             net = network()

@@ -17,7 +17,7 @@ import pytest
 
 import backprop_gpu
 from backprop_gpu import Network, backends, cli, datasets, training
-from backprop_gpu.compiler import KernelReport
+from backprop_gpu.cuda.compiler import KernelReport
 from backprop_gpu.preprocessing import Category
 
 FAST = ["--backend", "numpy", "--epochs", "2"]
@@ -477,7 +477,7 @@ def fake_compiler(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             "sm_90a": [report("sm_90a", "forward<float>", 255, spills=8)],
         },
     )
-    monkeypatch.setitem(sys.modules, "backprop_gpu.compiler", fake)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "backprop_gpu.cuda.compiler", fake)  # type: ignore[arg-type]
     monkeypatch.setattr(backprop_gpu, "compiler", fake, raising=False)
     return fake
 

@@ -19,18 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backprop_gpu import (
-    Activation,
-    activations,
-    cache,
-    catalogue,
-    compiler,
-    costs,
-    optimizers,
-    planning,
-)
+from backprop_gpu import Activation, activations, cache, costs, optimizers, planning
 from backprop_gpu.backends.cuda import CudaBackend
-from backprop_gpu.catalogue import Catalogue, Kernel
+from backprop_gpu.cuda import catalogue, compiler
+from backprop_gpu.cuda.catalogue import Catalogue, Kernel
 from backprop_gpu.parameters import Layout, Parameters
 
 

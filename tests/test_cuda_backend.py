@@ -14,8 +14,9 @@ from host_cuda.runtime import KERNELS
 from kernel_cases import CASES, run_on_cuda
 from reference import assert_close
 
-from backprop_gpu import Network, catalogue
-from backprop_gpu.catalogue import Kernel
+from backprop_gpu import Network
+from backprop_gpu.cuda import catalogue
+from backprop_gpu.cuda.catalogue import Kernel
 
 pytestmark = pytest.mark.gpu
 

@@ -19,13 +19,14 @@ from conftest import device_runtime
 from reference import assert_close, product_bound
 from resident_cases import FORMS, check
 
-from backprop_gpu import Cost, Network, Population, equations, planning, residency, training
+from backprop_gpu import Cost, Network, Population, equations, planning, training
 from backprop_gpu.backends import cuda as cuda_backend
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.cuda import runtime as runtimes
 from backprop_gpu.cuda.blas import WORKSPACE
 from backprop_gpu.cuda.runtime import Runtime
 from backprop_gpu.engines.resident_cuda import ResidentCudaEngine
+from backprop_gpu.planning import residency
 
 pytestmark = pytest.mark.gpu
 RNG = np.random.default_rng(0)
@@ -362,7 +363,7 @@ def test_blocks_that_are_no_cluster(runtime: Runtime, monkeypatch: pytest.Monkey
 
         def cut(sizes: Any, m: Any, itemsize: Any, slots: Any, device: Any, *rest: Any) -> Any:
             small = replace(device, multiprocessors=8)
-            return residency.fit(sizes, m, itemsize, slots, small, *rest, **ways)  # noqa: B023
+            return residency.choose(sizes, m, itemsize, slots, small, *rest, **ways)  # noqa: B023
 
         monkeypatch.setattr(ResidentCudaEngine, "cut", staticmethod(cut))
         population = Population([300, 6, 3], members=5, seed=2, backend="cuda")
@@ -376,7 +377,7 @@ def test_the_plan_names_the_librarys_algorithm(runtime: Runtime) -> None:
     if not runtime.device.library:
         pytest.skip("no cuBLASLt here")
     network = Network([1024, 2048, 10], backend="cuda", seed=0)
-    plan = network._make_plan(planning.Training(rows=4096, epochs=1, batch_size=1024))
+    plan = network._make_plan(planning.Run(rows=4096, epochs=1, batch_size=1024))
     by_library = [product.reason for _, product in plan.products if product.kernel == "cublas"]
     assert by_library
     for reason in by_library:
@@ -454,7 +455,7 @@ def test_the_device_says_how_many_clusters_it_holds(runtime: Runtime) -> None:
     assert all(n * count <= device.multiprocessors for n, count in device.clusters)
     # A size of which the device holds none is not taken, though it may be the fastest.
     without = replace(device, clusters=tuple((n, c if n < 8 else 0) for n, c in device.clusters))
-    found = residency.fit((784, 30, 10), 10, 4, 0, without)
+    found = residency.choose((784, 30, 10), 10, 4, 0, without)
     assert not isinstance(found, str)
     assert found.cluster < 8
 

@@ -12,7 +12,7 @@ import pytest
 from backprop_gpu.benchmarks import records
 
 from backprop_gpu import Network, cli, planning
-from backprop_gpu.explanation import Explanation, explain
+from backprop_gpu.planning.explanation import Explanation, explain
 
 SIZES = (784, 30, 10)
 CPU = {"processor": records.processor(), "cores": os.cpu_count()}
@@ -125,7 +125,7 @@ def test_floor_and_share_of_the_newest_record(folder: Path) -> None:
 
 def test_the_resident_kernel_on_a_device() -> None:
     choice = planning.Choice("cuda", "asked for")
-    plan = planning.plan(SIZES, 4, choice, planning.H200, planning.Training(50_000, 30, 10))
+    plan = planning.choose_plan(SIZES, 4, choice, planning.H200, planning.Run(50_000, 30, 10))
     found = explain(SIZES, 10, np.dtype("float32"), plan, planning.H200)
     assert "engine resident: an epoch is one launch" in str(found)
     assert {work.kernel for work in found.work} == {"the resident kernel"}
@@ -138,8 +138,8 @@ def test_of_a_device(folder: Path) -> None:
     lines = ({"op": "copy", "gb_per_s": 4000}, record)  # as gpu_record writes them
     (folder / records.GPU).write_text("".join(json.dumps(line) + "\n" for line in lines))
     choice = planning.Choice("cuda", "asked for")
-    run = planning.Training(50_000, 30, 10, "layered")
-    plan = planning.plan(SIZES, 4, choice, planning.H200, run)
+    run = planning.Run(50_000, 30, 10, "layered")
+    plan = planning.choose_plan(SIZES, 4, choice, planning.H200, run)
     found = explain(SIZES, 10, np.dtype("float32"), plan, planning.H200)
     kernels = {w.label: w.kernel for w in found.work}
     for label, product in plan.products:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from backprop_gpu import planning, residency
+from backprop_gpu import planning
+from backprop_gpu.planning import residency
 from benchmarks import gpu_constants, records
 
 CARD = planning.Device("A card", (9, 0), 100, 1.5e9, 2e12, 227 * 1024)
@@ -33,7 +34,7 @@ def untimed() -> list[dict[str, Any]]:
         for members in (1, 100):
             ways: list[dict[str, Any]] = [{"clusters": (n,)} for n in (1, 2, 4, 8)]
             for way in (*ways, *({"apart": (n,)} for n in residency.APART)):
-                cut = residency.fit(sizes, 10, 4, 0, CARD, members, 4, **way)
+                cut = residency.choose(sizes, 10, 4, 0, CARD, members, 4, **way)
                 if not isinstance(cut, str):
                     apart = {"apart": cut.blocks} if cut.apart else {}
                     found.append(

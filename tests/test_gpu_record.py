@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from conftest import device_runtime, needs_compiler
 
-from backprop_gpu import compiler, optimizers
-from backprop_gpu.catalogue import Catalogue
+from backprop_gpu import optimizers
+from backprop_gpu.cuda import compiler
+from backprop_gpu.cuda.catalogue import Catalogue
 from backprop_gpu.testing import standin
 from benchmarks import gpu_record, records, suite
 from benchmarks.peers import registry

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backprop_gpu import compiler
-from backprop_gpu.occupancy import LIMITS, Occupancy, capability, occupancy
+from backprop_gpu.cuda import compiler
+from backprop_gpu.cuda.occupancy import LIMITS, Occupancy, capability, occupancy
 
 #: Threads and KiB of shared memory that cudaGetDeviceProperties gives for a multiprocessor.
 DEVICES = {

@@ -12,13 +12,14 @@ from backprop_gpu import Callback, Network, planning
 from backprop_gpu.backends import Obstacles
 from backprop_gpu.planning import (
     H200,
-    SPLITS,
     TILES,
     Choice,
     Device,
-    Training,
+    Run,
     choose_backend,
-    product,
+    choose_product,
+    cpu,
+    products,
 )
 
 USABLE = {"numpy": None, "cuda": None, "numba_cuda": None}
@@ -105,7 +106,7 @@ def test_obstacles_of_this_machine():
 )
 @settings(deadline=None, max_examples=200)
 def test_every_product_has_a_kernel(layout, m, n, k, itemsize, device, library):
-    chosen = product(layout, m, n, k, itemsize, device, library)
+    chosen = choose_product(layout, m, n, k, itemsize, device, library)
     assert chosen.reason
     assert chosen.seconds > 0.0
     if chosen.kernel == "cublas":
@@ -114,13 +115,13 @@ def test_every_product_has_a_kernel(layout, m, n, k, itemsize, device, library):
         assert chosen.splits == 1
     else:
         assert chosen.tile in TILES
-        assert chosen.splits in SPLITS
+        assert chosen.splits in products.SPLITS
         if chosen.splits > 1:  # the epilogues of the other two are not linear
             assert layout == "TN"
             assert k // chosen.splits >= chosen.tile.bk
-    assert chosen == product(layout, m, n, k, itemsize, device, library)
+    assert chosen == choose_product(layout, m, n, k, itemsize, device, library)
     if library:
-        assert chosen.seconds <= product(layout, m, n, k, itemsize, device, False).seconds
+        assert chosen.seconds <= choose_product(layout, m, n, k, itemsize, device, False).seconds
 
 
 @given(
@@ -138,35 +139,35 @@ def test_twice_the_work_is_not_predicted_to_be_faster(
     layout, m, n, k, grow, itemsize, device, library
 ):
     sizes = {"m": m, "n": n, "k": k}
-    small = product(layout, *sizes.values(), itemsize, device, library)
+    small = choose_product(layout, *sizes.values(), itemsize, device, library)
     sizes[grow] *= 2
-    large = product(layout, *sizes.values(), itemsize, device, library)
+    large = choose_product(layout, *sizes.values(), itemsize, device, library)
     assert large.seconds >= 0.999 * small.seconds
 
 
 @given(layout=st.sampled_from(["NT", "NN", "TN"]), m=SIZE, n=SIZE, k=SIZE)
 @settings(deadline=None, max_examples=50)
 def test_a_faster_device_is_not_predicted_to_be_slower(layout, m, n, k):
-    slow = product(layout, m, n, k, 4, H200)
-    fast = product(layout, m, n, k, 4, replace(H200, clock=2 * H200.clock))
+    slow = choose_product(layout, m, n, k, 4, H200)
+    fast = choose_product(layout, m, n, k, 4, replace(H200, clock=2 * H200.clock))
     assert fast.seconds <= slow.seconds
 
 
 def test_clear_cases():
     # One small launch beats a library call and a map; a large product is the library's.
-    assert product("NT", 10, 10, 30, 4, H200).kernel == "fused"
-    assert product("NT", 8192, 4096, 4096, 4, H200).kernel == "cublas"
+    assert choose_product("NT", 10, 10, 30, 4, H200).kernel == "fused"
+    assert choose_product("NT", 8192, 4096, 4096, 4, H200).kernel == "cublas"
     # A small gradient of a long batch leaves most of the device idle unless it is split.
-    assert product("TN", 10, 30, 60_000, 4, H200, library=False).splits > 1
-    assert product("TN", 4096, 4096, 64, 4, H200, library=False).splits == 1
-    assert product("NT", 4096, 4096, 4096, 4, H200, library=False).tile == TILES[0]
+    assert choose_product("TN", 10, 30, 60_000, 4, H200, library=False).splits > 1
+    assert choose_product("TN", 4096, 4096, 64, 4, H200, library=False).splits == 1
+    assert choose_product("NT", 4096, 4096, 4096, 4, H200, library=False).tile == TILES[0]
 
 
 @pytest.mark.parametrize("library", [False, True])
 def test_one_row_more_is_not_predicted_to_be_faster(library):
     for n in (10, 128, 129, 4096):
         rows = [size for tile in range(64, 20_000, 64) for size in (tile, tile + 1)]
-        seconds = [product("NT", m, n, 500, 4, H200, library).seconds for m in rows]
+        seconds = [choose_product("NT", m, n, 500, 4, H200, library).seconds for m in rows]
         assert seconds == sorted(seconds)
 
 
@@ -196,23 +197,23 @@ def test_a_device_of_an_unknown_generation_still_has_a_plan():
     future = replace(H200, compute_capability=(13, 0))
     old = replace(H200, compute_capability=(6, 1))
     for device in (future, old):
-        assert product("NT", 64, 64, 64, 4, device).seconds > 0
+        assert choose_product("NT", 64, 64, 64, 4, device).seconds > 0
 
 
 # -- plans ------------------------------------------------------------------------------------
 
 
 def test_plan_of_numpy():
-    training = Training(rows=1000, epochs=1, batch_size=10)
-    plan = planning.plan([784, 30, 10], 4, Choice("numpy", "because"), None, training)
+    training = Run(rows=1000, epochs=1, batch_size=10)
+    plan = planning.choose_plan([784, 30, 10], 4, Choice("numpy", "because"), None, training)
     assert str(plan).startswith("backend numpy: because\nengine layered: ")
     assert not plan.captured
     assert plan.products == ()
 
 
 def test_plan_of_a_device_names_every_product():
-    training = Training(rows=1000, epochs=1, batch_size=10)
-    plan = planning.plan([784, 30, 20, 10], 4, Choice("cuda", "it is there"), H200, training)
+    training = Run(rows=1000, epochs=1, batch_size=10)
+    plan = planning.choose_plan([784, 30, 20, 10], 4, Choice("cuda", "it is there"), H200, training)
     equations = [equation for equation, _ in plan.products]
     assert sorted(equations) == sorted(
         [f"forward layer {l}" for l in (1, 2, 3)]
@@ -229,8 +230,8 @@ def test_plan_of_a_device_names_every_product():
 
 @pytest.mark.parametrize("hindrance", ["step_callbacks", "user_cost"])
 def test_a_plan_says_why_steps_are_not_captured(hindrance):
-    training = Training(rows=1000, epochs=1, batch_size=10, **{hindrance: True})
-    plan = planning.plan([4, 2], 4, Choice("cuda", "x"), H200, training)
+    training = Run(rows=1000, epochs=1, batch_size=10, **{hindrance: True})
+    plan = planning.choose_plan([4, 2], 4, Choice("cuda", "x"), H200, training)
     assert not plan.captured
     assert "not captured" in str(plan)
 
@@ -238,9 +239,9 @@ def test_a_plan_says_why_steps_are_not_captured(hindrance):
 @given(sizes=st.lists(SIZE, min_size=2, max_size=6), batch=SIZE, device=DEVICES)
 @settings(deadline=None, max_examples=30)
 def test_any_network_has_a_plan(sizes, batch, device):
-    training = Training(rows=3 * batch, epochs=1, batch_size=batch)
-    assert str(planning.plan(sizes, 4, Choice("cuda", "x"), device, training))
-    assert str(planning.plan(sizes, 4, Choice("cuda", "x"), device))
+    training = Run(rows=3 * batch, epochs=1, batch_size=batch)
+    assert str(planning.choose_plan(sizes, 4, Choice("cuda", "x"), device, training))
+    assert str(planning.choose_plan(sizes, 4, Choice("cuda", "x"), device))
 
 
 def test_the_plan_of_a_network():
@@ -269,7 +270,7 @@ def test_a_block_fits_a_core_and_divides_a_part_evenly(batch: int) -> None:
     rows = -(-batch // work.parts)
     blocks = -(-rows // work.block)
     assert work.block * blocks - rows < blocks
-    assert work.block <= max(32, planning.CPU_CACHE // (2 * 4 * sum(sizes)))
+    assert work.block <= max(32, cpu.CPU_CACHE // (2 * 4 * sum(sizes)))
 
 
 def test_gradients_for_every_thread_may_be_too_much() -> None:
@@ -280,8 +281,8 @@ def test_gradients_for_every_thread_may_be_too_much() -> None:
     assert reason == "a gradient for each of 64 threads would take 8.0 GiB"
 
     def chosen(engine: str) -> planning.Plan:
-        training = planning.Training(60_000, 10, batch, engine)
-        return planning.plan(wide, 4, planning.Choice("numpy", ""), None, training, cores=64)
+        training = planning.Run(60_000, 10, batch, engine)
+        return planning.choose_plan(wide, 4, planning.Choice("numpy", ""), None, training, cores=64)
 
     assert chosen("auto").engine == "layered"
     assert reason in chosen("auto").engine_reason

@@ -233,7 +233,7 @@ def test_the_planner_hears_of_all_members():
     sizes, choice = (784, 30, 10), planning.Choice("numpy", "")
     run = {"rows": 1000, "epochs": 1, "batch_size": 10}
     engines = [
-        planning.plan(sizes, 4, choice, None, planning.Training(**run, members=members)).engine
+        planning.choose_plan(sizes, 4, choice, None, planning.Run(**run, members=members)).engine
         for members in (1, 1000)
     ]
     assert engines == ["layered", "resident"]

@@ -11,7 +11,7 @@ import pytest
 from host_cuda.runtime import KERNELS, HostRuntime, LaunchFailed, Sanitizer
 from kernel_cases import RUNS
 
-from backprop_gpu.catalogue import everything, residents
+from backprop_gpu.cuda.catalogue import everything, residents
 
 HERE = Path(__file__).parent / "host_cuda"
 SOURCES = sorted(KERNELS.rglob("*.cu*"))

@@ -25,14 +25,13 @@ from backprop_gpu import (
     Network,
     Population,
     activations,
-    catalogue,
     costs,
     planning,
-    residency,
     sweep,
 )
 from backprop_gpu.backends.cuda import CudaBackend
-from backprop_gpu.catalogue import RULES, Catalogue, Kernel
+from backprop_gpu.cuda import catalogue
+from backprop_gpu.cuda.catalogue import RULES, Catalogue, Kernel
 from backprop_gpu.cuda.runtime import Runtime
 from backprop_gpu.engines.layered import LayeredEngine
 from backprop_gpu.engines.resident_cpu import ResidentEngine
@@ -40,6 +39,7 @@ from backprop_gpu.engines.resident_cuda import ResidentCudaEngine
 from backprop_gpu.optimizers import SGD, Adam, Optimizer
 from backprop_gpu.optimizers import get as rule_of
 from backprop_gpu.parameters import Parameters
+from backprop_gpu.planning import residency
 from backprop_gpu.testing import twins
 
 SIZES, BATCH, ROWS = (18, 7, 5, 4), 6, 33
@@ -62,7 +62,7 @@ SETTINGS = _settings()
 
 
 def _kernel(sigmas: Sequence[str], cost: str, rule: str, dtype: str) -> Kernel:
-    found = residency.fit(
+    found = residency.choose(
         SIZES, BATCH, np.dtype(dtype).itemsize, rule_of(rule).slots, device_runtime().device
     )
     assert not isinstance(found, str)
@@ -558,14 +558,16 @@ def _kernel_size(found: residency.Residency | str) -> int:
 def test_what_bytes_take_of_shared_memory(cluster: int, numbers: int, stored: int) -> None:
     """Rows of bytes in three stages and one of numbers, for rows of numbers in three stages."""
     plain, read = (
-        residency.fit(NIELSEN, 10, 4, 0, planning.H200, stored=each, clusters=(cluster,))
+        residency.choose(NIELSEN, 10, 4, 0, planning.H200, stored=each, clusters=(cluster,))
         for each in (None, 1)
     )
     assert _kernel_size(plain) - _kernel_size(read) == 10 * (3 * numbers - 3 * stored - numbers)
 
 
 def test_what_the_conversion_takes() -> None:
-    plain, read = (residency.fit(NIELSEN, 10, 4, 0, planning.H200, stored=each) for each in (4, 1))
+    plain, read = (
+        residency.choose(NIELSEN, 10, 4, 0, planning.H200, stored=each) for each in (4, 1)
+    )
     assert not isinstance(plain, str)
     assert not isinstance(read, str)
     assert [name for name, _ in read.cycles] == [
@@ -583,7 +585,7 @@ def test_bytes_are_resident_where_numbers_are(
     sizes: tuple[int, ...], batch: int, less: bool
 ) -> None:
     """The engine decides about the last bits, so how X is stored must not decide about it."""
-    fit = partial(residency.fit, sizes, batch, 4, 0, clusters=(1,), cut=(1, 1))
+    fit = partial(residency.choose, sizes, batch, 4, 0, clusters=(1,), cut=(1, 1))
     needs = [residency._bytes(sizes, batch, 4, 0, 1, 2, (1, 1), stored, False) for stored in (4, 1)]
     assert (needs[1] < needs[0]) == less
     tight, ample = (replace(planning.H200, shared_memory=of(needs)) for of in (min, max))
@@ -609,8 +611,8 @@ NIELSEN = (784, 30, 10)
 
 def plan(sizes: Sequence[int], batch: int, **rest: Any) -> planning.Plan:
     device = rest.pop("device", planning.H200)
-    run = planning.Training(**{"rows": 50_000, "epochs": 30, "batch_size": batch} | rest)
-    return planning.plan(sizes, 4, CHOICE, device, run)
+    run = planning.Run(**{"rows": 50_000, "epochs": 30, "batch_size": batch} | rest)
+    return planning.choose_plan(sizes, 4, CHOICE, device, run)
 
 
 def test_the_book_is_resident_and_the_reason_has_both_figures() -> None:
@@ -668,10 +670,10 @@ def test_asked_for() -> None:
 
 def test_older_devices_have_no_clusters() -> None:
     ampere = replace(planning.H200, compute_capability=(8, 0), shared_memory=163 * 1024)
-    found = residency.fit((400, 30, 10), 10, 4, 0, ampere)
+    found = residency.choose((400, 30, 10), 10, 4, 0, ampere)
     assert not isinstance(found, str)
     assert found.cluster == 1
-    reason = residency.fit(NIELSEN, 10, 4, 2, ampere, clusters=residency.CLUSTERS)
+    reason = residency.choose(NIELSEN, 10, 4, 2, ampere, clusters=residency.CLUSTERS)
     assert isinstance(reason, str)
     assert "optimizer state" in reason
     assert "in one block" in reason
@@ -688,7 +690,7 @@ def test_where_there_are_no_clusters_several_blocks_share_the_book(
     capability: tuple[int, int],
 ) -> None:
     device = replace(RTX, compute_capability=capability)
-    found = residency.fit(NIELSEN, 10, 4, 0, device)
+    found = residency.choose(NIELSEN, 10, 4, 0, device)
     assert not isinstance(found, str)
     assert found.apart
     assert found.cluster == 1 < found.blocks
@@ -705,7 +707,7 @@ def test_where_there_are_no_clusters_several_blocks_share_the_book(
 
 def test_a_cluster_comes_before_blocks_that_are_none() -> None:
     cluster, apart = (
-        residency.fit(NIELSEN, 10, 4, 0, planning.H200, **{way: (8,)})
+        residency.choose(NIELSEN, 10, 4, 0, planning.H200, **{way: (8,)})
         for way in ("clusters", "apart")
     )
     assert not isinstance(cluster, str)
@@ -716,7 +718,7 @@ def test_a_cluster_comes_before_blocks_that_are_none() -> None:
 
 
 def test_networks_that_have_to_wait_are_counted() -> None:
-    one, many = (residency.fit(NIELSEN, 10, 4, 0, RTX, n, apart=(4,)) for n in (32, 33))
+    one, many = (residency.choose(NIELSEN, 10, 4, 0, RTX, n, apart=(4,)) for n in (32, 33))
     assert not isinstance(one, str)
     assert not isinstance(many, str)
     assert many.seconds == pytest.approx(2 * one.seconds)
@@ -726,10 +728,10 @@ def test_a_cluster_that_the_device_does_not_hold_is_not_taken() -> None:
     """As part of a device: eight blocks at once, of which no sixteen are neighbours."""
     some = replace(planning.H200, clusters=((1, 132), (2, 66), (4, 30), (8, 15), (16, 0)))
     none = replace(planning.H200, clusters=tuple((size, 0) for size in (2, 4, 8, 16)))
-    found = residency.fit(NIELSEN, 10, 4, 0, some)
+    found = residency.choose(NIELSEN, 10, 4, 0, some)
     assert not isinstance(found, str)
     assert found.cluster == 8
-    found = residency.fit(NIELSEN, 10, 4, 0, none)
+    found = residency.choose(NIELSEN, 10, 4, 0, none)
     assert not isinstance(found, str)
     assert found.cluster == 1
     assert found.at_once >= 1
@@ -738,7 +740,7 @@ def test_a_cluster_that_the_device_does_not_hold_is_not_taken() -> None:
 def test_many_members_share_the_device() -> None:
     """A cluster each while there is room, then a block each: what is faster for all."""
     one, all_at_once, waves = (
-        residency.fit(NIELSEN, 10, 4, 0, planning.H200, members) for members in (1, 132, 264)
+        residency.choose(NIELSEN, 10, 4, 0, planning.H200, members) for members in (1, 132, 264)
     )
     for each in (one, all_at_once, waves):
         assert not isinstance(each, str)
@@ -753,7 +755,7 @@ def test_tiles_stay_within_registers_and_slices_within_rows() -> None:
     for _ in range(60):
         sizes = np.exp(rng.uniform(0, 6, rng.integers(2, 5))).astype(int).tolist()
         batch = int(np.exp(rng.uniform(0, 5)))
-        found = residency.fit(sizes, batch, 4, int(rng.integers(3)), planning.H200)
+        found = residency.choose(sizes, batch, 4, int(rng.integers(3)), planning.H200)
         if isinstance(found, str):
             continue
         assert found.shared_memory <= planning.H200.shared_memory

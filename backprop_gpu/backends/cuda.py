@@ -15,10 +15,10 @@ import numpy as np
 
 from .. import activations, costs, planning
 from ..activations import Activation
-from ..catalogue import Catalogue, Kernel
 from ..costs import Cost
 from ..cuda.arrays import DeviceArray
 from ..cuda.blas import WORKSPACE
+from ..cuda.catalogue import Catalogue, Kernel
 from ..cuda.runtime import Runtime
 from ..imports import uninterrupted
 from ..optimizers import COEFFICIENTS, Optimizer
@@ -53,14 +53,14 @@ class CudaEpoch:
 
 
 class CudaBackend:
-    """Runs each equation with the kernel that `planning.product` chooses.
+    """Runs each equation with the kernel that `planning.choose_product` chooses.
 
     Parameters
     ----------
     dtype : float32 or float64
     runtime : Runtime
     choose : callable, optional
-        Stands in for `planning.product`; the tests use it to try every kernel.
+        Stands in for `planning.choose_product`; the tests use it to try every kernel.
     """
 
     name = "cuda"
@@ -69,7 +69,7 @@ class CudaBackend:
         self,
         dtype: Any,
         runtime: Runtime,
-        choose: Callable[..., planning.Product] = planning.product,
+        choose: Callable[..., planning.Product] = planning.choose_product,
     ) -> None:
         self.dtype = np.dtype(dtype)
         self.runtime = runtime
@@ -137,15 +137,15 @@ class CudaBackend:
     def _scalar(self, value: float) -> Any:
         return self.dtype.type(value)
 
-    def _product(self, layout: planning.Layout, m: int, n: int, k: int) -> planning.Product:
+    def _product(self, layout: planning.Transposes, m: int, n: int, k: int) -> planning.Product:
         return self._choose(layout, m, n, k, self.dtype.itemsize, self.device, self.device.library)
 
-    def algorithm(self, layout: planning.Layout, m: int, n: int, k: int) -> str:
+    def algorithm(self, layout: planning.Transposes, m: int, n: int, k: int) -> str:
         """How the library forms a product, in its own numbers."""
         return self.runtime.algorithm(layout, m, n, k, self.dtype)
 
     def _multiply(
-        self, layout: planning.Layout, a: Array, b: Array, out: Array, scale: float = 1.0
+        self, layout: planning.Transposes, a: Array, b: Array, out: Array, scale: float = 1.0
     ) -> None:
         """By the library."""
         workspace = self._work("workspace", WORKSPACE, np.uint8)

@@ -12,13 +12,12 @@ import ctypes
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from ..planning import Transposes
 from .arrays import DeviceArray
-
-Layout = Literal["NT", "NN", "TN"]
 
 #: Bytes of workspace that a product may use: what NVIDIA recommends on Hopper.
 WORKSPACE = 32 << 20
@@ -53,7 +52,7 @@ class _Heuristic(ctypes.Structure):
 class _Problem:
     """A product as cuBLASLt tells them apart: C of (m, n), a sum of k, and how A and B lie."""
 
-    layout: Layout
+    layout: Transposes
     m: int
     n: int
     k: int
@@ -106,7 +105,7 @@ class Blas:
 
     def product(
         self,
-        layout: Layout,
+        layout: Transposes,
         a: DeviceArray,
         b: DeviceArray,
         out: DeviceArray,
@@ -137,7 +136,7 @@ class Blas:
             ctypes.c_void_p(stream),
         )  # fmt: skip
 
-    def algorithm(self, layout: Layout, m: int, n: int, k: int, dtype: np.dtype[Any]) -> str:
+    def algorithm(self, layout: Transposes, m: int, n: int, k: int, dtype: np.dtype[Any]) -> str:
         """Which algorithm a product of aligned arrays takes, in cuBLASLt's own numbers."""
         plan = self._plan(layout, m, n, k, dtype, ())
         values = []
@@ -153,7 +152,7 @@ class Blas:
 
     def _plan(
         self,
-        layout: Layout,
+        layout: Transposes,
         m: int,
         n: int,
         k: int,

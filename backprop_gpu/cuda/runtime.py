@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from ..catalogue import Catalogue, Dimensions, Kernel
-from ..compiler import Cubin, compile_kernels  # the stand-in puts another in its place
 from ..imports import uninterrupted
-from ..planning import Device, Layout
-from ..residency import CLUSTERS, PORTABLE_CLUSTER, largest_cluster
+from ..planning import Device, Transposes
+from ..planning.residency import CLUSTERS, PORTABLE_CLUSTER, largest_cluster
 from ..threads import cores
 from .arrays import DeviceArray
 from .blas import Blas
+from .catalogue import Catalogue, Dimensions, Kernel
+from .compiler import Cubin, compile_kernels  # the stand-in puts another in its place
 
 #: Bytes of dynamic shared memory that any kernel may have.
 WITHOUT_ASKING = 48 * 1024
@@ -345,7 +345,7 @@ class Runtime:
 
     def product(
         self,
-        layout: Layout,
+        layout: Transposes,
         a: DeviceArray,
         b: DeviceArray,
         out: DeviceArray,
@@ -360,7 +360,7 @@ class Runtime:
         stream = int(self._plain_stream().handle)
         self._blas.product(layout, a, b, out, scale, workspace, stream)
 
-    def algorithm(self, layout: Layout, m: int, n: int, k: int, dtype: np.dtype[Any]) -> str:
+    def algorithm(self, layout: Transposes, m: int, n: int, k: int, dtype: np.dtype[Any]) -> str:
         """Which of cuBLASLt's algorithms forms an (m, n) product summed over k."""
         assert self._blas is not None
         self.use()

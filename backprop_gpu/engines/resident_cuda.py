@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import residency
-from ..catalogue import Catalogue
-from ..residency import Residency
+from ..cuda.catalogue import Catalogue
+from ..planning import residency
+from ..planning.residency import Residency
 from .layered import LayeredEngine, Member, _quiet
 
 Array = Any
@@ -20,13 +20,13 @@ class ResidentCudaEngine(LayeredEngine):
     """`run_epoch` and `run_members` by ``kernels/cuda/resident.cu``; the rest as `LayeredEngine`.
 
     For built-in costs, gradients that are not clipped by their norm, and shapes that
-    `residency.fit` finds room for. It does not sum w².
+    `residency.choose` finds room for. It does not sum w².
     """
 
     name = "resident"
     reads_bytes = True
     #: How the kernel is cut; tests put another in its place.
-    cut: Callable[..., Residency | str] = staticmethod(residency.fit)
+    cut: Callable[..., Residency | str] = staticmethod(residency.choose)
     #: An X of uint8, and the same as numbers.
     _converted: tuple[Array, Array] | None = None
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import compiler
 from ..activations import Activation
-from ..catalogue import Kernel
+from ..cuda import compiler
+from ..cuda.catalogue import Kernel
 from .build import Job, Sanitizer, build_all
 
 #: Where the `.cu` files lie; a test of changed kernels has its own.

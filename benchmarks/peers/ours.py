@@ -49,7 +49,7 @@ class OursTrainer:
             seed=0,
         )
         self.backend = net._backend
-        run = planning.Training(
+        run = planning.Run(
             len(problem.X), _LONG, workload.batch,
             obstacle=net._resident_obstacle(), members=workload.members,
         )  # fmt: skip

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from backprop_gpu import planning
-from backprop_gpu.catalogue import Kernel
 from backprop_gpu.cuda.blas import WORKSPACE
+from backprop_gpu.cuda.catalogue import Kernel
 
 from .runtime import KERNELS, HostRuntime, Sanitizer
 
@@ -66,7 +66,7 @@ class BackendRuntime:
         )
 
     def product(
-        self, layout: planning.Layout, a: Any, b: Any, out: Any, scale: float, workspace: Any
+        self, layout: planning.Transposes, a: Any, b: Any, out: Any, scale: float, workspace: Any
     ) -> None:
         assert workspace.nbytes == WORKSPACE
         if self._recording is not None:
@@ -75,7 +75,7 @@ class BackendRuntime:
             self._multiply(layout, a, b, out, scale)
 
     @staticmethod
-    def _multiply(layout: planning.Layout, a: Any, b: Any, out: Any, scale: float) -> None:
+    def _multiply(layout: planning.Transposes, a: Any, b: Any, out: Any, scale: float) -> None:
         left, right = (a.T if layout == "TN" else a), (b.T if layout == "NT" else b)
         np.matmul(left, right, out=out)
         np.multiply(out, scale, out=out)

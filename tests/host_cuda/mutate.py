@@ -35,7 +35,7 @@ if __package__ == "tests.host_cuda":  # run with -m: the tests import each other
 
 from kernel_cases import CASES, DTYPES, LAUNCHED, RUNS, Case, run_on_cuda
 
-from backprop_gpu.catalogue import Kernel
+from backprop_gpu.cuda.catalogue import Kernel
 from backprop_gpu.testing.build import BuildFailed, _headers, server
 from host_cuda.backend import BackendRuntime
 from host_cuda.mutants import KINDS, Mutant, mutants

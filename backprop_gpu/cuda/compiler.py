@@ -22,10 +22,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from . import cache, catalogue, planning
-from .activations import Activation
+from .. import cache, planning
+from ..activations import Activation
+from ..imports import uninterrupted
+from . import catalogue
 from .catalogue import Kernel
-from .imports import uninterrupted
 from .occupancy import LIMITS, Occupancy, capability, occupancy, shared_memory
 
 _log = logging.getLogger("backprop_gpu")
@@ -206,7 +207,7 @@ def _user_code(activation: Activation, arch: str) -> tuple[bytes, ...]:
         with uninterrupted():
             from numba import cuda, types
 
-            from .kernels.numba_cuda.activations import translated
+            from ..kernels.numba_cuda.activations import translated
     except ImportError as error:
         raise CompilerNotFoundError(
             f"activation {activation.name!r} on the cuda backend is compiled by numba-cuda: "

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import planning
-from .planning import Device, Plan, Work
+from .cpu import step_flops
+from .device import Device
+from .plan import Plan, Work, least_bytes, step_work
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,9 @@ def explain(
         batch_size,
         dtype.name,
         plan,
-        planning.step_work(sizes, batch_size, dtype.itemsize, slots, plan),
-        planning.step_flops(sizes, batch_size),
-        planning.least_bytes(sizes, batch_size, dtype.itemsize, on_chip),
+        step_work(sizes, batch_size, dtype.itemsize, slots, plan),
+        step_flops(sizes, batch_size),
+        least_bytes(sizes, batch_size, dtype.itemsize, on_chip),
         rates,
         None if measured is None else measured["median_us"] * 1e-6,
         None if measured is None else measured["date"][:10],
@@ -138,7 +139,7 @@ def explain(
 
 
 def _records(folder: Path | None) -> list[dict[str, Any]]:
-    from .benchmarks import records
+    from ..benchmarks import records
 
     paths = [(folder or records.RESULTS) / name for name in (records.BENCH, records.GPU)]
     return [
@@ -167,7 +168,7 @@ def _newest(
     found: Sequence[dict[str, Any]], device: Device | None, **fields: Any
 ) -> dict[str, Any] | None:
     """The newest record with these fields of such a machine: the GPU, or CPU and cores."""
-    from .benchmarks import records
+    from ..benchmarks import records
 
     if device is None:
         fields |= {"device": "cpu"}

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from . import activations, costs, optimizers, residency
-from .activations import Activation
-from .costs import Cost
-from .planning import TILES, Device, Tile
-from .residency import Residency
+from .. import activations, costs, optimizers
+from ..activations import Activation
+from ..costs import Cost
+from ..planning import TILES, Device, Tile, residency
+from ..planning.residency import Residency
 
 Dimensions = tuple[int, int, int]
 
@@ -333,7 +333,7 @@ def _resident(
     apart: bool = False,
 ) -> Iterator[Kernel]:
     slots, itemsize = optimizers.get(rule).slots, np.dtype(dtype).itemsize
-    found = residency.fit(
+    found = residency.choose(
         sizes, batch, itemsize, slots, device, stored=stored,
         clusters=None if apart else (cluster,), apart=(cluster,) if apart else None,
     )  # fmt: skip

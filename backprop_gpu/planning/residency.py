@@ -21,10 +21,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
 from math import ceil
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .planning import Device
+from .device import Device
 
 THREADS = (64, 128, 192, 256, 320, 384, 448, 512)
 #: Blocks of a cluster: 16 only where a kernel may ask for more than every device has to allow.
@@ -118,7 +116,7 @@ class Residency:
         return f"{blocks} of {self.threads} threads, {_kilobytes(self.shared_memory)} KB each{rows}"
 
 
-def fit(
+def choose(
     sizes: Sequence[int],
     batch: int,
     itemsize: int,

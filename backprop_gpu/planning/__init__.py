@@ -1,0 +1,46 @@
+"""What runs where, and why: pure functions of a description, testable anywhere."""
+
+from .cpu import CpuWork, cpu_obstacle, cpu_work, members_a_call, step_flops, steps_a_call
+from .device import H200, Device
+from .plan import (
+    CHUNK_ROWS,
+    Choice,
+    Plan,
+    Run,
+    Work,
+    choose_backend,
+    choose_engine,
+    choose_plan,
+    least_bytes,
+    step_work,
+)
+from .products import TILES, Product, Tile, Transposes, choose_product, column_splits
+from .residency import Residency
+
+__all__ = [
+    "CHUNK_ROWS",
+    "H200",
+    "TILES",
+    "Choice",
+    "CpuWork",
+    "Device",
+    "Plan",
+    "Product",
+    "Residency",
+    "Run",
+    "Tile",
+    "Transposes",
+    "Work",
+    "choose_backend",
+    "choose_engine",
+    "choose_plan",
+    "choose_product",
+    "column_splits",
+    "cpu_obstacle",
+    "cpu_work",
+    "least_bytes",
+    "members_a_call",
+    "step_flops",
+    "step_work",
+    "steps_a_call",
+]

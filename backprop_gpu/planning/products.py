@@ -1,0 +1,153 @@
+"""The kernel of each matrix product: ours in one of its tiles, or cuBLAS.
+
+The choice rests on a time predicted from operations, bytes and launches (`Product.seconds`). The
+efficiencies are estimates until a record in ``benchmarks/results`` replaces them
+(``benchmarks.gpu_constants``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import Literal
+
+from .device import Device
+
+Transposes = Literal["NT", "NN", "TN"]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block computes bm × bn of the result, bk of the sum at a time; a thread tm × tn."""
+
+    bm: int
+    bn: int
+    bk: int
+    tm: int
+    tn: int
+    #: Share of the plain rate that a full machine of such blocks reaches, estimated.
+    efficiency: float
+
+    @property
+    def threads(self) -> int:
+        return (self.bm // self.tm) * (self.bn // self.tn)
+
+    def __str__(self) -> str:
+        return f"{self.bm}x{self.bn}x{self.bk}"
+
+
+TILES: tuple[Tile, ...] = (
+    Tile(128, 128, 8, 8, 8, 0.80),
+    Tile(64, 64, 16, 4, 4, 0.60),
+    Tile(32, 32, 32, 2, 4, 0.30),
+    Tile(16, 32, 32, 2, 2, 0.15),
+)
+
+#: The split counts that are tried where a product's sum is long and its result small.
+SPLITS = (1, 2, 4, 8, 16, 32, 64)
+
+#: Seconds that the shortest kernel of ours, and of cuBLAS, takes inside a CUDA graph.
+LAUNCH = 2.0e-6
+LIBRARY_LAUNCH = 4.0e-6
+LIBRARY_EFFICIENCY = 0.92
+LIBRARY_TILE = 128
+
+#: The latency of each step of a sum in our kernels: a trip to memory, and a barrier.
+SUM_STEP = 0.4e-6
+
+
+@dataclass(frozen=True)
+class Product:
+    """How one matrix product of the equations is carried out."""
+
+    kernel: Literal["fused", "cublas"]
+    tile: Tile | None
+    splits: int
+    seconds: float
+    reason: str
+
+
+@lru_cache(maxsize=4096)
+def choose_product(
+    layout: Transposes, m: int, n: int, k: int, itemsize: int, device: Device, library: bool = True
+) -> Product:
+    """The kernel for an (m, n) result summed over k.
+
+    Parameters
+    ----------
+    layout : "NT" (forward), "NN" (BP2) or "TN" (BP4)
+        Only BP4, whose sum runs over the batch, may split it: the other two end
+        in an epilogue that is not linear.
+    library : bool
+        Whether cuBLAS is there to be chosen.
+    """
+    candidates = [
+        fused(tile, splits, m, n, k, itemsize, device)
+        for tile in reversed(TILES)  # of equals, min takes the first: the smaller tile
+        for splits in (SPLITS if layout == "TN" else (1,))
+        if splits == 1 or k // splits >= tile.bk
+    ]
+    ours = min(candidates, key=lambda c: c.seconds)
+    if not library:
+        return replace(ours, reason="fused kernel: no cuBLAS on this backend")
+    theirs = by_library(layout, m, n, k, itemsize, device)
+    us = f"{ours.seconds * 1e6:.1f} µs against {theirs.seconds * 1e6:.1f} µs"
+    if ours.seconds <= theirs.seconds:
+        return replace(ours, reason=f"fused kernel, predicted {us} for cuBLAS and a map")
+    return replace(theirs, reason=f"cuBLAS and a map, predicted faster: fused kernel {us}")
+
+
+def column_splits(m: int, n: int, device: Device) -> int:
+    """Into how many parts BP3 splits the m rows of an (m, n) column sum.
+
+    Enough that its blocks (32 columns each) are twice the multiprocessors, and no more
+    than leaves each of a block's eight warps 16 rows.
+    """
+    wanted = math.ceil(2 * device.multiprocessors / math.ceil(n / 32))
+    return max(1, min(wanted, m // 128, 64))
+
+
+def fused(
+    tile: Tile, splits: int, m: int, n: int, k: int, itemsize: int, device: Device
+) -> Product:
+    """Our kernel, and how long it should take."""
+    blocks = math.ceil(m / tile.bm) * math.ceil(n / tile.bn) * splits
+    waves = math.ceil(blocks / device.multiprocessors)
+    steps = math.ceil(math.ceil(k / splits) / tile.bk)
+    flops = 2.0 * tile.bm * tile.bn * tile.bk * steps * waves
+    seconds = LAUNCH + flops / (tile.efficiency * device.rate(itemsize) / device.multiprocessors)
+    seconds += steps * SUM_STEP
+    if splits > 1:
+        seconds += LAUNCH + 2.0 * splits * m * n * itemsize / device.bandwidth
+    return Product("fused", tile, splits, seconds, "")
+
+
+def by_library(
+    layout: Transposes, m: int, n: int, k: int, itemsize: int, device: Device
+) -> Product:
+    """cuBLAS, and how long it and the map behind it should take."""
+    tiles = math.ceil(m / LIBRARY_TILE) * math.ceil(n / LIBRARY_TILE)
+    # The library splits long sums too, so small results do not leave the device idle; from
+    # the second wave on, every wave is a whole one.
+    waves = math.ceil(tiles / device.multiprocessors)
+    paid = tiles if waves == 1 else waves * device.multiprocessors
+    flops = 2.0 * min(m, LIBRARY_TILE) * min(n, LIBRARY_TILE) * k * paid
+    seconds = LIBRARY_LAUNCH + flops / (LIBRARY_EFFICIENCY * device.library_rate(itemsize))
+    if layout != "TN":  # the epilogue becomes a map that reads and writes the result
+        seconds += LAUNCH + 2.0 * m * n * itemsize / device.bandwidth
+    return Product("cublas", None, 1, seconds, "")
+
+
+def layered_step_seconds(sizes: Sequence[int], batch: int, itemsize: int, device: Device) -> float:
+    """How long the layered engine is expected to take for a step on a CUDA device."""
+    seconds = 0.0
+    for l, (k, n) in enumerate(pairwise(sizes)):
+        shapes: list[tuple[Transposes, int, int, int]] = [("TN", n, k, batch), ("NT", batch, n, k)]
+        shapes += [("NN", batch, k, n)] if l else []
+        chosen = [choose_product(*shape, itemsize, device, device.library) for shape in shapes]
+        seconds += sum(one.seconds for one in chosen)
+        seconds += LAUNCH if chosen[0].tile is None else 0.0  # BP3, if not beside BP4
+    return seconds + 5 * LAUNCH  # gather, C, BP1, update, advance
