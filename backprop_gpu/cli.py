@@ -640,7 +640,7 @@ def _draw(net: Network, history: History, path: Path) -> None:
 
 
 def _device(network: Network) -> str:
-    device = getattr(network._backend, "device", None)
+    device = network.model.device
     if isinstance(device, planning.Device):
         major, minor = device.compute_capability
         return (

@@ -4,7 +4,7 @@
 methods, and with the same ``random_state`` give its numbers, up to the rounding of sums in another
 order. What they do more stands behind the parameters' docstring under *Beyond scikit-learn*.
 
-    fit, partial_fit -> perceptron.EngineEpochs (the planner's engine) or PlainEpochs -> coefs_
+    fit, partial_fit -> training.Session (the planner's engine, or a WeightedEngine) -> coefs_
 """
 
 from __future__ import annotations
@@ -41,10 +41,13 @@ from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import perceptron, planning, threads, validation
+from .engines import Engine
 from .imports import uninterrupted
-from .network import Network
+from .model import Model
 from .parameters import Layout, Parameters
-from .perceptron import EngineEpochs, PlainEpochs, Problem, State
+from .perceptron import PerceptronCourse, Problem, State, WeightedCourse, WeightedEngine
+from .planning import Run
+from .training import Session
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -332,23 +335,37 @@ class _Perceptron(
             self.best_loss_: Any = None if stops else np.inf
             self._best: Any = None
 
-    def _network(self, backend: str) -> Network:
-        """A new network with the current parameters, on the last one's backend where it fits."""
+    def _model(self, backend: str) -> Model:
+        """The model of what was learnt: the last one's, where it fits."""
         problem, dtype = self._problem, np.result_type(*self.coefs_, *self.intercepts_)
         key = problem.sizes, problem.names, problem.loss, dtype, backend
         cached = self.__dict__.get("_cache")
         if cached is None or cached[0] != key:
-            network = Network(
+            model = Model(
                 problem.sizes, activation=problem.activations, cost=problem.cost, dtype=dtype,
-                backend=backend, seed=0,
+                backend=backend,
             )  # fmt: skip
-            cached = self._cache = key, network
-        return cached[1]._with([w.T for w in self.coefs_], self.intercepts_)
+            cached = self._cache = key, model
+        found: Model = cached[1]
+        return found
 
-    def _take(self, network: Network) -> None:
-        """The parameters of the network, as scikit-learn holds them."""
-        self.coefs_ = [np.ascontiguousarray(w.T) for w in network.weights]
-        self.intercepts_ = [b.copy() for b in network.biases]
+    def _parameters(self, model: Model) -> Parameters:
+        """New parameters of the model, with what was learnt."""
+        flat = np.zeros(model.layout.length, model.dtype)
+        for views, arrays in zip(
+            model.layout.views(flat), ([w.T for w in self.coefs_], self.intercepts_), strict=True
+        ):
+            for view, array in zip(views, arrays, strict=True):
+                view[...] = array
+        parameters = model.parameters()
+        model.write(flat, parameters)
+        return parameters
+
+    def _take(self, model: Model, parameters: Parameters) -> None:
+        """The parameters, as scikit-learn holds them."""
+        weights, biases = model.layout.views(model.read(parameters))
+        self.coefs_ = [np.ascontiguousarray(w.T) for w in weights]
+        self.intercepts_ = [b.copy() for b in biases]
 
     # -- sgd and adam -----------------------------------------------------------------------
 
@@ -412,26 +429,6 @@ class _Perceptron(
             )
         return int(min(max(self.batch_size, 1), rows))
 
-    def _epochs(
-        self, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool
-    ) -> EngineEpochs | PlainEpochs:
-        rows, obstacle = len(y), self._obstacle(X, sample_weight)
-        batch_size = self._rows_a_batch(rows)
-        if obstacle is None:
-            network = self._network(self.backend)
-            epochs = 1 if incremental else self.max_iter
-            return EngineEpochs(self._problem, network, X, y, batch_size, epochs, self._optimizer)
-        if self.backend in ("cuda", "numba_cuda"):
-            _warn(
-                f"backend {self.backend!r} was asked for, but NumPy trains this: {obstacle}",
-                module=__name__,
-            )
-        network = self._network("numpy")
-        return PlainEpochs(
-            self._problem, network, X, y.astype(network.dtype), sample_weight, batch_size,
-            self._optimizer, self._random_state, obstacle,
-        )  # fmt: skip
-
     def _fit_stochastic(
         self, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool, hooks: _Hooks
     ) -> None:
@@ -439,43 +436,79 @@ class _Perceptron(
             self._optimizer = self._new_state()
         X, y, sample_weight, X_val, y_val, val_weight = self._split(X, y, sample_weight)
         labels_val = None if y_val is None else self._labels(y_val)
-        epochs = self._epochs(X, y, sample_weight, incremental)
-        self.plan_ = epochs.plan
-        rows = len(y)
-        order = np.arange(rows)
+        rows, obstacle = len(y), self._obstacle(X, sample_weight)
+        batch_size = self._rows_a_batch(rows)
+        engine: Engine
+        kind: type[PerceptronCourse]
+        if obstacle is None:
+            kind, model = PerceptronCourse, self._model(self.backend)
+            y = y.astype(model.dtype, copy=False)
+            rule = self._optimizer.rule
+            epochs = 1 if incremental else self.max_iter
+            run = Run(
+                rows, epochs, batch_size, slots=rule.slots, rules=frozenset([rule.rule]),
+                clips_norm=rule.clip_norm is not None,
+                squares=perceptron.sums_squares(self._problem, model),
+            )  # fmt: skip
+            engine = model.engine(model.plan(run))
+        else:
+            if self.backend in ("cuda", "numba_cuda"):
+                _warn(
+                    f"backend {self.backend!r} was asked for, but NumPy trains this: {obstacle}",
+                    module=__name__,
+                )
+            kind, model = WeightedCourse, self._model("numpy")
+            y = y.astype(model.dtype)
+            engine = WeightedEngine(
+                self._problem, model, sample_weight, self._random_state, obstacle
+            )
+        self.plan_ = (
+            str(engine.plan) if obstacle is None else f"engine none: {engine.plan.engine_reason}"
+        )
+        parameters, order = self._parameters(model), np.arange(rows)
         self.n_iter_ = 0
+
+        def next_order() -> np.ndarray:
+            nonlocal order
+            hooks.begin_epoch()
+            if self.shuffle:
+                order = shuffle(order, random_state=self._random_state)
+            return order
+
+        def after(loss: float) -> bool:
+            self.loss_ = loss
+            self._take(model, parameters)
+            self.n_iter_ += 1
+            self.t_ += rows
+            self.loss_curve_.append(loss)
+            if self.verbose:
+                print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
+            self._judge(engine, X_val, y_val, labels_val, val_weight)
+            self._optimizer.iteration_ends(self.t_)
+            stops = hooks.end_epoch()
+            if self._no_improvement_count > self.n_iter_no_change:
+                if self._optimizer.gives_up(self._stagnation(), bool(self.verbose)):
+                    return True
+                self._no_improvement_count = 0
+            if incremental or stops:
+                return True
+            if self.n_iter_ == self.max_iter:
+                _warn(
+                    f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and "
+                    "the optimization hasn't converged yet.",
+                    ConvergenceWarning,
+                )
+            return self.n_iter_ >= self.max_iter
+
+        course = kind(
+            self._problem, model, parameters, rows, batch_size, self._optimizer, y, next_order,
+            after,
+        )  # fmt: skip
         try:
-            while self.n_iter_ < self.max_iter:
-                hooks.begin_epoch()
-                if self.shuffle:
-                    order = shuffle(order, random_state=self._random_state)
-                self.loss_ = epochs.run(order)
-                self._take(epochs.network)
-                self.n_iter_ += 1
-                self.t_ += rows
-                self.loss_curve_.append(self.loss_)
-                if self.verbose:
-                    print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-                self._judge(epochs, X_val, y_val, labels_val, val_weight)
-                self._optimizer.iteration_ends(self.t_)
-                stops = hooks.end_epoch()
-                if self._no_improvement_count > self.n_iter_no_change:
-                    if self._optimizer.gives_up(self._stagnation(), bool(self.verbose)):
-                        break
-                    self._no_improvement_count = 0
-                if incremental or stops:
-                    break
-                if self.n_iter_ == self.max_iter:
-                    _warn(
-                        f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and "
-                        "the optimization hasn't converged yet.",
-                        ConvergenceWarning,
-                    )
+            Session(model, engine, [course], X, y).run()
         except KeyboardInterrupt:
-            self._take(epochs.network)
+            self._take(model, parameters)
             _warn("Training interrupted by user.")
-        finally:
-            epochs.close()
         if self.early_stopping and self._best is not None:
             self.coefs_, self.intercepts_ = self._best
 
@@ -486,15 +519,13 @@ class _Perceptron(
             "consecutive epochs."
         )
 
-    def _judge(
-        self, epochs: EngineEpochs | PlainEpochs, X: Any, y: Any, labels: Any, sample_weight: Any
-    ) -> None:
+    def _judge(self, engine: Engine, X: Any, y: Any, labels: Any, sample_weight: Any) -> None:
         """Count the epochs without improvement, by the held-out rows or by the loss."""
         if X is None:
             worse = not self.loss_ <= self.best_loss_ - self.tol  # NaN is worse
             self.best_loss_ = min(self.best_loss_, self.loss_)
         else:
-            with epochs.between():
+            with engine.between():
                 a = self._outputs(X)
             self.validation_loss_curve_.append(
                 perceptron.loss_of(self._problem, y.astype(a.dtype), a, sample_weight)
@@ -604,15 +635,17 @@ class _Perceptron(
     def _outputs(self, X: Any) -> np.ndarray:
         """a^L of checked rows."""
         if not hasattr(X, "toarray") and self._on_device(len(X)):
-            network = self._network(self.backend)
-            return network.predict(X.astype(network.dtype, copy=False))
+            model = self._model(self.backend)
+            X = validation.inputs(X.astype(model.dtype, copy=False), X.shape[1], model.dtype)
+            outputs = model.passes().predict(self._parameters(model), X)
+            return validation.warn_of_nan(outputs)
         return self._layers(X)[-1]
 
     def _on_device(self, rows: int) -> bool:
         """Whether a device was asked for, or has enough to do to be worth it."""
         if self.backend == "numpy" or (self.backend == "auto" and rows < planning.CHUNK_ROWS):
             return False
-        return self._network(self.backend).backend != "numpy"
+        return self._model(self.backend).choice.backend != "numpy"
 
     def _layers(self, X: Any) -> list[np.ndarray]:
         weights = [w.T for w in self.coefs_]

@@ -28,12 +28,12 @@ import numpy as np
 
 from . import activations
 from .activations import Activation
-from .backends import failed_check
 from .backends.cuda import CudaBackend
 from .costs import Cost
 from .cuda.arrays import DeviceArray
 from .cuda.runtime import Runtime, runtime
 from .network import Network
+from .self_check import layered_obstacle
 
 try:
     import torch
@@ -893,7 +893,7 @@ def _passed_check(device: Runtime, dtype: Any) -> bool:
     """Whether our kernels compute what they should there; warns once if not (`self_check`)."""
     right = _right.setdefault(dtype, weakref.WeakSet())
     if device not in right:
-        if failed_check(device, np.dtype(str(dtype).removeprefix("torch."))) is not None:
+        if layered_obstacle(device, np.dtype(str(dtype).removeprefix("torch."))) is not None:
             return False
         right.add(device)
     return True

@@ -228,7 +228,7 @@ def test_wrong_products_of_the_library_are_not_used(tmp_path: Path) -> None:
         with testing.stand_in("A100"), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             net = network()
-            assert not net._backend.device.library
+            assert not net.model.backend.device.library
             assert "layered, products by cuBLASLt" in str(caught[0].message)
         """,
         tmp_path,

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import backprop_gpu
-from backprop_gpu import Network, backends, cli, datasets, training
+from backprop_gpu import Network, backends, cli, datasets
 from backprop_gpu.cuda.compiler import KernelReport
 from backprop_gpu.preprocessing import Category
+from backprop_gpu.training import Course, Session
 
 FAST = ["--backend", "numpy", "--epochs", "2"]
 
@@ -246,14 +247,14 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     """Press Ctrl-C during that epoch (from 0)."""
-    run_epoch = training.Loop._run_epoch
+    run_epoch = Session._run_epoch
 
-    def stub(self: Any, live: list[training.Course], *rest: Any) -> list[training.Course]:
+    def stub(self: Any, live: list[Any], *rest: Any) -> list[Course]:
         if len(live[0].history) == epoch:
             raise KeyboardInterrupt
         return run_epoch(self, live, *rest)
 
-    monkeypatch.setattr(training.Loop, "_run_epoch", stub)
+    monkeypatch.setattr(Session, "_run_epoch", stub)
 
 
 def test_interrupted(
@@ -478,7 +479,7 @@ def fake_compiler(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         },
     )
     monkeypatch.setitem(sys.modules, "backprop_gpu.cuda.compiler", fake)  # type: ignore[arg-type]
-    monkeypatch.setattr(backprop_gpu, "compiler", fake, raising=False)
+    monkeypatch.setattr(backprop_gpu.cuda, "compiler", fake)
     return fake
 
 

@@ -37,6 +37,7 @@ from ..kernels.numba_cuda import cost as device_cost
 from ..kernels.numba_cuda import costs as device_costs
 from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
+from ..planning import Plan
 
 Array = Any  # numba.cuda.cudadrv.devicearray.DeviceNDArray, or the simulator's stand-in
 
@@ -122,7 +123,7 @@ class NumbaCudaBackend:
         host = array.copy_to_host()
         return float(np.dot(host, host))
 
-    def fork(self) -> NumbaCudaBackend:
+    def fork(self, plan: Plan | None = None) -> NumbaCudaBackend:
         fork = type(self)(self.dtype)
         fork._sigmas = self._sigmas  # compiling a user's σ again would take long
         return fork

@@ -12,6 +12,7 @@ from ..activations import Activation
 from ..costs import Cost
 from ..optimizers import Optimizer
 from ..parameters import Parameters
+from ..planning import Plan
 
 
 class NumpyEpoch:
@@ -67,7 +68,7 @@ class NumpyBackend:
     def sum_of_squares(self, array: np.ndarray) -> float:
         return float(np.dot(array, array))
 
-    def fork(self) -> NumpyBackend:
+    def fork(self, plan: Plan | None = None) -> NumpyBackend:
         return type(self)(self.dtype)
 
     def _mean_of(self, rows: int) -> np.ndarray:
