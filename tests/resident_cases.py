@@ -89,9 +89,9 @@ class Form:
         """In this form, for rules of any number of slots; `batches` are sizes beside its own."""
         planned = []
         for m in (self.batch, *batches):
-            cut = replace(self, batch=m).residency(itemsize)
-            cuts = tuple(replace(cut, slots=slots) for slots in range(3))
-            planned.append(planning.BatchPlan(m, cuts=cuts))
+            rules = (SGD(),), (SGD(momentum=0.5),), (Adam(),)
+            cuts = (replace(self, batch=m, optimizers=rule).residency(itemsize) for rule in rules)
+            planned.append(planning.BatchPlan(m, cuts=tuple(cuts)))
         return planning.Plan(
             "cuda", "", "resident", "", captured=False, sizes=self.sizes, batches=tuple(planned)
         )

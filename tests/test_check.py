@@ -292,7 +292,7 @@ def test_verdicts_are_kept(tmp_path: Path) -> None:
     first = ["layered", "layered, products by cuBLASLt", "resident, one block"]
     assert str(first) in in_process(code, tmp_path)
     assert "[]" in in_process(code, tmp_path)
-    new_version = "import backprop_gpu; backprop_gpu.__version__ = '9'\n"
+    new_version = "self_check.__version__ = '9'\n"
     assert str(first) in in_process(new_version + code, tmp_path)
 
 

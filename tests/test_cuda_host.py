@@ -19,13 +19,14 @@ from conftest import device_runtime
 from reference import assert_close, product_bound
 from resident_cases import FORMS, check
 
-from backprop_gpu import Cost, Network, Population, equations, planning, training
+from backprop_gpu import Cost, Network, Population, equations, planning
 from backprop_gpu.backends import cuda as cuda_backend
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.cuda import runtime as runtimes
 from backprop_gpu.cuda.blas import WORKSPACE
 from backprop_gpu.cuda.runtime import Runtime
 from backprop_gpu.planning import residency
+from backprop_gpu.training.fitting import FitCourse
 
 pytestmark = pytest.mark.gpu
 RNG = np.random.default_rng(0)
@@ -65,7 +66,7 @@ def test_the_next_order_is_drawn_while_an_epoch_runs(
     X, Y = RNG.standard_normal((20, 6)), RNG.uniform(size=(20, 3))
     options = {"batch_size": 4, "learning_rate": 0.1, "engine": engine}
     network.fit(X, Y, epochs=1, **options)
-    for owner, name in ((training.Course, "draw"), (Runtime, "upload"), (Runtime, "to_numpy")):
+    for owner, name in ((FitCourse, "draw"), (Runtime, "upload"), (Runtime, "to_numpy")):
         heard(owner, name)
     network.fit(X, Y, epochs=3, **options)
     draws = [i for i, event in enumerate(events) if event == "draw"]

@@ -11,6 +11,7 @@ from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from resident_cases import FORMS, Form, Run, check
 from backprop_gpu import (
     Activation,
     Callback,
+    Cost,
     Network,
     Population,
     activations,
@@ -621,9 +623,14 @@ NIELSEN = (784, 30, 10)
 
 
 def plan(sizes: Sequence[int], batch: int, **rest: Any) -> planning.Plan:
-    device = rest.pop("device", planning.H200)
+    device, cost = rest.pop("device", planning.H200), rest.pop("cost", costs.get("quadratic"))
     run = planning.Run(**{"rows": 50_000, "epochs": 30, "batch_size": batch} | rest)
-    return planning.choose_plan(sizes, "float32", CHOICE, device, run)
+    model = SimpleNamespace(
+        sizes=tuple(sizes), activations=(activations.get("sigmoid"),) * (len(sizes) - 1),
+        cost=cost, dtype=np.dtype(np.float32), device=device,
+    )  # fmt: skip
+    obstacle = ResidentCudaEngine.obstacle(model, run)
+    return planning.choose_plan(sizes, "float32", CHOICE, device, run, obstacle)
 
 
 def test_the_book_is_resident_and_the_reason_has_both_figures() -> None:
@@ -651,10 +658,13 @@ def test_the_plan_says_that_rows_are_bytes() -> None:
     assert 0 < enough(True) == enough(False) < 50_000
 
 
+CUBIC = Cost("cubic", lambda a, y: (abs(a - y) ** 3).sum(axis=1), lambda a, y: a - y)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"user_cost": True, "obstacle": "cost 'cubic' is not built in"}, "cost 'cubic'"),
+        ({"cost": CUBIC}, "cost 'cubic' is not built in"),
         ({"step_callbacks": True}, "a callback after every batch"),
         ({"clips_norm": True}, "clip_norm needs the norm of all gradients"),
         ({"sizes": (4096, 4096, 10)}, r"need \d+ KB of shared memory .* the device has 227 KB"),
