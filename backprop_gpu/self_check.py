@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -251,8 +252,17 @@ def _train(
 # -- the verdict ------------------------------------------------------------------------------
 
 _lock = threading.RLock()
-_verdicts: dict[tuple[str, str, Form, str], Result] = {}
-_warned: set[tuple[str, Form, str]] = set()
+
+
+class _Known:
+    """Of one device: what was found, and what was warned of."""
+
+    def __init__(self) -> None:
+        self.verdicts: dict[str, Result] = {}
+        self.warned: set[tuple[Form, str]] = set()
+
+
+_known: WeakKeyDictionary[Runtime, _Known] = WeakKeyDictionary()
 
 
 def obstacle(runtime: Runtime, form: Form, dtype: Any, soon: Sequence[Kernel] = ()) -> str | None:
@@ -278,9 +288,9 @@ def obstacle(runtime: Runtime, form: Form, dtype: Any, soon: Sequence[Kernel] = 
         if result.ok:
             return None
         failed = f"the {form} engine failed its check on {runtime.device.name}: {result}"
-        key = runtime.device.name, form, result.dtype
-        if key not in _warned:
-            _warned.add(key)
+        warned, key = _known[runtime].warned, (form, result.dtype)
+        if key not in warned:
+            warned.add(key)
             warnings.warn(
                 f"{failed}. The next best is used. Please report this with {REPORT}, which "
                 "`backprop-gpu check` writes",
@@ -333,12 +343,11 @@ def verdict(
 ) -> Result:
     """That of the cache, or of a check now; `again` does not ask the cache."""
     dtype = np.dtype(dtype)
-    known = facts(runtime)
-    name = _name(known, form, dtype)
-    key = name, runtime.device.name, form, dtype.name
+    name = _name(facts(runtime), form, dtype)
     with _lock:
-        if key in _verdicts and not again:
-            return _verdicts[key]
+        verdicts = _known.setdefault(runtime, _Known()).verdicts
+        if name in verdicts and not again:
+            return verdicts[name]
         kept = not is_stand_in() and not again
         result = _unpack(cache.read(name)) if kept else None
         if result is None:
@@ -357,15 +366,14 @@ def verdict(
                     f"another engine. Please report this with {REPORT}, which "
                     "`backprop-gpu check` writes"
                 )
-        _verdicts[key] = result
+        verdicts[name] = result
         return result
 
 
 def forget() -> None:
     """All verdicts of this process; those on disk stay."""
     with _lock:
-        _verdicts.clear()
-        _warned.clear()
+        _known.clear()
 
 
 def _is_usable(runtime: Runtime) -> bool:
