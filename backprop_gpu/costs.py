@@ -143,7 +143,7 @@ class Cost:
         activation.pull_back(out, z, a, scratch)
 
 
-class _Builtin(Cost):
+class BuiltinCost(Cost):
     """C_x = Σ_j c(a_j, y_j), so that one elementwise map and one sum are the whole cost."""
 
     builtin = True
@@ -240,7 +240,7 @@ def _clip(a: np.ndarray, interior: tuple[float, float], out: np.ndarray) -> None
     np.clip(a, lower, upper, out=out)
 
 
-class Quadratic(_Builtin):
+class Quadratic(BuiltinCost):
     """C_x = ½ ‖y - a‖²,  ∂C_x/∂a_j = a_j - y_j."""
 
     name = "quadratic"
@@ -288,7 +288,7 @@ class Quadratic(_Builtin):
         activation.pull_back(out, z, a, scratch)
 
 
-class BinaryCrossEntropy(_Builtin):
+class BinaryCrossEntropy(BuiltinCost):
     """C_x = -Σ_j [y_j ln a_j + (1 - y_j) ln(1 - a_j)],  ∂C_x/∂a_j = (a_j - y_j) / (a_j (1 - a_j)).
 
     With sigmoid, c = ln(1 + e^z) - y z.
@@ -352,7 +352,7 @@ class BinaryCrossEntropy(_Builtin):
         np.subtract(out, q, out=out)
 
 
-class CategoricalCrossEntropy(_Builtin):
+class CategoricalCrossEntropy(BuiltinCost):
     """C_x = -Σ_j y_j ln a_j,  ∂C_x/∂a_j = -y_j / a_j;  Σ_j y_j = 1.
 
     With softmax, c = y_j (ln Σ_k e^z_k - z_j).
@@ -392,7 +392,7 @@ class CategoricalCrossEntropy(_Builtin):
         np.negative(slope, out=slope)
 
 
-class Poisson(_Builtin):
+class Poisson(BuiltinCost):
     """C_x = Σ_j (a_j - y_j ln a_j),  ∂C_x/∂a_j = 1 - y_j / a_j: the negative log-likelihood
     of counts y with mean a, less ln y!. With exponential, c = a - y z.
     """

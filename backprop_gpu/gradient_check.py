@@ -186,7 +186,7 @@ class _Demon:
 
     def _at_edge(self, a: np.ndarray) -> np.ndarray:
         """(n,), whether an output is where ā ends, or within a nudge of that."""
-        if not isinstance(self.cost, costs._Builtin) or costs.collapses(
+        if not isinstance(self.cost, costs.BuiltinCost) or costs.collapses(
             self.activations[-1], self.cost
         ):
             return np.zeros(len(a), bool)
@@ -254,7 +254,7 @@ class _Demon:
             a, scratch = np.empty_like(z), np.empty_like(z)
             self.activations[k].evaluate(z, a, scratch)
         if costs.collapses(self.activations[-1], self.cost):
-            assert isinstance(self.cost, costs._Builtin)
+            assert isinstance(self.cost, costs.BuiltinCost)
             out = np.empty_like(z)
             self.cost.terms_from_z(z, a, self.batch.y, out, scratch)
             return np.asarray(out.sum(axis=1))

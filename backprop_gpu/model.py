@@ -220,7 +220,7 @@ class _Obstacles(backends.Obstacles):
         return self_check.layered_obstacle(runtime.current(), self._dtype)
 
 
-def evaluate(
+def losses_and_accuracies(
     passes: Passes,
     members: Sequence[Parameters],
     X: Array,

@@ -12,14 +12,14 @@ import numpy as np
 from . import initializers, optimizers, planning, threads, validation
 from .activations import Activation
 from .costs import Cost
-from .model import Model, evaluate
+from .model import Model, losses_and_accuracies
 from .network import Network
 from .optimizers import Optimizer
 from .parameters import Layout
 from .schedules import Schedule
 from .training import Callback, History, Session
 from .training.callbacks import check_callbacks, for_member
-from .training.fitting import FitCourse, choose_plan, make_run
+from .training.fitting import FitCourse, make_run, resolve_plan
 from .training.progress import ProgressBar
 from .training.settings import Data, Settings, check_data, check_settings
 
@@ -264,7 +264,7 @@ class Population:
         data = check_data(self.model, X, Y, validation_data)
         settings = _settings(len(data.X), len(self), epochs, batch_size, learning_rate, optimizer)
         hooks = check_callbacks(callbacks, data.validation)
-        plan = choose_plan(self.model, make_run(settings, hooks, engine, data.bytes), plan)
+        plan = resolve_plan(self.model, make_run(settings, hooks, engine, data.bytes), plan)
         total = sum(each.epochs for each in settings)
         with (
             threads.alone("population", self, *self.members),
@@ -440,7 +440,7 @@ class Population:
         self, X: np.ndarray, Y: np.ndarray | None, classes: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
         parameters = [member.parameters for member in self.members]
-        return evaluate(self.model.passes(), parameters, X, Y, classes)
+        return losses_and_accuracies(self.model.passes(), parameters, X, Y, classes)
 
     # -- copies -----------------------------------------------------------------------
 

@@ -448,7 +448,7 @@ def is_stand_in() -> bool:
 
 def _sources() -> Path:
     if not is_stand_in():
-        return compiler._folder()
+        return compiler.folder()
     from .testing import twins
 
     return twins.sources
@@ -480,7 +480,7 @@ def _driver() -> str:
 
 def _compiler() -> str:
     try:
-        return compiler._compiler_version()
+        return compiler.version()
     except ImportError:
         return "none"
 

@@ -18,7 +18,7 @@ from .optimizers import Adam, AdamW, Optimizer
 from .population import Population, check_room, history_keys, history_metric
 from .training import Callback, History
 from .training.callbacks import check_callbacks
-from .training.fitting import choose_plan, make_run
+from .training.fitting import make_run, resolve_plan
 from .training.progress import ProgressBar
 from .training.settings import Data, Settings, check_data, check_settings
 
@@ -324,7 +324,7 @@ class _Group:
     def make(self, engine: str) -> None:
         self.population = Population(**self.shape, members=len(self.numbers), seed=self.seeds)
         run = make_run(self.settings, self.hooks, engine, self.bytes)
-        self.plan = choose_plan(self.population.model, run, None)
+        self.plan = resolve_plan(self.population.model, run, None)
 
 
 def _given(grid: Any, settings: Any) -> list[Setting]:

@@ -846,7 +846,8 @@ def run(training: Training) -> dict[str, Any]:
             * math.sqrt(found.widest) * found.steps
         ),
         "history": {
-            name: " ".join(value.hex() for value in values) for name, values in found.history.items()
+            name: " ".join(value.hex() for value in values)
+            for name, values in found.history.items()
         },
         "parameters": [_summary(array) for array in found.parameters],
         "outputs": [_summary(array) for array in found.outputs],

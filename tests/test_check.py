@@ -52,7 +52,7 @@ def network(**options):
 
 def changed(file, old, new):
     folder = Path("changed")
-    shutil.copytree(compiler._folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(compiler.folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
     text = (folder / file).read_text()
     assert old in text, (file, old)
     (folder / file).write_text(text.replace(old, new))
@@ -349,7 +349,7 @@ def test_compiling_is_announced_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("BACKPROP_GPU_CACHE", str(tmp_path))
-    monkeypatch.setattr(compiler, "_compiler_version", lambda: "none")
+    monkeypatch.setattr(compiler, "version", lambda: "none")
     monkeypatch.setattr(
         compiler, "_build", lambda file, names, *_: (b"", {name: name for name in names}, "")
     )

@@ -59,7 +59,7 @@ class NumbaCudaEpoch:
         self.order = cuda.device_array(rows, np.int64)
         self.coefficients = cuda.device_array((steps, COEFFICIENTS), dtype)
         self.step = cuda.to_device(np.zeros(1, np.int32))
-        self._costs = cuda.to_device(np.zeros(steps, np.float64))
+        self.step_costs = cuda.to_device(np.zeros(steps, np.float64))
 
     def load(self, order: np.ndarray, coefficients: np.ndarray) -> None:
         self.order.copy_to_device(np.ascontiguousarray(order, np.int64))
@@ -69,7 +69,7 @@ class NumbaCudaEpoch:
         self.step.copy_to_device(np.zeros(1, np.int32))
 
     def costs(self) -> np.ndarray:
-        return self._costs.copy_to_host()[: self.step.copy_to_host()[0]]
+        return self.step_costs.copy_to_host()[: self.step.copy_to_host()[0]]
 
 
 class NumbaCudaBackend:
@@ -226,11 +226,11 @@ class NumbaCudaBackend:
         epoch: NumbaCudaEpoch,
     ) -> None:
         if cost.builtin:
-            self._launch_cost(z, a, y, activation, cost, epoch.step, epoch._costs)
+            self._launch_cost(z, a, y, activation, cost, epoch.step, epoch.step_costs)
         else:
             step = int(epoch.step.copy_to_host()[0])
             value = np.array([self._cost_on_host(a, y, activation, cost)])
-            epoch._costs[step : step + 1].copy_to_device(value)
+            epoch.step_costs[step : step + 1].copy_to_device(value)
 
     def update(
         self,

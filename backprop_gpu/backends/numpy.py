@@ -22,7 +22,7 @@ class NumpyEpoch:
         self.order = np.empty(rows, np.intp)
         self.batch = batch
         self.step = 0
-        self._costs = np.empty(-(-rows // batch), np.float64)
+        self.step_costs = np.empty(-(-rows // batch), np.float64)
 
     def load(self, order: np.ndarray, coefficients: np.ndarray) -> None:
         self.order[...] = order
@@ -30,7 +30,7 @@ class NumpyEpoch:
         self.step = 0
 
     def costs(self) -> np.ndarray:
-        return self._costs[: self.step].copy()
+        return self.step_costs[: self.step].copy()
 
 
 class NumpyBackend:
@@ -171,7 +171,7 @@ class NumpyBackend:
         cost: Cost,
         epoch: NumpyEpoch,
     ) -> None:
-        epoch._costs[epoch.step] = self.cost(z, a, y, activation, cost)
+        epoch.step_costs[epoch.step] = self.cost(z, a, y, activation, cost)
 
     def update(
         self,

@@ -164,7 +164,7 @@ def make_run(
     )
 
 
-def choose_plan(model: Model, run: planning.Run, plan: Plan | None) -> Plan:
+def resolve_plan(model: Model, run: planning.Run, plan: Plan | None) -> Plan:
     """The plan that is asked for, if it can train this, or the planner's."""
     if plan is None:
         return model.plan(run)
@@ -195,7 +195,7 @@ def fit(
     data = check_data(model, X, Y, validation_data)
     settings = check_settings(len(data.X), epochs, batch_size, learning_rate, optimizer)
     hooks = check_callbacks(callbacks, data.validation)
-    network.plan = choose_plan(model, make_run([settings], hooks, engine, data.bytes), plan)
+    network.plan = resolve_plan(model, make_run([settings], hooks, engine, data.bytes), plan)
     length = (model.layout.length,)
     slots = tuple(model.backend.zeros(length) for _ in range(settings.optimizer.slots))
     course = FitCourse(network, settings, hooks, slots, model.backend.empty(length))

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import planning, validation
 from ..engines import Engine, Member
-from ..model import Model, evaluate
+from ..model import Model, losses_and_accuracies
 from ..parameters import Parameters
 from .progress import Progress
 
@@ -225,7 +225,7 @@ class Session:
         if self.validation is None or not ran:
             return
         with self.engine.between():
-            losses, accuracies = evaluate(
+            losses, accuracies = losses_and_accuracies(
                 self.passes, [course.parameters for course in ran], *self.validation
             )
         for course, loss, accuracy in zip(ran, losses.tolist(), accuracies.tolist(), strict=True):
