@@ -111,8 +111,8 @@ def data(rows: int, inputs: int, classes: int, seed: int) -> Data:
     return Data(X, labels, np.eye(classes)[labels], values)
 
 
-def in_bytes(X: np.ndarray) -> np.ndarray:
-    return (255.0 * X).astype(np.uint8)
+def in_bytes(X: np.ndarray, largest: int = 255) -> np.ndarray:
+    return (largest * X).astype(np.uint8)
 
 
 # fmt: off
@@ -268,7 +268,7 @@ def layered_one_by_one() -> Outcome:
 def layered_bytes() -> Outcome:
     d = data(50, 16, 3, 9)
     return fitted(
-        [16, 6, 3], in_bytes(d.X), d.labels, seed=9, batch_size=50, epochs=8, learning_rate=0.002,
+        [16, 6, 3], in_bytes(d.X, 7), d.labels, seed=9, batch_size=50, epochs=8, learning_rate=0.5,
         engine="layered", make={"activation": ["tanh", "sigmoid"]},
     )
 
@@ -656,8 +656,8 @@ def cuda_layered_float64() -> Outcome:
 def cuda_resident() -> Outcome:
     d = data(70, 16, 4, 36)
     return fitted(
-        [16, 12, 4], in_bytes(d.X), d.labels, seed=36, batch_size=10, epochs=3,
-        learning_rate=0.002, optimizer="momentum", engine="resident",
+        [16, 12, 4], in_bytes(d.X, 7), d.labels, seed=36, batch_size=10, epochs=3,
+        learning_rate=0.1, optimizer="momentum", engine="resident",
         make={"activation": ["tanh", "sigmoid"], "backend": "cuda"},
     )
 
