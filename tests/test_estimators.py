@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from backprop_gpu import MLPClassifier, MLPRegressor, planning, threads
-from backprop_gpu.perceptron import PerceptronCourse
+from backprop_gpu.estimators.perceptron import PerceptronCourse
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -530,7 +530,7 @@ def test_dropout_is_of_training_only(digits: Any) -> None:
 
 def test_dropout_keeps_the_expected_activation() -> None:
     """With linear units, the mean gradient over many masks is near that without."""
-    from backprop_gpu import perceptron
+    from backprop_gpu.estimators import perceptron
     from backprop_gpu.parameters import Layout, Parameters
 
     rng = np.random.default_rng(0)

@@ -10,10 +10,8 @@ order. What they do more stands behind the parameters' docstring under *Beyond s
 from __future__ import annotations
 
 import copy
-import sys
-import warnings
 from itertools import pairwise
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -25,14 +23,12 @@ from sklearn.base import (
     RegressorMixin,
     TransformerMixin,
 )
-from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import (
-    check_array,
     check_random_state,
-    column_or_1d,
     compute_sample_weight,
     shuffle,
 )
@@ -40,38 +36,26 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from . import perceptron, planning, threads, validation
-from .engines import Engine
-from .imports import uninterrupted
-from .model import Model
-from .parameters import Layout, Parameters
+from .. import planning, threads, validation
+from ..engines import Engine
+from ..imports import uninterrupted
+from ..model import Model
+from ..parameters import Layout, Parameters
+from ..planning import Run
+from ..training import Session
+from . import perceptron
+from .checks import (
+    ACTIVATIONS,
+    RULES,
+    STOCHASTIC,
+    as_given,
+    check_weights,
+    host,
+    invalid,
+    one_of,
+)
 from .perceptron import PerceptronCourse, Problem, State, WeightedCourse, WeightedEngine
-from .planning import Run
-from .training import Session
-
-try:
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
-except ImportError:  # before scikit-learn 1.9
-
-    class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Nothing: this scikit-learn has no callbacks."""
-
-    def with_callbacks(method: Any) -> Any:
-        return method
-
-
-try:
-    from sklearn.utils._param_validation import InvalidParameterError
-except ImportError:  # a scikit-learn that has moved it: it is private
-
-    class InvalidParameterError(ValueError, TypeError):  # type: ignore[no-redef]
-        """A parameter of an estimator that means nothing."""
-
-
-STOCHASTIC = ("sgd", "adam")
-#: scikit-learn's hidden activations, then ours.
-ACTIVATIONS = ("identity", "logistic", "tanh", "relu",
-               "leaky_relu", "elu", "gelu", "silu", "softplus")  # fmt: skip
+from .scikit_learn import CallbackSupportMixin, Hooks, column, warn, with_callbacks
 
 _PARAMETERS = """
     Parameters
@@ -206,11 +190,11 @@ class _Perceptron(
         """Refuse parameters that mean nothing, in scikit-learn's words."""
         if get_config().get("skip_parameter_validation"):
             return
-        rules = _RULES | {"loss": _one_of(*self._losses)}
+        rules = RULES | {"loss": one_of(*self._losses)}
         for name, (is_valid, expected) in rules.items():
             value = getattr(self, name)
             if not is_valid(value):
-                raise _invalid(type(self).__name__, name, expected, value)
+                raise invalid(type(self).__name__, name, expected, value)
         sizes = self._hidden_sizes()
         if any(not isinstance(n, Integral) or n <= 0 for n in sizes):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
@@ -272,12 +256,12 @@ class _Perceptron(
         if self.early_stopping and incremental and self.solver in STOCHASTIC:
             raise ValueError("partial_fit does not support early_stopping=True")
         fresh = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
-        X, y = _host(X), _host(y)
+        X, y = host(X), host(y)
         context = self._begin(X, y, sample_weight)
         X, y = self._validate_input(X, y, incremental, fresh)
         y = y.reshape(len(y), -1)
         if sample_weight is not None:
-            sample_weight = _check_weights(_host(sample_weight), X)
+            sample_weight = check_weights(host(sample_weight), X)
         sample_weight = self._weighted_by_class(y, sample_weight)
         self.n_outputs_ = y.shape[1]
         self._random_state = check_random_state(self.random_state)
@@ -295,14 +279,14 @@ class _Perceptron(
         context.end()
         return self
 
-    def _begin(self, X: Any, y: Any, sample_weight: Any) -> _Hooks:
+    def _begin(self, X: Any, y: Any, sample_weight: Any) -> Hooks:
         """Set up scikit-learn's callbacks, if this version has them and any are set."""
         if not getattr(self, "_skl_callbacks", None):
-            return _Hooks(self, None, X, y, {})
+            return Hooks(self, None, X, y, {})
         epochs = self.max_iter if self.solver in STOCHASTIC else 0
         metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
         context = self._init_callback_context(max_subtasks=epochs)
-        hooks = _Hooks(self, context, X, y, metadata)
+        hooks = Hooks(self, context, X, y, metadata)
         hooks.begin()
         return hooks
 
@@ -424,13 +408,13 @@ class _Perceptron(
         if self.batch_size == "auto":
             return min(200, rows)
         if self.batch_size > rows:
-            _warn(
+            warn(
                 "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped"
             )
         return int(min(max(self.batch_size, 1), rows))
 
     def _fit_stochastic(
-        self, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool, hooks: _Hooks
+        self, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool, hooks: Hooks
     ) -> None:
         if not incremental or not isinstance(getattr(self, "_optimizer", None), State):
             self._optimizer = self._new_state()
@@ -453,9 +437,9 @@ class _Perceptron(
             engine = model.engine(model.plan(run))
         else:
             if self.backend in ("cuda", "numba_cuda"):
-                _warn(
+                warn(
                     f"backend {self.backend!r} was asked for, but NumPy trains this: {obstacle}",
-                    module=__name__,
+                    module=__package__,
                 )
             kind, model = WeightedCourse, self._model("numpy")
             y = y.astype(model.dtype)
@@ -493,7 +477,7 @@ class _Perceptron(
             if incremental or stops:
                 return True
             if self.n_iter_ == self.max_iter:
-                _warn(
+                warn(
                     f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and "
                     "the optimization hasn't converged yet.",
                     ConvergenceWarning,
@@ -508,7 +492,7 @@ class _Perceptron(
             Session(model, engine, [course], X, y).run()
         except KeyboardInterrupt:
             self._take(model, parameters)
-            _warn("Training interrupted by user.")
+            warn("Training interrupted by user.")
         if self.early_stopping and self._best is not None:
             self.coefs_, self.intercepts_ = self._best
 
@@ -585,7 +569,7 @@ class _Perceptron(
                 if self.n_iter_ == self.max_iter
                 else ""
             )
-            _warn(
+            warn(
                 f"lbfgs failed to converge after {self.n_iter_} iteration(s) "
                 f"(status={result.status}):\n{result.message}\n{more}"
                 "\nYou might also want to scale the data.",
@@ -663,7 +647,7 @@ class _Perceptron(
 
     def _checked(self, X: Any) -> Any:
         check_is_fitted(self)
-        return validate_data(self, _host(X), accept_sparse=["csr", "csc"], reset=False)
+        return validate_data(self, host(X), accept_sparse=["csr", "csc"], reset=False)
 
     def predict(self, X: Any) -> Any:
         """Labels (n,) or label indicators (n, n_L); of a regressor the values of the outputs.
@@ -673,7 +657,7 @@ class _Perceptron(
         X : (n, n_0) array or sparse matrix
             A CuPy array gives a CuPy array, where the answer is numbers.
         """
-        return _as_given(self._from_outputs(self._outputs(self._checked(X))), X)
+        return as_given(self._from_outputs(self._outputs(self._checked(X))), X)
 
     def transform(self, X: Any, layer: int = -1) -> Any:
         """The activations of a hidden layer, by default the last: (n, n_l).
@@ -692,7 +676,7 @@ class _Perceptron(
         checked, hidden = self._checked(X), len(self.coefs_) - 1
         if not isinstance(layer, Integral) or not -hidden <= layer < hidden:
             raise ValueError(f"layer must be one of the {hidden} hidden layers, got {layer!r}")
-        return _as_given(self._layers(checked)[:-1][layer], X)
+        return as_given(self._layers(checked)[:-1][layer], X)
 
     @property
     def _n_features_out(self) -> int:
@@ -796,6 +780,7 @@ _FITTED = (
 
 
 class MLPClassifier(ClassifierMixin, _Perceptron):
+    __module__ = __package__  # where users import it from, and pickles look for it
     __doc__ = f"""scikit-learn's `MLPClassifier`, trained by this library.
 
     One label a sample (softmax, or one sigmoid for two classes) or many (a sigmoid each), by
@@ -847,7 +832,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
             dtype=(np.float64, np.float32), reset=reset,
         )  # fmt: skip
         if y.ndim == 2 and y.shape[1] == 1:
-            y = _column(y)
+            y = column(y)
         if not hasattr(self, "classes_") or (not self.warm_start and not incremental):
             self._label_binarizer = LabelBinarizer().fit(y)
             self.classes_ = self._label_binarizer.classes_
@@ -910,7 +895,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         a = self._outputs(self._checked(X))
         if self.n_outputs_ == 1:
             a = np.hstack([1 - a, a])
-        return _as_given(a, X)
+        return as_given(a, X)
 
     def predict_log_proba(self, X: Any) -> Any:
         """The logarithm of `predict_proba`."""
@@ -924,6 +909,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
 
 
 class MLPRegressor(RegressorMixin, _Perceptron):
+    __module__ = __package__  # where users import it from, and pickles look for it
     __doc__ = f"""scikit-learn's `MLPRegressor`, trained by this library.
 
     One number a sample or several, by half the squared error, half the Poisson deviance (with an
@@ -977,7 +963,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
             dtype=(np.float64, np.float32), reset=reset,
         )  # fmt: skip
         if y.ndim == 2 and y.shape[1] == 1:
-            y = _column(y)
+            y = column(y)
         if y.dtype.kind not in "biuf":
             raise TypeError(f"y must hold numbers, got dtype {y.dtype}: for labels, MLPClassifier")
         if self.loss == "poisson" and (y < 0).any():
@@ -997,198 +983,5 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         return self._fit(X, y, sample_weight, incremental=True)
 
 
-# -- scikit-learn's callbacks ---------------------------------------------------------------------
-
-
-class _Hooks:
-    """The hooks of scikit-learn's callbacks, an epoch being a subtask of `fit`."""
-
-    def __init__(self, estimator: Any, context: Any, X: Any, y: Any, metadata: dict) -> None:
-        self._estimator, self._context = estimator, context
-        self._data = {"X": X, "y": y, "metadata": metadata}
-        self._epoch: Any = None
-
-    def begin(self) -> None:
-        self._context.call_on_fit_task_begin(estimator=self._estimator, **self._data)
-
-    def begin_epoch(self) -> None:
-        if self._context is not None:
-            self._epoch = self._context.subcontext(task_name="epoch")
-            self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._data)
-
-    def end_epoch(self) -> bool:
-        """Whether a callback asks to stop."""
-        if self._context is None:
-            return False
-        return bool(
-            self._epoch.call_on_fit_task_end(
-                estimator=self._estimator, reconstruction_attributes=self._fitted, **self._data
-            )
-        )
-
-    def end(self) -> None:
-        if self._context is not None:
-            self._context.call_on_fit_task_end(
-                estimator=self._estimator, reconstruction_attributes={}, **self._data
-            )
-
-    def _fitted(self) -> dict[str, Any]:
-        return {
-            name: value
-            for name, value in vars(self._estimator).items()
-            if name.endswith("_") and not name.startswith("__")
-        } | {"_label_binarizer": getattr(self._estimator, "_label_binarizer", None)}
-
-
-# -- warnings -------------------------------------------------------------------------------------
-
-#: Where scikit-learn's perceptrons warn.
-_THEIRS = "sklearn.neural_network._multilayer_perceptron"
-
-
-def _warn(message: str, category: type[Warning] = UserWarning, module: str = _THEIRS) -> None:
-    """Warn at the user's line, in the name of the module that scikit-learn warns in.
-
-    A program's ``filterwarnings(..., module="sklearn")`` silences then what it would silence with
-    scikit-learn. File and line are those of the caller's, for theirs has not run.
-    """
-    frame = sys._getframe(1)
-    while frame.f_back is not None and _package(frame) in ("backprop_gpu", "sklearn"):
-        frame = frame.f_back
-    warnings.warn_explicit(
-        message, category, frame.f_code.co_filename, frame.f_lineno, module=module,
-        registry=frame.f_globals.setdefault("__warningregistry__", {}),
-    )  # fmt: skip
-
-
-def _package(frame: Any) -> str:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
-
-
-def _column(y: np.ndarray) -> np.ndarray:
-    """y (n, 1) as (n,), with scikit-learn's warning."""
-    _warn(
-        "A column-vector y was passed when a 1d array was expected. Please change the shape of y "
-        "to (n_samples, ), for example using ravel().",
-        DataConversionWarning,
-    )
-    return np.asarray(column_or_1d(y))
-
-
-# -- parameters and arrays ------------------------------------------------------------------------
-
-
-def _one_of(*names: str) -> tuple[Any, str]:
-    listed = ", ".join(repr(name) for name in sorted(names))
-    return (lambda value: isinstance(value, str) and value in names), f"a str among {{{listed}}}"
-
-
-def _number(kind: Any, span: str, *others: Any) -> tuple[Any, str]:
-    """A number of a kind in a span such as "[0, inf)", or one of the others."""
-    what = "an int" if kind is Integral else "a float"
-
-    def is_valid(value: Any) -> bool:
-        if isinstance(value, str) or value is None:
-            return value in others
-        if any(isinstance(other, float) and value == other for other in others):
-            return True
-        if not isinstance(value, kind) or isinstance(value, (bool, np.bool_)):
-            return False
-        return validation.is_within(value, span)
-
-    expected = " or ".join([f"{what} in the range {span}", *map(repr, others)])
-    return is_valid, expected
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, (bool, np.bool_))
-
-
-def _is_activation(value: Any) -> bool:
-    if isinstance(value, str):
-        return value in ACTIVATIONS
-    return isinstance(value, (list, tuple)) and all(name in ACTIVATIONS for name in value)
-
-
-#: Parameter -> whether a value is valid, and what is.
-_RULES: dict[str, tuple[Any, str]] = {
-    "hidden_layer_sizes": (
-        lambda value: isinstance(value, Integral) or validation.is_ordered(value),
-        "an array-like or an int in the range [1, inf)",
-    ),
-    "activation": (
-        _is_activation,
-        f"one of {{{', '.join(map(repr, ACTIVATIONS))}}}, or a list of them",
-    ),
-    "solver": _one_of("lbfgs", *STOCHASTIC),
-    "alpha": _number(Real, "[0, inf)"),
-    "batch_size": _number(Integral, "[1, inf)", "auto"),
-    "learning_rate": _one_of("constant", "invscaling", "adaptive"),
-    "learning_rate_init": _number(Real, "(0, inf)"),
-    "power_t": _number(Real, "[0, inf)"),
-    "max_iter": _number(Integral, "[1, inf)"),
-    "shuffle": (_is_flag, "a bool"),
-    "tol": _number(Real, "[0, inf)"),
-    "verbose": (
-        lambda value: _is_flag(value) or (isinstance(value, int | np.integer) and value >= 0),
-        "a bool or an int in the range [0, inf)",
-    ),
-    "warm_start": (_is_flag, "a bool"),
-    "momentum": _number(Real, "[0, 1]"),
-    "nesterovs_momentum": (_is_flag, "a bool"),
-    "early_stopping": (_is_flag, "a bool"),
-    "validation_fraction": _number(Real, "[0, 1)"),
-    "beta_1": _number(Real, "[0, 1)"),
-    "beta_2": _number(Real, "[0, 1)"),
-    "epsilon": _number(Real, "(0, inf)"),
-    "n_iter_no_change": _number(Integral, "[1, inf)", np.inf),
-    "max_fun": _number(Integral, "[1, inf)"),
-    "backend": _one_of("auto", "numpy", "cuda", "numba_cuda"),
-    "dropout": _number(Real, "[0, 1)"),
-    "clip_norm": _number(Real, "(0, inf)", None),
-    "clip_value": _number(Real, "(0, inf)", None),
-}
-
-
-def _invalid(estimator: str, name: str, expected: str, value: Any) -> ValueError:
-    return InvalidParameterError(
-        f"The {name!r} parameter of {estimator} must be {expected}. Got "
-        f"{validation.shown(value)} instead."
-    )
-
-
-def _check_weights(sample_weight: Any, X: Any) -> np.ndarray:
-    """A weight a row of X, in its dtype, from an array or one number for all."""
-    rows = X.shape[0]
-    if isinstance(sample_weight, Real):
-        return np.full(rows, sample_weight, X.dtype)
-    weights = check_array(sample_weight, ensure_2d=False, dtype=X.dtype, input_name="sample_weight")
-    if weights.ndim != 1:
-        raise ValueError(f"Sample weights must be 1D array or scalar, got {weights.ndim}D array.")
-    if len(weights) != rows:
-        raise ValueError(f"sample_weight.shape == {weights.shape}, expected {(rows,)}!")
-    if not weights.any():
-        raise ValueError("Sample weights must contain at least one non-zero number.")
-    return weights
-
-
 def _pack(coefs: Any, intercepts: Any) -> np.ndarray:
     return np.hstack([array.ravel() for array in (*coefs, *intercepts)])
-
-
-def _is_cupy(array: Any) -> bool:
-    return type(array).__module__.partition(".")[0] == "cupy"
-
-
-def _host(array: Any) -> Any:
-    """A CuPy array's numbers; anything else as it is."""
-    return array.get() if _is_cupy(array) else array
-
-
-def _as_given(result: Any, X: Any) -> Any:
-    """The result where X is: on the device, if it is numbers and X a CuPy array."""
-    if _is_cupy(X) and isinstance(result, np.ndarray) and result.dtype.kind in "fiub":
-        import cupy
-
-        return cupy.asarray(result)
-    return result

@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import activations, costs
-from .activations import Activation
-from .backends.numpy import apply_rule, clip
-from .engines import Engine, Hyperparameters, Member
-from .model import Model
-from .optimizers import SGD, Adam, Optimizer
-from .parameters import Parameters
-from .planning import Plan
-from .training import Course
+from .. import activations, costs
+from ..activations import Activation
+from ..backends.numpy import apply_rule, clip
+from ..engines import Engine, Hyperparameters, Member
+from ..model import Model
+from ..optimizers import SGD, Adam, Optimizer
+from ..parameters import Parameters
+from ..planning import Plan
+from ..training import Course
 
 if TYPE_CHECKING:
-    from .costs import Cost
+    from ..costs import Cost
 
 Array = Any
 
