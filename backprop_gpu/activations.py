@@ -49,6 +49,8 @@ class Activation:
     #: What σ' is computed from: "a" spares storing z, "z" needs it.
     derivative_from: str = "z"
     builtin: bool = False
+    #: Whether it passes about half of what comes in, which He's wider initial weights make up for.
+    rectifier: bool = False
 
     def __init__(
         self,
@@ -195,6 +197,7 @@ class Relu(BuiltinActivation):
     """σ(z) = max(z, 0),  σ' = [a > 0]."""
 
     name = "relu"
+    rectifier = True
     interval = (BELOW_ZERO, math.inf)
     derivative_from = "a"
 
@@ -211,6 +214,7 @@ class LeakyRelu(BuiltinActivation):
     """σ(z) = max(z, 0.01 z),  σ' = 1 where a > 0, else 0.01."""
 
     name = "leaky_relu"
+    rectifier = True
     derivative_from = "a"
     slope: ClassVar[float] = 0.01
 
@@ -229,6 +233,7 @@ class Elu(BuiltinActivation):
     """σ(z) = z where z > 0, else e^z - 1;  σ' = 1 where z > 0, else a + 1."""
 
     name = "elu"
+    rectifier = True
     interval = (-1.0, math.inf)
     derivative_from = "a"
 
@@ -249,6 +254,7 @@ class Gelu(BuiltinActivation):
     """σ(z) = z Φ(z),  σ' = Φ(z) + z φ(z), with the exact normal Φ (Hendrycks & Gimpel 2016)."""
 
     name = "gelu"
+    rectifier = True
     interval = (-0.17, math.inf)
 
     @staticmethod
@@ -280,6 +286,7 @@ class Silu(BuiltinActivation):
     """σ(z) = z s(z) with s the sigmoid,  σ' = s + a (1 - s)."""
 
     name = "silu"
+    rectifier = True
     interval = (-0.2785, math.inf)
 
     def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
@@ -299,6 +306,7 @@ class Softplus(BuiltinActivation):
     """σ(z) = ln(1 + e^z),  σ' = 1 - e^-a."""
 
     name = "softplus"
+    rectifier = True
     interval = (0.0, math.inf)
     derivative_from = "a"
 

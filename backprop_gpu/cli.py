@@ -55,10 +55,6 @@ HIDDEN = 30
 EPOCHS = 60
 BATCH_SIZE = 10
 
-#: The output activation that goes with a cost where none is named. The quadratic cost's
-#: collapsing partner is identity, but the book pairs it with sigmoid.
-_OUTPUT = {"categorical_cross_entropy": "softmax", "poisson": "exponential"}
-
 
 class ArgumentError(Exception):
     """An argument, or a file that it names, is wrong: one line for the user."""
@@ -536,7 +532,8 @@ def _network(args: argparse.Namespace, data: Dataset) -> Network:
                     f"--sizes begins with {sizes[0]}, but the data has {data.X.shape[1]} features"
                 )
         hidden, layers = "sigmoid", max(len(sizes) - 1, 1)
-        output = _OUTPUT.get(cost, "identity" if data.classes is None else "sigmoid")
+        numbers = data.classes is None
+        output = costs.get(cost).default_output or ("identity" if numbers else "sigmoid")
         chosen: str | list[str] = [hidden] * (layers - 1) + [output]
         if args.activation is not None:
             names = _split(args.activation)

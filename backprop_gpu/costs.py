@@ -70,6 +70,9 @@ class Cost:
     distribution: bool = False
     #: The output activation with which BP1 collapses to a - y.
     partner: str | None = None
+    #: The output activation where none is named; None takes sigmoid for classes, identity for
+    #: numbers. The quadratic cost's partner is identity, and the book pairs it with sigmoid.
+    default_output: str | None = None
     builtin: bool = False
     clipped: bool = False
 
@@ -359,6 +362,7 @@ class CategoricalCrossEntropy(BuiltinCost):
     """
 
     name = "categorical_cross_entropy"
+    default_output = "softmax"
     domain, interior = (0.0, 1.0), (0.0, math.inf)
     targets = (0.0, 1.0)
     distribution = True
@@ -398,6 +402,7 @@ class Poisson(BuiltinCost):
     """
 
     name = "poisson"
+    default_output = "exponential"
     domain = interior = (0.0, math.inf)
     targets = (0.0, math.inf)
     partner = "exponential"

@@ -59,12 +59,8 @@ def draw(
     return weights, biases
 
 
-#: Activations whose signal He's wider weights are made for.
-_RECTIFIERS = ("relu", "leaky_relu", "elu", "gelu", "silu", "softplus")
-
-
 def rules(name: str, activations: Sequence[Activation]) -> list[str]:
     """One a layer: `name`, or for "auto" he where σ is a rectifier and book elsewhere."""
     if name != "auto":
         return [name] * len(activations)
-    return ["he" if each.name in _RECTIFIERS else "book" for each in activations]
+    return ["he" if each.rectifier else "book" for each in activations]
