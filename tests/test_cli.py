@@ -386,7 +386,7 @@ def test_info_where_nothing_works(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object) -> Any:
-        raise cli.metadata.PackageNotFoundError
+        raise cli.info.metadata.PackageNotFoundError
 
     def worse() -> Any:
         raise RuntimeError("driver on fire")
@@ -394,8 +394,8 @@ def test_info_where_nothing_works(
     def missing(name: str) -> Any:
         raise OSError(name)
 
-    monkeypatch.setattr(cli.metadata, "version", broken)
-    monkeypatch.setattr(cli.ctypes, "CDLL", missing)
+    monkeypatch.setattr(cli.info.metadata, "version", broken)
+    monkeypatch.setattr(cli.info.ctypes, "CDLL", missing)
     monkeypatch.setitem(backends._BACKENDS, "cuda", (worse, lambda dtype: worse()))
     assert run("info") == 0
     out = capsys.readouterr().out
@@ -441,12 +441,12 @@ class FakeDriver:
 def test_info_with_a_device(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli.ctypes, "CDLL", lambda name: FakeDriver())
+    monkeypatch.setattr(cli.info.ctypes, "CDLL", lambda name: FakeDriver())
     assert run("info") == 0
     out = capsys.readouterr().out
     assert "supports CUDA 13.1" in out
     assert "GPU 0  NVIDIA H200, compute capability 9.0, 132 multiprocessors, 140.0 GiB" in out
-    monkeypatch.setattr(cli.ctypes, "CDLL", lambda name: FakeDriver(status=100))
+    monkeypatch.setattr(cli.info.ctypes, "CDLL", lambda name: FakeDriver(status=100))
     assert run("info") == 0
     assert "supports CUDA 13.1, but cuInit fails with error 100" in capsys.readouterr().out
 
