@@ -1013,7 +1013,10 @@ def test_kernels_that_fail_their_check_are_not_used(monkeypatch):
         patch.setattr(self_check.cache, "read", lambda name: None)
         patch.setattr(self_check.cache, "write", lambda *_: None)
         self_check.forget()
-        with pytest.warns(RuntimeWarning, match="failed its check"), equations.equations_of(x) as found:
+        with (
+            pytest.warns(RuntimeWarning, match="failed its check"),
+            equations.equations_of(x) as found,
+        ):
             assert found is equations._TORCH
         with equations.equations_of(x) as found:  # and no second warning
             assert found is equations._TORCH

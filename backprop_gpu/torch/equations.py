@@ -264,7 +264,7 @@ def _softmax(z: Tensor, out: Tensor) -> None:
 
 
 #: name -> σ(z, out) and its pull-back (error, z, a, out)
-_SIGMA_OPERATIONS: dict[str, _BuiltinSigma] = {
+SIGMA_OPERATIONS: dict[str, _BuiltinSigma] = {
     "sigmoid": _BuiltinSigma(
         lambda z, out: torch.sigmoid(z, out=out),
         lambda error, z, a, out: aten.sigmoid_backward.grad_input(error, a, grad_input=out),
@@ -316,7 +316,7 @@ _SIGMA_OPERATIONS: dict[str, _BuiltinSigma] = {
 
 
 def _sigma(activation: Activation) -> _Sigma:
-    return _SIGMA_OPERATIONS[activation.name] if activation.builtin else Users(activation)
+    return SIGMA_OPERATIONS[activation.name] if activation.builtin else Users(activation)
 
 
 _TORCH = _OnTorch()
