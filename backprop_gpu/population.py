@@ -133,7 +133,7 @@ class Population:
                 raise TypeError(f"networks[{i}] must be a Network, got {network!r}")
             _check_alike(networks[0], network, i)
         population = cls.__new__(cls)
-        population._assemble(
+        population._assemble(  # noqa: SLF001
             copy.copy(networks[0].model),  # on a backend of its own
             np.stack([network.model.read(network.parameters) for network in networks]),
             [copy.deepcopy(network.generator) for network in networks],

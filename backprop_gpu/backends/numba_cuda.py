@@ -125,7 +125,7 @@ class NumbaCudaBackend:
 
     def fork(self, plan: Plan | None = None) -> NumbaCudaBackend:
         fork = type(self)(self.dtype)
-        fork._sigmas = self._sigmas  # compiling a user's σ again would take long
+        fork._sigmas = self._sigmas  # compiling a user's σ again would take long  # noqa: SLF001
         return fork
 
     def _buffer(self, name: str, size: int, dtype: Any) -> Array:

@@ -24,7 +24,7 @@ ACTIVATIONS = ("identity", "logistic", "tanh", "relu",
                "leaky_relu", "elu", "gelu", "silu", "softplus")  # fmt: skip
 
 
-def one_of(*names: str) -> tuple[Any, str]:
+def a_name(*names: str) -> tuple[Any, str]:
     listed = ", ".join(repr(name) for name in sorted(names))
     return (lambda value: isinstance(value, str) and value in names), f"a str among {{{listed}}}"
 
@@ -66,10 +66,10 @@ RULES: dict[str, tuple[Any, str]] = {
         is_activation,
         f"one of {{{', '.join(map(repr, ACTIVATIONS))}}}, or a list of them",
     ),
-    "solver": one_of("lbfgs", *STOCHASTIC),
+    "solver": a_name("lbfgs", *STOCHASTIC),
     "alpha": number(Real, "[0, inf)"),
     "batch_size": number(Integral, "[1, inf)", "auto"),
-    "learning_rate": one_of("constant", "invscaling", "adaptive"),
+    "learning_rate": a_name("constant", "invscaling", "adaptive"),
     "learning_rate_init": number(Real, "(0, inf)"),
     "power_t": number(Real, "[0, inf)"),
     "max_iter": number(Integral, "[1, inf)"),
@@ -89,7 +89,7 @@ RULES: dict[str, tuple[Any, str]] = {
     "epsilon": number(Real, "(0, inf)"),
     "n_iter_no_change": number(Integral, "[1, inf)", np.inf),
     "max_fun": number(Integral, "[1, inf)"),
-    "backend": one_of("auto", "numpy", "cuda", "numba_cuda"),
+    "backend": a_name("auto", "numpy", "cuda", "numba_cuda"),
     "dropout": number(Real, "[0, 1)"),
     "clip_norm": number(Real, "(0, inf)", None),
     "clip_value": number(Real, "(0, inf)", None),

@@ -48,14 +48,14 @@ from .checks import (
     ACTIVATIONS,
     RULES,
     STOCHASTIC,
+    a_name,
     as_given,
     check_weights,
     host,
     invalid,
-    one_of,
 )
 from .perceptron import PerceptronCourse, Problem, State, WeightedCourse, WeightedEngine
-from .scikit_learn import CallbackSupportMixin, Hooks, column, warn, with_callbacks
+from .scikit_learn import CallbackSupportMixin, Hooks, flattened, warn, with_callbacks
 
 _PARAMETERS = """
     Parameters
@@ -190,7 +190,7 @@ class _Perceptron(
         """Refuse parameters that mean nothing, in scikit-learn's words."""
         if get_config().get("skip_parameter_validation"):
             return
-        rules = RULES | {"loss": one_of(*self._losses)}
+        rules = RULES | {"loss": a_name(*self._losses)}
         for name, (is_valid, expected) in rules.items():
             value = getattr(self, name)
             if not is_valid(value):
@@ -832,7 +832,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
             dtype=(np.float64, np.float32), reset=reset,
         )  # fmt: skip
         if y.ndim == 2 and y.shape[1] == 1:
-            y = column(y)
+            y = flattened(y)
         if not hasattr(self, "classes_") or (not self.warm_start and not incremental):
             self._label_binarizer = LabelBinarizer().fit(y)
             self.classes_ = self._label_binarizer.classes_
@@ -864,7 +864,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     def _from_outputs(self, a: np.ndarray) -> Any:
         return self._label_binarizer.inverse_transform(a.ravel() if self.n_outputs_ == 1 else a)
 
-    @available_if(lambda estimator: estimator._check_solver())
+    @available_if(lambda estimator: estimator._check_solver())  # noqa: SLF001
     @with_callbacks
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Any:
         """One epoch more over X and y, as `fit`.
@@ -963,7 +963,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
             dtype=(np.float64, np.float32), reset=reset,
         )  # fmt: skip
         if y.ndim == 2 and y.shape[1] == 1:
-            y = column(y)
+            y = flattened(y)
         if y.dtype.kind not in "biuf":
             raise TypeError(f"y must hold numbers, got dtype {y.dtype}: for labels, MLPClassifier")
         if self.loss == "poisson" and (y < 0).any():
@@ -976,7 +976,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     def _from_outputs(self, a: np.ndarray) -> Any:
         return a.ravel() if a.shape[1] == 1 else a
 
-    @available_if(lambda estimator: estimator._check_solver())
+    @available_if(lambda estimator: estimator._check_solver())  # noqa: SLF001
     @with_callbacks
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """One epoch more over X and y, as `fit`."""

@@ -76,7 +76,7 @@ def warn(message: str, category: type[Warning] = UserWarning, module: str = THEI
     A program's ``filterwarnings(..., module="sklearn")`` silences then what it would silence with
     scikit-learn. File and line are those of the caller's, for theirs has not run.
     """
-    frame = sys._getframe(1)
+    frame = sys._getframe(1)  # noqa: SLF001
     while frame.f_back is not None and package(frame) in ("backprop_gpu", "sklearn"):
         frame = frame.f_back
     warnings.warn_explicit(
@@ -89,7 +89,7 @@ def package(frame: Any) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
-def column(y: np.ndarray) -> np.ndarray:
+def flattened(y: np.ndarray) -> np.ndarray:
     """y (n, 1) as (n,), with scikit-learn's warning."""
     warn(
         "A column-vector y was passed when a 1d array was expected. Please change the shape of y "

@@ -22,7 +22,7 @@ from .modules import (
     MODULES,
     SETTINGS,
     SIGMAS,
-    Exponential,
+    ExponentialModule,
     UsersActivation,
     layers_of,
 )
@@ -170,7 +170,9 @@ class _Tracer(torch.fx.Tracer):
     """Does not look into what is known."""
 
     def is_leaf_module(self, m: Any, module_qualified_name: str) -> bool:
-        if type(m).forward is nn.Linear.forward or isinstance(m, (Exponential, UsersActivation)):
+        if type(m).forward is nn.Linear.forward or isinstance(
+            m, (ExponentialModule, UsersActivation)
+        ):
             return True
         return bool(super().is_leaf_module(m, module_qualified_name))
 
@@ -178,7 +180,7 @@ class _Tracer(torch.fx.Tracer):
 def _read(module: Any) -> list[_Layer]:
     """The layers, if all that the module does is Linear and activations, one after another."""
     for place, child in module.named_modules():
-        if child._forward_hooks or child._forward_pre_hooks:
+        if child._forward_hooks or child._forward_pre_hooks:  # noqa: SLF001
             raise _unsupported(
                 place or "module", child, "it has hooks, which may change what it computes"
             )

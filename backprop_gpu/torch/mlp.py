@@ -131,8 +131,8 @@ class MLP(nn.Sequential):
     def _hooked(self, device: Any) -> str | None:
         for name, module in self._modules.items():
             if (
-                module._forward_hooks or module._forward_pre_hooks
-                or module._backward_hooks or module._backward_pre_hooks
+                module._forward_hooks or module._forward_pre_hooks  # noqa: SLF001
+                or module._backward_hooks or module._backward_pre_hooks  # noqa: SLF001
             ):  # fmt: skip
                 return f"module {name} has hooks"
         if _any_global_hook():

@@ -50,10 +50,12 @@ def layers_of(net: Network, dtype: Any, device: Any) -> list[Any]:
 def _module_of(activation: Activation, dtype: str) -> Any:
     if not activation.builtin:
         return UsersActivation(activation)
-    return Exponential() if activation.name == "exponential" else MODULES[activation.name](dtype)
+    return (
+        ExponentialModule() if activation.name == "exponential" else MODULES[activation.name](dtype)
+    )
 
 
-class Exponential(nn.Module):
+class ExponentialModule(nn.Module):
     """e^z, which PyTorch has no module for."""
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:  # TorchScript reads this
@@ -99,7 +101,7 @@ SIGMAS: dict[type, str] = {
     nn.SiLU: "silu",
     nn.Softplus: "softplus",
     nn.Softmax: "softmax",
-    Exponential: "exponential",
+    ExponentialModule: "exponential",
 }
 
 #: The functions and methods that are.
@@ -149,8 +151,8 @@ def transformed() -> bool:
     """Whether PyTorch traces or transforms the call, and must see its own operations."""
     return bool(
         torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()  # noqa: SLF001
+        or torch.autograd.forward_ad._current_level >= 0  # noqa: SLF001
     )
 
 
