@@ -22,7 +22,13 @@ from backprop_gpu import (
     optimizers,
     planning,
 )
-from backprop_gpu.engines import Hyperparameters, Member, resident_cpu, resident_cpu_loop
+from backprop_gpu.engines import (
+    Hyperparameters,
+    Member,
+    resident_cpu,
+    resident_cpu_loop,
+    resident_cpu_product,
+)
 from backprop_gpu.engines.passes import Passes
 from backprop_gpu.parameters import Parameters
 
@@ -422,3 +428,20 @@ def test_no_blas_thread_spins_beside_the_loops_threads(monkeypatch: pytest.Monke
     )
     assert during == [{1}] * 2
     assert blas_threads() == before
+
+
+def test_bits_do_not_depend_on_whether_this_process_has_compiled() -> None:
+    """What computes is inlined: a second copy of it has other last bits (`_inlined` says why)."""
+    from numba.core.registry import CPUDispatcher
+
+    called = {
+        name: function.targetoptions
+        for module in (resident_cpu_loop, resident_cpu_product)
+        for name, function in vars(module).items()
+        if isinstance(function, CPUDispatcher)
+    }
+    own = {"run_steps", "convert", "transpose_all", "meet"}  # called from Python, or without floats
+    assert own < set(called)
+    for name, options in called.items():
+        inlined = options.get("forceinline") or options.get("inline") == "always"
+        assert inlined or name in own, name

@@ -114,7 +114,12 @@ def _compile(function: Any, **inlining: Any) -> Any:
 
 
 def _inlined(function: Any) -> Any:
-    """For what a step calls: to pass it its arguments, all those arrays, would take long."""
+    """For what is called from compiled code and computes with floats.
+
+    A function of its own would be there twice, by itself and beside its caller, optimised to other
+    last bits; which of the two runs depends on whether this process has compiled it or has loaded
+    it. And to pass all those arrays would take long.
+    """
     return _compile(function, forceinline=True)
 
 
@@ -147,7 +152,7 @@ _C5, _C6, _C7 = (
 )
 
 
-@_compile
+@_inlined
 def _exp_float32(x: Any) -> Any:
     """2^n e^r, x = n ln 2 + r, e^r by the polynomial of the Cephes library: within 2 ulp."""
     x = _LOWEST if x < _LOWEST else x  # in this form a NaN stays one
@@ -161,7 +166,7 @@ def _exp_float32(x: Any) -> Any:
     return np.int32(np.float32(e).view(np.int32) + power).view(np.float32)
 
 
-@_compile
+@_inlined
 def _exp_float64(x: Any) -> Any:
     return math.exp(x)
 
@@ -256,7 +261,7 @@ def pull_back(kind: int, d: Array, w: Array, v: Array) -> None:
             d[i] *= v[i]
 
 
-@_compile
+@_inlined
 def softmax(a: Array, at: int, strip: int, rows: int, n: int) -> None:
     """a ← softmax of each row of n numbers; zeros in the columns that fill up a strip."""
     W = lanes_of(a)
@@ -281,7 +286,7 @@ def softmax(a: Array, at: int, strip: int, rows: int, n: int) -> None:
                 row[j] /= total
 
 
-@_compile
+@_inlined
 def pull_back_softmax(delta: Array, a: Array, at: int, strip: int, rows: int, n: int) -> None:
     """δ_j ← a_j (δ_j - Σ_k δ_k a_k)."""
     W = lanes_of(a)
@@ -383,7 +388,7 @@ def times_gradient(kind: int, d: Array, a: Array, y: Array) -> None:
             d[i] = (a[i] - y[i]) * (d[i] / a[i])
 
 
-@_compile
+@_inlined
 def softmax_output_error(
     kind: int, delta: Array, a: Array, y: Array, at: int, strip: int, rows: int, n: int
 ) -> None:
@@ -420,14 +425,14 @@ def softmax_output_error(
 # -- the update --------------------------------------------------------------------------
 
 
-@_compile
+@_inlined
 def clip(g: Array, limit: Any) -> None:
     """Each component to ± limit; a NaN stays one."""
     for i in range(g.size):
         g[i] = limit if g[i] > limit else (-limit if g[i] < -limit else g[i])
 
 
-@_compile
+@_inlined
 def largest_of(g: Array) -> float:
     largest = 0.0
     for i in range(g.size):
@@ -435,7 +440,7 @@ def largest_of(g: Array) -> float:
     return largest
 
 
-@_compile
+@_inlined
 def relative_squares(g: Array, largest: float) -> float:
     """Σ (g / largest)²: the square of the largest itself might overflow."""
     total = 0.0
@@ -444,7 +449,7 @@ def relative_squares(g: Array, largest: float) -> float:
     return total
 
 
-@_compile
+@_inlined
 def penalize(p: Array, g: Array, l1: float, l2: float) -> None:
     """g ← g + l2 w + l1 sign(w)."""
     T = p.dtype.type
@@ -453,7 +458,7 @@ def penalize(p: Array, g: Array, l1: float, l2: float) -> None:
         g[i] += T(l2) * p[i] + T(l1) * sign
 
 
-@_compile
+@_inlined
 def apply_rule(rule: int, p: Array, g: Array, s: Array, t: Array, c: Array, d: Array) -> None:
     """One of the rules of `optimizers`, c being the step's coefficients and d the constants."""
     T = p.dtype.type
@@ -787,7 +792,7 @@ def place(shape: Shape, W: int, u: int) -> tuple[int, int, int, int]:
     return w, w + size, b, b + W
 
 
-@_compile
+@_inlined
 def sum_parts(memory: Memory, first: int, last: int, clip_value: Any) -> None:
     """The parts' gradients, added in order into the first, and clipped by value."""
     g = memory.gradients[0, first:last]
@@ -810,7 +815,7 @@ def _sum_of_squares(p: Array) -> float:
 sum_of_squares = _compile(_sum_of_squares, fastmath={"contract", "reassoc", "nsz"})
 
 
-@_compile
+@_inlined
 def clip_scale(norms: Array, clip_norm: float) -> float:
     """What the gradient is multiplied by to be of that norm at most."""
     largest = 0.0
@@ -825,7 +830,7 @@ def clip_scale(norms: Array, clip_norm: float) -> float:
     return clip_norm / norm if norm > clip_norm else 1.0
 
 
-@_compile
+@_inlined
 def update(memory: Memory, rule: Rule, first: int, last: int, c: Array, weights: bool) -> None:
     """Penalise and apply the rule to a range of the parameters."""
     p, g = memory.p[first:last], memory.gradients[0, first:last]
