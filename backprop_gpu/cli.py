@@ -40,6 +40,7 @@ from . import (
     tables,
     validation,
 )  # fmt: skip
+from .arguments import ArgumentError
 from .files import write_whole
 from .network import Network
 from .preprocessing import Category, Number, Options, Preprocessing
@@ -58,10 +59,6 @@ BATCH_SIZE = 10
 #: The output activation that goes with a cost where none is named. The quadratic cost's
 #: collapsing partner is identity, but the book pairs it with sigmoid.
 _OUTPUT = {"categorical_cross_entropy": "softmax", "poisson": "exponential"}
-
-
-class ArgumentError(Exception):
-    """An argument, or a file that it names, is wrong: one line for the user."""
 
 
 class Parser(argparse.ArgumentParser):

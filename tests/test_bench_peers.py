@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.peers import Device, Trainer
-from benchmarks.peers.agreement import BOUND, bound, disagreement
-from benchmarks.peers.plain_numpy import PlainNumPy, PlainTrainer
-from benchmarks.peers.registry import PEERS, get
-from benchmarks.workloads import WORKLOADS, Arrays, Problem, Workload, problem
+from backprop_gpu.benchmarks.peers import DeviceType, PeerTrainer
+from backprop_gpu.benchmarks.peers.agreement import BOUND, bound, disagreement
+from backprop_gpu.benchmarks.peers.plain_numpy import PlainNumPy, PlainTrainer
+from backprop_gpu.benchmarks.peers.registry import PEERS, get
+from backprop_gpu.benchmarks.workloads import WORKLOADS, Arrays, ProblemInstance, Workload, problem
 
 NIELSEN, CLASSIC, TABULAR = (WORKLOADS[name][0] for name in ("nielsen", "classic", "tabular"))
 POPULATION = next(load for load in WORKLOADS["population"] if load.members == 8)
@@ -29,7 +29,7 @@ def by_name(workload: Workload) -> str:
     return workload.name
 
 
-def skip_where_absent(name: str, workload: Workload, device: Device) -> None:
+def skip_where_absent(name: str, workload: Workload, device: DeviceType) -> None:
     reason = PEERS[name].obstacle(workload, device)
     if reason is not None:
         pytest.skip(f"{PEERS[name].label} on {device}: {reason}")
@@ -41,7 +41,7 @@ def skip_where_absent(name: str, workload: Workload, device: Device) -> None:
 @each_device
 @each_peer
 @pytest.mark.parametrize("workload", [NIELSEN, CLASSIC, TABULAR, POPULATION], ids=by_name)
-def test_every_peer_trains_the_same(workload: Workload, name: str, device: Device) -> None:
+def test_every_peer_trains_the_same(workload: Workload, name: str, device: DeviceType) -> None:
     """`BOUND` is above what float32 leaves, 1e-6 of the change, and below what TF32 does, 3e-4."""
     skip_where_absent(name, workload, device)
     assert disagreement(PEERS[name], workload, device) < bound(PEERS[name])
@@ -49,7 +49,7 @@ def test_every_peer_trains_the_same(workload: Workload, name: str, device: Devic
 
 @each_device
 @each_peer
-def test_a_second_run_goes_on_where_the_first_ended(name: str, device: Device) -> None:
+def test_a_second_run_goes_on_where_the_first_ended(name: str, device: DeviceType) -> None:
     skip_where_absent(name, POPULATION, device)
     load = replace(POPULATION, members=2)
     short = problem(load, steps=4)
@@ -76,7 +76,7 @@ class Broken(PlainNumPy):
     def __init__(self, trainer: type[PlainTrainer]) -> None:
         self.trainer = trainer
 
-    def start(self, problem: Problem, device: Device) -> Trainer:
+    def start(self, problem: ProblemInstance, device: DeviceType) -> PeerTrainer:
         return self.trainer(problem, np)
 
 
@@ -133,14 +133,15 @@ def test_peers_by_name() -> None:
 
 def test_importing_the_peers_imports_no_library() -> None:
     code = (
-        "import sys, benchmarks.peers.agreement, benchmarks.peers.registry\n"
+        "import sys\n"
+        "from backprop_gpu.benchmarks.peers import agreement, registry\n"
         "print(*{m.partition('.')[0] for m in sys.modules})"
     )
     root = Path(__file__).parent.parent
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True
     ).stdout.split()
-    assert "benchmarks" in out
+    assert "backprop_gpu" in out
     assert not {"torch", "jax", "sklearn", "cupy", "numba"} & set(out)
 
 

@@ -41,7 +41,7 @@ PARTS = 1 << 13
 
 SCHEDULERS = 4
 #: Share of the peak that a phase's busiest unit reaches: on an H200, as PHASE, by the record of
-#: 2026-11-26 (``benchmarks.gpu_constants``).
+#: 2026-11-26 (``backprop_gpu.benchmarks.gpu_constants``).
 EFFICIENCY = 0.36
 #: Cycles of a phase until its first result, with the barrier behind it.
 PHASE = 190

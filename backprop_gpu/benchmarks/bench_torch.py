@@ -1,7 +1,7 @@
 """Forward and backward pass of `backprop_gpu.torch.MLP` beside the same nn.Sequential.
 
-    python -m benchmarks.bench_torch [--sizes 512,512,512,512] [--batch 512] [--rounds 200]
-        [--activations sigmoid,relu] [--repeats 3] [--threads N] [--device cpu|cuda]
+    python -m backprop_gpu.benchmarks.bench_torch [--sizes 512,512,512,512] [--batch 512]
+        [--rounds 200] [--activations sigmoid,relu] [--repeats 3] [--threads N] [--device cpu|cuda]
 
 Outputs and gradients of both must agree before either is timed. Then they take turns, on random
 data; a ratio is formed within a round, and its median over the rounds is what counts. The whole is
@@ -23,7 +23,7 @@ BOUND = 30 * 2.0**-23 * 512**0.5
 
 def modules(sizes: list[int], activation: str, device: str) -> tuple[Any, Any]:
     """An MLP and the nn.Sequential with the same parameters."""
-    from backprop_gpu.torch import MLP, from_torch, to_torch
+    from ..torch import MLP, from_torch, to_torch
 
     mlp = MLP(sizes, activation, seed=1)
     return mlp.to(device), to_torch(from_torch(mlp)).to(device)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from ..workloads import Arrays, Problem, Workload
-from . import Device, absent
+from ..workloads import Arrays, ProblemInstance, Workload
+from . import DeviceType, absent
 
 Tensor = Any
 
@@ -15,7 +15,7 @@ class TorchEager:
     name = "torch"
     label = "PyTorch eager"
 
-    def obstacle(self, workload: Workload, device: Device) -> str | None:
+    def obstacle(self, workload: Workload, device: DeviceType) -> str | None:
         if reason := absent("torch", "PyTorch"):
             return reason
         import torch
@@ -23,14 +23,14 @@ class TorchEager:
         usable = device == "cpu" or torch.cuda.is_available()
         return None if usable else "PyTorch finds no CUDA device"
 
-    def start(self, problem: Problem, device: Device) -> TorchTrainer:
+    def start(self, problem: ProblemInstance, device: DeviceType) -> TorchTrainer:
         return TorchTrainer(problem, device)
 
 
 class TorchTrainer:
     """A model or, of many networks, one with all their parameters stacked; data; optimizer."""
 
-    def __init__(self, problem: Problem, device: Device) -> None:
+    def __init__(self, problem: ProblemInstance, device: DeviceType) -> None:
         import torch
         from torch import nn
         from torch.nn import functional as F

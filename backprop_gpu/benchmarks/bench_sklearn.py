@@ -1,4 +1,4 @@
-"""``python -m benchmarks.bench_sklearn``: our `MLPClassifier` beside scikit-learn's, on the CPU.
+"""Our `MLPClassifier` beside scikit-learn's, on the CPU.
 
 Both train from the same seed with the same settings, in turns, and must have the same
 ``loss_curve_``; times are medians of whole ``fit`` calls. ``--data FOLDER`` with MNIST's IDX files
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from . import records
+from .. import records
 
 RECORDS = "dropin.jsonl"
 
@@ -41,7 +41,7 @@ def cases(folder: str | None) -> list[Case]:
     digits = {"hidden_layer_sizes": (64,), "batch_size": 32, "random_state": 1}
     wide = {"hidden_layer_sizes": (256, 128), "batch_size": 200, "max_iter": 5, "random_state": 1}
     if folder is not None:
-        from backprop_gpu import datasets
+        from .. import datasets
 
         table = datasets.read(folder)
         rows, labels, name = table.X, table.y, "MNIST rows"
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--record", action="store_true")
     asked = parser.parse_args(arguments)
-    common = records.environment()
+    common = records.provenance()
     for case in cases(asked.data):
         found = measure(case, asked.rounds)
         own, theirs = (median(found["seconds"][name]) for name in ("ours", "sklearn"))

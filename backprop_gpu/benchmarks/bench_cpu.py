@@ -1,6 +1,6 @@
 """Training runs on the CPU for pytest-benchmark: ``pytest benchmarks/bench_cpu.py -k nielsen``.
 
-A round is one `Trainer.run`. pytest-benchmark times one library after the other, so that a slow
+A round is one `PeerTrainer.run`. pytest-benchmark times one library after the other, so that a slow
 moment of the machine hits only one of them: take ratios from ``backprop-gpu bench``, which lets
 the libraries take turns.
 """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..workloads import Problem
-from . import Device
+from ..workloads import ProblemInstance
+from . import DeviceType
 from .torch_eager import Tensor, TorchEager, TorchTrainer
 
 
@@ -11,12 +11,12 @@ class TorchCompile(TorchEager):
     name = "torch.compile"
     label = "PyTorch compiled"
 
-    def start(self, problem: Problem, device: Device) -> TorchTrainer:
+    def start(self, problem: ProblemInstance, device: DeviceType) -> TorchTrainer:
         return CompiledTrainer(problem, device)
 
 
 class CompiledTrainer(TorchTrainer):
-    def __init__(self, problem: Problem, device: Device) -> None:
+    def __init__(self, problem: ProblemInstance, device: DeviceType) -> None:
         super().__init__(problem, device)
         torch, X, Y = self.torch, self.X, self.Y
         # The optimizer's step and `backward` would break the graph; this has no breaks.

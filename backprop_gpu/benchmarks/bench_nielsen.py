@@ -1,6 +1,6 @@
 """The book's first experiment through `backprop_gpu.nielsen` and sample by sample in NumPy.
 
-    python -m benchmarks.bench_nielsen [--rows 10000] [--epochs 10] [--backend auto]
+    python -m backprop_gpu.benchmarks.bench_nielsen [--rows 10000] [--epochs 10] [--backend auto]
 
 trains [784, 30, 10] in mini-batches of 10 on random data both ways, checks that the weights agree,
 and prints µs a step of each and their ratio. Both start from the list of column vectors; ours is
@@ -20,7 +20,7 @@ from statistics import median
 
 import numpy as np
 
-from backprop_gpu.nielsen import network, network2
+from ..nielsen import network, network2
 
 SIZES, BATCH, ETA = [784, 30, 10], 10, 3.0
 #: As near as the weights of both must come before anything is timed.
@@ -94,7 +94,7 @@ def _train(net: network.Network, pairs: Pairs, epochs: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check, time and print."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.bench_nielsen",
+        prog="python -m backprop_gpu.benchmarks.bench_nielsen",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

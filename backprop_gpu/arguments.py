@@ -1,0 +1,5 @@
+"""What commands say of a wrong argument."""
+
+
+class ArgumentError(Exception):
+    """An argument, or a file that it names, is wrong: one line for the user."""
