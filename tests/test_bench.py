@@ -341,6 +341,18 @@ def test_rates_of_a_device() -> None:
     assert rates == MachineRates("cuda", 2048.0, {"float32": 128.0, "float64": 128.0}, 1.0, 7)
 
 
+@pytest.mark.gpu
+def test_rates_of_the_device_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = floor.cuda_rates
+    monkeypatch.setattr(
+        floor, "cuda_rates", lambda *which: rates(*which, copied=1 << 16, product=32)
+    )
+    found = floor.machine_rates("cuda", 0.0)
+    assert found.on_chip > 1 << 20
+    assert {"float32", "float64"} <= found.products.keys()
+    assert min(found.bandwidth, found.call, *found.products.values()) > 0
+
+
 # -- records ----------------------------------------------------------------------------
 
 

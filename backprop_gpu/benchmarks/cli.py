@@ -45,7 +45,8 @@ def add(commands: Any) -> None:
         "--against",
         nargs="+",
         metavar="NAME",
-        help="only these libraries beside ours; default: all that are there",
+        help="only these libraries beside ours; default: all that are there, but for our drop-in "
+        "replacements, ours.estimators and ours.torch",
     )
     option(
         "--device",
@@ -176,8 +177,8 @@ def _peers(against: Sequence[str] | None, settings: SuiteSettings) -> tuple[list
     """Ours and the others, and the names of those that --quick leaves out."""
     from .peers import registry
 
-    known = [name for name in registry.PEERS if name != OURS]
-    names = _names("library", against, [OURS, *known])
+    known = [*registry.PEERS, *registry.DROP_INS]
+    names = list(registry.PEERS) if against is None else _names("library", against, known)
     left_out = [name for name in names if against is None and name in settings.left_out]
     names = [name for name in names if name != OURS and name not in left_out]
     return [registry.get(name) for name in [OURS, *names]], left_out

@@ -40,10 +40,9 @@ class ScikitLearnTrainer:
         self.models = [self._model(problem, member) for member in range(workload.members)]
 
     def _model(self, problem: ProblemInstance, member: int) -> Any:
-        from sklearn.neural_network import MLPClassifier, MLPRegressor
-
         workload, m = problem.workload, problem.workload.batch
-        model = (MLPClassifier if workload.classes else MLPRegressor)(
+        model = self.new_model(
+            workload.classes,
             hidden_layer_sizes=workload.sizes[1:-1],
             activation="logistic" if workload.classes else "relu",
             solver="sgd",
@@ -62,6 +61,11 @@ class ScikitLearnTrainer:
         model.coefs_ = [w[member].T.copy() for w in problem.weights]
         model.intercepts_ = [b[member].copy() for b in problem.biases]
         return model
+
+    def new_model(self, classes: bool, **settings: Any) -> Any:
+        from sklearn.neural_network import MLPClassifier, MLPRegressor
+
+        return (MLPClassifier if classes else MLPRegressor)(**settings)
 
     def run(self) -> None:
         from sklearn import config_context
