@@ -51,6 +51,7 @@ import numpy as np
 from .. import Network, activations, costs, kernel_checks, optimizers, planning, records
 from ..backends.cuda import CudaBackend
 from ..backends.numpy import NumpyBackend
+from ..cuda.arrays import DeviceArray
 from ..cuda.blas import WORKSPACE
 from ..cuda.catalogue import Catalogue, Kernel
 from ..cuda.compiler import compile_kernels
@@ -266,7 +267,10 @@ class GpuRecorder(Recorder):
         self, p: Parameters, g: Parameters, optimizer: Any, backend: Any, slots: Any, epoch: Any
     ) -> float:
         host = NumpyBackend(np.float64)
-        to_host = lambda x: self.runtime.to_numpy(x).astype(np.float64)  # noqa: E731
+
+        def to_host(array: DeviceArray) -> np.ndarray:
+            return self.runtime.to_numpy(array).astype(np.float64)
+
         p64, g64 = Parameters(p.layout, to_host(p.flat)), Parameters(g.layout, to_host(g.flat))
         s64 = tuple(to_host(s) for s in slots)
         before = p64.flat.copy()

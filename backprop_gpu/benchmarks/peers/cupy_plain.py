@@ -37,4 +37,5 @@ class CuPyTrainer(PlainTrainer):
         self.xp.cuda.get_current_stream().synchronize()
 
     def to_numpy(self, array: Array) -> np.ndarray:
-        return self.xp.asnumpy(array)
+        host: np.ndarray = self.xp.asnumpy(array)
+        return host

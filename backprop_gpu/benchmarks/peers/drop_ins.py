@@ -34,7 +34,7 @@ class OurEstimatorsTrainer(ScikitLearnTrainer):
 
     @property
     def plan(self) -> str:
-        return self.models[0].plan_
+        return str(self.models[0].plan_)
 
 
 class OurModule(TorchEager):

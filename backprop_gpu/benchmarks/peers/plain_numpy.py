@@ -74,4 +74,4 @@ class PlainTrainer:
         )
 
     def to_numpy(self, array: Array) -> np.ndarray:
-        return array.copy()
+        return np.array(array)
