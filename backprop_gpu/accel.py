@@ -49,7 +49,7 @@ class _Accelerated(ABCMeta):
     def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> Any:
         ours = [base for base in bases if isinstance(base, _Accelerated)]
         for base in ours:
-            theirs = base._theirs
+            theirs = base._theirs  # noqa: SLF001
             private = [
                 method
                 for method, value in namespace.items()

@@ -49,6 +49,8 @@ class Activation:
     #: What σ' is computed from: "a" spares storing z, "z" needs it.
     derivative_from: str = "z"
     builtin: bool = False
+    #: Whether it passes about half of what comes in, which He's wider initial weights make up for.
+    rectifier: bool = False
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ def _same_shape(result: Any, z: np.ndarray, what: str) -> Any:
     return result
 
 
-class _Builtin(Activation):
+class BuiltinActivation(Activation):
     builtin = True
     name: str
     interval: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
@@ -153,7 +155,7 @@ def _as_float(z: Array) -> np.ndarray:
     return z if z.dtype.kind == "f" else z.astype(np.float64)
 
 
-class Sigmoid(_Builtin):
+class Sigmoid(BuiltinActivation):
     """σ(z) = 1 / (1 + e^-z),  σ' = a (1 - a)."""
 
     name = "sigmoid"
@@ -174,7 +176,7 @@ class Sigmoid(_Builtin):
         np.multiply(out, a, out=out)
 
 
-class Tanh(_Builtin):
+class Tanh(BuiltinActivation):
     """σ(z) = tanh z,  σ' = 1 - a²."""
 
     name = "tanh"
@@ -191,10 +193,11 @@ class Tanh(_Builtin):
         np.subtract(1.0, out, out=out)
 
 
-class Relu(_Builtin):
+class Relu(BuiltinActivation):
     """σ(z) = max(z, 0),  σ' = [a > 0]."""
 
     name = "relu"
+    rectifier = True
     interval = (BELOW_ZERO, math.inf)
     derivative_from = "a"
 
@@ -207,10 +210,11 @@ class Relu(_Builtin):
         np.greater(a, 0.0, out=out)
 
 
-class LeakyRelu(_Builtin):
+class LeakyRelu(BuiltinActivation):
     """σ(z) = max(z, 0.01 z),  σ' = 1 where a > 0, else 0.01."""
 
     name = "leaky_relu"
+    rectifier = True
     derivative_from = "a"
     slope: ClassVar[float] = 0.01
 
@@ -225,10 +229,11 @@ class LeakyRelu(_Builtin):
         np.maximum(out, self.slope, out=out)
 
 
-class Elu(_Builtin):
+class Elu(BuiltinActivation):
     """σ(z) = z where z > 0, else e^z - 1;  σ' = 1 where z > 0, else a + 1."""
 
     name = "elu"
+    rectifier = True
     interval = (-1.0, math.inf)
     derivative_from = "a"
 
@@ -245,10 +250,11 @@ class Elu(_Builtin):
         np.add(out, 1.0, out=out)
 
 
-class Gelu(_Builtin):
+class Gelu(BuiltinActivation):
     """σ(z) = z Φ(z),  σ' = Φ(z) + z φ(z), with the exact normal Φ (Hendrycks & Gimpel 2016)."""
 
     name = "gelu"
+    rectifier = True
     interval = (-0.17, math.inf)
 
     @staticmethod
@@ -276,10 +282,11 @@ class Gelu(_Builtin):
         np.add(out, scratch, out=out)
 
 
-class Silu(_Builtin):
+class Silu(BuiltinActivation):
     """σ(z) = z s(z) with s the sigmoid,  σ' = s + a (1 - s)."""
 
     name = "silu"
+    rectifier = True
     interval = (-0.2785, math.inf)
 
     def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
@@ -295,10 +302,11 @@ class Silu(_Builtin):
         np.add(out, scratch, out=out)
 
 
-class Softplus(_Builtin):
+class Softplus(BuiltinActivation):
     """σ(z) = ln(1 + e^z),  σ' = 1 - e^-a."""
 
     name = "softplus"
+    rectifier = True
     interval = (0.0, math.inf)
     derivative_from = "a"
 
@@ -313,7 +321,7 @@ class Softplus(_Builtin):
         np.negative(out, out=out)
 
 
-class Identity(_Builtin):
+class Identity(BuiltinActivation):
     """σ(z) = z,  σ' = 1."""
 
     name = "identity"
@@ -329,7 +337,7 @@ class Identity(_Builtin):
         out.fill(1.0)
 
 
-class Exponential(_Builtin):
+class Exponential(BuiltinActivation):
     """σ(z) = e^z,  σ' = a: the output whose Poisson cost has δ = a - y."""
 
     name = "exponential"
@@ -345,7 +353,7 @@ class Exponential(_Builtin):
         np.copyto(out, a)
 
 
-class Softmax(_Builtin):
+class Softmax(BuiltinActivation):
     """a_j = e^z_j / Σ_k e^z_k over a row; output layers only.
 
     Its Jacobian ∂a_k/∂z_j = a_k ([j = k] - a_j) couples the outputs of a sample.
@@ -386,7 +394,7 @@ class Softmax(_Builtin):
 
 
 _SIGMOID = Sigmoid()
-_BUILTINS: tuple[_Builtin, ...] = (
+_BUILTINS: tuple[BuiltinActivation, ...] = (
     _SIGMOID, Tanh(), Relu(), LeakyRelu(), Elu(), Gelu(), Silu(), Softplus(),
     Identity(), Exponential(), Softmax(),
 )  # fmt: skip

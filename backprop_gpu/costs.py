@@ -70,6 +70,9 @@ class Cost:
     distribution: bool = False
     #: The output activation with which BP1 collapses to a - y.
     partner: str | None = None
+    #: The output activation where none is named; None takes sigmoid for classes, identity for
+    #: numbers. The quadratic cost's partner is identity, and the book pairs it with sigmoid.
+    default_output: str | None = None
     builtin: bool = False
     clipped: bool = False
 
@@ -143,7 +146,7 @@ class Cost:
         activation.pull_back(out, z, a, scratch)
 
 
-class _Builtin(Cost):
+class BuiltinCost(Cost):
     """C_x = Σ_j c(a_j, y_j), so that one elementwise map and one sum are the whole cost."""
 
     builtin = True
@@ -240,7 +243,7 @@ def _clip(a: np.ndarray, interior: tuple[float, float], out: np.ndarray) -> None
     np.clip(a, lower, upper, out=out)
 
 
-class Quadratic(_Builtin):
+class Quadratic(BuiltinCost):
     """C_x = ½ ‖y - a‖²,  ∂C_x/∂a_j = a_j - y_j."""
 
     name = "quadratic"
@@ -288,7 +291,7 @@ class Quadratic(_Builtin):
         activation.pull_back(out, z, a, scratch)
 
 
-class BinaryCrossEntropy(_Builtin):
+class BinaryCrossEntropy(BuiltinCost):
     """C_x = -Σ_j [y_j ln a_j + (1 - y_j) ln(1 - a_j)],  ∂C_x/∂a_j = (a_j - y_j) / (a_j (1 - a_j)).
 
     With sigmoid, c = ln(1 + e^z) - y z.
@@ -352,13 +355,14 @@ class BinaryCrossEntropy(_Builtin):
         np.subtract(out, q, out=out)
 
 
-class CategoricalCrossEntropy(_Builtin):
+class CategoricalCrossEntropy(BuiltinCost):
     """C_x = -Σ_j y_j ln a_j,  ∂C_x/∂a_j = -y_j / a_j;  Σ_j y_j = 1.
 
     With softmax, c = y_j (ln Σ_k e^z_k - z_j).
     """
 
     name = "categorical_cross_entropy"
+    default_output = "softmax"
     domain, interior = (0.0, 1.0), (0.0, math.inf)
     targets = (0.0, 1.0)
     distribution = True
@@ -392,12 +396,13 @@ class CategoricalCrossEntropy(_Builtin):
         np.negative(slope, out=slope)
 
 
-class Poisson(_Builtin):
+class Poisson(BuiltinCost):
     """C_x = Σ_j (a_j - y_j ln a_j),  ∂C_x/∂a_j = 1 - y_j / a_j: the negative log-likelihood
     of counts y with mean a, less ln y!. With exponential, c = a - y z.
     """
 
     name = "poisson"
+    default_output = "exponential"
     domain = interior = (0.0, math.inf)
     targets = (0.0, math.inf)
     partner = "exponential"

@@ -16,17 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import costs, validation
 from .backends.numpy import NumpyBackend
-from .engines.layered import Batch, LayeredEngine
+from .engines.passes import Batch, Passes
+from .model import Model
 from .parameters import Parameters
-
-if TYPE_CHECKING:
-    from .network import Network
 
 #: Nudges, relative to 1 + |value|; the best of them counts. Large ones drown in curvature
 #: and meet kinks, small ones drown in rounding.
@@ -105,14 +102,21 @@ class GradientReport:
 
 @np.errstate(all="ignore")
 def check_gradients(
-    network: Network, X: np.ndarray, Y: np.ndarray, *, tolerance: float, max_weights: int
+    model: Model,
+    parameters: Parameters,
+    X: np.ndarray,
+    Y: np.ndarray,
+    *,
+    tolerance: float,
+    max_weights: int,
 ) -> GradientReport:
     """Compare δ, ∂C/∂w and ∂C/∂b with central differences, in float64 on NumPy.
 
     Parameters
     ----------
-    network : Network
-        Its parameters, activations and cost are used, not its backend or dtype.
+    model : Model
+        Its activations and cost are used, not its backend or dtype.
+    parameters : Parameters
     X, Y : (n, n_0), (n, n_L)
     tolerance : float
         The largest relative error that counts as agreement, > 0.
@@ -133,8 +137,8 @@ def check_gradients(
     if tolerance <= 0.0:
         raise ValueError(f"tolerance must be > 0, got {tolerance:g}")
     max_weights = validation.integer("max_weights", max_weights, 1)
-    demon = _Demon(network, X, Y, tolerance)
-    layers = range(1, len(network.sizes))
+    demon = _Demon(model, model.read(parameters), X, Y, tolerance)
+    layers = range(1, len(model.sizes))
     neurons, weights, biases = (
         max((nudge for l in layers for nudge in nudges(l)), key=lambda nudge: nudge.error)
         for nudges in (
@@ -150,15 +154,17 @@ def check_gradients(
 class _Demon:
     """Nudges one number at a time, and watches C_x of every sample."""
 
-    def __init__(self, network: Network, X: np.ndarray, Y: np.ndarray, tolerance: float) -> None:
-        self.activations, self.cost = network.activations, network.cost
+    def __init__(
+        self, model: Model, flat: np.ndarray, X: np.ndarray, Y: np.ndarray, tolerance: float
+    ) -> None:
+        self.activations, self.cost = model.activations, model.cost
         self.tolerance = tolerance
         self.comparisons = 0
         backend = NumpyBackend(np.float64)
-        engine = LayeredEngine(backend, network.sizes, self.activations, self.cost)
-        self.parameters = Parameters(network._layout, network._get_flat().astype(np.float64))
-        self.gradients = engine._zeros_like(self.parameters)
-        at_edge = self._at_edge(engine.predict(self.parameters, X, len(X)))
+        passes = Passes(backend, model.sizes, self.activations, self.cost)
+        self.parameters = Parameters(model.layout, flat.astype(np.float64))
+        self.gradients = passes.zeros_like(self.parameters)
+        at_edge = self._at_edge(passes.predict(self.parameters, X, len(X)))
         #: Those that are nudged.
         self.rows = np.flatnonzero(~at_edge)
         if not self.rows.size:
@@ -166,12 +172,12 @@ class _Demon:
                 f"X: every row has an output at the edge of what cost {self.cost.name!r} is "
                 f"defined for, where its slope cannot be measured: make X or the weights smaller"
             )
-        sizes = network.sizes
+        sizes = model.sizes
         self.batch = Batch(backend, sizes, (True,) * len(sizes), len(self.rows))
         self.batch.a[0][...] = X[self.rows]
         self.batch.y[...] = Y[self.rows]
-        engine._forward(self.parameters, self.batch)
-        engine._backward(self.parameters, self.gradients, self.batch)
+        passes.forward(self.parameters, self.batch)
+        passes.backward(self.parameters, self.gradients, self.batch)
         z = np.asarray(self.batch.z[-1])
         self.floor = _mean_size(self._costs_from(len(self.activations), z, np.zeros((1, 1))))
         if self.cost.builtin:  # of order z where σ is saturated; a user's may have any unit
@@ -180,7 +186,7 @@ class _Demon:
 
     def _at_edge(self, a: np.ndarray) -> np.ndarray:
         """(n,), whether an output is where ā ends, or within a nudge of that."""
-        if not isinstance(self.cost, costs._Builtin) or costs.collapses(
+        if not isinstance(self.cost, costs.BuiltinCost) or costs.collapses(
             self.activations[-1], self.cost
         ):
             return np.zeros(len(a), bool)
@@ -248,7 +254,7 @@ class _Demon:
             a, scratch = np.empty_like(z), np.empty_like(z)
             self.activations[k].evaluate(z, a, scratch)
         if costs.collapses(self.activations[-1], self.cost):
-            assert isinstance(self.cost, costs._Builtin)
+            assert isinstance(self.cost, costs.BuiltinCost)
             out = np.empty_like(z)
             self.cost.terms_from_z(z, a, self.batch.y, out, scratch)
             return np.asarray(out.sum(axis=1))

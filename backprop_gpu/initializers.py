@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from .activations import Activation
+
 Draw = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
@@ -55,3 +57,10 @@ def draw(
         for (_, random_bias), n in zip(kinds, sizes[1:], strict=True)
     ]
     return weights, biases
+
+
+def rules(name: str, activations: Sequence[Activation]) -> list[str]:
+    """One a layer: `name`, or for "auto" he where σ is a rectifier and book elsewhere."""
+    if name != "auto":
+        return [name] * len(activations)
+    return ["he" if each.rectifier else "book" for each in activations]

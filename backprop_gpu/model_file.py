@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import activations, costs, validation
 from .files import write_whole
-from .parameters import Layout
+from .model import Model
+from .parameters import Layout, Parameters
 from .preprocessing import Preprocessing
-
-if TYPE_CHECKING:
-    from .network import Network
 
 FORMAT = "backprop_gpu"
 VERSION = 1
@@ -22,44 +22,63 @@ VERSION = 1
 PREPROCESSING = "backprop_gpu.preprocessing"
 
 
-def save(network: Network, path: Any) -> None:
+class Saved(NamedTuple):
+    """What a file holds: arguments of `Network`, w[1] … w[L], b[1] … b[L], and preprocessing."""
+
+    arguments: dict[str, Any]
+    weights: list[np.ndarray]
+    biases: list[np.ndarray]
+    preprocessing: Preprocessing | None
+
+
+def save(
+    path: Any, model: Model, parameters: Parameters, preprocessing: Preprocessing | None
+) -> None:
     """Write the network, the whole file or none of it."""
     import safetensors.numpy
 
     path = Path(path)
-    for activation in network.activations:
+    for activation in model.activations:
         if not activation.builtin:
             activations.check_name(activation.name)
-    if not network.cost.builtin:
-        costs.check_name(network.cost.name)
+    if not model.cost.builtin:
+        costs.check_name(model.cost.name)
     tensors: dict[str, np.ndarray] = {}
-    for l, (w, b) in enumerate(zip(network.weights, network.biases, strict=True), start=1):
+    views = zip(*model.layout.views(model.read(parameters)), strict=True)
+    for l, (w, b) in enumerate(views, start=1):
         tensors[f"w{l}"], tensors[f"b{l}"] = w, b
     description = {
         "version": VERSION,
-        "sizes": network.sizes,
-        "activations": [activation.name for activation in network.activations],
-        "cost": network.cost.name,
-        "dtype": network.dtype.name,
+        "sizes": model.sizes,
+        "activations": [activation.name for activation in model.activations],
+        "cost": model.cost.name,
+        "dtype": model.dtype.name,
     }
     metadata = {FORMAT: json.dumps(description)}
-    if network.preprocessing is not None:
-        metadata[PREPROCESSING] = network.preprocessing.to_json()
+    if preprocessing is not None:
+        metadata[PREPROCESSING] = preprocessing.to_json()
     write_whole(path, safetensors.numpy.save(tensors, metadata))
 
 
-def load(cls: type[Network], path: Any, backend: str, seed: int | None) -> Network:
-    """Read a file written by `save`, checking every part before a network is made of it."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no model file at {path}")
+@contextmanager
+def naming(path: Any) -> Iterator[None]:
+    """Errors name the file; their text, and those behind it, may be as long as that."""
     try:
-        return _load(cls, path, backend, seed)
-    except ValueError as error:  # its text, and those behind it, may be as long as the file
+        yield
+    except ValueError as error:
         raise ValueError(f"{path}: {validation.brief(error)}") from None
 
 
-def _load(cls: type[Network], path: Path, backend: str, seed: int | None) -> Network:
+def load(path: Any) -> Saved:
+    """Read a file written by `save`, checking every part before anything is made of it."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no model file at {path}")
+    with naming(path):
+        return _load(path)
+
+
+def _load(path: Path) -> Saved:
     import safetensors
 
     try:
@@ -70,13 +89,9 @@ def _load(cls: type[Network], path: Path, backend: str, seed: int | None) -> Net
     except safetensors.SafetensorError as error:
         raise ValueError(f"cut short or not a safetensors file: {error}") from error
     layers = range(1, len(layout.sizes))
-    network = cls(
-        layout.sizes, activation=names, cost=cost, dtype=dtype, backend=backend, seed=seed
-    )
-    network.weights = [tensors[f"w{l}"] for l in layers]
-    network.biases = [tensors[f"b{l}"] for l in layers]
-    network.preprocessing = preprocessing
-    return network
+    arguments = {"sizes": layout.sizes, "activation": names, "cost": cost, "dtype": dtype}
+    weights, biases = ([tensors[f"{kind}{l}"] for l in layers] for kind in "wb")
+    return Saved(arguments, weights, biases, preprocessing)
 
 
 def _describe(file: Any) -> tuple[Layout, list[str], str, np.dtype[Any]]:

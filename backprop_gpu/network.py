@@ -3,43 +3,23 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import (
-    activations,
-    backends,
-    costs,
-    initializers,
-    optimizers,
-    planning,
-    threads,
-    training,
-    validation,
-)
+from . import gradient_check, initializers, model_file, optimizers, planning, threads, validation
 from .activations import Activation
-from .backends.cuda import CudaBackend
 from .costs import Cost
-from .engines.layered import LayeredEngine
-from .engines.resident_cpu import ResidentEngine
-from .engines.resident_cuda import ResidentCudaEngine
-from .gradient_check import GradientReport, check_gradients
+from .gradient_check import GradientReport
+from .model import Model
 from .optimizers import Optimizer
-from .parameters import Layout, Parameters
 from .planning.explanation import Explanation, explain
 from .schedules import Schedule
-from .training import Callback, History
+from .training import Callback, History, fitting
 
 if TYPE_CHECKING:
     from .preprocessing import Preprocessing
-
-#: Activations whose signal He's wider weights are made for.
-_RECTIFIERS = ("relu", "leaky_relu", "elu", "gelu", "silu", "softplus")
 
 
 class Network:
@@ -73,6 +53,12 @@ class Network:
     sizes : tuple of int
     plan : planning.Plan
         What runs and why: the backend from the start, kernels from the last `fit`.
+    model : Model
+        What it has in common with others of its shape: sizes, σ, C, dtype, backend.
+    parameters : Parameters
+        w and b, where the backend keeps them.
+    generator : numpy.random.Generator
+        Draws the order of the rows.
     history : History or None
         Of the last `fit`, also of one that was interrupted.
     preprocessing : preprocessing.Preprocessing or None
@@ -100,6 +86,9 @@ class Network:
     """
 
     preprocessing: Preprocessing | None = None
+    history: History | None
+    plan: planning.Plan
+    generator: np.random.Generator
 
     def __init__(
         self,
@@ -112,147 +101,85 @@ class Network:
         seed: int | None = None,
         initial_weights: str = "auto",
     ) -> None:
-        self.sizes = validation.sizes(sizes)
-        self._activations = resolve_activations(activation, len(self.sizes) - 1)
-        self._cost = costs.get(cost)
-        costs.check_pair(self._activations[-1], self._cost)
-        if self.sizes[-1] == 1 and not self._activations[-1].elementwise:
-            raise ValueError("softmax of one output is always 1: use sigmoid, or two outputs")
-        self.dtype = validation.dtype(dtype)
         if seed is not None:
             seed = validation.seed(seed)
         validation.one_of("initial_weights", initial_weights, ("auto", *initializers.names()))
-        self._rng = np.random.default_rng(seed)
-        self.history: History | None = None
-        chosen = [
-            initial_weights
-            if initial_weights != "auto"
-            else "he"
-            if activation.name in _RECTIFIERS
-            else "book"
-            for activation in self._activations
-        ]
-        self._initial_weights = tuple(chosen)
-        self._choice = planning.choose_backend(backend, backends.Obstacles(self.dtype))
+        model = Model(sizes, activation=activation, cost=cost, dtype=dtype, backend=backend)
         # Drawn in float64, beside what it becomes.
-        size = Layout(self.sizes).length * (8 + self.dtype.itemsize)
-        validation.room(f"a network of sizes {self.sizes}", size)
-        weights, biases = initializers.draw(chosen, self.sizes, self._rng)
+        size = model.layout.length * (8 + model.dtype.itemsize)
+        validation.room(f"a network of sizes {model.sizes}", size)
+        self._start(model)
+        self.generator = np.random.default_rng(seed)
+        rules = initializers.rules(initial_weights, self.activations)
+        self.weights, self.biases = initializers.draw(rules, self.sizes, self.generator)
 
-        self._connect()
-        self.weights, self.biases = tuple(weights), tuple(biases)
+    def _start(self, model: Model, flat: Any = None) -> None:
+        self.model, self.history = model, None
+        self.parameters = model.parameters(flat)
+        self.plan = model.plan()
 
-    def _connect(self) -> None:
-        """Make backend, engine and parameters, all 0, and the plan that names them."""
-        self._layout = Layout(self.sizes)
-        self._backend = backends.create(self._choice.backend, self.dtype)
-        self._parameters = Parameters(self._layout, self._backend.zeros((self._layout.length,)))
-        self.plan = self._make_plan(None)
-
-    def _sibling(self, flat: Any, rng: np.random.Generator) -> Network:
-        """A network like this one, on its backend and engine, whose parameters are `flat`."""
-        sibling = object.__new__(type(self))
-        sibling.__dict__.update(self.__dict__)
-        sibling._rng, sibling.history = rng, None
-        sibling._parameters = Parameters(self._layout, flat)
-        return sibling
-
-    def _with(self, weights: Sequence[Any], biases: Sequence[Any]) -> Network:
-        """A network like this one with other parameters, which this one's users do not meet."""
-        sibling = self._sibling(self._backend.zeros((self._layout.length,)), self._rng)
-        sibling.weights, sibling.biases = weights, biases
-        return sibling
-
-    def _make_plan(self, run: planning.Run | None) -> planning.Plan:
-        plan = self._plan(run)
-        if run is None or plan.engine != "resident" or not isinstance(self._backend, CudaBackend):
-            return plan
-        from . import self_check
-
-        failed = self_check.resident_obstacle(
-            self._backend, self.sizes, self._activations, self._cost, run
-        )
-        return plan if failed is None else self._plan(replace(run, obstacle=failed))
-
-    def _plan(self, run: planning.Run | None) -> planning.Plan:
-        device, algorithm = getattr(self._backend, "device", None), None
-        if isinstance(self._backend, CudaBackend) and self._backend.device.library:
-            algorithm = self._backend.algorithm
-        return planning.choose_plan(
-            self.sizes, self.dtype.itemsize, self._choice, device, run, threads.cores(), algorithm
-        )
-
-    def _engine_for(self, plan: planning.Plan) -> LayeredEngine:
-        """A new engine, for one training."""
-        if plan.engine == "layered":
-            return self._reader()
-        engine = ResidentEngine if self._choice.backend == "numpy" else ResidentCudaEngine
-        return engine(self._backend, self.sizes, self._activations, self._cost)
-
-    def _reader(self) -> LayeredEngine:
-        """A new engine for one call that reads: several threads may read at once."""
-        return LayeredEngine(self._backend, self.sizes, self._activations, self._cost)
-
-    def _resident_obstacle(self) -> str | None:
-        """Why the resident engine cannot train this network, if it cannot."""
-        if not self._cost.builtin:
-            return f"cost {self._cost.name!r} is not built in"
-        users = list(dict.fromkeys(a for a in self._activations if not a.builtin))
-        if isinstance(self._backend, CudaBackend):
-            names = " and ".join(repr(user.name) for user in users)
-            return f"a kernel takes one user's activation, not {names}" if len(users) > 1 else None
-        if self._choice.backend != "numpy":
-            return f"backend {self._choice.backend} has a kernel for each equation and no other"
-        if users:
-            return f"activation {users[0].name!r} is not built in"
-        if importlib.util.find_spec("numba") is None:
-            return "numba is not installed"
-        if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
-            return "NUMBA_DISABLE_JIT is set"
-        return None
+    @classmethod
+    def of(cls, model: Model, flat: Any, generator: np.random.Generator) -> Network:
+        """A network of a model, whose parameters are a flat array of the backend's."""
+        network = object.__new__(cls)
+        network._start(model, flat)
+        network.generator = generator
+        return network
 
     def __repr__(self) -> str:
-        names = [activation.name for activation in self._activations]
+        names = [activation.name for activation in self.activations]
         shown = names[0] if len(set(names)) == 1 else names
         return (
             f"Network({list(self.sizes)}, activation={shown!r}, cost={self.cost.name!r}, "
-            f"dtype={self.dtype.name!r}, backend={self._choice.backend!r})"
+            f"dtype={self.dtype.name!r}, backend={self.backend!r})"
         )
 
-    # -- parameters ---------------------------------------------------------------
+    # -- what it shares with others of its shape ------------------------------------
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """(n_0, …, n_L)."""
+        return self.model.sizes
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of parameters and arithmetic."""
+        return self.model.dtype
 
     @property
     def activations(self) -> tuple[Activation, ...]:
         """σ of layers 1 … L."""
-        return self._activations
+        return self.model.activations
 
     @property
     def cost(self) -> Cost:
         """C."""
-        return self._cost
+        return self.model.cost
 
     @property
     def backend(self) -> str:
         """The backend in use; ``plan.backend_reason`` says why."""
-        return self._choice.backend
+        return self.model.choice.backend
+
+    # -- parameters -----------------------------------------------------------------
 
     @property
     def weights(self) -> tuple[np.ndarray, ...]:
         """w[1] … w[L], each (n_l, n_{l-1}): read-only copies. Assign a sequence to replace them."""
-        return _read_only(self._layout.views(self._get_flat())[0])
+        return _read_only(self._views()[0])
 
     @weights.setter
     def weights(self, value: Sequence[Any]) -> None:
-        self._replace("weights", value, self._layout.weight_shapes)
+        self._replace("weights", value, self.model.layout.weight_shapes)
 
     @property
     def biases(self) -> tuple[np.ndarray, ...]:
         """b[1] … b[L], each (n_l,): read-only copies. Assign a sequence to replace them."""
-        return _read_only(self._layout.views(self._get_flat())[1])
+        return _read_only(self._views()[1])
 
     @biases.setter
     def biases(self, value: Sequence[Any]) -> None:
-        self._replace("biases", value, self._layout.bias_shapes)
+        self._replace("biases", value, self.model.layout.bias_shapes)
 
     def _replace(self, name: str, value: Sequence[Any], shapes: Sequence[tuple[int, ...]]) -> None:
         try:
@@ -270,17 +197,14 @@ class Network:
                     f"{name}[{l - 1}] does not fit layer {l}: expected shape {shape}, "
                     f"got {array.shape}"
                 )
-        flat = self._get_flat()
-        views = self._layout.views(flat)[0 if name == "weights" else 1]
+        flat = self.model.read(self.parameters)
+        views = self.model.layout.views(flat)[0 if name == "weights" else 1]
         for view, array in zip(views, arrays, strict=True):
             view[...] = array
-        self._set_flat(flat)
+        self.model.write(flat, self.parameters)
 
-    def _get_flat(self) -> np.ndarray:
-        return self._backend.to_numpy(self._parameters.flat)
-
-    def _set_flat(self, flat: np.ndarray) -> None:
-        self._backend.copy(self._backend.asarray(flat), self._parameters.flat)
+    def _views(self) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        return self.model.layout.views(self.model.read(self.parameters))
 
     # -- training -------------------------------------------------------------------
 
@@ -297,6 +221,7 @@ class Network:
         callbacks: Iterable[Callback | Callable[[Network, History], bool | None]] = (),
         progress: bool = False,
         engine: str = "auto",
+        plan: planning.Plan | None = None,
     ) -> History:
         """Mini-batch gradient descent from the current weights.
 
@@ -325,6 +250,9 @@ class Network:
         engine : {"auto", "layered", "resident"}
             What runs an epoch; "auto" takes what the planner expects to be faster, and
             ``network.plan`` says which and why.
+        plan : planning.Plan, optional
+            What to run, instead of what the planner would take: ``network.plan`` of an earlier
+            `fit`, here or on a machine of the same kind, to have its results again.
 
         Returns
         -------
@@ -343,7 +271,7 @@ class Network:
             whose callback calls this one.
         """
         with threads.alone("network", self):
-            return training.fit(
+            return fitting.fit(
                 self,
                 X,
                 Y,
@@ -355,6 +283,7 @@ class Network:
                 callbacks=callbacks,
                 progress=progress,
                 engine=engine,
+                plan=plan,
             )
 
     # -- without training -------------------------------------------------------------
@@ -368,13 +297,13 @@ class Network:
             If outputs are NaN, naming the first row: z overflowed there.
         """
         X = validation.inputs(X, self.sizes[0], self.dtype)
-        outputs = self._reader().predict(self._parameters, X, planning.CHUNK_ROWS)
+        outputs = self.model.passes().predict(self.parameters, X)
         return validation.warn_of_nan(outputs)
 
     def loss(self, X: Any, Y: Any) -> float:
         """C, the mean cost over the rows, without penalties."""
-        X, Y = self._check_data(X, Y)
-        return self._reader().evaluate(self._parameters, X, Y, planning.CHUNK_ROWS)[0]
+        X, Y = self.model.check_data(X, Y)
+        return self.model.passes().evaluate(self.parameters, X, Y)[0]
 
     def accuracy(self, X: Any, labels: Any) -> float:
         """The share of rows whose largest output is the label's; with one output, a >= ½ is 1.
@@ -383,15 +312,13 @@ class Network:
         """
         X = validation.inputs(X, self.sizes[0], self.dtype)
         classes = validation.labels(labels, len(X), self.sizes[-1])
-        return validation.accuracy(
-            self._reader().predict(self._parameters, X, planning.CHUNK_ROWS), classes
-        )
+        return validation.accuracy(self.model.passes().predict(self.parameters, X), classes)
 
     def gradients(self, X: Any, Y: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         """[(∂C/∂w[1], ∂C/∂b[1]), …] of the mean cost over all rows (BP1–BP4)."""
-        X, Y = self._check_data(X, Y)
-        flat = self._backend.to_numpy(self._reader().gradients(self._parameters, X, Y).flat)
-        return list(zip(*self._layout.views(flat), strict=True))
+        X, Y = self.model.check_data(X, Y)
+        found = self.model.read(self.model.passes().gradients(self.parameters, X, Y))
+        return list(zip(*self.model.layout.views(found), strict=True))
 
     def check_gradients(
         self, X: Any, Y: Any, *, tolerance: float = 1e-5, max_weights: int = 200
@@ -400,24 +327,10 @@ class Network:
 
         See `gradient_check.check_gradients`.
         """
-        X, Y = self._check_data(X, Y)
-        return check_gradients(self, X, Y, tolerance=tolerance, max_weights=max_weights)
-
-    def _check_data(
-        self, X: Any, Y: Any, names: tuple[str, str] = ("X", "Y"), bytes_stay: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        X = validation.inputs(X, self.sizes[0], self.dtype, names[0], bytes_stay)
-        Y = validation.targets(
-            Y,
-            len(X),
-            self._activations[-1],
-            self.cost,
-            self.sizes[-1],
-            self.dtype,
-            names[1],
-            names[0],
+        X, Y = self.model.check_data(X, Y)
+        return gradient_check.check_gradients(
+            self.model, self.parameters, X, Y, tolerance=tolerance, max_weights=max_weights
         )
-        return X, Y
 
     def explain(
         self,
@@ -450,29 +363,24 @@ class Network:
         batch_size = validation.integer("batch_size", batch_size, 1, rows)
         epochs = validation.integer("epochs", epochs, 1)
         optimizer = optimizers.get(optimizer)
-        obstacle = self._resident_obstacle()
         run = planning.Run(
             rows,
             epochs,
             batch_size,
             engine,
-            obstacle,
-            user_cost=not self._cost.builtin,
             slots=optimizer.slots,
             clips_norm=optimizer.clip_norm is not None,
         )
         return explain(
-            self.sizes, batch_size, self.dtype, self._make_plan(run),
-            getattr(self._backend, "device", None), optimizer.slots,
+            self.sizes, batch_size, self.dtype, self.model.plan(run), self.model.device,
+            optimizer.slots,
         )  # fmt: skip
 
     # -- files and copies -------------------------------------------------------------
 
     def save(self, path: Any) -> None:
         """Write the network to a safetensors file, replacing what is there in one step."""
-        from .model_file import save
-
-        save(self, path)
+        model_file.save(path, self.model, self.parameters, self.preprocessing)
 
     @classmethod
     def load(cls, path: Any, *, backend: str = "auto", seed: int | None = None) -> Network:
@@ -486,53 +394,25 @@ class Network:
             If the file is cut short, is no model of this library, has another version,
             or names an activation or cost that is not registered.
         """
-        from .model_file import load
-
-        return load(cls, path, backend, seed)
+        saved = model_file.load(path)
+        with model_file.naming(path):
+            network = cls(**saved.arguments, backend=backend, seed=seed)
+            network.weights, network.biases = saved.weights, saved.biases
+        network.preprocessing = saved.preprocessing
+        return network
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        for name in ("_backend", "_parameters", "_layout", "plan"):
-            del state[name]
-        own = {name: copy.deepcopy(state[name]) for name in ("_rng", "history")}
-        return state | own | {"flat": self._get_flat()}
+        state = {k: v for k, v in vars(self).items() if k not in ("parameters", "plan")}
+        own = {name: copy.deepcopy(state[name]) for name in ("generator", "history")}
+        return state | own | {"flat": self.model.read(self.parameters)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         flat = state.pop("flat")
-        self.__dict__.update(state)
-        obstacles = backends.Obstacles(self.dtype)
-        if obstacles[self.backend] is not None:  # the original had a device, this machine has none
-            self._choice = planning.choose_backend("auto", obstacles)
-        self._connect()
-        self._set_flat(flat)
-
-
-def resolve_activations(
-    value: str | Activation | Sequence[str | Activation], layers: int
-) -> tuple[Activation, ...]:
-    """σ of layers 1 … L, from one for all or one a layer; softmax at the output only."""
-    if isinstance(value, (str, Activation)):
-        result = (activations.get(value),) * layers
-        if not result[0].elementwise and layers > 1:
-            raise ValueError(
-                f"activation {result[0].name!r} is for the output layer only: name one a layer, "
-                f"for example {['sigmoid'] * (layers - 1) + [result[0].name]}"
-            )
-        return result
-    if not validation.is_ordered(value):
-        raise TypeError(f"activation must be a name, an Activation or one a layer, got {value!r}")
-    result = tuple(activations.get(item) for item in value)
-    if len(result) != layers:
-        raise ValueError(
-            f"activation must name one for each of the {layers} layers after the input, "
-            f"got {len(result)}"
-        )
-    for l, activation in enumerate(result[:-1], start=1):
-        if not activation.elementwise:
-            raise ValueError(
-                f"activation {activation.name!r} is for the output layer only, not layer {l}"
-            )
-    return result
+        vars(self).update(state)
+        self.model = copy.copy(self.model)  # on a backend of its own
+        self.parameters = self.model.parameters()
+        self.plan = self.model.plan()
+        self.model.write(flat, self.parameters)
 
 
 def _read_only(arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:

@@ -9,14 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from . import initializers, optimizers, planning, threads, training, validation
+from . import initializers, optimizers, planning, threads, validation
 from .activations import Activation
 from .costs import Cost
+from .model import Model, losses_and_accuracies
 from .network import Network
 from .optimizers import Optimizer
 from .parameters import Layout
 from .schedules import Schedule
-from .training import Callback, Course, Data, History, Loop, Progress, Settings
+from .training import Callback, History, Session
+from .training.callbacks import check_callbacks, for_member
+from .training.fitting import FitCourse, make_run, resolve_plan
+from .training.progress import ProgressBar
+from .training.settings import Data, Settings, check_data, check_settings
 
 #: Of a member beside its parameters: the network, its generator and so on.
 _OBJECT_BYTES = 2000
@@ -89,24 +94,17 @@ class Population:
         members = validation.integer("members", members, 1)
         check_room("members", members, validation.sizes(sizes), validation.dtype(dtype))
         seeds = _seeds(seed, members)
-        pattern = Network(
-            sizes,
-            activation=activation,
-            cost=cost,
-            dtype=dtype,
-            backend=backend,
-            seed=seeds[0],
-            initial_weights=initial_weights,
-        )
+        validation.one_of("initial_weights", initial_weights, ("auto", *initializers.names()))
+        model = Model(sizes, activation=activation, cost=cost, dtype=dtype, backend=backend)
         generators = [np.random.default_rng(seed) for seed in seeds]
-        layout = pattern._layout
-        rows = np.zeros((members, layout.length), pattern.dtype)
+        rules = initializers.rules(initial_weights, model.activations)
+        rows = np.zeros((members, model.layout.length), model.dtype)
         for row, generator in zip(rows, generators, strict=True):
-            drawn = initializers.draw(pattern._initial_weights, pattern.sizes, generator)
-            for views, arrays in zip(layout.views(row), drawn, strict=True):
+            drawn = initializers.draw(rules, model.sizes, generator)
+            for views, arrays in zip(model.layout.views(row), drawn, strict=True):
                 for view, array in zip(views, arrays, strict=True):
                     view[...] = array
-        self._assemble(pattern, rows, generators)
+        self._assemble(model, rows, generators)
 
     @classmethod
     def from_networks(cls, networks: Iterable[Network]) -> Population:
@@ -135,54 +133,54 @@ class Population:
                 raise TypeError(f"networks[{i}] must be a Network, got {network!r}")
             _check_alike(networks[0], network, i)
         population = cls.__new__(cls)
-        population._assemble(
-            copy.copy(networks[0]),  # on a backend of its own
-            np.stack([network._get_flat() for network in networks]),
-            [copy.deepcopy(network._rng) for network in networks],
+        population._assemble(  # noqa: SLF001
+            copy.copy(networks[0].model),  # on a backend of its own
+            np.stack([network.model.read(network.parameters) for network in networks]),
+            [copy.deepcopy(network.generator) for network in networks],
         )
         return population
 
     def _assemble(
-        self, pattern: Network, rows: np.ndarray, generators: Sequence[np.random.Generator]
+        self, model: Model, rows: np.ndarray, generators: Sequence[np.random.Generator]
     ) -> None:
-        """Members like `pattern`, on its backend, each with a row of one array for parameters.
+        """Members of one model, each with a row of one array for parameters.
 
         One array, so that an engine may run all members in one launch.
         """
-        self._rows = pattern._backend.asarray(rows)
+        self.model, self._rows = model, model.backend.asarray(rows)
         self.members = tuple(
-            pattern._sibling(row, generator)
+            Network.of(model, row, generator)
             for row, generator in zip(self._rows, generators, strict=True)
         )
         self.failed: dict[int, str] = {}
-        self.plan = pattern._make_plan(None)
+        self.plan = model.plan()
 
     # -- what all members share ---------------------------------------------------
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """(n_0, …, n_L)."""
-        return self.members[0].sizes
+        return self.model.sizes
 
     @property
     def activations(self) -> tuple[Activation, ...]:
         """σ of layers 1 … L."""
-        return self.members[0].activations
+        return self.model.activations
 
     @property
     def cost(self) -> Cost:
         """C."""
-        return self.members[0].cost
+        return self.model.cost
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of parameters and arithmetic."""
-        return self.members[0].dtype
+        return self.model.dtype
 
     @property
     def backend(self) -> str:
         """The backend in use; ``plan.backend_reason`` says why."""
-        return self.members[0].backend
+        return self.model.choice.backend
 
     def __len__(self) -> int:
         return len(self.members)
@@ -210,6 +208,7 @@ class Population:
         callbacks: Iterable[Callback | Callable[[Network, History], bool | None]] = (),
         progress: bool = False,
         engine: str = "auto",
+        plan: planning.Plan | None = None,
     ) -> list[History]:
         """Mini-batch gradient descent of every member from its current weights.
 
@@ -232,6 +231,8 @@ class Population:
             Show a progress bar over members and epochs.
         engine : {"auto", "layered", "resident"}
             What runs an epoch of all members; ``population.plan`` says which and why.
+        plan : planning.Plan, optional
+            As in `Network.fit`.
 
         Returns
         -------
@@ -260,16 +261,16 @@ class Population:
         its last whole epoch. `fit` trains all members again, also those that failed before.
         """
         validation.boolean("progress", progress)
-        data = training.check_data(self.members[0], X, Y, validation_data)
+        data = check_data(self.model, X, Y, validation_data)
         settings = _settings(len(data.X), len(self), epochs, batch_size, learning_rate, optimizer)
-        hooks = training.check_callbacks(callbacks, data)
-        plan = training.plan(self.members, settings, hooks, engine, data.bytes)
+        hooks = check_callbacks(callbacks, data.validation)
+        plan = resolve_plan(self.model, make_run(settings, hooks, engine, data.bytes), plan)
         total = sum(each.epochs for each in settings)
         with (
             threads.alone("population", self, *self.members),
-            Progress(total, progress, len(self)) as shown,
+            ProgressBar(total, progress, len(self)) as bar,
         ):
-            histories = self._train(data, settings, hooks, plan, shown)
+            histories = self.train(data, settings, hooks, plan, bar)
         if len(self.failed) == len(self):
             raise FloatingPointError(
                 self.failed[0] if len(self) == 1 else f"all {_described(self.failed, len(self))}"
@@ -282,31 +283,34 @@ class Population:
             )
         return histories
 
-    def _train(
+    def train(
         self,
         data: Data,
         settings: Sequence[Settings],
         hooks: Sequence[Callback],
         plan: planning.Plan,
-        progress: Progress,
+        bar: ProgressBar,
     ) -> list[History]:
-        """`fit` of checked arguments; what failed is in `failed`."""
-        backend, shape = self.members[0]._backend, tuple(self._rows.shape)
-        own = [training.for_member(hooks, member) for member in self.members]
+        """`fit` of checked arguments, one of `settings` a member; what failed is in `failed`."""
+        backend, shape = self.model.backend, tuple(self._rows.shape)
+        own = [for_member(hooks, member) for member in self.members]
         slots = [
             backend.zeros(shape) for _ in range(max(each.optimizer.slots for each in settings))
         ]
         good = backend.empty(shape)
-        engine = self.members[0]._engine_for(plan)
         self.plan = plan
         self.failed = {}
         courses = []
         for i, member in enumerate(self.members):
             member.plan = plan
             state = tuple(slot[i] for slot in slots[: settings[i].optimizer.slots])
-            courses.append(Course(member, settings[i], own[i], state, good[i]))
+            courses.append(FitCourse(member, settings[i], own[i], state, good[i]))
+        session = Session(
+            self.model, self.model.engine(plan), courses, data.X, data.Y, data.validation,
+            (self._rows, good),
+        )  # fmt: skip
         try:
-            Loop(engine, courses, data, (self._rows, good)).run(progress)
+            session.run(bar)
         finally:
             self.failed = {
                 i: course.failure for i, course in enumerate(courses) if course.failure is not None
@@ -361,7 +365,7 @@ class Population:
 
     def loss(self, X: Any, Y: Any) -> np.ndarray:
         """C of each member, (members,): the mean cost over the rows, without penalties."""
-        X, Y = self.members[0]._check_data(X, Y)
+        X, Y = self.model.check_data(X, Y)
         return self._evaluate(X, Y, None)[0]
 
     def accuracy(self, X: Any, labels: Any) -> np.ndarray:
@@ -407,7 +411,7 @@ class Population:
         else:
             if metric is not None:
                 validation.one_of("metric", metric, ("accuracy", "loss"))
-            X, Y = self.members[0]._check_data(X, Y)
+            X, Y = self.model.check_data(X, Y)
             classes = validation.classes_of(Y)
             if metric == "accuracy" and classes is None:
                 raise ValueError("metric 'accuracy' needs a Y of classes")
@@ -429,28 +433,29 @@ class Population:
     def _outputs(
         self, numbers: Sequence[int], X: np.ndarray, Y: np.ndarray | None = None
     ) -> Iterator[tuple[int, slice, float, np.ndarray]]:
-        parameters = [self.members[i]._parameters for i in numbers]
-        return self.members[0]._reader().outputs(parameters, X, Y, planning.CHUNK_ROWS)
+        parameters = [self.members[i].parameters for i in numbers]
+        return self.model.passes().outputs(parameters, X, Y)
 
     def _evaluate(
         self, X: np.ndarray, Y: np.ndarray | None, classes: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        parameters = [member._parameters for member in self.members]
-        return training.evaluate(self.members[0]._reader(), parameters, X, Y, classes)
+        parameters = [member.parameters for member in self.members]
+        return losses_and_accuracies(self.model.passes(), parameters, X, Y, classes)
 
     # -- copies -----------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            "pattern": copy.copy(self.members[0]),  # on a backend of its own
-            "rows": self.members[0]._backend.to_numpy(self._rows),
-            "generators": [copy.deepcopy(member._rng) for member in self.members],
+            "model": self.model,
+            "rows": self.model.backend.to_numpy(self._rows),
+            "generators": [copy.deepcopy(member.generator) for member in self.members],
             "histories": [copy.deepcopy(member.history) for member in self.members],
             "failed": dict(self.failed),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._assemble(state["pattern"], state["rows"], state["generators"])
+        # On a backend of its own.
+        self._assemble(copy.copy(state["model"]), state["rows"], state["generators"])
         for member, history in zip(self.members, state["histories"], strict=True):
             member.history = history
         self.failed = state["failed"]
@@ -536,7 +541,7 @@ def _settings(
     def check(numbered: tuple[int, tuple[Any, Any, Any, Any]]) -> Settings:
         i, values = numbered
         place = f"learning_rate[{i}]" if several else ""
-        return training.check_settings(rows, *values, checked, place)
+        return check_settings(rows, *values, checked, place)
 
     rows_of_columns = list(enumerate(zip(*columns, strict=True)))
     if several:  # only a rate can still be wrong

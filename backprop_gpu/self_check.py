@@ -16,22 +16,24 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from . import activations, cache, costs, planning
+from . import activations, cache, costs, optimizers, planning
 from .activations import Activation
 from .backends.numpy import NumpyBackend
 from .costs import Cost
 from .cuda import compiler
 from .cuda.catalogue import Catalogue, Kernel
-from .engines.layered import Hyperparameters, LayeredEngine, Member
+from .engines import Engine, Hyperparameters, Member
+from .engines.layered import LayeredEngine
 from .engines.resident_cuda import ResidentCudaEngine
 from .imports import uninterrupted
 from .optimizers import SGD, Optimizer
@@ -141,7 +143,8 @@ def check_engine(
     bound = TOLERANCE * float(np.finfo(dtype).eps)
     try:
         engine = _engine(runtime, form, dtype)
-        exact = LayeredEngine(NumpyBackend(np.float64), SIZES, _SIGMAS, _COST)
+        plain = planning.Plan("numpy", "exact", "layered", "exact", captured=False)
+        exact = LayeredEngine(NumpyBackend(np.float64), SIZES, _SIGMAS, _COST, plain)
         runs = [
             _train(each, dtype, optimizer or SGD(), form.stored == 1) for each in (engine, exact)
         ]
@@ -163,37 +166,41 @@ def distance(got: np.ndarray, exact: np.ndarray) -> float:
     return error if np.isfinite(error) else np.inf
 
 
-def _engine(runtime: Runtime, form: Form, dtype: np.dtype[Any]) -> LayeredEngine:
+def _engine(runtime: Runtime, form: Form, dtype: np.dtype[Any]) -> Engine:
     from .backends.cuda import CudaBackend
 
+    kind = LayeredEngine if form.engine == "layered" else ResidentCudaEngine
+    plan = _plan(runtime.device, form, dtype)
+    return kind(CudaBackend(dtype, runtime), SIZES, _SIGMAS, _COST, plan)
+
+
+def _plan(device: Device, form: Form, dtype: np.dtype[Any]) -> planning.Plan:
+    """The tiny network's training in that form, for rules of any number of slots."""
     if form.engine == "layered":
         by_library = Product("cublas", None, 1, 0.0, "to be checked")
-        choose = (lambda *_: by_library) if form.library else _without_library
-        return LayeredEngine(CudaBackend(dtype, runtime, choose), SIZES, _SIGMAS, _COST)
-    cut = _cut(form, dtype.itemsize, runtime.device)
-    if isinstance(cut, str):
-        raise RuntimeError(cut)
-    engine = ResidentCudaEngine(CudaBackend(dtype, runtime), SIZES, _SIGMAS, _COST)
-
-    def the_cut(
-        sizes: Any, m: Any, itemsize: Any, slots: int, device: Device, *_: Any
-    ) -> Residency | str:
-        return _cut(form, itemsize, device, slots)
-
-    engine.cut = the_cut
-    return engine
-
-
-def _without_library(
-    layout: planning.Transposes,
-    m: int,
-    n: int,
-    k: int,
-    itemsize: int,
-    device: Device,
-    library: bool,
-) -> Product:
-    return planning.choose_product(layout, m, n, k, itemsize, device, False)
+        batches = tuple(
+            planning.BatchPlan(
+                m,
+                tuple(
+                    (label, by_library if form.library else planning.choose_product(
+                        *shape, dtype.itemsize, device, False))
+                    for label, shape in planning.product_shapes(SIZES, m).items()
+                ),
+            )
+            for m in (BATCH, ROWS % BATCH)
+        )  # fmt: skip
+    else:
+        cuts = []
+        for slots in (0, 1, 2):
+            cut = _cut(form, dtype.itemsize, device, slots)
+            if isinstance(cut, str):
+                raise RuntimeError(cut)
+            cuts.append(cut)
+        batches = (planning.BatchPlan(BATCH, cuts=tuple(cuts)),)
+    return planning.Plan(
+        "cuda", "to be checked", form.engine, "to be checked", captured=form.engine == "layered",
+        sizes=SIZES, dtype=dtype.name, batches=batches,
+    )  # fmt: skip
 
 
 def _cut(form: Form, itemsize: int, device: Device, slots: int = 0) -> Residency | str:
@@ -206,7 +213,7 @@ def _cut(form: Form, itemsize: int, device: Device, slots: int = 0) -> Residency
 
 
 def _train(
-    engine: LayeredEngine, dtype: np.dtype[Any], optimizer: Optimizer, as_bytes: bool
+    engine: Engine, dtype: np.dtype[Any], optimizer: Optimizer, as_bytes: bool
 ) -> list[np.ndarray]:
     """Parameters, optimizer state and costs of all members, from numbers rounded to `dtype`."""
     rng = np.random.default_rng(0)
@@ -245,8 +252,17 @@ def _train(
 # -- the verdict ------------------------------------------------------------------------------
 
 _lock = threading.RLock()
-_verdicts: dict[tuple[str, str, Form, str], Result] = {}
-_warned: set[tuple[str, Form, str]] = set()
+
+
+class _Known:
+    """Of one device: what was found, and what was warned of."""
+
+    def __init__(self) -> None:
+        self.verdicts: dict[str, Result] = {}
+        self.warned: set[tuple[Form, str]] = set()
+
+
+_known: WeakKeyDictionary[Runtime, _Known] = WeakKeyDictionary()
 
 
 def obstacle(runtime: Runtime, form: Form, dtype: Any, soon: Sequence[Kernel] = ()) -> str | None:
@@ -272,9 +288,9 @@ def obstacle(runtime: Runtime, form: Form, dtype: Any, soon: Sequence[Kernel] = 
         if result.ok:
             return None
         failed = f"the {form} engine failed its check on {runtime.device.name}: {result}"
-        key = runtime.device.name, form, result.dtype
-        if key not in _warned:
-            _warned.add(key)
+        warned, key = _known[runtime].warned, (form, result.dtype)
+        if key not in warned:
+            warned.add(key)
             warnings.warn(
                 f"{failed}. The next best is used. Please report this with {REPORT}, which "
                 "`backprop-gpu check` writes",
@@ -284,28 +300,32 @@ def obstacle(runtime: Runtime, form: Form, dtype: Any, soon: Sequence[Kernel] = 
     return f"{failed}; `backprop-gpu check` writes a report of it"
 
 
+def layered_obstacle(runtime: Runtime, dtype: Any) -> str | None:
+    """Why our kernels must not be used on a device, if so; does without a library that fails."""
+    failed = obstacle(runtime, LAYERED, dtype)
+    if failed is None and runtime.device.library:
+        check_library(runtime, dtype)
+    return failed
+
+
 def resident_obstacle(
     backend: CudaBackend,
-    sizes: tuple[int, ...],
     sigmas: tuple[Activation, ...],
     cost: Cost,
-    run: planning.Run,
+    plan: planning.Plan,
+    rules: Iterable[str],
 ) -> str | None:
-    """Why the resident kernel must not be used in the forms that a training run takes, if so."""
-    itemsize = backend.dtype.itemsize
-    stored = 1 if run.bytes else itemsize
-    # Of a population the last to train may be alone.
-    for members in sorted({1, run.members}):
-        cut = residency.choose(
-            sizes, run.batch_size, itemsize, run.slots, backend.device, members, stored
-        )
-        if isinstance(cut, str):
-            continue
+    """Why the resident kernel must not be used in the forms of a plan, if so."""
+    catalogue = Catalogue(backend.dtype)
+    for cut in dict.fromkeys(cut for batch in plan.batches for cut in batch.cuts):
         read = 1 if cut.stored == 1 else None
         form = Form("resident", cut.blocks, stored=read, apart=cut.apart)
         # While the check's kernel is compiled, another core has time for the run's own.
-        kernels = Catalogue(backend.dtype)
-        own = [kernels.resident(cut, sigmas, cost, rule) for rule in sorted(run.rules)]
+        own = [
+            catalogue.resident(cut, sigmas, cost, rule)
+            for rule in sorted(rules)
+            if optimizers.get(rule).slots == cut.slots
+        ]
         failed = obstacle(backend.runtime, form, backend.dtype, own)
         if failed is not None:
             return failed
@@ -323,12 +343,11 @@ def verdict(
 ) -> Result:
     """That of the cache, or of a check now; `again` does not ask the cache."""
     dtype = np.dtype(dtype)
-    known = facts(runtime)
-    name = _name(known, form, dtype)
-    key = name, runtime.device.name, form, dtype.name
+    name = _name(facts(runtime), form, dtype)
     with _lock:
-        if key in _verdicts and not again:
-            return _verdicts[key]
+        verdicts = _known.setdefault(runtime, _Known()).verdicts
+        if name in verdicts and not again:
+            return verdicts[name]
         kept = not is_stand_in() and not again
         result = _unpack(cache.read(name)) if kept else None
         if result is None:
@@ -347,15 +366,14 @@ def verdict(
                     f"another engine. Please report this with {REPORT}, which "
                     "`backprop-gpu check` writes"
                 )
-        _verdicts[key] = result
+        verdicts[name] = result
         return result
 
 
 def forget() -> None:
     """All verdicts of this process; those on disk stay."""
     with _lock:
-        _verdicts.clear()
-        _warned.clear()
+        _known.clear()
 
 
 def _is_usable(runtime: Runtime) -> bool:
@@ -430,7 +448,7 @@ def is_stand_in() -> bool:
 
 def _sources() -> Path:
     if not is_stand_in():
-        return compiler._folder()
+        return compiler.folder()
     from .testing import twins
 
     return twins.sources
@@ -462,7 +480,7 @@ def _driver() -> str:
 
 def _compiler() -> str:
     try:
-        return compiler._compiler_version()
+        return compiler.version()
     except ImportError:
         return "none"
 

@@ -11,11 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import backends, costs, initializers, optimizers, training, validation
-from .network import Network, resolve_activations
+from . import backends, costs, initializers, optimizers, validation
+from .model import Model, resolve_activations
+from .network import Network
 from .optimizers import Adam, AdamW, Optimizer
 from .population import Population, check_room, history_keys, history_metric
-from .training import Callback, Data, History, Progress, Settings
+from .training import Callback, History
+from .training.callbacks import check_callbacks
+from .training.fitting import make_run, resolve_plan
+from .training.progress import ProgressBar
+from .training.settings import Data, Settings, check_data, check_settings
 
 #: The arguments of `Network` that a setting may hold. Networks that agree in them, the seed
 #: aside, form a population.
@@ -209,7 +214,7 @@ def sweep(
             if key not in groups:
                 groups[key] = _Group(setting, X, Y, validation_data, callbacks)
             group = groups[key]
-            hyperparameters = training.check_settings(
+            hyperparameters = check_settings(
                 group.rows_of_data,
                 setting["epochs"],
                 setting["batch_size"],
@@ -245,15 +250,15 @@ def _train(
     trained: dict[int, Network] = {}
     total = sum(settings.epochs for group in groups for settings in group.settings)
     members = sum(len(group.numbers) for group in groups)
-    with Progress(total, progress, members) as shown:
+    with ProgressBar(total, progress, members) as bar:
         for k, group in enumerate(groups, start=1):
             population = group.population
             if len(groups) > 1:
-                shown.describe(f"shape {k} of {len(groups)}, {group.label}")
+                bar.describe(f"shape {k} of {len(groups)}, {group.label}")
             # Checked before, and again now: to keep all groups' data would fill the memory.
-            data = training.check_data(population.members[0], X, Y, validation_data)
-            hooks = training.check_callbacks(callbacks, data)
-            population._train(data, group.settings, hooks, group.plan, shown)
+            data = check_data(population.model, X, Y, validation_data)
+            hooks = check_callbacks(callbacks, data.validation)
+            population.train(data, group.settings, hooks, group.plan, bar)
             trained |= zip(group.numbers, population.members, strict=True)
     return [trained[i] for i in range(len(trained))]
 
@@ -298,14 +303,14 @@ class _Group:
         self, setting: Setting, X: Any, Y: Any, validation_data: Any, callbacks: Iterable[Any]
     ) -> None:
         self.shape = {name: setting[name] for name in _SHAPE if name in setting}
-        pattern = Network(**self.shape, seed=0)
-        data = training.check_data(pattern, X, Y, validation_data)
-        self.hooks = training.check_callbacks(callbacks, data)
+        model = Model(**{k: v for k, v in self.shape.items() if k != "initial_weights"})
+        data = check_data(model, X, Y, validation_data)
+        self.hooks = check_callbacks(callbacks, data.validation)
         self.rows_of_data, self.bytes = len(data.X), data.bytes
-        self.cost = pattern.cost
+        self.cost = model.cost
         self.classes = _has_classes(data)
         self.validated = data.validation is not None
-        self.label = "-".join(map(str, pattern.sizes))
+        self.label = "-".join(map(str, model.sizes))
         self.numbers: list[int] = []
         self.seeds: list[int] = []
         self.settings: list[Settings] = []
@@ -318,9 +323,8 @@ class _Group:
 
     def make(self, engine: str) -> None:
         self.population = Population(**self.shape, members=len(self.numbers), seed=self.seeds)
-        self.plan = training.plan(
-            self.population.members, self.settings, self.hooks, engine, self.bytes
-        )
+        run = make_run(self.settings, self.hooks, engine, self.bytes)
+        self.plan = resolve_plan(self.population.model, run, None)
 
 
 def _given(grid: Any, settings: Any) -> list[Setting]:

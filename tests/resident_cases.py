@@ -18,7 +18,8 @@ from backprop_gpu.backends.base import Backend
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.backends.numpy import NumpyBackend
 from backprop_gpu.cuda.catalogue import Catalogue, Kernel
-from backprop_gpu.engines.layered import Hyperparameters, LayeredEngine, Member
+from backprop_gpu.engines import Engine, Hyperparameters, Member
+from backprop_gpu.engines.layered import LayeredEngine
 from backprop_gpu.engines.resident_cuda import ResidentCudaEngine
 from backprop_gpu.optimizers import SGD, Adam, AdamW, Optimizer
 from backprop_gpu.parameters import Layout, Parameters
@@ -55,7 +56,7 @@ class Form:
         # With room for two networks, so that three of them run in two launches.
         device = replace(planning.H200, clusters=(), multiprocessors=2 * self.cluster)
         for _ in residency.STAGES:
-            found = residency._fit(  # `fit` would ask for room for the numbers, too
+            found = residency.choose_as_stored(  # `choose` would ask for room for the numbers, too
                 self.sizes, self.batch, itemsize, self.optimizers[0].slots, device, 1,
                 1 if self.bytes else itemsize, (self.threads,),
                 () if self.apart else (self.cluster,), (self.cluster,) if self.apart else (),
@@ -81,9 +82,19 @@ class Form:
 
     def engine(self, backend: Backend) -> ResidentCudaEngine:
         sigmas = tuple(map(activations.get, self.sigmas))
-        engine = ResidentCudaEngine(backend, self.sizes, sigmas, costs.get(self.cost))
-        engine.cut = lambda *_: self.residency(backend.dtype.itemsize)  # type: ignore[method-assign]
-        return engine
+        plan = self.plan(backend.dtype.itemsize)
+        return ResidentCudaEngine(backend, self.sizes, sigmas, costs.get(self.cost), plan)
+
+    def plan(self, itemsize: int, *batches: int) -> planning.Plan:
+        """In this form, for rules of any number of slots; `batches` are sizes beside its own."""
+        planned = []
+        for m in (self.batch, *batches):
+            rules = (SGD(),), (SGD(momentum=0.5),), (Adam(),)
+            cuts = (replace(self, batch=m, optimizers=rule).residency(itemsize) for rule in rules)
+            planned.append(planning.BatchPlan(m, cuts=tuple(cuts)))
+        return planning.Plan(
+            "cuda", "", "resident", "", captured=False, sizes=self.sizes, batches=tuple(planned)
+        )
 
 
 FORMS = (
@@ -215,7 +226,7 @@ class Run:
         self.backend.copy(self.backend.asarray(host), array)
         return array
 
-    def train(self, engine: LayeredEngine) -> list[np.ndarray]:
+    def train(self, engine: Engine) -> list[np.ndarray]:
         """Two epochs: costs of all steps, parameters and state, of one member after the other."""
         costs = [
             engine.run_members([member[epoch] for member in self.members], self.X, self.Y)
@@ -237,7 +248,8 @@ def check(backend: Any, form: Form, run: Callable[..., Run] = Run) -> list[np.nd
     got = run(form, backend, dtype).train(form.engine(backend))
     exact_backend = NumpyBackend("float64")
     sigmas = tuple(map(activations.get, form.sigmas))
-    layered = LayeredEngine(exact_backend, form.sizes, sigmas, costs.get(form.cost))
+    plan = planning.Plan("numpy", "", "layered", "", captured=False)
+    layered = LayeredEngine(exact_backend, form.sizes, sigmas, costs.get(form.cost), plan)
     exact = run(form, exact_backend, dtype).train(layered)
     steps = 2 * -(-form.rows // form.batch)
     for i, (a, b) in enumerate(zip(got, exact, strict=True)):

@@ -11,7 +11,8 @@ import warnings
 import numpy as np
 import pytest
 
-from backprop_gpu import Activation, Callback, Network, backends, costs, training, validation
+from backprop_gpu import Activation, Callback, Network, backends, costs, validation
+from backprop_gpu.training.settings import check_data
 
 ROWS = 6
 GOOD = {"epochs": 2, "batch_size": 2, "learning_rate": 0.1}
@@ -32,7 +33,7 @@ def state(net):
         [array.tobytes() for array in (*net.weights, *net.biases)],
         net.history,
         net.plan,
-        copy.deepcopy(net._rng).random(),
+        copy.deepcopy(net.generator).random(),
     )
 
 
@@ -282,9 +283,9 @@ def test_bytes_are_checked_as_numbers_are():
         net.fit(given, Y, validation_data=(given, Y), **GOOD)
     assert state(nets[0])[0] == state(nets[1])[0]
     net, numbers = nets[0], X.astype(float)
-    given = training.check_data(net, X, Y, (X, Y))
+    given = check_data(net.model, X, Y, (X, Y))
     assert given.X.dtype == np.uint8  # and nowhere else
-    assert given.validation[0].dtype == net._check_data(X, Y)[0].dtype == net.dtype
+    assert given.validation[0].dtype == net.model.check_data(X, Y)[0].dtype == net.dtype
     assert validation.inputs(X, 3, net.dtype).dtype == net.dtype
     assert net.loss(X, Y) == net.loss(numbers, Y)
     for got, expected in zip(net.gradients(X, Y), net.gradients(numbers, Y), strict=True):

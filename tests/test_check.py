@@ -52,7 +52,7 @@ def network(**options):
 
 def changed(file, old, new):
     folder = Path("changed")
-    shutil.copytree(compiler._folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(compiler.folder(), folder, ignore=shutil.ignore_patterns("__pycache__"))
     text = (folder / file).read_text()
     assert old in text, (file, old)
     (folder / file).write_text(text.replace(old, new))
@@ -228,7 +228,7 @@ def test_wrong_products_of_the_library_are_not_used(tmp_path: Path) -> None:
         with testing.stand_in("A100"), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             net = network()
-            assert not net._backend.device.library
+            assert not net.model.backend.device.library
             assert "layered, products by cuBLASLt" in str(caught[0].message)
         """,
         tmp_path,
@@ -292,7 +292,7 @@ def test_verdicts_are_kept(tmp_path: Path) -> None:
     first = ["layered", "layered, products by cuBLASLt", "resident, one block"]
     assert str(first) in in_process(code, tmp_path)
     assert "[]" in in_process(code, tmp_path)
-    new_version = "import backprop_gpu; backprop_gpu.__version__ = '9'\n"
+    new_version = "self_check.__version__ = '9'\n"
     assert str(first) in in_process(new_version + code, tmp_path)
 
 
@@ -349,7 +349,7 @@ def test_compiling_is_announced_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("BACKPROP_GPU_CACHE", str(tmp_path))
-    monkeypatch.setattr(compiler, "_compiler_version", lambda: "none")
+    monkeypatch.setattr(compiler, "version", lambda: "none")
     monkeypatch.setattr(
         compiler, "_build", lambda file, names, *_: (b"", {name: name for name in names}, "")
     )

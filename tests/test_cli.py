@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 import backprop_gpu
-from backprop_gpu import Network, backends, cli, datasets, training
+from backprop_gpu import Network, backends, cli, datasets
 from backprop_gpu.cuda.compiler import KernelReport
 from backprop_gpu.preprocessing import Category
+from backprop_gpu.training import Course, Session
 
 FAST = ["--backend", "numpy", "--epochs", "2"]
 
@@ -246,14 +247,14 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     """Press Ctrl-C during that epoch (from 0)."""
-    run_epoch = training.Loop._run_epoch
+    run_epoch = Session._run_epoch
 
-    def stub(self: Any, live: list[training.Course], *rest: Any) -> list[training.Course]:
+    def stub(self: Any, live: list[Any], *rest: Any) -> list[Course]:
         if len(live[0].history) == epoch:
             raise KeyboardInterrupt
         return run_epoch(self, live, *rest)
 
-    monkeypatch.setattr(training.Loop, "_run_epoch", stub)
+    monkeypatch.setattr(Session, "_run_epoch", stub)
 
 
 def test_interrupted(
@@ -385,7 +386,7 @@ def test_info_where_nothing_works(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object) -> Any:
-        raise cli.metadata.PackageNotFoundError
+        raise cli.info.metadata.PackageNotFoundError
 
     def worse() -> Any:
         raise RuntimeError("driver on fire")
@@ -393,8 +394,8 @@ def test_info_where_nothing_works(
     def missing(name: str) -> Any:
         raise OSError(name)
 
-    monkeypatch.setattr(cli.metadata, "version", broken)
-    monkeypatch.setattr(cli.ctypes, "CDLL", missing)
+    monkeypatch.setattr(cli.info.metadata, "version", broken)
+    monkeypatch.setattr(cli.info.ctypes, "CDLL", missing)
     monkeypatch.setitem(backends._BACKENDS, "cuda", (worse, lambda dtype: worse()))
     assert run("info") == 0
     out = capsys.readouterr().out
@@ -440,12 +441,12 @@ class FakeDriver:
 def test_info_with_a_device(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli.ctypes, "CDLL", lambda name: FakeDriver())
+    monkeypatch.setattr(cli.info.ctypes, "CDLL", lambda name: FakeDriver())
     assert run("info") == 0
     out = capsys.readouterr().out
     assert "supports CUDA 13.1" in out
     assert "GPU 0  NVIDIA H200, compute capability 9.0, 132 multiprocessors, 140.0 GiB" in out
-    monkeypatch.setattr(cli.ctypes, "CDLL", lambda name: FakeDriver(status=100))
+    monkeypatch.setattr(cli.info.ctypes, "CDLL", lambda name: FakeDriver(status=100))
     assert run("info") == 0
     assert "supports CUDA 13.1, but cuInit fails with error 100" in capsys.readouterr().out
 
@@ -478,7 +479,7 @@ def fake_compiler(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         },
     )
     monkeypatch.setitem(sys.modules, "backprop_gpu.cuda.compiler", fake)  # type: ignore[arg-type]
-    monkeypatch.setattr(backprop_gpu, "compiler", fake, raising=False)
+    monkeypatch.setattr(backprop_gpu.cuda, "compiler", fake)
     return fake
 
 

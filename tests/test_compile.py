@@ -44,7 +44,7 @@ def _sample() -> list[Kernel]:
 @pytest.fixture(scope="module", autouse=True)
 def _compiler_installed() -> None:
     try:
-        compiler._compiler_version()
+        compiler.version()
     except compiler.CompilerNotFoundError as error:
         if os.environ.get("BACKPROP_GPU_REQUIRE_COMPILERS"):
             raise
@@ -103,10 +103,10 @@ def _ptx(kernel: Kernel) -> str:
         assert int(answer[0]) == 0, answer
         return answer[1] if len(answer) > 1 else None
 
-    source = (compiler._folder() / kernel.file).read_bytes()
+    source = (compiler.folder() / kernel.file).read_bytes()
     program = result(nvrtc.nvrtcCreateProgram(source, kernel.file.encode(), 0, [], []))
     result(nvrtc.nvrtcAddNameExpression(program, kernel.expression.encode()))
-    options = [b"-arch=compute_90", b"-std=c++17", f"-I{compiler._folder()}".encode()]
+    options = [b"-arch=compute_90", b"-std=c++17", f"-I{compiler.folder()}".encode()]
     result(nvrtc.nvrtcCompileProgram(program, len(options), options))
     text = b" " * result(nvrtc.nvrtcGetPTXSize(program))
     result(nvrtc.nvrtcGetPTX(program, text))
@@ -114,7 +114,7 @@ def _ptx(kernel: Kernel) -> str:
 
 
 def test_every_source_is_in_the_catalogue() -> None:
-    folder = compiler._folder()
+    folder = compiler.folder()
     listed = {*catalogue.everything(), *catalogue.residents(planning.H200)}
     assert {path.name for path in folder.glob("*.cu")} == {kernel.file for kernel in listed}
 
@@ -190,7 +190,7 @@ def test_a_source_that_does_not_compile_shows_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken.cu").write_text("template <class T> __global__ void broken(T* x) { y; }")
-    monkeypatch.setattr(compiler, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(compiler, "folder", lambda: tmp_path)
     with pytest.raises(RuntimeError, match=r"broken\.cu does not compile for sm_80[\s\S]*\"y\""):
         compiler.compile_kernels([Kernel("broken.cu", "broken<float>", (1, 1, 1))], "sm_80")
 
@@ -222,7 +222,7 @@ def test_serialised_matrix_instructions_are_refused(
 ) -> None:
     folder = tmp_path / "cache"
     monkeypatch.setenv("BACKPROP_GPU_CACHE", str(folder))
-    monkeypatch.setattr(compiler, "_folder", lambda: tmp_path)
+    monkeypatch.setattr(compiler, "folder", lambda: tmp_path)
     (tmp_path / "twice.cu").write_text(WGMMA)
     with pytest.raises(RuntimeError, match=r"twice\.cu for sm_90a: \(C75\d\d\) .* serialized"):
         compiler.compile_kernels([Kernel("twice.cu", "twice<true>", (128, 1, 1))], "sm_90a")

@@ -19,14 +19,14 @@ from conftest import device_runtime
 from reference import assert_close, product_bound
 from resident_cases import FORMS, check
 
-from backprop_gpu import Cost, Network, Population, equations, planning, training
+from backprop_gpu import Cost, Network, Population, equations, planning
 from backprop_gpu.backends import cuda as cuda_backend
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.cuda import runtime as runtimes
 from backprop_gpu.cuda.blas import WORKSPACE
 from backprop_gpu.cuda.runtime import Runtime
-from backprop_gpu.engines.resident_cuda import ResidentCudaEngine
 from backprop_gpu.planning import residency
+from backprop_gpu.training.fitting import FitCourse
 
 pytestmark = pytest.mark.gpu
 RNG = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def test_the_next_order_is_drawn_while_an_epoch_runs(
     X, Y = RNG.standard_normal((20, 6)), RNG.uniform(size=(20, 3))
     options = {"batch_size": 4, "learning_rate": 0.1, "engine": engine}
     network.fit(X, Y, epochs=1, **options)
-    for owner, name in ((training.Course, "draw"), (Runtime, "upload"), (Runtime, "to_numpy")):
+    for owner, name in ((FitCourse, "draw"), (Runtime, "upload"), (Runtime, "to_numpy")):
         heard(owner, name)
     network.fit(X, Y, epochs=3, **options)
     draws = [i for i, event in enumerate(events) if event == "draw"]
@@ -354,21 +354,20 @@ def test_clusters(sizes: tuple[int, ...]) -> None:
         np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5)
 
 
-def test_blocks_that_are_no_cluster(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_that_are_no_cluster(runtime: Runtime) -> None:
     """Four of them a network, of which two at a time have room: as if each network were a block."""
     rng = np.random.default_rng(0)
     X, y = rng.random((23, 300)), rng.integers(0, 3, 23)
     results = []
     for ways in ({"clusters": (1,)}, {"apart": (4,)}):
-
-        def cut(sizes: Any, m: Any, itemsize: Any, slots: Any, device: Any, *rest: Any) -> Any:
-            small = replace(device, multiprocessors=8)
-            return residency.choose(sizes, m, itemsize, slots, small, *rest, **ways)  # noqa: B023
-
-        monkeypatch.setattr(ResidentCudaEngine, "cut", staticmethod(cut))
         population = Population([300, 6, 3], members=5, seed=2, backend="cuda")
-        population.fit(X, y, epochs=3, batch_size=5, learning_rate=0.5, engine="resident")
-        results.append([member._get_flat() for member in population.members])
+        small = replace(runtime.device, multiprocessors=8)
+        cut = residency.choose((300, 6, 3), 5, 4, 0, small, 5, **ways)
+        assert not isinstance(cut, str)
+        run = planning.Run(23, 3, 5, "resident", members=5)
+        plan = replace(population.model.plan(run), batches=(planning.BatchPlan(5, cuts=(cut,)),))
+        population.fit(X, y, epochs=3, batch_size=5, learning_rate=0.5, plan=plan)
+        results.append([member.model.read(member.parameters) for member in population.members])
     assert len({array.tobytes() for array in results[0]}) == 5
     np.testing.assert_array_equal(*results)
 
@@ -377,7 +376,7 @@ def test_the_plan_names_the_librarys_algorithm(runtime: Runtime) -> None:
     if not runtime.device.library:
         pytest.skip("no cuBLASLt here")
     network = Network([1024, 2048, 10], backend="cuda", seed=0)
-    plan = network._make_plan(planning.Run(rows=4096, epochs=1, batch_size=1024))
+    plan = network.model.plan(planning.Run(rows=4096, epochs=1, batch_size=1024))
     by_library = [product.reason for _, product in plan.products if product.kernel == "cublas"]
     assert by_library
     for reason in by_library:

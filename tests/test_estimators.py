@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from backprop_gpu import MLPClassifier, MLPRegressor, planning, threads
-from backprop_gpu.perceptron import EngineEpochs
+from backprop_gpu.estimators.perceptron import PerceptronCourse
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -108,7 +108,7 @@ def test_the_same_loss_curve_from_the_resident_engine(
     digits: Any, solver: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It sums in another order; of float32 only a smooth σ keeps the digits."""
-    monkeypatch.setattr(planning, "LOADING", 0.0)
+    monkeypatch.setattr(planning.plan, "LOADING", 0.0)
     X, y = digits[0].astype(dtype), digits[1]
     activation = "relu" if dtype == "float64" else "tanh"
     settings = {"activation": activation, "solver": solver, "max_iter": 20, "random_state": 0}
@@ -125,7 +125,7 @@ def test_scores_between_resident_epochs_wake_no_blas_threads(
 ) -> None:
     from threadpoolctl import threadpool_info
 
-    monkeypatch.setattr(planning, "LOADING", loading)
+    monkeypatch.setattr(planning.plan, "LOADING", loading)
 
     def blas_threads() -> set[int]:
         return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
@@ -247,17 +247,15 @@ def test_verbose_prints_scikit_learns_lines(iris: Any, capsys: Any) -> None:
 
 
 def test_ctrl_c_ends_training_with_a_warning(iris: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from backprop_gpu.perceptron import EngineEpochs
+    epoch, calls = PerceptronCourse.epoch, []
 
-    run, calls = EngineEpochs.run, []
-
-    def interrupted(self: Any, order: Any) -> float:
+    def interrupted(self: PerceptronCourse) -> Any:
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(1)
-        return run(self, order)
+        return epoch(self)
 
-    monkeypatch.setattr(EngineEpochs, "run", interrupted)
+    monkeypatch.setattr(PerceptronCourse, "epoch", interrupted)
     with pytest.warns(UserWarning, match="interrupted by user"):
         est = MLPClassifier(random_state=0).fit(*iris)
     assert est.n_iter_ == 2
@@ -532,7 +530,7 @@ def test_dropout_is_of_training_only(digits: Any) -> None:
 
 def test_dropout_keeps_the_expected_activation() -> None:
     """With linear units, the mean gradient over many masks is near that without."""
-    from backprop_gpu import perceptron
+    from backprop_gpu.estimators import perceptron
     from backprop_gpu.parameters import Layout, Parameters
 
     rng = np.random.default_rng(0)
@@ -689,7 +687,11 @@ def test_nan_is_no_improvement(
     iris: Any, monkeypatch: pytest.MonkeyPatch, early_stopping: bool
 ) -> None:
     """scikit-learn takes it for one, and trains on to `max_iter`."""
-    monkeypatch.setattr(EngineEpochs, "run", lambda self, order: float("nan"))
+    end_epoch = PerceptronCourse.end_epoch
+    monkeypatch.setattr(
+        PerceptronCourse, "end_epoch",
+        lambda self, costs, seconds: end_epoch(self, costs * np.nan, seconds),
+    )  # fmt: skip
     monkeypatch.setattr(MLPClassifier, "_score_of", lambda *arguments: float("nan"))
     est = MLPClassifier(max_iter=50, n_iter_no_change=3, early_stopping=early_stopping).fit(*iris)
     assert est.n_iter_ == 4

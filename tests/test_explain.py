@@ -124,7 +124,9 @@ def test_floor_and_share_of_the_newest_record(folder: Path) -> None:
 
 def test_the_resident_kernel_on_a_device() -> None:
     choice = planning.Choice("cuda", "asked for")
-    plan = planning.choose_plan(SIZES, 4, choice, planning.H200, planning.Run(50_000, 30, 10))
+    plan = planning.choose_plan(
+        SIZES, "float32", choice, planning.H200, planning.Run(50_000, 30, 10)
+    )
     found = explain(SIZES, 10, np.dtype("float32"), plan, planning.H200)
     assert "engine resident: an epoch is one launch" in str(found)
     assert {work.kernel for work in found.work} == {"the resident kernel"}
@@ -138,7 +140,7 @@ def test_of_a_device(folder: Path) -> None:
     (folder / records.GPU).write_text("".join(json.dumps(line) + "\n" for line in lines))
     choice = planning.Choice("cuda", "asked for")
     run = planning.Run(50_000, 30, 10, "layered")
-    plan = planning.choose_plan(SIZES, 4, choice, planning.H200, run)
+    plan = planning.choose_plan(SIZES, "float32", choice, planning.H200, run)
     found = explain(SIZES, 10, np.dtype("float32"), plan, planning.H200)
     kernels = {w.label: w.kernel for w in found.work}
     for label, product in plan.products:

@@ -100,7 +100,7 @@ def test_what_a_record_needs_is_compiled_beforehand(
     """Without a GPU, and what is found later is not compiled again."""
     needs_compiler()
     try:
-        compiler._compiler_version()
+        compiler.version()
     except compiler.CompilerNotFoundError as error:
         if os.environ.get("BACKPROP_GPU_REQUIRE_COMPILERS"):
             raise

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backprop_gpu import driver, planning
+from backprop_gpu import planning
+from backprop_gpu.engines.layered import LayeredEngine
 from backprop_gpu.nielsen import network, network2, samples
 
 REFERENCE = json.loads(
@@ -98,7 +99,7 @@ def cross_entropy(a, y):
 @pytest.fixture(params=["layered", "resident"])
 def engine(request, monkeypatch):
     """The engine that "auto" takes, whatever the length of the training."""
-    monkeypatch.setattr(planning, "LOADING", 0.0 if request.param == "resident" else 1e9)
+    monkeypatch.setattr(planning.plan, "LOADING", 0.0 if request.param == "resident" else 1e9)
     return request.param
 
 
@@ -163,14 +164,14 @@ def test_three_classes_and_a_short_last_batch(kind, m, engine):
 
 def test_an_epoch_is_one_engine_call(monkeypatch, capsys):
     calls, closed, stacked = [], [], []
-    run, close, stack = driver.Driver.run, driver.Driver.close, samples._stack
+    run, release, stack = LayeredEngine.run_epoch, LayeredEngine.release, samples._stack
 
-    def counted(self, order, *arguments, **keywords):
-        calls.append(sorted(order))
-        return run(self, order, *arguments, **keywords)
+    def counted(self, member, *arguments, **keywords):
+        calls.append(sorted(member.order))
+        return run(self, member, *arguments, **keywords)
 
-    monkeypatch.setattr(driver.Driver, "run", counted)
-    monkeypatch.setattr(driver.Driver, "close", lambda self: closed.append(close(self)))
+    monkeypatch.setattr(LayeredEngine, "run_epoch", counted)
+    monkeypatch.setattr(LayeredEngine, "release", lambda self: closed.append(release(self)))
     monkeypatch.setattr(
         samples, "_stack", lambda *given: stacked.append(given[1:3]) or stack(*given)
     )

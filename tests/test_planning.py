@@ -205,7 +205,9 @@ def test_a_device_of_an_unknown_generation_still_has_a_plan():
 
 def test_plan_of_numpy():
     training = Run(rows=1000, epochs=1, batch_size=10)
-    plan = planning.choose_plan([784, 30, 10], 4, Choice("numpy", "because"), None, training)
+    plan = planning.choose_plan(
+        [784, 30, 10], "float32", Choice("numpy", "because"), None, training
+    )
     assert str(plan).startswith("backend numpy: because\nengine layered: ")
     assert not plan.captured
     assert plan.products == ()
@@ -213,7 +215,9 @@ def test_plan_of_numpy():
 
 def test_plan_of_a_device_names_every_product():
     training = Run(rows=1000, epochs=1, batch_size=10)
-    plan = planning.choose_plan([784, 30, 20, 10], 4, Choice("cuda", "it is there"), H200, training)
+    plan = planning.choose_plan(
+        [784, 30, 20, 10], "float32", Choice("cuda", "it is there"), H200, training
+    )
     equations = [equation for equation, _ in plan.products]
     assert sorted(equations) == sorted(
         [f"forward layer {l}" for l in (1, 2, 3)]
@@ -228,10 +232,13 @@ def test_plan_of_a_device_names_every_product():
     assert "graph" in text
 
 
-@pytest.mark.parametrize("hindrance", ["step_callbacks", "user_cost"])
+@pytest.mark.parametrize("hindrance", ["step_callbacks", "a user's cost"])
 def test_a_plan_says_why_steps_are_not_captured(hindrance):
-    training = Run(rows=1000, epochs=1, batch_size=10, **{hindrance: True})
-    plan = planning.choose_plan([4, 2], 4, Choice("cuda", "x"), H200, training)
+    run = Run(rows=1000, epochs=1, batch_size=10, step_callbacks=hindrance == "step_callbacks")
+    plan = planning.choose_plan(
+        [4, 2], "float32", Choice("cuda", "x"), H200, run, builtin=hindrance != "a user's cost",
+        obstacle=hindrance,
+    )  # fmt: skip
     assert not plan.captured
     assert "not captured" in str(plan)
 
@@ -240,8 +247,8 @@ def test_a_plan_says_why_steps_are_not_captured(hindrance):
 @settings(deadline=None, max_examples=30)
 def test_any_network_has_a_plan(sizes, batch, device):
     training = Run(rows=3 * batch, epochs=1, batch_size=batch)
-    assert str(planning.choose_plan(sizes, 4, Choice("cuda", "x"), device, training))
-    assert str(planning.choose_plan(sizes, 4, Choice("cuda", "x"), device))
+    assert str(planning.choose_plan(sizes, "float32", Choice("cuda", "x"), device, training))
+    assert str(planning.choose_plan(sizes, "float32", Choice("cuda", "x"), device))
 
 
 def test_the_plan_of_a_network():
@@ -282,7 +289,9 @@ def test_gradients_for_every_thread_may_be_too_much() -> None:
 
     def chosen(engine: str) -> planning.Plan:
         training = planning.Run(60_000, 10, batch, engine)
-        return planning.choose_plan(wide, 4, planning.Choice("numpy", ""), None, training, cores=64)
+        return planning.choose_plan(
+            wide, "float32", planning.Choice("numpy", ""), None, training, cores=64
+        )
 
     assert chosen("auto").engine == "layered"
     assert reason in chosen("auto").engine_reason

@@ -55,7 +55,7 @@ def assert_same(member, alone):
             getattr(member.history, values), getattr(alone.history, values)
         )
     assert member.history.restored == alone.history.restored
-    assert copy.deepcopy(member._rng).random() == copy.deepcopy(alone._rng).random()
+    assert copy.deepcopy(member.generator).random() == copy.deepcopy(alone.generator).random()
 
 
 BACKENDS = [
@@ -161,7 +161,7 @@ def test_copies_of_networks():
     networks[0].fit(X, Y, **GOOD)
     before = [flat(net) for net in networks]
     members = Population.from_networks(iter(networks))
-    assert members.members[0]._backend is not networks[0]._backend
+    assert members.members[0].model.backend is not networks[0].model.backend
     assert [member.history for member in members] == [None] * 3
     members.fit(X, Y, **GOOD, optimizer="adam")
     for net, weights in zip(networks, before, strict=True):
@@ -174,9 +174,9 @@ def test_copies_of_networks():
 def test_parameters_are_rows_of_one_array():
     """What an engine needs that runs all members in one launch."""
     members = population()
-    assert members._rows.shape == (3, members.members[0]._layout.length)
+    assert members._rows.shape == (3, members.members[0].model.layout.length)
     for row, member in zip(members._rows, members, strict=True):
-        assert np.shares_memory(row, member._parameters.flat)
+        assert np.shares_memory(row, member.parameters.flat)
     members.members[1].biases = [np.full(5, 3.0), np.full(2, 4.0)]
     assert (members._rows[1] == 3.0).sum() == 5
     assert not (members._rows[[0, 2]] == 3.0).any()
@@ -233,7 +233,9 @@ def test_the_planner_hears_of_all_members():
     sizes, choice = (784, 30, 10), planning.Choice("numpy", "")
     run = {"rows": 1000, "epochs": 1, "batch_size": 10}
     engines = [
-        planning.choose_plan(sizes, 4, choice, None, planning.Run(**run, members=members)).engine
+        planning.choose_plan(
+            sizes, "float32", choice, None, planning.Run(**run, members=members)
+        ).engine
         for members in (1, 1000)
     ]
     assert engines == ["layered", "resident"]
@@ -241,8 +243,10 @@ def test_the_planner_hears_of_all_members():
 
 def test_the_planner_hears_of_the_most_that_a_member_asks(monkeypatch):
     X, Y = problem()
-    plan, heard = planning.plan, []
-    monkeypatch.setattr(planning, "plan", lambda *given: heard.append(given[4]) or plan(*given))
+    choose, heard = planning.choose_plan, []
+    monkeypatch.setattr(
+        planning, "choose_plan", lambda *given: heard.append(given[4]) or choose(*given)
+    )
     population().fit(
         X, Y, epochs=[1, 3, 2], batch_size=[2, 3, 7], learning_rate=0.1,
         optimizer=["sgd", "adam", "momentum"],
@@ -722,7 +726,7 @@ def test_it_is_a_collection_of_networks(tmp_path):
     loaded = Network.load(tmp_path / "member.safetensors", backend="numpy")
     np.testing.assert_array_equal(flat(loaded), flat(member))
     copied = pickle.loads(pickle.dumps(member))
-    assert copied._backend is not member._backend
+    assert copied.model.backend is not member.model.backend
     np.testing.assert_array_equal(flat(copied), flat(member))
 
 
@@ -737,12 +741,14 @@ def test_copies(copied):
     other = copied(members)
     assert other.failed == members.failed
     assert [len(member.history) for member in other] == [2, 0, 2]
-    before = [(flat(member), copy.deepcopy(member._rng).random()) for member in members]
-    assert not {id(each._backend) for each in other} & {id(each._backend) for each in members}
+    before = [(flat(member), copy.deepcopy(member.generator).random()) for member in members]
+    assert not {id(each.model.backend) for each in other} & {
+        id(each.model.backend) for each in members
+    }
     other.fit(X, Y, **GOOD)
     for member, (weights, number) in zip(members, before, strict=True):
         np.testing.assert_array_equal(flat(member), weights)
-        assert copy.deepcopy(member._rng).random() == number
+        assert copy.deepcopy(member.generator).random() == number
     assert [len(member.history) for member in members] == [2, 0, 2]
     members.fit(X, Y, **GOOD)
     for a, b in zip(members, other, strict=True):
@@ -874,12 +880,16 @@ def test_what_is_no_list_of_networks():
 def test_arguments_of_fit(kind, message, arguments):
     X, Y = problem()
     members = population()
-    before = [(flat(member).tobytes(), copy.deepcopy(member._rng).random()) for member in members]
+    before = [
+        (flat(member).tobytes(), copy.deepcopy(member.generator).random()) for member in members
+    ]
     plan = members.plan
     given = {"X": X, "Y": Y} | GOOD | arguments
     with pytest.raises(kind, match=message):
         members.fit(given.pop("X"), given.pop("Y"), **given)
-    after = [(flat(member).tobytes(), copy.deepcopy(member._rng).random()) for member in members]
+    after = [
+        (flat(member).tobytes(), copy.deepcopy(member.generator).random()) for member in members
+    ]
     assert after == before
     assert members.plan is plan
     assert [member.history for member in members] == [None] * 3

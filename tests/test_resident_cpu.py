@@ -22,9 +22,8 @@ from backprop_gpu import (
     optimizers,
     planning,
 )
-from backprop_gpu.engines import resident_cpu, resident_cpu_loop
-from backprop_gpu.engines.layered import Hyperparameters, Member
-from backprop_gpu.engines.resident_cpu import ResidentEngine
+from backprop_gpu.engines import Hyperparameters, Member, resident_cpu, resident_cpu_loop
+from backprop_gpu.engines.passes import Passes
 from backprop_gpu.parameters import Parameters
 
 ALL_ON = {"l1": 0.01, "l2": 0.02, "clip_norm": 0.5, "clip_value": 0.1}
@@ -140,7 +139,7 @@ DIVISIONS = [
 def test_every_division_of_a_batch(
     work: planning.CpuWork, optimizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "cpu_work", lambda *_: work)
+    monkeypatch.setattr(planning.plan, "cpu_work", lambda *_: work)
     assert_same_training(*problem("sigmoid", "quadratic"), "float64", optimizer=optimizer)
 
 
@@ -149,11 +148,18 @@ def test_threads_do_not_change_a_bit(optimizer: Any, monkeypatch: pytest.MonkeyP
     runs = []
     for threads in (1, 2, 4):
         work = planning.CpuWork(block=3, parts=4, threads=threads)
-        monkeypatch.setattr(planning, "cpu_work", lambda *_, work=work: work)
+        monkeypatch.setattr(planning.plan, "cpu_work", lambda *_, work=work: work)
         runs.append(weights_after("resident", *problem("", ""), optimizer=optimizer))
     for other in runs[1:]:
         for expected, got in zip(runs[0], other, strict=True):
             np.testing.assert_array_equal(got, expected)
+
+
+def planned(net: Network, *batches: int) -> planning.Plan:
+    """By the resident engine, with mini-batches of these sizes."""
+    others = tuple((m, 0) for m in batches)
+    run = planning.Run(4000, 3, max(batches), "resident", members=2, others=others)
+    return net.model.plan(run)
 
 
 def test_threads_do_not_share_what_they_write() -> None:
@@ -165,10 +171,10 @@ def test_threads_do_not_share_what_they_write() -> None:
     settings = Hyperparameters(10, sgd, sgd.coefficients(np.full(400, 0.1), 0))
 
     def members() -> list[Member]:
-        flats = (net._get_flat() * (1 + i) for i in range(12))
-        return [Member(Parameters(net._layout, flat), (), order, settings) for flat in flats]
+        flats = (net.model.read(net.parameters) * (1 + i) for i in range(12))
+        return [Member(Parameters(net.model.layout, flat), (), order, settings) for flat in flats]
 
-    engine = ResidentEngine(net._backend, net.sizes, net.activations, net.cost)
+    engine = net.model.engine(planned(net, 10))
     together, alone = members(), members()
     for _ in range(3):
         engine.run_members(together, X, Y)
@@ -191,7 +197,7 @@ def test_an_interrupt_between_two_threads_leaves_none_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     work = planning.CpuWork(block=3, parts=4, threads=3)
-    monkeypatch.setattr(planning, "cpu_work", lambda *_: work)
+    monkeypatch.setattr(planning.plan, "cpu_work", lambda *_: work)
     submit = ThreadPoolExecutor.submit
 
     def interrupted(pool: Any, function: Any, thread: int, *rest: Any) -> Any:
@@ -234,15 +240,15 @@ def test_members_are_the_same_alone_and_beside_others() -> None:
     X, Y = (array.astype(np.float32) for array in problem("", ""))
     net = Network([11, 9, 3], backend="numpy", seed=0)
     rng = np.random.default_rng(1)
-    engine = ResidentEngine(net._backend, net.sizes, net.activations, net.cost)
+    engine = net.model.engine(planned(net, 7, 8, 9, 10))
 
     def member(i: int) -> Member:
         optimizer = [SGD(), Adam(), SGD(momentum=0.5)][i % 3]
         batch = 7 + i % 4
         rates = np.full(-(-len(X) // batch), 0.1 / (1 + i))
-        slots = tuple(np.zeros(net._layout.length, np.float32) for _ in range(optimizer.slots))
+        slots = tuple(np.zeros(net.model.layout.length, np.float32) for _ in range(optimizer.slots))
         return Member(
-            Parameters(net._layout, net._get_flat()), slots, orders[i],
+            Parameters(net.model.layout, net.model.read(net.parameters)), slots, orders[i],
             Hyperparameters(batch, optimizer, optimizer.coefficients(rates, 0)),
         )  # fmt: skip
 
@@ -403,13 +409,13 @@ def test_no_blas_thread_spins_beside_the_loops_threads(monkeypatch: pytest.Monke
         return {i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"}
 
     before, during = blas_threads(), []
-    forward = ResidentEngine._forward
+    forward = Passes.forward
 
     def watched(*arguments: Any) -> None:
         during.append(blas_threads())
         forward(*arguments)
 
-    monkeypatch.setattr(ResidentEngine, "_forward", watched)
+    monkeypatch.setattr(Passes, "forward", watched)
     X, Y = np.zeros((8, 3)), np.zeros((8, 2))
     Network([3, 4, 2], backend="numpy", seed=0).fit(
         X, Y, epochs=2, batch_size=2, learning_rate=0.1, engine="resident", validation_data=(X, Y)

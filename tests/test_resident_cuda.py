@@ -11,6 +11,7 @@ from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from resident_cases import FORMS, Form, Run, check
 from backprop_gpu import (
     Activation,
     Callback,
+    Cost,
     Network,
     Population,
     activations,
@@ -34,7 +36,7 @@ from backprop_gpu.cuda import catalogue
 from backprop_gpu.cuda.catalogue import RULES, Catalogue, Kernel
 from backprop_gpu.cuda.runtime import Runtime
 from backprop_gpu.engines.layered import LayeredEngine
-from backprop_gpu.engines.resident_cpu import ResidentEngine
+from backprop_gpu.engines.resident_cpu import ResidentCpuEngine
 from backprop_gpu.engines.resident_cuda import ResidentCudaEngine
 from backprop_gpu.optimizers import SGD, Adam, Optimizer
 from backprop_gpu.optimizers import get as rule_of
@@ -112,10 +114,10 @@ def runtime() -> Runtime:
 
 def on(net: Network, backend: CudaBackend) -> Network:
     """The network on another backend, and planned for it."""
-    flat = net._get_flat()
-    net._backend = backend
-    net._choice = planning.Choice("cuda", "asked for")
-    net._parameters = Parameters(net._layout, backend.asarray(flat))
+    flat = net.model.read(net.parameters)
+    net.model.backend = backend
+    net.model.choice = planning.Choice("cuda", "asked for")
+    net.parameters = Parameters(net.model.layout, backend.asarray(flat))
     return net
 
 
@@ -252,6 +254,10 @@ def _on_host(array: Any) -> np.ndarray:
     return array if isinstance(array, np.ndarray) else runtime().to_numpy(array)
 
 
+def parameters_of(net: Network) -> np.ndarray:
+    return net.model.read(net.parameters)
+
+
 def _train(form: Form) -> list[np.ndarray]:
     backend = CudaBackend("float32", runtime())
     return Run(form, backend, "float32").train(form.engine(backend))
@@ -336,7 +342,7 @@ def test_members_of_several_rules_and_batch_sizes() -> None:
     backend = CudaBackend("float32", runtime())
 
     def members() -> list[Any]:
-        run = Run(replace(form, optimizers=(SGD(), SGD(clip_norm=0.1), SGD())), backend, "float32")
+        run = Run(replace(form, optimizers=(SGD(), Adam(), SGD())), backend, "float32")
         found = [member[0] for member in run.members]
         settings = found[2].hyperparameters
         found[2] = replace(
@@ -346,7 +352,7 @@ def test_members_of_several_rules_and_batch_sizes() -> None:
         return [run.X, run.Y, found]
 
     engine = form.engine(backend)
-    engine.cut = lambda sizes, m, *_: replace(form, batch=m).residency(4)  # type: ignore[method-assign]
+    engine.plan = form.plan(4, 6)
     X, Y, together = members()
     heard: list[int] = []
     costs = engine.run_members(together, X, Y, heard.append)
@@ -453,7 +459,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[np.dtype[Any]]:
 
         return call
 
-    for engine in (LayeredEngine, ResidentEngine, ResidentCudaEngine):
+    for engine in (LayeredEngine, ResidentCpuEngine, ResidentCudaEngine):
         for name in ("run_epoch", "run_members"):
             monkeypatch.setattr(engine, name, spied(getattr(engine, name)))
     return found
@@ -475,7 +481,7 @@ def test_a_network_of_bytes(
         assert ("rows of X read as uint8" in net.plan.engine_reason) == reads
     resident = ["unsigned char" in k.expression for k in launched if k.file == "resident.cu"]
     assert resident == [True] * 2 + [False] * 2  # an epoch each
-    same_bits([nets[0]._get_flat()], [nets[1]._get_flat()])
+    same_bits([parameters_of(nets[0])], [parameters_of(nets[1])])
     assert nets[0].history == replace(nets[1].history, seconds=nets[0].history.seconds)
 
 
@@ -492,7 +498,7 @@ def test_a_population_and_a_sweep_of_bytes(seen: list[np.dtype[Any]]) -> None:
     assert seen == [np.uint8] * 4 + [np.float32] * 4
     for one, other in zip(*found, strict=True):
         assert "rows of X read as uint8" in one.plan.engine_reason
-        same_bits([one._get_flat()], [other._get_flat()])
+        same_bits([parameters_of(one)], [parameters_of(other)])
 
 
 def test_other_engines_get_numbers(backend: str, seen: list[np.dtype[Any]]) -> None:
@@ -509,18 +515,17 @@ def test_other_engines_get_numbers(backend: str, seen: list[np.dtype[Any]]) -> N
         for net, given in zip(nets, (X, X.astype(np.float32)), strict=True):
             net.fit(given, y, **FIT, **how)
         assert set(seen) == {np.dtype(np.float32)}, how
-        same_bits([nets[0]._get_flat()], [nets[1]._get_flat()])
+        same_bits([parameters_of(nets[0])], [parameters_of(nets[1])])
 
 
-@pytest.mark.parametrize("why", ["too large", "a callback after every batch"])
-def test_where_an_epoch_is_layered_bytes_become_numbers_once(
-    why: str, monkeypatch: pytest.MonkeyPatch
+def test_where_numbers_only_have_room_bytes_become_them_once(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     form = BYTES[0]
     backend = CudaBackend("float32", runtime())
     run, exact = Run(form, backend, "float32"), Run(form, backend, "float32")
-    engine = form.engine(backend)
-    layered = LayeredEngine(backend, engine.sizes, engine.activations, engine.cost)
+    form = _here(replace(form, bytes=False))
+    engine, again = form.engine(backend), form.engine(backend)
     numbers = backend.asarray(exact.X)
     made = []
     copy = CudaBackend.copy
@@ -530,21 +535,29 @@ def test_where_an_epoch_is_layered_bytes_become_numbers_once(
         copy(backend, source, out)
 
     monkeypatch.setattr(CudaBackend, "copy", watched)  # of every fork
-    engine.cut = lambda *_: "too large"  # type: ignore[method-assign]
-    on_step = None if why == "too large" else lambda step: None
     for mine, theirs in zip(run.members, exact.members, strict=True):
         for one, other in zip(mine, theirs, strict=True):
             same_bits(
-                [engine.run_epoch(one, run.X, run.Y, on_step), one.parameters.flat],
-                [layered.run_epoch(other, numbers, exact.Y), other.parameters.flat],
+                [engine.run_epoch(one, run.X, run.Y), one.parameters.flat],
+                [again.run_epoch(other, numbers, exact.Y), other.parameters.flat],
             )
-    if on_step is None:
-        engine.run_members([member[0] for member in run.members], run.X, run.Y)
+    engine.run_members([member[0] for member in run.members], run.X, run.Y)
     assert [array.dtype for array in made] == [np.float32]
-    other = backend.asarray(np.zeros(run.X.shape), np.uint8)  # and another array is another
-    assert not _on_host(engine._numbers(other)).any()
-    engine.release()
-    assert engine._converted is None
+
+
+@pytest.mark.parametrize("needs", ["a callback", "squares"])
+def test_what_needs_the_host_between_steps_is_refused(needs: str) -> None:
+    form = _form("block")
+    backend = CudaBackend("float32", runtime())
+    run = Run(form, backend, "float32")
+    member = run.members[0][0]
+    if needs == "squares":
+        settings = replace(member.hyperparameters, squares=np.zeros(5))
+        member = replace(member, hyperparameters=settings)
+    with pytest.raises(ValueError, match="the host is needed between steps"):
+        form.engine(backend).run_epoch(
+            member, run.X, run.Y, (lambda step: None) if needs == "a callback" else None
+        )
 
 
 def _kernel_size(found: residency.Residency | str) -> int:
@@ -610,9 +623,14 @@ NIELSEN = (784, 30, 10)
 
 
 def plan(sizes: Sequence[int], batch: int, **rest: Any) -> planning.Plan:
-    device = rest.pop("device", planning.H200)
+    device, cost = rest.pop("device", planning.H200), rest.pop("cost", costs.get("quadratic"))
     run = planning.Run(**{"rows": 50_000, "epochs": 30, "batch_size": batch} | rest)
-    return planning.choose_plan(sizes, 4, CHOICE, device, run)
+    model = SimpleNamespace(
+        sizes=tuple(sizes), activations=(activations.get("sigmoid"),) * (len(sizes) - 1),
+        cost=cost, dtype=np.dtype(np.float32), device=device,
+    )  # fmt: skip
+    obstacle = ResidentCudaEngine.obstacle(model, run)
+    return planning.choose_plan(sizes, "float32", CHOICE, device, run, obstacle)
 
 
 def test_the_book_is_resident_and_the_reason_has_both_figures() -> None:
@@ -640,10 +658,13 @@ def test_the_plan_says_that_rows_are_bytes() -> None:
     assert 0 < enough(True) == enough(False) < 50_000
 
 
+CUBIC = Cost("cubic", lambda a, y: (abs(a - y) ** 3).sum(axis=1), lambda a, y: a - y)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"user_cost": True, "obstacle": "cost 'cubic' is not built in"}, "cost 'cubic'"),
+        ({"cost": CUBIC}, "cost 'cubic' is not built in"),
         ({"step_callbacks": True}, "a callback after every batch"),
         ({"clips_norm": True}, "clip_norm needs the norm of all gradients"),
         ({"sizes": (4096, 4096, 10)}, r"need \d+ KB of shared memory .* the device has 227 KB"),

@@ -393,7 +393,7 @@ def test_a_nan_makes_a_row_the_last_and_no_more():
     ],
 )
 def test_bad_input(monkeypatch, kind, message, arguments):
-    monkeypatch.setattr(Population, "_train", lambda *_: pytest.fail("trains"))
+    monkeypatch.setattr(Population, "train", lambda *_: pytest.fail("trains"))
     with pytest.raises(kind, match=message):
         run(**arguments)
 
@@ -424,6 +424,6 @@ def test_costs_are_compared_by_accuracy():
 
 
 def test_each_population_has_a_plan_of_its_own(monkeypatch):
-    monkeypatch.setattr(planning, "layered_seconds", lambda sizes, *_: 1e3 * (sizes[1] == 4))
+    monkeypatch.setattr(planning.plan, "layered_seconds", lambda sizes, *_: 1e3 * (sizes[1] == 4))
     result = run(grid={"sizes": [[3, 4, 2], [3, 5, 2]]})
     assert [net.plan.engine for net in result.networks] == ["resident", "layered"]

@@ -24,9 +24,7 @@ from backprop_gpu import (
     equations,
     threads,
 )  # fmt: skip
-from backprop_gpu.driver import Driver
 from backprop_gpu.nielsen import network2
-from backprop_gpu.optimizers import SGD
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -146,13 +144,13 @@ def test_an_estimators_network_is_made_for_each_call() -> None:
     """What a device would predict with is not what another thread assigns meanwhile."""
     X, y = problem()
     fitted = MLPClassifier((20,), max_iter=3, random_state=0, backend="numpy").fit(X, y)
-    first = fitted._network("numpy")
-    before = first.predict(X)
+    model = fitted._model("numpy")
+    first = fitted._parameters(model)
+    before = model.read(first)
     fitted.coefs_ = [2 * w for w in fitted.coefs_]
-    second = fitted._network("numpy")
-    assert first._backend is second._backend
-    np.testing.assert_array_equal(first.predict(X), before)
-    assert not np.array_equal(second.predict(X), before)
+    assert fitted._model("numpy") is model
+    np.testing.assert_array_equal(model.read(first), before)
+    assert not np.array_equal(model.read(fitted._parameters(model)), before)
 
 
 def test_one_of_nielsens_networks_read_by_many() -> None:
@@ -205,9 +203,6 @@ def test_a_second_training_is_refused_at_once() -> None:
             assert waits.begun.wait(60)
             with pytest.raises(RuntimeError, match="this network is being trained already"):
                 net.fit(X, y, **FIT)
-            driver = Driver(net, X, X[:, :5], epochs=1, batch_size=10, optimizer=SGD())
-            with pytest.raises(RuntimeError, match="being trained already"):
-                driver.run(np.arange(300), 0.1)
             copy.deepcopy(net).fit(X, y, **FIT)
         finally:
             waits.go_on.set()

@@ -25,8 +25,7 @@ torch = pytest.importorskip(
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-import backprop_gpu.torch as ours  # noqa: E402
-from backprop_gpu.torch import MLP, from_torch, to_torch  # noqa: E402
+from backprop_gpu.torch import MLP, equations, from_torch, mlp, to_torch  # noqa: E402
 
 NAMES = [name for name in activations.names() if activations.get(name).builtin]
 PORTABLE = [name for name in NAMES if name != "exponential"]
@@ -479,13 +478,13 @@ def test_the_gradient_of_a_gradient():
 def test_frozen_layers_get_no_gradient_and_cost_none(monkeypatch):
     calls = []
     for name in ("weight_gradient", "bias_gradient", "hidden_error", "input_error"):
-        method = getattr(ours._OnTorch, name)
+        method = getattr(equations._OnTorch, name)
 
         def counted(self, *arguments, _method=method, _name=name):
             calls.append(_name)
             return _method(self, *arguments)
 
-        monkeypatch.setattr(ours._OnTorch, name, counted)
+        monkeypatch.setattr(equations._OnTorch, name, counted)
     mlp = MLP([3, 4, 4, 2], seed=1)
     for name, p in mlp.named_parameters():
         p.requires_grad_(name in ("2.bias", "4.weight"))
@@ -517,14 +516,14 @@ def test_without_gradients_nothing_is_kept(monkeypatch):
         kept.append(tensor.shape)
         return tensor
 
-    forward, zs = ours._OnTorch.forward, []
+    forward, zs = equations._OnTorch.forward, []
 
     def watched(self, *arguments):
         z, a = forward(self, *arguments)
         zs.append(z)
         return z, a
 
-    monkeypatch.setattr(ours._OnTorch, "forward", watched)
+    monkeypatch.setattr(equations._OnTorch, "forward", watched)
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.no_grad():
@@ -944,7 +943,7 @@ def on_device(monkeypatch):
     """
     runtime = device_runtime()
 
-    class OnCopies(ours._OnCuda):
+    class OnCopies(equations._OnCuda):
         def __init__(self):
             super().__init__(runtime, torch.empty(0, dtype=torch.float64))
             self._backend.scratch = runtime.empty
@@ -973,10 +972,10 @@ def on_device(monkeypatch):
             return and_back
 
     @contextlib.contextmanager
-    def equations(x):
-        yield OnCopies() if x.numel() else ours._TORCH
+    def chosen(x):
+        yield OnCopies() if x.numel() else equations._TORCH
 
-    monkeypatch.setattr(ours, "_equations", equations)
+    monkeypatch.setattr(mlp, "equations_of", chosen)
 
 
 @pytest.mark.gpu
@@ -1005,7 +1004,7 @@ def test_kernels_that_fail_their_check_are_not_used(monkeypatch):
     x = SimpleNamespace(
         device=SimpleNamespace(type="cuda", index=0), dtype=torch.float32, numel=lambda: 1
     )
-    monkeypatch.setattr(ours, "_right", {})
+    monkeypatch.setattr(equations, "_right", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
     monkeypatch.delenv(self_check.OFF, raising=False)
@@ -1014,17 +1013,20 @@ def test_kernels_that_fail_their_check_are_not_used(monkeypatch):
         patch.setattr(self_check.cache, "read", lambda name: None)
         patch.setattr(self_check.cache, "write", lambda *_: None)
         self_check.forget()
-        with pytest.warns(RuntimeWarning, match="failed its check"), ours._equations(x) as found:
-            assert found is ours._TORCH
-        with ours._equations(x) as found:  # and no second warning
-            assert found is ours._TORCH
+        with (
+            pytest.warns(RuntimeWarning, match="failed its check"),
+            equations.equations_of(x) as found,
+        ):
+            assert found is equations._TORCH
+        with equations.equations_of(x) as found:  # and no second warning
+            assert found is equations._TORCH
         # A capture is not disturbed: there is no check in it.
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-        with ours._equations(x) as found:
-            assert isinstance(found, ours._OnCuda)
+        with equations.equations_of(x) as found:
+            assert isinstance(found, equations._OnCuda)
     self_check.forget()
-    assert ours._passed_check(device, x.dtype)
-    assert device in ours._right[torch.float32]
+    assert equations._passed_check(device, x.dtype)
+    assert device in equations._right[torch.float32]
 
 
 @pytest.mark.gpu

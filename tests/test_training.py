@@ -25,8 +25,9 @@ from backprop_gpu import (
     Population,
     planning,
     schedules,
-    training,
 )
+from backprop_gpu.training.fitting import FitCourse
+from backprop_gpu.training.progress import ProgressBar
 
 ROWS, BATCH, EPOCHS = 11, 4, 3  # 3 batches an epoch, the last of 3 rows
 STEPS = -(-ROWS // BATCH)
@@ -61,7 +62,7 @@ class Stop(Callback):
 
 class DrawsToo(Callback):
     def on_epoch_end(self, network, history):
-        network._rng.permutation(5)
+        network.generator.permutation(5)
 
 
 def trained_in_every_way():
@@ -81,7 +82,7 @@ def trained_in_every_way():
 def test_drawing_ahead_changes_nothing(monkeypatch, wave):
     monkeypatch.setattr(planning, "members_a_call", lambda rows, steps: wave)
     ahead = trained_in_every_way()
-    monkeypatch.setattr(training.Course, "draw", lambda self, ahead=0: None)
+    monkeypatch.setattr(FitCourse, "draw", lambda self, ahead: None)
     for a, b in zip(ahead, trained_in_every_way(), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -90,10 +91,8 @@ def test_drawing_ahead_changes_nothing(monkeypatch, wave):
 def test_every_order_but_the_first_wave_s_first_is_drawn_ahead(monkeypatch, wave):
     monkeypatch.setattr(planning, "members_a_call", lambda rows, steps: wave)
     drawn, (X, Y) = [], problem()
-    order = training.Course._order
-    monkeypatch.setattr(
-        training.Course, "_order", lambda self: drawn.append(self._drawn) or order(self)
-    )
+    order = FitCourse._order
+    monkeypatch.setattr(FitCourse, "_order", lambda self: drawn.append(self._drawn) or order(self))
     members = Population([3, 5, 2], members=3, seed=2, backend="numpy", dtype="float64")
     members.fit(X, Y, batch_size=BATCH, learning_rate=0.1, epochs=3, engine="layered")
     assert [entry is not None for entry in drawn] == [False] * wave + [True] * (9 - wave)
@@ -104,7 +103,7 @@ def test_every_order_but_the_first_wave_s_first_is_drawn_ahead(monkeypatch, wave
 
 def order_of(net, epochs):
     """The permutations that `fit` is going to draw: those of the network's own generator."""
-    rng = copy.deepcopy(net._rng)
+    rng = copy.deepcopy(net.generator)
     return [rng.permutation(ROWS) for _ in range(epochs)]
 
 
@@ -625,7 +624,7 @@ def test_nan_is_no_improvement(monitor, bad, pattern, best):
 
 def test_the_bar_shows_a_number_where_there_is_one():
     courses = [SimpleNamespace(history=History(loss=[loss])) for loss in (np.nan, 2.0, 1.0, np.nan)]
-    with training.Progress(1, False, members=4) as shown:
+    with ProgressBar(1, False, members=4) as shown:
         seen = []
         shown._bar.set_postfix = lambda values, refresh: seen.append(values["best loss"])
         shown.epoch_is_over(courses)

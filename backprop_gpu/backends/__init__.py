@@ -1,7 +1,7 @@
 """Backends: each runs one equation on one kind of array. `base.Backend` is the interface.
 
 This module knows which there are, what keeps each from being used on this
-machine, and how to make one. Asking creates no CUDA context unless a dtype is named.
+machine, and how to make one. Asking creates no CUDA context.
 """
 
 from __future__ import annotations
@@ -9,16 +9,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .. import testing
 from ..imports import uninterrupted
 from .base import Backend
-
-if TYPE_CHECKING:
-    from ..cuda.runtime import Runtime
 
 
 def _numpy_obstacle() -> str | None:
@@ -37,16 +34,6 @@ def _cuda_obstacle() -> str | None:
     except Exception as error:  # a broken driver shows itself in many ways
         return f"no CUDA device ({_first_line(error)})"
     return None if count else "no CUDA device"
-
-
-def failed_check(runtime: Runtime, dtype: np.dtype[Any]) -> str | None:
-    """Why our kernels must not be used on a device, if so; does without a library that fails."""
-    from .. import self_check
-
-    failed = self_check.obstacle(runtime, self_check.LAYERED, dtype)
-    if failed is None and runtime.device.library:
-        self_check.check_library(runtime, dtype)
-    return failed
 
 
 def _numba_cuda_obstacle() -> str | None:
@@ -94,23 +81,14 @@ _BACKENDS: dict[str, tuple[Callable[[], str | None], Callable[[np.dtype[Any]], B
 
 
 class Obstacles(dict[str, "str | None"]):
-    """For every backend why it cannot be used here, or None; looked up when asked for.
+    """For every backend why it cannot be used here, or None; looked up when asked for."""
 
-    With a dtype it is about to be used, so cuda must have passed its check (`self_check`) too.
-    """
-
-    def __init__(self, dtype: np.dtype[Any] | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__(dict.fromkeys(_BACKENDS))
-        self._dtype = dtype
 
     def __getitem__(self, name: str) -> str | None:
         with uninterrupted():  # it may import the package that the backend is made with
-            found = _BACKENDS[name][0]()
-        if found is None and name == "cuda" and self._dtype is not None:
-            from ..cuda import runtime
-
-            return failed_check(runtime.current(), self._dtype)
-        return found
+            return _BACKENDS[name][0]()
 
 
 def names() -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from ..activations import Activation
 from ..costs import Cost
 from ..optimizers import Optimizer
 from ..parameters import Parameters
+from ..planning import Plan
 
 Array = Any
 
@@ -51,8 +52,10 @@ class Backend(Protocol):
     def copy(self, source: Array, out: Array) -> None: ...
     def all_finite(self, array: Array) -> bool: ...
     def sum_of_squares(self, array: Array) -> float: ...
-    def fork(self) -> Backend:
+    def fork(self, plan: Plan | None = None) -> Backend:
         """The same backend, with scratch memory and captured steps of its own.
+
+        Products that `plan` names are carried out as it says.
 
         One backend serves one use at a time. So each training, and each call that reads, takes a
         fork for itself, and what that has made goes with it. Arrays belong to all forks.

@@ -61,6 +61,8 @@ class CudaBackend:
     runtime : Runtime
     choose : callable, optional
         Stands in for `planning.choose_product`; the tests use it to try every kernel.
+    plan : Plan, optional
+        Says how the products of a training are carried out; `choose` is for all others.
     """
 
     name = "cuda"
@@ -70,12 +72,13 @@ class CudaBackend:
         dtype: Any,
         runtime: Runtime,
         choose: Callable[..., planning.Product] = planning.choose_product,
+        plan: planning.Plan | None = None,
     ) -> None:
         self.dtype = np.dtype(dtype)
         self.runtime = runtime
         self.device = runtime.device
         self._kernels = Catalogue(self.dtype)
-        self._choose = choose
+        self._choose, self._plan = choose, plan
         self.scratch: Callable[[int, Any], Array] = runtime.empty
         self._scratch: dict[tuple[str, int], Array] = {}
         self._captured: dict[Callable[[], None], Callable[[], None]] = {}
@@ -108,9 +111,9 @@ class CudaBackend:
     def sum_of_squares(self, array: Array) -> float:
         return float(self.to_numpy(self._squares(array, np.inf)).sum())
 
-    def fork(self) -> CudaBackend:
+    def fork(self, plan: planning.Plan | None = None) -> CudaBackend:
         self.runtime.use()
-        return type(self)(self.dtype, self.runtime, self._choose)
+        return type(self)(self.dtype, self.runtime, self._choose, plan)
 
     def _work(self, name: str, size: int, dtype: Any = None, zeros: bool = False) -> Array:
         """A flat scratch array for one use, kept as long as the backend; at first zeros, or not.
@@ -138,7 +141,10 @@ class CudaBackend:
         return self.dtype.type(value)
 
     def _product(self, layout: planning.Transposes, m: int, n: int, k: int) -> planning.Product:
-        return self._choose(layout, m, n, k, self.dtype.itemsize, self.device, self.device.library)
+        planned = None if self._plan is None else self._plan.product(layout, m, n, k)
+        return planned or self._choose(
+            layout, m, n, k, self.dtype.itemsize, self.device, self.device.library
+        )
 
     def algorithm(self, layout: planning.Transposes, m: int, n: int, k: int) -> str:
         """How the library forms a product, in its own numbers."""

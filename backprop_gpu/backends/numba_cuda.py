@@ -37,6 +37,7 @@ from ..kernels.numba_cuda import cost as device_cost
 from ..kernels.numba_cuda import costs as device_costs
 from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
+from ..planning import Plan
 
 Array = Any  # numba.cuda.cudadrv.devicearray.DeviceNDArray, or the simulator's stand-in
 
@@ -58,7 +59,7 @@ class NumbaCudaEpoch:
         self.order = cuda.device_array(rows, np.int64)
         self.coefficients = cuda.device_array((steps, COEFFICIENTS), dtype)
         self.step = cuda.to_device(np.zeros(1, np.int32))
-        self._costs = cuda.to_device(np.zeros(steps, np.float64))
+        self.step_costs = cuda.to_device(np.zeros(steps, np.float64))
 
     def load(self, order: np.ndarray, coefficients: np.ndarray) -> None:
         self.order.copy_to_device(np.ascontiguousarray(order, np.int64))
@@ -68,7 +69,7 @@ class NumbaCudaEpoch:
         self.step.copy_to_device(np.zeros(1, np.int32))
 
     def costs(self) -> np.ndarray:
-        return self._costs.copy_to_host()[: self.step.copy_to_host()[0]]
+        return self.step_costs.copy_to_host()[: self.step.copy_to_host()[0]]
 
 
 class NumbaCudaBackend:
@@ -122,9 +123,9 @@ class NumbaCudaBackend:
         host = array.copy_to_host()
         return float(np.dot(host, host))
 
-    def fork(self) -> NumbaCudaBackend:
+    def fork(self, plan: Plan | None = None) -> NumbaCudaBackend:
         fork = type(self)(self.dtype)
-        fork._sigmas = self._sigmas  # compiling a user's σ again would take long
+        fork._sigmas = self._sigmas  # compiling a user's σ again would take long  # noqa: SLF001
         return fork
 
     def _buffer(self, name: str, size: int, dtype: Any) -> Array:
@@ -225,11 +226,11 @@ class NumbaCudaBackend:
         epoch: NumbaCudaEpoch,
     ) -> None:
         if cost.builtin:
-            self._launch_cost(z, a, y, activation, cost, epoch.step, epoch._costs)
+            self._launch_cost(z, a, y, activation, cost, epoch.step, epoch.step_costs)
         else:
             step = int(epoch.step.copy_to_host()[0])
             value = np.array([self._cost_on_host(a, y, activation, cost)])
-            epoch._costs[step : step + 1].copy_to_device(value)
+            epoch.step_costs[step : step + 1].copy_to_device(value)
 
     def update(
         self,

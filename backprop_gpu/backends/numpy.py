@@ -12,6 +12,7 @@ from ..activations import Activation
 from ..costs import Cost
 from ..optimizers import Optimizer
 from ..parameters import Parameters
+from ..planning import Plan
 
 
 class NumpyEpoch:
@@ -21,7 +22,7 @@ class NumpyEpoch:
         self.order = np.empty(rows, np.intp)
         self.batch = batch
         self.step = 0
-        self._costs = np.empty(-(-rows // batch), np.float64)
+        self.step_costs = np.empty(-(-rows // batch), np.float64)
 
     def load(self, order: np.ndarray, coefficients: np.ndarray) -> None:
         self.order[...] = order
@@ -29,7 +30,7 @@ class NumpyEpoch:
         self.step = 0
 
     def costs(self) -> np.ndarray:
-        return self._costs[: self.step].copy()
+        return self.step_costs[: self.step].copy()
 
 
 class NumpyBackend:
@@ -67,7 +68,7 @@ class NumpyBackend:
     def sum_of_squares(self, array: np.ndarray) -> float:
         return float(np.dot(array, array))
 
-    def fork(self) -> NumpyBackend:
+    def fork(self, plan: Plan | None = None) -> NumpyBackend:
         return type(self)(self.dtype)
 
     def _mean_of(self, rows: int) -> np.ndarray:
@@ -170,7 +171,7 @@ class NumpyBackend:
         cost: Cost,
         epoch: NumpyEpoch,
     ) -> None:
-        epoch._costs[epoch.step] = self.cost(z, a, y, activation, cost)
+        epoch.step_costs[epoch.step] = self.cost(z, a, y, activation, cost)
 
     def update(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import records
-from ..arguments import ArgumentError
+from ..errors import ArgumentError
 from ..records import OURS, Record
 from .workloads import WORKLOADS
 

@@ -60,7 +60,7 @@ def instead(constants: Mapping[str, float]) -> Iterator[None]:
 def _set(constants: Mapping[str, float]) -> None:
     for name, module in _MODULES.items():
         setattr(module, name, constants[name])
-    residency._fit.cache_clear()
+    residency.choose_as_stored.cache_clear()
     products.choose_product.cache_clear()
 
 

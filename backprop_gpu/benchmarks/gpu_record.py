@@ -56,7 +56,7 @@ from ..cuda.blas import WORKSPACE
 from ..cuda.catalogue import Catalogue, Kernel
 from ..cuda.compiler import compile_kernels
 from ..cuda.runtime import runtime
-from ..engines.layered import Hyperparameters, Member
+from ..engines import Hyperparameters, Member
 from ..engines.resident_cuda import ResidentCudaEngine
 from ..parameters import Layout, Parameters
 from ..planning import products, residency
@@ -323,30 +323,34 @@ class GpuRecorder(Recorder):
     ) -> None:  # fmt: skip
         net = Network(sizes, backend="numpy", dtype="float64", seed=0)
         backend = CudaBackend(np.float32, self.runtime)
-        engine = ResidentCudaEngine(backend, net.sizes, net.activations, net.cost)
-        engine.cut = lambda *_: cut
+        by_plan = planning.Plan(
+            "cuda", "recorded", "resident", "recorded", captured=False, sizes=sizes,
+            batches=(planning.BatchPlan(batch, cuts=(cut,)),),
+        )  # fmt: skip
+        engine = ResidentCudaEngine(backend, net.sizes, net.activations, net.cost, by_plan)
         stored = _STORED[cut.stored]
         X = self.rng.random((rows, sizes[0]), np.float32)
         if stored == "uint8":
             X = (X < 0.5).astype(np.uint8)  # as large as they are otherwise
         Y = self.rng.random((rows, sizes[-1]), np.float32)
         sgd, order = optimizers.get("sgd"), self.rng.permutation(rows)
-        flat = backend.asarray(np.tile(net._get_flat(), (count, 1)))
+        flat = backend.asarray(np.tile(net.model.read(net.parameters), (count, 1)))
 
         def member(parameters: Parameters, steps: int) -> Member:
             settings = Hyperparameters(batch, sgd, sgd.coefficients(np.full(steps, 0.5), 0))
             return Member(parameters, (), order[: steps * batch], settings)
 
         def members(steps: int) -> list[Member]:
-            return [member(Parameters(net._layout, row), steps) for row in flat]
+            return [member(Parameters(net.model.layout, row), steps) for row in flat]
 
         arrays = backend.asarray(X, X.dtype), backend.asarray(Y)
-        exact = net._parameters.flat
+        exact = net.parameters.flat
         before = exact.copy()
         checked = min(4, rows // batch)
         engine.run_members(members(checked), *arrays)
-        net._reader().run_members(
-            [member(net._parameters, checked)], X.astype(np.float64), Y.astype(np.float64)
+        layered = net.model.engine(net.model.plan(planning.Run(rows, 1, batch, "layered")))
+        layered.run_members(
+            [member(net.parameters, checked)], X.astype(np.float64), Y.astype(np.float64)
         )
         got = self.runtime.to_numpy(flat)
         error = float(np.abs(got - exact).max() / np.abs(exact - before).max())

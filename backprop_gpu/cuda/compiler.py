@@ -107,7 +107,7 @@ def compile_kernels(kernels: Sequence[Kernel], arch: str) -> Cubin:
     linked = () if activation is None else _user_code(activation, arch)
     key = hashlib.sha256()
     launches = (f"{kernel.block} {kernel.shared_memory}" for kernel in kernels)  # in the reports
-    text = "\0".join((arch, *expressions, *launches, _compiler_version()))
+    text = "\0".join((arch, *expressions, *launches, version()))
     for part in (_sources(file), text.encode(), *linked):
         key.update(hashlib.sha256(part).digest())
     name = f"{Path(file).stem}-{arch}-{key.hexdigest()[:32]}"
@@ -134,7 +134,7 @@ def compile_all(arch: str, jobs: int | None = None) -> Iterator[KernelReport]:
         for kernels in groups.values()
         for start in range(0, len(kernels), GROUP)
     ]
-    _compiler_version()  # a missing compiler is one clear error, not one a thread
+    version()  # a missing compiler is one clear error, not one a thread
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
         for cubin in pool.map(lambda part: compile_kernels(part, arch), parts):
             yield from cubin.reports
@@ -157,15 +157,14 @@ def _build(
     """(cubin, symbols, log of the assembler)."""
     from cuda.core import Linker, LinkerOptions, ObjectCode, Program, ProgramOptions
 
-    folder = str(_folder())
     options: dict[str, Any] = {
         "arch": arch,
         "std": "c++17",
         "name": file,
-        "include_path": [folder],
+        "include_path": [str(folder())],
         "lineinfo": True,
     }
-    source = (_folder() / file).read_text(encoding="utf-8")
+    source = (folder() / file).read_text(encoding="utf-8")
     log = io.StringIO()
     try:
         if not linked:
@@ -272,25 +271,32 @@ def _parse(log: str, kernels: dict[str, Kernel], arch: str) -> tuple[KernelRepor
     return tuple(reports)
 
 
-def _folder() -> Path:
+def folder() -> Path:
+    """Where the sources lie."""
     return Path(str(resources.files("backprop_gpu.kernels.cuda")))
 
 
 @lru_cache
 def _sources(file: str) -> bytes:
     """The file and all headers: more than it includes, but never less."""
-    headers = sorted(_folder().rglob("*.cuh"))
-    return b"\0".join(path.read_bytes() for path in (_folder() / file, *headers))
+    headers = sorted(folder().rglob("*.cuh"))
+    return b"\0".join(path.read_bytes() for path in (folder() / file, *headers))
 
 
-def _compiler_version() -> str:
+def version() -> str:
+    """Of cuda.core and NVRTC.
+
+    Raises
+    ------
+    CompilerNotFoundError
+    """
     # Of two threads, the second would find cuda.core half imported.
     with _asking:
-        return _ask_compiler()
+        return _ask_version()
 
 
 @lru_cache
-def _ask_compiler() -> str:
+def _ask_version() -> str:
     try:
         with uninterrupted():
             import cuda.core

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -16,9 +18,11 @@ import numpy as np
 
 from .. import costs, planning
 from ..imports import uninterrupted
-from ..parameters import Layout, Parameters
-from ..threads import cores, one_blas_thread
-from .layered import LayeredEngine, Member
+from ..parameters import Layout
+from ..planning import Run
+from ..threads import one_blas_thread
+from .base import Described, Engine, Member
+from .passes import keeps_z
 
 if TYPE_CHECKING:
     from .resident_cpu_loop import Memory, Shape
@@ -63,14 +67,14 @@ def _announced(dtype: np.dtype[Any]) -> Iterator[None]:
     _compiled.add(dtype)
 
 
-class ResidentEngine(LayeredEngine):
-    """`run_epoch` as one loop of compiled code over NumPy arrays; the rest as `LayeredEngine`.
+class ResidentCpuEngine(Engine):
+    """An epoch as one loop of compiled code over NumPy arrays.
 
     For built-in activations and costs. The loop is in `resident_cpu_loop`; the first use in a
     process loads it from Numba's cache on disk, the very first on a machine compiles it.
 
-    One network's step is shared out to threads where the planner finds it large enough. Of
-    several networks each has a thread to itself.
+    One network's step is shared out to threads as the plan says. Of several networks each has a
+    thread to itself.
     """
 
     name = "resident"
@@ -82,6 +86,21 @@ class ResidentEngine(LayeredEngine):
         self._idle: dict[Any, list[Memory]] = {}
         self._shapes: dict[int, Shape] = {}
 
+    @classmethod
+    def obstacle(cls, model: Described, run: Run) -> str | None:
+        if run.step_callbacks:
+            return "a callback after every batch needs Python between steps"
+        if not model.cost.builtin:
+            return f"cost {model.cost.name!r} is not built in"
+        for activation in model.activations:
+            if not activation.builtin:
+                return f"activation {activation.name!r} is not built in"
+        if importlib.util.find_spec("numba") is None:
+            return "numba is not installed"
+        if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+            return "NUMBA_DISABLE_JIT is set"
+        return None
+
     def run_epoch(
         self,
         member: Member,
@@ -90,8 +109,8 @@ class ResidentEngine(LayeredEngine):
         on_step: Callable[[int], None] | None = None,
         meanwhile: Callable[[], None] = lambda: None,  # there is no device to wait for
     ) -> Array:
-        if on_step is not None:  # Python has to be called between steps
-            return super().run_epoch(member, X, Y, on_step)
+        if on_step is not None:
+            raise ValueError("an epoch is one loop, and Python is needed between steps")
         return self._train(member, X, Y, self._work(member).threads)
 
     def run_members(
@@ -102,7 +121,7 @@ class ResidentEngine(LayeredEngine):
         on_member: Callable[[int], None] = lambda i: None,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> list[Array]:
-        pool = self._workers(cores())
+        pool = self._workers(self.plan.threads)
         futures = [pool.submit(self._train, member, X, Y, 1) for member in members]
         found = []
         try:
@@ -118,11 +137,8 @@ class ResidentEngine(LayeredEngine):
             raise
         return found
 
-    def outputs(
-        self, members: Sequence[Parameters], X: Array, Y: Array | None, chunk: int
-    ) -> Iterator[tuple[int, slice, float, np.ndarray]]:
-        with one_blas_thread:
-            yield from super().outputs(members, X, Y, chunk)
+    def between(self) -> AbstractContextManager[Any]:
+        return one_blas_thread
 
     def _train(self, member: Member, X: Array, Y: Array, threads: int) -> Array:
         loop = _loop()
@@ -168,7 +184,7 @@ class ResidentEngine(LayeredEngine):
             others: list[Future[None]] = []
             try:
                 for thread in range(1, threads):
-                    workers = self._workers(max(threads, cores()))
+                    workers = self._workers(max(threads, self.plan.threads))
                     others.append(workers.submit(run_steps, thread, first, last))
                 run_steps(0, first, last)
             except BaseException:  # Ctrl-C before this thread was there: none may wait for it
@@ -189,8 +205,7 @@ class ResidentEngine(LayeredEngine):
         return self._pool
 
     def _work(self, member: Member) -> planning.CpuWork:
-        batch, itemsize = member.hyperparameters.batch_size, self.backend.dtype.itemsize
-        return planning.cpu_work(self.sizes, batch, itemsize, cores())
+        return self.plan.work(member.hyperparameters.batch_size)
 
     def _shape(self, layout: Layout, block: int) -> Shape:
         from .resident_cpu_product import lanes
@@ -198,6 +213,7 @@ class ResidentEngine(LayeredEngine):
         loop = _loop()
         if block not in self._shapes:
             info, clipped = np.finfo(self.backend.dtype), self.cost.clipped
+            collapses = costs.collapses(self.activations[-1], self.cost)
             high = inf
             if clipped or self.cost.name == "binary_cross_entropy":
                 high = float(1.0 - (info.eps if clipped else info.epsneg))
@@ -216,10 +232,10 @@ class ResidentEngine(LayeredEngine):
                 np.array(_starts([n * block for n in filled])),
                 np.array([(l, i) for l, n in enumerate(filled) if l for i in range(n // W)]),
                 np.array([-1, *(loop.ACTIVATIONS.index(a.name) for a in self.activations)]),
-                np.array(self._keeps_z),
+                np.array(keeps_z(self.activations, self.cost)),
                 loop.COSTS.index(self.cost.name),
-                costs.collapses(self.output, self.cost),
-                costs.collapses(self.output, self.cost) and not clipped,
+                collapses,
+                collapses and not clipped,
                 float(info.eps if clipped else info.tiny),
                 high,
                 block,
@@ -254,7 +270,6 @@ class ResidentEngine(LayeredEngine):
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
-        super().release()
 
 
 def _starts(lengths: Sequence[int], first: int = 0) -> list[int]:

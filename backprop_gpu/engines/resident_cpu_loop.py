@@ -90,13 +90,13 @@ class _Kept(NullCache):
         if kept is None:
             return None
         try:
-            return CompileResult._rebuild(target_context, *pickle.loads(kept))
+            return CompileResult._rebuild(target_context, *pickle.loads(kept))  # noqa: SLF001
         except Exception:  # another version's, whatever its number says: compile again
             return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
         if not (result.lifted or result.library.has_dynamic_globals):
-            cache.write(self._name(signature, result.codegen), dumps(result._reduce()))
+            cache.write(self._name(signature, result.codegen), dumps(result._reduce()))  # noqa: SLF001
 
 
 #: Of all that the functions here are compiled from.
@@ -109,7 +109,7 @@ def _compile(function: Any, **inlining: Any) -> Any:
     """Numba's decorator, with NumPy's rules for division: a check for zero would stop vectors."""
     options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}} | inlining
     compiled = njit(**options)(function)
-    compiled._cache = _Kept(function)
+    compiled._cache = _Kept(function)  # noqa: SLF001
     return compiled
 
 

@@ -282,7 +282,7 @@ def _part(typing, array, first, count):  # type: ignore[no-untyped-def]
             itemsize=size,
             meminfo=None,
         )
-        return view._getvalue()
+        return view._getvalue()  # noqa: SLF001
 
     return types.Array(array.dtype, 1, "C")(array, first, count), generate
 

@@ -9,26 +9,40 @@ from typing import Any
 import numpy as np
 
 from ..cuda.catalogue import Catalogue
-from ..planning import residency
-from ..planning.residency import Residency
-from .layered import LayeredEngine, Member, _quiet
+from ..planning import Run, residency
+from .base import Described, Engine, Member
+from .passes import quiet
 
 Array = Any
 
 
-class ResidentCudaEngine(LayeredEngine):
-    """`run_epoch` and `run_members` by ``kernels/cuda/resident.cu``; the rest as `LayeredEngine`.
-
-    For built-in costs, gradients that are not clipped by their norm, and shapes that
-    `residency.choose` finds room for. It does not sum w².
-    """
+class ResidentCudaEngine(Engine):
+    """Epochs by ``kernels/cuda/resident.cu``, weights in shared memory, as the plan has cut it."""
 
     name = "resident"
     reads_bytes = True
-    #: How the kernel is cut; tests put another in its place.
-    cut: Callable[..., Residency | str] = staticmethod(residency.choose)
     #: An X of uint8, and the same as numbers.
     _converted: tuple[Array, Array] | None = None
+
+    @classmethod
+    def obstacle(cls, model: Described, run: Run) -> str | None:
+        if run.step_callbacks:
+            return "a callback after every batch needs Python between steps"
+        if not model.cost.builtin:
+            return f"cost {model.cost.name!r} is not built in"
+        users = list(dict.fromkeys(a for a in model.activations if not a.builtin))
+        if len(users) > 1:
+            names = " and ".join(repr(user.name) for user in users)
+            return f"a kernel takes one user's activation, not {names}"
+        if run.squares:
+            return "its kernel does not sum w² at every step"
+        if run.clips_norm:
+            return "clip_norm needs the norm of all gradients before the first of them is used"
+        assert model.device is not None
+        found = residency.choose(
+            model.sizes, run.batch_size, model.dtype.itemsize, run.slots, model.device, run.members
+        )
+        return found if isinstance(found, str) else None
 
     def run_epoch(
         self,
@@ -39,8 +53,7 @@ class ResidentCudaEngine(LayeredEngine):
         meanwhile: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
         if on_step is not None or member.hyperparameters.squares is not None:
-            # the host is needed between steps
-            return super().run_epoch(member, self._numbers(X), Y, on_step, meanwhile)
+            raise ValueError("an epoch is one launch, and the host is needed between steps")
         return self._launch([member], X, Y, meanwhile)[0]
 
     def run_members(
@@ -55,8 +68,7 @@ class ResidentCudaEngine(LayeredEngine):
         groups: dict[tuple[Any, ...], list[int]] = {}
         for i, member in enumerate(members):
             settings = member.hyperparameters
-            clips = settings.optimizer.clip_norm is not None
-            key = settings.optimizer.rule, clips, settings.batch_size, len(member.order)
+            key = settings.optimizer.rule, settings.batch_size, len(member.order)
             groups.setdefault(key, []).append(i)
         found: dict[int, np.ndarray] = {}
         for group in groups.values():
@@ -66,7 +78,7 @@ class ResidentCudaEngine(LayeredEngine):
                 on_member(i)
         return [found[i] for i in range(len(members))]
 
-    @_quiet
+    @quiet
     def _launch(
         self, members: Sequence[Member], X: Array, Y: Array, meanwhile: Callable[[], None]
     ) -> list[np.ndarray]:
@@ -74,14 +86,7 @@ class ResidentCudaEngine(LayeredEngine):
         backend, runtime = self.backend, self.backend.runtime  # type: ignore[attr-defined]
         settings = members[0].hyperparameters
         optimizer, m = settings.optimizer, settings.batch_size
-        cut = self.cut(
-            self.sizes, m, backend.dtype.itemsize, optimizer.slots, runtime.device, len(members),
-            X.dtype.itemsize,
-        )  # fmt: skip
-        if isinstance(cut, str) or optimizer.clip_norm is not None:
-            # Some members of a population may be too large: they get what they would alone.
-            alone, X = super().run_epoch, self._numbers(X)
-            return [alone(member, X, Y, meanwhile=meanwhile) for member in members]
+        cut = self.plan.cut(m, optimizer.slots, len(members))
         if cut.stored != X.dtype.itemsize:
             X = self._numbers(X)
         kernel = Catalogue(backend.dtype).resident(cut, self.activations, self.cost, optimizer.rule)
@@ -129,7 +134,6 @@ class ResidentCudaEngine(LayeredEngine):
 
     def release(self) -> None:
         self._converted = None
-        super().release()
 
     def _gathered(self, states: Sequence[tuple[Array, ...]]) -> list[Array]:
         """(members, length) copies of the parameters and of each slot."""

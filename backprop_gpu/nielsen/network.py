@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from .trainer import Trainer, Training, sigmoid, sigmoid_prime
+from .samples import Samples
+from .trainer import BookNetwork, sigmoid, sigmoid_prime
 
 __all__ = ["Network", "sigmoid", "sigmoid_prime"]
 
 
-class Network(Trainer):
+class Network(BookNetwork):
     """A network of sigmoid neurons that learns by mini-batch gradient descent (chapter 1).
 
     Parameters
@@ -29,7 +30,7 @@ class Network(Trainer):
     Attributes
     ----------
     num_layers, sizes, weights, biases
-        As of `trainer.Trainer`.
+        As of `trainer.BookNetwork`.
 
     Raises
     ------
@@ -72,16 +73,18 @@ class Network(Trainer):
             If weights turn NaN or infinite; they are then those of the epoch before.
         """
         test = None if test_data is None else self._read(test_data, "test_data", "labels")
-        with Training(
-            self, training_data, epochs, mini_batch_size, eta,
-            lambda batch, n: self.update_mini_batch(batch, eta),
-        ) as training:  # fmt: skip
-            for j in range(training.epochs):
-                training.run_epoch()
-                if test is None:
-                    print(f"Epoch {j} complete")
-                else:
-                    print(f"Epoch {j} : {self.evaluate(test)} / {len(test)}")
+
+        def after(j: int, data: Samples) -> bool:
+            if test is None:
+                print(f"Epoch {j} complete")
+            else:
+                print(f"Epoch {j} : {self.evaluate(test)} / {len(test)}")
+            return False
+
+        self._train(
+            training_data, epochs, mini_batch_size, eta,
+            lambda batch, n: self.update_mini_batch(batch, eta), after,
+        )  # fmt: skip
 
     def update_mini_batch(self, mini_batch: Iterable[Any], eta: float) -> None:
         """One step, w ← w - η/m Σ_x ∂C_x/∂w and the same for b (chapter 1, eqs. 20 and 21).

@@ -15,7 +15,7 @@ from .. import validation
 from ..files import write_whole
 from .network import draw
 from .samples import Samples
-from .trainer import Trainer, Training, sigmoid, sigmoid_prime
+from .trainer import BookNetwork, sigmoid, sigmoid_prime
 
 __all__ = [
     "CrossEntropyCost",
@@ -77,7 +77,7 @@ _ENGINE_NAMES: dict[Any, str] = {
 }
 
 
-class Network(Trainer):
+class Network(BookNetwork):
     """A network of sigmoid neurons with a cost to choose and L2 regularisation (chapter 3).
 
     Parameters
@@ -97,7 +97,7 @@ class Network(Trainer):
     Attributes
     ----------
     num_layers, sizes, weights, biases
-        As of `trainer.Trainer`.
+        As of `trainer.BookNetwork`.
     cost : class
     penalty : str
 
@@ -198,34 +198,35 @@ class Network(Trainer):
         training_cost: list[float] = []
         training_accuracy: list[int] = []
         best, without = 0, 0
-        with Training(
-            self, training_data, epochs, mini_batch_size, eta,
-            lambda batch, n: self.update_mini_batch(batch, eta, lmbda, n), lmbda,
-        ) as training:  # fmt: skip
-            for j in range(training.epochs):
-                training.run_epoch()
-                print(f"Epoch {j} training complete")
-                watched = 0
-                if monitor_training_cost:
-                    cost = self.total_cost(training.data, lmbda)
-                    training_cost.append(cost)
-                    print(f"Cost on training data: {cost}")
-                if monitor_training_accuracy:
-                    watched = self.accuracy(training.data, convert=True)
-                    training_accuracy.append(watched)
-                    print(f"Accuracy on training data: {watched} / {len(training.data)}")
-                if evaluation is not None and monitor_evaluation_cost:
-                    cost = self.total_cost(evaluation, lmbda, convert=True)
-                    evaluation_cost.append(cost)
-                    print(f"Cost on evaluation data: {cost}")
-                if evaluation is not None and monitor_evaluation_accuracy:
-                    watched = self.accuracy(evaluation)
-                    evaluation_accuracy.append(watched)
-                    print(f"Accuracy on evaluation data: {watched} / {len(evaluation)}")
-                print()
-                best, without = (watched, 0) if watched > best else (best, without + 1)
-                if patience and without == patience:
-                    break
+
+        def after(j: int, data: Samples) -> bool:
+            nonlocal best, without
+            print(f"Epoch {j} training complete")
+            watched = 0
+            if monitor_training_cost:
+                cost = self.total_cost(data, lmbda)
+                training_cost.append(cost)
+                print(f"Cost on training data: {cost}")
+            if monitor_training_accuracy:
+                watched = self.accuracy(data, convert=True)
+                training_accuracy.append(watched)
+                print(f"Accuracy on training data: {watched} / {len(data)}")
+            if evaluation is not None and monitor_evaluation_cost:
+                cost = self.total_cost(evaluation, lmbda, convert=True)
+                evaluation_cost.append(cost)
+                print(f"Cost on evaluation data: {cost}")
+            if evaluation is not None and monitor_evaluation_accuracy:
+                watched = self.accuracy(evaluation)
+                evaluation_accuracy.append(watched)
+                print(f"Accuracy on evaluation data: {watched} / {len(evaluation)}")
+            print()
+            best, without = (watched, 0) if watched > best else (best, without + 1)
+            return bool(patience) and without == patience
+
+        self._train(
+            training_data, epochs, mini_batch_size, eta,
+            lambda batch, n: self.update_mini_batch(batch, eta, lmbda, n), after, lmbda,
+        )  # fmt: skip
         return evaluation_cost, evaluation_accuracy, training_cost, training_accuracy
 
     def update_mini_batch(

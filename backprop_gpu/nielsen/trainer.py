@@ -2,7 +2,7 @@
 
 The notes' equations stand here for a single sample or a mini-batch of columns, (n_l, m): the
 transpose of what the rest of the library calls a batch. They serve `backprop`,
-`update_mini_batch` and users' own costs; `SGD` trains with `driver.Driver`.
+`update_mini_batch` and users' own costs; `SGD` trains as a `training.Session`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,16 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from .. import planning, threads, validation
-from ..driver import Driver
-from ..network import Network as EngineNetwork
+from ..engines import Engine, Hyperparameters, Member
+from ..model import Model
 from ..optimizers import SGD
+from ..parameters import Parameters
+from ..training import Course, Session
 from . import samples
 from .samples import Samples
 
@@ -40,7 +41,7 @@ def sigmoid_prime(z: Any) -> Any:
     return a * (1.0 - a)
 
 
-class Trainer:
+class BookNetwork:
     """A sigmoid network of float64 column vectors; `network` and `network2` say what it learns.
 
     Attributes
@@ -63,7 +64,8 @@ class Trainer:
     weights: list[np.ndarray]
     biases: list[np.ndarray]
     _requested = "auto"
-    _connection: tuple[Any, EngineNetwork] | None = None
+    _connection: tuple[Any, Model] | None = None
+    _plan: planning.Plan | None = None
 
     def __init__(self, sizes: Sequence[int], backend: str) -> None:
         self.sizes = list(validation.sizes(sizes))
@@ -96,20 +98,32 @@ class Trainer:
         ours = next(c for c in type(self).__mro__ if c.__module__.rpartition(".")[0] == package)
         return name in vars(self) or getattr(type(self), name) is not getattr(ours, name)
 
-    def _connect(self) -> EngineNetwork:
-        """The engine's network of these sizes and this cost; its parameters are not yet ours."""
+    def _connect(self) -> Model:
+        """The model of these sizes and this cost."""
         key = tuple(self.sizes), self._cost_name(), self._requested
         if self._connection is None or self._connection[0] != key:
-            made = EngineNetwork(
+            model = Model(
                 key[0], cost=key[1] or "quadratic", dtype=_FLOAT64, backend=self._requested
             )
-            self._connection = key, made
+            self._connection, self._plan = (key, model), None
         return self._connection[1]
 
-    def _loaded(self) -> EngineNetwork:
-        """A new one of the engine's networks, with the weights and biases as they are now."""
+    def _load(self, model: Model, parameters: Parameters) -> None:
+        """Put the weights and biases, as they are now, into parameters of the model."""
         weights, biases = self._parameters()
-        return self._connect()._with(weights, [b[:, 0] for b in biases])
+        flat = np.zeros(model.layout.length)
+        for views, arrays in zip(
+            model.layout.views(flat), (weights, [b[:, 0] for b in biases]), strict=True
+        ):
+            for view, array in zip(views, arrays, strict=True):
+                view[...] = array
+        model.write(flat, parameters)
+
+    def _take(self, model: Model, parameters: Parameters) -> None:
+        """Weights and biases become those of the parameters."""
+        weights, biases = model.layout.views(model.read(parameters))
+        self.weights = [w.copy() for w in weights]
+        self.biases = [b.reshape(-1, 1).copy() for b in biases]
 
     def _parameters(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Weights and biases, checked: a user may have assigned them."""
@@ -122,12 +136,13 @@ class Trainer:
     @property
     def backend(self) -> str:
         """The backend in use."""
-        return self._connect().backend
+        return self._connect().choice.backend
 
     @property
     def plan(self) -> planning.Plan:
         """What runs and why: the engine and kernels from the last `SGD`."""
-        return self._connect().plan
+        model = self._connect()
+        return self._plan or model.plan()
 
     def _read(self, data: Iterable[Any], name: str, kind: samples.Kind) -> Samples:
         return samples.read(data, name, kind, self.sizes[0], self.sizes[-1])
@@ -231,132 +246,187 @@ class Trainer:
         """a^L of every sample, (n, n_L)."""
         if self._replaced("feedforward"):
             return np.concatenate([np.reshape(self.feedforward(x), (1, -1)) for x, _ in data])
-        engine = self._loaded()
-        return engine._reader().predict(engine._parameters, data.X, planning.CHUNK_ROWS)
+        model = self._connect()
+        parameters = model.parameters()
+        self._load(model, parameters)
+        return model.passes().predict(parameters, data.X)
+
+    def _train(
+        self,
+        training_data: Iterable[Any],
+        epochs: int,
+        mini_batch_size: int,
+        eta: float,
+        step: Callable[[list[Any], int], None],
+        after: Callable[[int, Samples], bool],
+        lmbda: float = 0.0,
+    ) -> None:
+        """`SGD`: whatever ends it, the caller's list is left in the last order, as by the book.
+
+        Parameters
+        ----------
+        step : callable
+            (mini-batch, n): `update_mini_batch` with the rest of its arguments, for where no engine
+            can be used.
+        after : callable
+            (number of the epoch, data) -> whether to stop.
+        lmbda : float
+            λ.
+        """
+        if isinstance(epochs, (float, np.floating)) and float(epochs).is_integer():
+            epochs = int(epochs)
+        epochs = validation.integer("epochs", epochs, 0)
+        size = validation.integer("mini_batch_size", mini_batch_size, 1)
+        eta = validation.finite("eta", eta)
+        lmbda = validation.finite("lmbda", lmbda, 0.0)
+        data = self._read(training_data, "training_data", "vectors")
+        rows, m = len(data), min(size, len(data))
+        optimizer, model, slow = SGD(l2=lmbda / rows), self._connect(), self._slow()
+        self._parameters()  # refuses weights that do not fit
+        if slow is None:
+            plan = model.plan(planning.Run(rows, epochs, m, rules=frozenset([optimizer.rule])))
+            engine = model.engine(plan)
+            if epochs:
+                self._plan = plan
+        else:
+            engine = LoopEngine(model, data, step, slow)
+            warnings.warn(
+                f"training is a Python loop over mini-batches, much slower than the engine: {slow}",
+                UserWarning,
+                stacklevel=3,
+            )
+        parameters, before = model.parameters(), (self.weights, self.biases)
+
+        def begin() -> None:
+            nonlocal before
+            before = self.weights, self.biases
+            if slow is None:
+                self._load(model, parameters)
+
+        def end() -> None:
+            nonlocal before
+            if slow is None:
+                self._take(model, parameters)
+            if not all(np.isfinite(array).all() for array in (*self.weights, *self.biases)):
+                raise FloatingPointError(
+                    f"weights turned NaN or infinite in epoch {course.number - 1}: a smaller eta "
+                    "or lmbda may help"
+                )
+            before = self.weights, self.biases
+
+        course = BookCourse(
+            parameters, rows, m, epochs, optimizer, eta, begin, end,
+            lambda number: after(number, data),
+        )  # fmt: skip
+        with threads.alone("network", self):
+            try:
+                if epochs:
+                    Session(model, engine, [course], data.X, data.Y).run()
+            except BaseException:
+                self.weights, self.biases = before
+                raise
+            finally:
+                if isinstance(training_data, list) and course.number:
+                    training_data[:] = [data[i] for i in course.order]
 
     def _hits(self, data: Samples) -> int:
         """How many samples have their largest output, the lowest of equals, at their label."""
         return int((self._outputs(data).argmax(axis=1) == data.labels).sum())
 
 
-class Training:
-    """The epochs of one `SGD`; as a context it leaves the caller's list in the last order.
+class BookCourse(Course):
+    """A network of the book on its way through `SGD`.
 
     Parameters
     ----------
-    trainer : Trainer
-    data : list or other iterable of (x, y)
-        A list is left in the order of the last epoch, as the book leaves it.
-    epochs : int or whole float
-    mini_batch_size : int
+    parameters : Parameters
+    rows, m, epochs : int
+        Samples, those of a mini-batch, passes over them.
+    optimizer : Optimizer
     eta : float
         η.
-    step : callable (mini_batch, n)
-        `update_mini_batch` with the rest of its arguments, for where the engine cannot be used.
-    lmbda : float
-        λ.
+    begin, end : callable
+        () -> None, around each epoch: the user's lists go in and come back.
+    after : callable
+        (number of the epoch) -> whether to stop.
 
-    Raises
-    ------
-    ValueError, TypeError
-        For what does not fit, before anything has changed.
+    Attributes
+    ----------
+    order : list of int
+        Shuffled with the draws of ``random.shuffle(training_data)``.
+    number : int
+        Epochs begun.
     """
 
     def __init__(
         self,
-        trainer: Trainer,
-        data: Iterable[Any],
+        parameters: Parameters,
+        rows: int,
+        m: int,
         epochs: int,
-        mini_batch_size: int,
+        optimizer: SGD,
         eta: float,
-        step: Callable[[list[Any], int], None],
-        lmbda: float = 0.0,
+        begin: Callable[[], None],
+        end: Callable[[], None],
+        after: Callable[[int], bool],
     ) -> None:
-        if isinstance(epochs, (float, np.floating)) and float(epochs).is_integer():
-            epochs = int(epochs)
-        self.epochs = validation.integer("epochs", epochs, 0)
-        size = validation.integer("mini_batch_size", mini_batch_size, 1)
-        self._eta = validation.finite("eta", eta)
-        lmbda = validation.finite("lmbda", lmbda, 0.0)
-        self._step = step
-        self._trainer = trainer
-        self._list = data if isinstance(data, list) else None
-        self.data = trainer._read(data, "training_data", "vectors")
-        self._batch = min(size, len(self.data))
-        self._order = list(range(len(self.data)))
-        self._epoch = 0
-        self._driver: Driver | None = None
-        self._alone = threads.alone("network", trainer)
-        self._engine = trainer._loaded()  # refuses weights that do not fit
-        slow = trainer._slow()
-        if slow is not None:
-            warnings.warn(
-                f"training is a Python loop over mini-batches, much slower than the engine: {slow}",
-                UserWarning,
-                stacklevel=3,
-            )
-        elif self.epochs:
-            self._driver = Driver(
-                self._engine, self.data.X, self.data.Y, epochs=self.epochs,
-                batch_size=self._batch, optimizer=SGD(l2=lmbda / len(self.data)),
-            )  # fmt: skip
-            trainer._connect().plan = self._driver.plan
+        super().__init__(parameters)
+        self.order, self.number, self.steps = list(range(rows)), 0, -(-rows // m)
+        self._m, self._epochs, self._optimizer, self._eta = m, epochs, optimizer, eta
+        self._begin, self._end, self._after = begin, end, after
+        self._stops = False
 
-    def __enter__(self) -> Training:
-        self._alone.__enter__()
-        return self
+    def epoch(self) -> Sequence[Member]:
+        random.shuffle(self.order)
+        self.number += 1
+        self._begin()
+        rates = np.full(self.steps, self._eta)
+        coefficients = self._optimizer.coefficients(rates, (self.number - 1) * self.steps)
+        hyperparameters = Hyperparameters(self._m, self._optimizer, coefficients)
+        return [Member(self.parameters, (), np.asarray(self.order), hyperparameters)]
 
-    def __exit__(
+    def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
+        self._end()
+        self._stops = self._after(self.number - 1)
+
+    def is_over(self) -> bool:
+        return self._stops or self.number >= self._epochs
+
+
+class LoopEngine(Engine):
+    """An epoch as a Python call of `update_mini_batch` a step, for a user's own.
+
+    Parameters
+    ----------
+    data : Samples
+    step : callable
+        (mini-batch, number of all samples) -> None
+    """
+
+    name = "none"
+
+    def __init__(
+        self, model: Model, data: Samples, step: Callable[[list[Any], int], None], reason: str
+    ) -> None:
+        plan = planning.Plan(
+            model.choice.backend, model.choice.reason, "none",
+            f"a Python loop over mini-batches, because {reason}", captured=False,
+        )  # fmt: skip
+        super().__init__(model.backend, model.sizes, model.activations, model.cost, plan)
+        self._data, self._step_of = data, step
+
+    def run_epoch(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._alone.__exit__(kind, error, trace)
-        if self._driver is not None:
-            self._driver.close()
-        if self._list is not None and self._epoch:
-            self._list[:] = [self.data[i] for i in self._order]
-
-    def run_epoch(self) -> None:
-        """Shuffle, with the draws of ``random.shuffle(training_data)``, and descend once.
-
-        Raises
-        ------
-        FloatingPointError
-            If weights turn NaN or infinite, naming the epoch. They are then those at the end of
-            the epoch before, as they are after any other error and after Ctrl-C.
-        """
-        trainer, epoch = self._trainer, self._epoch
-        random.shuffle(self._order)
-        self._epoch += 1
-        before = trainer.weights, trainer.biases
-        try:
-            if self._driver is None:
-                self._loop()
-            else:
-                engine = self._engine
-                weights, biases = trainer._parameters()
-                engine.weights, engine.biases = tuple(weights), tuple(b[:, 0] for b in biases)
-                self._driver.run(np.asarray(self._order), self._eta)
-                trainer.weights = [w.copy() for w in engine.weights]
-                trainer.biases = [b.reshape(-1, 1).copy() for b in engine.biases]
-            for array in (*trainer.weights, *trainer.biases):
-                if not np.isfinite(array).all():
-                    raise FloatingPointError(
-                        f"weights turned NaN or infinite in epoch {epoch}: a smaller eta or lmbda "
-                        "may help"
-                    )
-        except BaseException:
-            trainer.weights, trainer.biases = before
-            raise
-
-    def _loop(self) -> None:
-        """The same epoch, a Python call of `update_mini_batch` a step."""
-        n = len(self.data)
-        for begin in range(0, n, self._batch):
-            batch = [self.data[i] for i in self._order[begin : begin + self._batch]]
-            self._step(batch, n)
+        member: Member,
+        X: Any,
+        Y: Any,
+        on_step: Callable[[int], None] | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
+        order, m = member.order.tolist(), member.hyperparameters.batch_size
+        for begin in range(0, len(order), m):
+            self._step_of([self._data[i] for i in order[begin : begin + m]], len(order))
+        return np.empty(0)
 
 
 def _checked(name: str, arrays: Any, shapes: Sequence[tuple[int, int]]) -> list[np.ndarray]:

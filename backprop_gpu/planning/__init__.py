@@ -4,6 +4,7 @@ from .cpu import CpuWork, cpu_obstacle, cpu_work, members_a_call, step_flops, st
 from .device import H200, Device
 from .plan import (
     CHUNK_ROWS,
+    BatchPlan,
     Choice,
     Plan,
     Run,
@@ -12,6 +13,7 @@ from .plan import (
     choose_engine,
     choose_plan,
     least_bytes,
+    product_shapes,
     step_work,
 )
 from .products import TILES, Product, Tile, Transposes, choose_product, column_splits
@@ -21,6 +23,7 @@ __all__ = [
     "CHUNK_ROWS",
     "H200",
     "TILES",
+    "BatchPlan",
     "Choice",
     "CpuWork",
     "Device",
@@ -40,6 +43,7 @@ __all__ = [
     "cpu_work",
     "least_bytes",
     "members_a_call",
+    "product_shapes",
     "step_flops",
     "step_work",
     "steps_a_call",

@@ -10,17 +10,20 @@ a CPU divides its work in `cpu`.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise
 
 from .. import validation
 from . import residency
-from .cpu import LOADING, cpu_obstacle, cpu_work, layered_seconds
+from .cpu import LOADING, CpuWork, cpu_obstacle, cpu_work, layered_seconds
 from .device import Device
 from .products import Product, Transposes, choose_product, layered_step_seconds
 from .residency import Residency
+from .restore import restored
 
 #: Seconds that building the resident kernel of a network takes, the first time on a machine.
 BUILDING = 1.5
@@ -86,8 +89,6 @@ def _choose_on_device(
     if run.engine == "layered":
         return "layered", "asked for"
     m, members = run.batch_size, run.members
-    if obstacle is None and run.clips_norm:
-        obstacle = "clip_norm needs the norm of all gradients before the first of them is used"
     cut: Residency | None = None
     if obstacle is None:
         found = residency.choose(sizes, m, itemsize, run.slots, device, members)
@@ -156,16 +157,145 @@ def choose_backend(requested: str, obstacles: Mapping[str, str | None]) -> Choic
 
 
 @dataclass(frozen=True)
+class BatchPlan:
+    """How a step with a batch of ``rows`` runs; which of the parts there are depends on the engine.
+
+    ``products`` are those of the layered engine on a device, by equation; ``work`` is how the
+    resident engine of a CPU divides a batch; ``cuts`` are the forms of the resident kernel, for one
+    network and for all.
+    """
+
+    rows: int
+    products: tuple[tuple[str, Product], ...] = ()
+    work: CpuWork | None = None
+    cuts: tuple[Residency, ...] = ()
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What `fit` will run, and why. ``str(plan)`` is meant to be read."""
+    """What a training runs, and why. ``str(plan)`` is meant to be read.
+
+    An engine does what its plan says and decides nothing again, so the same plan on a machine of
+    the same kind gives the same results: ``fit(plan=Plan.from_json(text))`` repeats one that
+    `to_json` wrote. Plans are equal if they run the same; reasons and predicted times are no part
+    of that.
+
+    Attributes
+    ----------
+    backend, engine : str
+    backend_reason, engine_reason : str
+    captured : bool
+        Whether whole steps are captured in a CUDA graph.
+    sizes, dtype
+        Of the networks that it is for; sizes are () where no training is planned.
+    threads : int
+        Of a CPU, for networks that train side by side.
+    batches : tuple of BatchPlan
+        The first is that of the largest mini-batch.
+    notes : tuple of str
+    """
 
     backend: str
-    backend_reason: str
+    backend_reason: str = field(compare=False)
     engine: str
-    engine_reason: str
+    engine_reason: str = field(compare=False)
     captured: bool
-    products: tuple[tuple[str, Product], ...] = ()
-    notes: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    dtype: str = "float32"
+    threads: int = 1
+    batches: tuple[BatchPlan, ...] = ()
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def products(self) -> tuple[tuple[str, Product], ...]:
+        """The kernel of each equation's product, for the largest mini-batch."""
+        return self.batches[0].products if self.batches else ()
+
+    def batch(self, rows: int) -> BatchPlan:
+        """What is planned for a mini-batch of so many rows."""
+        for planned in self.batches:
+            if planned.rows == rows:
+                return planned
+        raise ValueError(f"the plan has no mini-batch of {rows} rows")
+
+    def work(self, rows: int) -> CpuWork:
+        """How the CPU's resident engine divides a mini-batch."""
+        work = self.batch(rows).work
+        if work is None:
+            raise ValueError(f"the plan does not divide a mini-batch of {rows} rows")
+        return work
+
+    def cut(self, rows: int, slots: int, members: int) -> Residency:
+        """The form of the resident kernel for so many networks: the fastest of those planned."""
+        cuts = [cut for cut in self.batch(rows).cuts if cut.slots == slots]
+        if not cuts:
+            raise ValueError(
+                f"the plan has no resident kernel for {rows} rows and {slots} numbers of optimizer "
+                "state a parameter"
+            )
+        return min(cuts, key=lambda cut: cut.seconds_for(members))
+
+    def product(self, layout: Transposes, m: int, n: int, k: int) -> Product | None:
+        """The kernel of an (m, n) product summed over k, if it is planned."""
+        return self._products.get((layout, m, n, k))
+
+    @cached_property
+    def _products(self) -> dict[tuple[Transposes, int, int, int], Product]:
+        found: dict[tuple[Transposes, int, int, int], Product] = {}
+        for planned in self.batches:
+            shapes = product_shapes(self.sizes, planned.rows)
+            found |= {shape: dict(planned.products)[label] for label, shape in shapes.items()
+                      if planned.products}  # fmt: skip
+        return found
+
+    def obstacle(self, run: Run, itemsize: int, device: Device | None) -> str | None:
+        """What a training run needs and the plan, or the device, does not have, if anything."""
+        try:
+            if self.engine == "layered":
+                for m in run.batch_sizes:
+                    self.batch(m)
+                return None
+            if device is None:
+                for m, _ in run.kinds:
+                    self.work(m)
+                return None
+            for m, slots in run.kinds:
+                self.cut(m, slots, 1)
+        except ValueError as error:
+            return str(error)
+        for planned in self.batches:
+            for cut in planned.cuts:
+                if cut.stored < itemsize and not run.bytes:
+                    return "its kernel reads an X of uint8"
+                too_large = cut.cluster > residency.largest_cluster(device)
+                if too_large or cut.shared_memory > device.shared_memory:
+                    return f"{device.name} does not hold {cut}"
+        return None
+
+    def to_json(self) -> str:
+        """A text that `from_json` reads."""
+        return json.dumps({"format": _FORMAT, "version": _VERSION, "plan": asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote. Nothing in the text is executed.
+
+        Raises
+        ------
+        ValueError
+            If it is no plan, or one of another version.
+        """
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not a plan, but damaged JSON: {error}") from None
+        if not isinstance(found, dict) or found.get("format") != _FORMAT:
+            raise ValueError("not a plan that Plan.to_json wrote")
+        if found.get("version") != _VERSION:
+            raise ValueError(
+                f"a plan of version {found.get('version')!r}; this backprop_gpu reads {_VERSION}"
+            )
+        return restored(cls, found.get("plan"), "plan")
 
     def __str__(self) -> str:
         lines = [
@@ -173,9 +303,23 @@ class Plan:
             f"engine {self.engine}: {self.engine_reason}",
         ]
         for equation, chosen in self.products:
-            lines.append(f"  {equation}: {_describe(chosen)} ({chosen.reason})")
+            lines.append(f"  {equation}: {chosen} ({chosen.reason})")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+_FORMAT, _VERSION = "backprop_gpu plan", 1
+
+
+def product_shapes(sizes: Sequence[int], m: int) -> dict[str, tuple[Transposes, int, int, int]]:
+    """The products of a step with m rows, by equation: (layout, rows, columns, length of a sum)."""
+    found: dict[str, tuple[Transposes, int, int, int]] = {}
+    for l, (k, n) in enumerate(pairwise(sizes), start=1):
+        found[f"forward layer {l}"] = "NT", m, n, k
+        found[f"BP4 layer {l}"] = "TN", n, k, m
+        if l > 1:
+            found[f"BP2 layer {l - 1}"] = "NN", m, k, n
+    return found
 
 
 @dataclass(frozen=True)
@@ -205,7 +349,7 @@ def step_work(
     slots : int
         Numbers of optimizer state a parameter.
     """
-    products = {label: _describe(chosen) for label, chosen in plan.products}
+    products = {label: str(chosen) for label, chosen in plan.products}
     resident = plan.engine == "resident"
     library = "BLAS" if plan.backend == "numpy" else "our tiled product"
     other = "NumPy" if plan.backend == "numpy" else "a map"
@@ -238,12 +382,6 @@ def step_work(
     return tuple(found)
 
 
-def _describe(chosen: Product) -> str:
-    tile = f" tile {chosen.tile}" if chosen.tile else ""
-    split = f" split {chosen.splits}" if chosen.splits > 1 else ""
-    return f"{chosen.kernel}{tile}{split}"
-
-
 def least_bytes(sizes: Sequence[int], batch: int, itemsize: int, on_chip: int = 0) -> int:
     """What a step moves at least: its rows, and the parameters twice if the chip cannot keep them.
 
@@ -256,95 +394,152 @@ def least_bytes(sizes: Sequence[int], batch: int, itemsize: int, on_chip: int = 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run, as far as the choice of an engine depends on it."""
+    """A training run, as far as its plan depends on it."""
 
     rows: int
     epochs: int
+    #: The largest.
     batch_size: int
     engine: str = "auto"
-    #: Why the resident engine cannot run it, if it cannot.
-    obstacle: str | None = None
     #: Networks that train at once.
     members: int = 1
     step_callbacks: bool = False
-    user_cost: bool = False
-    #: Numbers of optimizer state a parameter.
+    #: Numbers of optimizer state a parameter, the most.
     slots: int = 0
+    #: (batch size, slots) that some members have in place of these.
+    others: tuple[tuple[int, int], ...] = ()
     #: The optimizers' rules, as far as they are known.
     rules: frozenset[str] = frozenset()
     #: Whether gradients are clipped by their norm.
     clips_norm: bool = False
     #: Whether X is stored as uint8.
     bytes: bool = False
+    #: Whether Σ w² is wanted before every step.
+    squares: bool = False
+
+    @property
+    def kinds(self) -> tuple[tuple[int, int], ...]:
+        """(batch size, slots) of all members, the largest first."""
+        return tuple(dict.fromkeys(((self.batch_size, self.slots), *self.others)))
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The rows of every mini-batch that there is, short last ones too, the largest first."""
+        sizes = {m for m, _ in self.kinds} | {self.rows % m for m, _ in self.kinds}
+        return tuple(sorted(sizes - {0}, reverse=True))
 
 
 def choose_plan(
     sizes: Sequence[int],
-    itemsize: int,
+    dtype: str,
     choice: Choice,
     device: Device | None,
     run: Run | None = None,
+    obstacle: str | None = None,
     cores: int = 1,
+    builtin: bool = True,
     algorithm: Callable[[Transposes, int, int, int], str] | None = None,
 ) -> Plan:
     """The plan of a training run: which engine, which kernels, and why.
 
-    Without `run` it is the plan of a network that has not been asked to train. ``cores``
-    are those of the CPU. ``algorithm`` tells how the library forms an (m, n) product summed over k.
+    Parameters
+    ----------
+    sizes : n_0 … n_L
+    dtype : {"float32", "float64"}
+    choice : Choice
+        Of the backend.
+    device : Device or None
+        Of a CUDA backend.
+    run : Run, optional
+        Without it is the plan of a network that has not been asked to train.
+    obstacle : str, optional
+        Why the resident engine cannot run it, if it cannot.
+    cores : int
+        Of the CPU.
+    builtin : bool
+        Whether C is one of ours.
+    algorithm : callable, optional
+        Tells how the library forms an (m, n) product summed over k.
+
+    Raises
+    ------
+    ValueError
+        For an unknown engine, or one that is asked for and cannot run this, with the obstacle.
     """
     if run is None:
         reason = "one backend call an equation; `fit` chooses its own"
         return Plan(choice.backend, choice.reason, "layered", reason, captured=False)
     _check_engine(run.engine)
-    obstacle = run.obstacle
-    if run.step_callbacks:
-        obstacle = "a callback after every batch needs Python between steps"
+    itemsize = 4 if dtype == "float32" else 8
     if device is not None:
         engine, reason = _choose_on_device(sizes, itemsize, device, run, obstacle)
-        if engine == "resident":
-            return Plan(choice.backend, choice.reason, engine, reason, captured=False)
     else:
         slower = None
         if run.engine == "auto":
             slower = cpu_obstacle(sizes, run.batch_size, itemsize, cores)
-        engine, reason = choose_engine(
-            run.engine,
-            choice.backend,
-            obstacle or slower,
-            run.members * layered_seconds(sizes, run.batch_size, run.rows, run.epochs),
-        )
-    if device is None:
+        seconds = run.members * layered_seconds(sizes, run.batch_size, run.rows, run.epochs)
+        engine, reason = choose_engine(run.engine, choice.backend, obstacle or slower, seconds)
         if engine == "resident" and run.members > 1:
             reason += f"; a thread a network, {min(cores, run.members)} at a time"
         elif engine == "resident":
             reason += f"; {cpu_work(sizes, run.batch_size, itemsize, cores)}"
-        return Plan(choice.backend, choice.reason, engine, reason, captured=False)
-    notes = []
-    if run.user_cost:
-        notes.append(
-            "a user's cost runs as CuPy array operations, without CuPy as NumPy's on the host: "
-            "steps are not captured"
-        )
-    if run.step_callbacks:
-        notes.append("a callback after every batch: steps are launched one by one, not captured")
-    captured = not notes
+    notes: list[str] = []
+    if device is not None and engine == "layered":
+        if not builtin:
+            notes.append(
+                "a user's cost runs as CuPy array operations, without CuPy as NumPy's on the host: "
+                "steps are not captured"
+            )
+        if run.step_callbacks:
+            notes.append(
+                "a callback after every batch: steps are launched one by one, not captured"
+            )
+    captured = device is not None and engine == "layered" and not notes
     if captured:
         notes.append("whole steps are captured in a CUDA graph and replayed")
-    m = run.batch_size
-    products = []
-    for l, (fan_in, n) in enumerate(pairwise(sizes), start=1):
-        shapes: list[tuple[str, Transposes, int, int, int]] = [
-            (f"forward layer {l}", "NT", m, n, fan_in),
-            (f"BP4 layer {l}", "TN", n, fan_in, m),
-        ]
-        if l > 1:
-            shapes.append((f"BP2 layer {l - 1}", "NN", m, fan_in, n))
-        for label, layout, rows, columns, k in shapes:
-            chosen = choose_product(layout, rows, columns, k, itemsize, device, device.library)
-            if chosen.tile is None and algorithm is not None:
-                named = algorithm(layout, rows, columns, k)
-                chosen = replace(chosen, reason=f"{chosen.reason}; {named}")
-            products.append((label, chosen))
+    if engine == "layered":
+        batches = tuple(
+            BatchPlan(m, _products(sizes, m, itemsize, device, algorithm)) for m in run.batch_sizes
+        )
+    elif device is None:
+        batches = tuple(
+            BatchPlan(m, work=cpu_work(sizes, m, itemsize, cores))
+            for m in sorted({m for m, _ in run.kinds}, reverse=True)
+        )
+    else:
+        batches = _cuts(sizes, itemsize, device, run)
     return Plan(
-        choice.backend, choice.reason, engine, reason, captured, tuple(products), tuple(notes)
-    )
+        choice.backend, choice.reason, engine, reason, captured, tuple(sizes), dtype, cores,
+        batches, tuple(notes),
+    )  # fmt: skip
+
+
+def _products(
+    sizes: Sequence[int],
+    m: int,
+    itemsize: int,
+    device: Device | None,
+    algorithm: Callable[[Transposes, int, int, int], str] | None,
+) -> tuple[tuple[str, Product], ...]:
+    """The kernels of a step with m rows; on a CPU it is BLAS."""
+    found = []
+    for label, shape in product_shapes(sizes, m).items() if device is not None else ():
+        assert device is not None
+        chosen = choose_product(*shape, itemsize, device, device.library)
+        if chosen.tile is None and algorithm is not None:
+            chosen = replace(chosen, reason=f"{chosen.reason}; {algorithm(*shape)}")
+        found.append((label, chosen))
+    return tuple(found)
+
+
+def _cuts(sizes: Sequence[int], itemsize: int, device: Device, run: Run) -> tuple[BatchPlan, ...]:
+    """The resident kernel's forms for all members, and for one: the last to train may be alone."""
+    found: dict[int, list[Residency]] = {}
+    stored = 1 if run.bytes else itemsize
+    for m, slots in run.kinds:
+        for members in sorted({1, run.members}, reverse=True):
+            cut = residency.choose(sizes, m, itemsize, slots, device, members, stored)
+            if isinstance(cut, str):  # what is smaller than the largest fits where that does
+                raise ValueError(f"engine 'resident' cannot run this: {cut}")
+            found.setdefault(m, []).append(cut)
+    return tuple(BatchPlan(m, cuts=tuple(dict.fromkeys(cuts))) for m, cuts in found.items())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
@@ -66,8 +66,13 @@ class Product:
     kernel: Literal["fused", "cublas"]
     tile: Tile | None
     splits: int
-    seconds: float
-    reason: str
+    seconds: float = field(compare=False)
+    reason: str = field(compare=False)
+
+    def __str__(self) -> str:
+        tile = f" tile {self.tile}" if self.tile else ""
+        split = f" split {self.splits}" if self.splits > 1 else ""
+        return f"{self.kernel}{tile}{split}"
 
 
 @lru_cache(maxsize=4096)

@@ -17,7 +17,7 @@ and the latency of a phase, a barrier included. The constants are estimates unti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise, product
 from math import ceil
@@ -73,10 +73,11 @@ class LayerTiles:
 class Residency:
     """A specialisation of the resident kernel, and the time it is expected to take.
 
-    ``stored`` are the bytes of a number of X in device memory; ``shared_memory`` is a block's, in
-    bytes; ``cycles`` a step's, by phase; ``seconds`` are what all members take for a step, those
-    that wait for a multiprocessor included. The ``blocks`` of a network are a cluster unless they
-    are ``apart``; ``at_once`` are the networks that the device can run at a time.
+    ``stored`` are the bytes of a number of X in device memory, ``slots`` the numbers of optimizer
+    state a parameter; ``shared_memory`` is a block's, in bytes; ``cycles`` a step's, by phase;
+    ``seconds`` are what all ``members`` take for a step, those that wait for a multiprocessor
+    included. The ``blocks`` of a network are a cluster unless they are ``apart``; ``at_once`` are
+    the networks that the device can run at a time.
     """
 
     inputs: int
@@ -88,15 +89,21 @@ class Residency:
     stages: int
     shared_memory: int
     layers: tuple[LayerTiles, ...]
-    cycles: tuple[tuple[str, int], ...]
-    seconds: float
+    cycles: tuple[tuple[str, int], ...] = field(compare=False)
+    seconds: float = field(compare=False)
     apart: bool
     at_once: int
+    slots: int
+    members: int = field(compare=False)
 
     @property
     def cluster(self) -> int:
         """Blocks of a cluster."""
         return 1 if self.apart else self.blocks
+
+    def seconds_for(self, members: int) -> float:
+        """What so many networks take for a step."""
+        return self.seconds / ceil(self.members / self.at_once) * ceil(members / self.at_once)
 
     @property
     def letters(self) -> int:
@@ -166,7 +173,7 @@ def choose(
         )
 
     def fitting(stored: int) -> Residency | str:
-        return _fit(
+        return choose_as_stored(
             tuple(sizes), batch, itemsize, slots, device, members, stored, threads,
             clusters or (), apart or (), cut,
         )  # fmt: skip
@@ -198,7 +205,7 @@ def largest_cluster(device: Device) -> int:
 
 
 @lru_cache(maxsize=256)
-def _fit(
+def choose_as_stored(
     sizes: tuple[int, ...],
     batch: int,
     itemsize: int,
@@ -211,6 +218,7 @@ def _fit(
     apart: tuple[int, ...],
     cut: tuple[int, ...],
 ) -> Residency | str:
+    """As `choose`, of those that read X with ``stored`` bytes a number."""
     largest = min(largest_cluster(device), device.multiprocessors)
     ways = [(n, False, device.clusters_at_once(n)) for n in clusters if n <= largest]
     ways += [(n, True, device.multiprocessors // n) for n in apart]
@@ -229,7 +237,7 @@ def _fit(
                     found.append(
                         Residency(
                             *read, batch, count, blocks, stages, size, tiles, cycles, seconds,
-                            are_apart, at_once,
+                            are_apart, at_once, slots, members,
                         )
                     )  # fmt: skip
                 break

@@ -122,8 +122,6 @@ def _start(card: str, seed: int, **options: object) -> Standin:
 
 def _forget() -> None:
     """What the package keeps of a device, but for what builds kernels: networks may need it."""
-    from .. import self_check
     from ..cuda import runtime
 
     runtime.forget()
-    self_check.forget()

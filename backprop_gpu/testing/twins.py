@@ -20,7 +20,7 @@ from ..cuda.catalogue import Kernel
 from .build import Job, Sanitizer, build_all
 
 #: Where the `.cu` files lie; a test of changed kernels has its own.
-sources: Path = compiler._folder()
+sources: Path = compiler.folder()
 #: C++ that comes before each of them.
 extra_sources = ""
 #: Of what is built from now on.

@@ -11,7 +11,7 @@ from ..workloads import Arrays, ProblemInstance, Workload
 from . import DeviceType
 
 if TYPE_CHECKING:
-    from backprop_gpu.engines.layered import Member
+    from backprop_gpu.engines import Member
 
 #: Of a training run that repays every preparation.
 _LONG = 1_000_000
@@ -36,25 +36,22 @@ class OursTrainer:
     """
 
     def __init__(self, problem: ProblemInstance, device: DeviceType) -> None:
-        from backprop_gpu import Network, optimizers, planning
-        from backprop_gpu.engines.layered import Hyperparameters, Member
+        from backprop_gpu import optimizers, planning
+        from backprop_gpu.engines import Hyperparameters, Member
+        from backprop_gpu.model import Model
         from backprop_gpu.parameters import Parameters
 
         workload, steps = problem.workload, problem.steps
-        self.network = net = Network(
+        self.model = model = Model(
             workload.sizes,
             activation=workload.activations,
             cost=workload.cost,
             backend="cuda" if device == "cuda" else "numpy",
-            seed=0,
         )
-        self.backend = net._backend
-        run = planning.Run(
-            len(problem.X), _LONG, workload.batch,
-            obstacle=net._resident_obstacle(), members=workload.members,
-        )  # fmt: skip
-        self.plan = net._make_plan(run)
-        self.engine = net._engine_for(self.plan)
+        self.backend, layout = model.backend, model.layout
+        run = planning.Run(len(problem.X), _LONG, workload.batch, members=workload.members)
+        self.plan = model.plan(run)
+        self.engine = model.engine(self.plan)
         self.X, self.Y = self.backend.asarray(problem.X), self.backend.asarray(problem.Y)
         order = problem.order.ravel()
         sgd = optimizers.get("sgd")
@@ -63,16 +60,17 @@ class OursTrainer:
             return Hyperparameters(workload.batch, sgd, sgd.coefficients(np.full(steps, eta), 0))
 
         #: All networks' parameters, a row each.
-        self.flat = self.backend.zeros((workload.members, net._layout.length))
-        self.members = []
-        for i in range(workload.members):
-            net.weights = [w[i] for w in problem.weights]
-            net.biases = [b[i] for b in problem.biases]
-            self.backend.copy(net._parameters.flat, self.flat[i])
-            parameters = Parameters(net._layout, self.flat[i])
-            self.members.append(
-                Member(parameters, (), order, hyperparameters(problem.learning_rate))
-            )
+        flat = np.zeros((workload.members, layout.length), model.dtype)
+        for i, row in enumerate(flat):
+            weights, biases = layout.views(row)
+            for views, layers in ((weights, problem.weights), (biases, problem.biases)):
+                for view, layer in zip(views, layers, strict=True):
+                    view[...] = layer[i]
+        self.flat = self.backend.asarray(flat)
+        self.members = [
+            Member(Parameters(layout, row), (), order, hyperparameters(problem.learning_rate))
+            for row in self.flat
+        ]
         # A run with η = 0 trains nothing, but leaves all compiled and captured. What is captured
         # is for runs of this length; the CPU captures nothing, and a step is enough.
         short = order if device == "cuda" else order[: workload.batch]
@@ -91,7 +89,7 @@ class OursTrainer:
         self.engine.run_epoch(members[0], self.X, self.Y)
 
     def parameters(self) -> tuple[Arrays, Arrays]:
-        views = [self.network._layout.views(flat) for flat in self.backend.to_numpy(self.flat)]
+        views = [self.model.layout.views(flat) for flat in self.backend.to_numpy(self.flat)]
         weights, biases = zip(*views, strict=True)
         return (
             [np.stack(layer) for layer in zip(*weights, strict=True)],

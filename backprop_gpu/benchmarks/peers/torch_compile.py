@@ -28,11 +28,11 @@ class CompiledTrainer(TorchTrainer):
                 tensor.sub_(gradients[name], alpha=problem.learning_rate)
 
         # Every workload is one more compilation of the same Python function.
-        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.recompile_limit = 64  # noqa: SLF001
         if device == "cuda":
             # Else the CUDA graph copies them to where it wants them, before every step.
             for tensor in (X, Y, *state.values()):
-                torch._dynamo.mark_static_address(tensor)
+                torch._dynamo.mark_static_address(tensor)  # noqa: SLF001
         mode = "reduce-overhead" if device == "cuda" else "default"
         compiled = torch.compile(step, fullgraph=True, dynamic=False, mode=mode)
         self.step = compiled  # type: ignore[method-assign]

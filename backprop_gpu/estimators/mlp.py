@@ -4,16 +4,14 @@
 methods, and with the same ``random_state`` give its numbers, up to the rounding of sums in another
 order. What they do more stands behind the parameters' docstring under *Beyond scikit-learn*.
 
-    fit, partial_fit -> perceptron.EngineEpochs (the planner's engine) or PlainEpochs -> coefs_
+    fit, partial_fit -> training.Session (the planner's engine, or a WeightedEngine) -> coefs_
 """
 
 from __future__ import annotations
 
 import copy
-import sys
-import warnings
 from itertools import pairwise
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -25,14 +23,12 @@ from sklearn.base import (
     RegressorMixin,
     TransformerMixin,
 )
-from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import (
-    check_array,
     check_random_state,
-    column_or_1d,
     compute_sample_weight,
     shuffle,
 )
@@ -40,35 +36,26 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from . import perceptron, planning, threads, validation
-from .imports import uninterrupted
-from .network import Network
-from .parameters import Layout, Parameters
-from .perceptron import EngineEpochs, PlainEpochs, Problem, State
-
-try:
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
-except ImportError:  # before scikit-learn 1.9
-
-    class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Nothing: this scikit-learn has no callbacks."""
-
-    def with_callbacks(method: Any) -> Any:
-        return method
-
-
-try:
-    from sklearn.utils._param_validation import InvalidParameterError
-except ImportError:  # a scikit-learn that has moved it: it is private
-
-    class InvalidParameterError(ValueError, TypeError):  # type: ignore[no-redef]
-        """A parameter of an estimator that means nothing."""
-
-
-STOCHASTIC = ("sgd", "adam")
-#: scikit-learn's hidden activations, then ours.
-ACTIVATIONS = ("identity", "logistic", "tanh", "relu",
-               "leaky_relu", "elu", "gelu", "silu", "softplus")  # fmt: skip
+from .. import planning, threads, validation
+from ..engines import Engine
+from ..imports import uninterrupted
+from ..model import Model
+from ..parameters import Layout, Parameters
+from ..planning import Run
+from ..training import Session
+from . import perceptron
+from .checks import (
+    ACTIVATIONS,
+    RULES,
+    STOCHASTIC,
+    a_name,
+    as_given,
+    check_weights,
+    host,
+    invalid,
+)
+from .perceptron import PerceptronCourse, Problem, State, WeightedCourse, WeightedEngine
+from .scikit_learn import CallbackSupportMixin, Hooks, flattened, warn, with_callbacks
 
 _PARAMETERS = """
     Parameters
@@ -203,11 +190,11 @@ class _Perceptron(
         """Refuse parameters that mean nothing, in scikit-learn's words."""
         if get_config().get("skip_parameter_validation"):
             return
-        rules = _RULES | {"loss": _one_of(*self._losses)}
+        rules = RULES | {"loss": a_name(*self._losses)}
         for name, (is_valid, expected) in rules.items():
             value = getattr(self, name)
             if not is_valid(value):
-                raise _invalid(type(self).__name__, name, expected, value)
+                raise invalid(type(self).__name__, name, expected, value)
         sizes = self._hidden_sizes()
         if any(not isinstance(n, Integral) or n <= 0 for n in sizes):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
@@ -269,12 +256,12 @@ class _Perceptron(
         if self.early_stopping and incremental and self.solver in STOCHASTIC:
             raise ValueError("partial_fit does not support early_stopping=True")
         fresh = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
-        X, y = _host(X), _host(y)
+        X, y = host(X), host(y)
         context = self._begin(X, y, sample_weight)
         X, y = self._validate_input(X, y, incremental, fresh)
         y = y.reshape(len(y), -1)
         if sample_weight is not None:
-            sample_weight = _check_weights(_host(sample_weight), X)
+            sample_weight = check_weights(host(sample_weight), X)
         sample_weight = self._weighted_by_class(y, sample_weight)
         self.n_outputs_ = y.shape[1]
         self._random_state = check_random_state(self.random_state)
@@ -292,14 +279,14 @@ class _Perceptron(
         context.end()
         return self
 
-    def _begin(self, X: Any, y: Any, sample_weight: Any) -> _Hooks:
+    def _begin(self, X: Any, y: Any, sample_weight: Any) -> Hooks:
         """Set up scikit-learn's callbacks, if this version has them and any are set."""
         if not getattr(self, "_skl_callbacks", None):
-            return _Hooks(self, None, X, y, {})
+            return Hooks(self, None, X, y, {})
         epochs = self.max_iter if self.solver in STOCHASTIC else 0
         metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
         context = self._init_callback_context(max_subtasks=epochs)
-        hooks = _Hooks(self, context, X, y, metadata)
+        hooks = Hooks(self, context, X, y, metadata)
         hooks.begin()
         return hooks
 
@@ -332,23 +319,37 @@ class _Perceptron(
             self.best_loss_: Any = None if stops else np.inf
             self._best: Any = None
 
-    def _network(self, backend: str) -> Network:
-        """A new network with the current parameters, on the last one's backend where it fits."""
+    def _model(self, backend: str) -> Model:
+        """The model of what was learnt: the last one's, where it fits."""
         problem, dtype = self._problem, np.result_type(*self.coefs_, *self.intercepts_)
         key = problem.sizes, problem.names, problem.loss, dtype, backend
         cached = self.__dict__.get("_cache")
         if cached is None or cached[0] != key:
-            network = Network(
+            model = Model(
                 problem.sizes, activation=problem.activations, cost=problem.cost, dtype=dtype,
-                backend=backend, seed=0,
+                backend=backend,
             )  # fmt: skip
-            cached = self._cache = key, network
-        return cached[1]._with([w.T for w in self.coefs_], self.intercepts_)
+            cached = self._cache = key, model
+        found: Model = cached[1]
+        return found
 
-    def _take(self, network: Network) -> None:
-        """The parameters of the network, as scikit-learn holds them."""
-        self.coefs_ = [np.ascontiguousarray(w.T) for w in network.weights]
-        self.intercepts_ = [b.copy() for b in network.biases]
+    def _parameters(self, model: Model) -> Parameters:
+        """New parameters of the model, with what was learnt."""
+        flat = np.zeros(model.layout.length, model.dtype)
+        for views, arrays in zip(
+            model.layout.views(flat), ([w.T for w in self.coefs_], self.intercepts_), strict=True
+        ):
+            for view, array in zip(views, arrays, strict=True):
+                view[...] = array
+        parameters = model.parameters()
+        model.write(flat, parameters)
+        return parameters
+
+    def _take(self, model: Model, parameters: Parameters) -> None:
+        """The parameters, as scikit-learn holds them."""
+        weights, biases = model.layout.views(model.read(parameters))
+        self.coefs_ = [np.ascontiguousarray(w.T) for w in weights]
+        self.intercepts_ = [b.copy() for b in biases]
 
     # -- sgd and adam -----------------------------------------------------------------------
 
@@ -407,75 +408,91 @@ class _Perceptron(
         if self.batch_size == "auto":
             return min(200, rows)
         if self.batch_size > rows:
-            _warn(
+            warn(
                 "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped"
             )
         return int(min(max(self.batch_size, 1), rows))
 
-    def _epochs(
-        self, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool
-    ) -> EngineEpochs | PlainEpochs:
-        rows, obstacle = len(y), self._obstacle(X, sample_weight)
-        batch_size = self._rows_a_batch(rows)
-        if obstacle is None:
-            network = self._network(self.backend)
-            epochs = 1 if incremental else self.max_iter
-            return EngineEpochs(self._problem, network, X, y, batch_size, epochs, self._optimizer)
-        if self.backend in ("cuda", "numba_cuda"):
-            _warn(
-                f"backend {self.backend!r} was asked for, but NumPy trains this: {obstacle}",
-                module=__name__,
-            )
-        network = self._network("numpy")
-        return PlainEpochs(
-            self._problem, network, X, y.astype(network.dtype), sample_weight, batch_size,
-            self._optimizer, self._random_state, obstacle,
-        )  # fmt: skip
-
     def _fit_stochastic(
-        self, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool, hooks: _Hooks
+        self, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool, hooks: Hooks
     ) -> None:
         if not incremental or not isinstance(getattr(self, "_optimizer", None), State):
             self._optimizer = self._new_state()
         X, y, sample_weight, X_val, y_val, val_weight = self._split(X, y, sample_weight)
         labels_val = None if y_val is None else self._labels(y_val)
-        epochs = self._epochs(X, y, sample_weight, incremental)
-        self.plan_ = epochs.plan
-        rows = len(y)
-        order = np.arange(rows)
+        rows, obstacle = len(y), self._obstacle(X, sample_weight)
+        batch_size = self._rows_a_batch(rows)
+        engine: Engine
+        kind: type[PerceptronCourse]
+        if obstacle is None:
+            kind, model = PerceptronCourse, self._model(self.backend)
+            y = y.astype(model.dtype, copy=False)
+            rule = self._optimizer.rule
+            epochs = 1 if incremental else self.max_iter
+            run = Run(
+                rows, epochs, batch_size, slots=rule.slots, rules=frozenset([rule.rule]),
+                clips_norm=rule.clip_norm is not None,
+                squares=perceptron.sums_squares(self._problem, model),
+            )  # fmt: skip
+            engine = model.engine(model.plan(run))
+        else:
+            if self.backend in ("cuda", "numba_cuda"):
+                warn(
+                    f"backend {self.backend!r} was asked for, but NumPy trains this: {obstacle}",
+                    module=__package__,
+                )
+            kind, model = WeightedCourse, self._model("numpy")
+            y = y.astype(model.dtype)
+            engine = WeightedEngine(
+                self._problem, model, sample_weight, self._random_state, obstacle
+            )
+        self.plan_ = (
+            str(engine.plan) if obstacle is None else f"engine none: {engine.plan.engine_reason}"
+        )
+        parameters, order = self._parameters(model), np.arange(rows)
         self.n_iter_ = 0
+
+        def next_order() -> np.ndarray:
+            nonlocal order
+            hooks.begin_epoch()
+            if self.shuffle:
+                order = shuffle(order, random_state=self._random_state)
+            return order
+
+        def after(loss: float) -> bool:
+            self.loss_ = loss
+            self._take(model, parameters)
+            self.n_iter_ += 1
+            self.t_ += rows
+            self.loss_curve_.append(loss)
+            if self.verbose:
+                print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
+            self._judge(engine, X_val, y_val, labels_val, val_weight)
+            self._optimizer.iteration_ends(self.t_)
+            stops = hooks.end_epoch()
+            if self._no_improvement_count > self.n_iter_no_change:
+                if self._optimizer.gives_up(self._stagnation(), bool(self.verbose)):
+                    return True
+                self._no_improvement_count = 0
+            if incremental or stops:
+                return True
+            if self.n_iter_ == self.max_iter:
+                warn(
+                    f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and "
+                    "the optimization hasn't converged yet.",
+                    ConvergenceWarning,
+                )
+            return self.n_iter_ >= self.max_iter
+
+        course = kind(
+            self._problem, model, parameters, rows, batch_size, self._optimizer, y, next_order,
+            after,
+        )  # fmt: skip
         try:
-            while self.n_iter_ < self.max_iter:
-                hooks.begin_epoch()
-                if self.shuffle:
-                    order = shuffle(order, random_state=self._random_state)
-                self.loss_ = epochs.run(order)
-                self._take(epochs.network)
-                self.n_iter_ += 1
-                self.t_ += rows
-                self.loss_curve_.append(self.loss_)
-                if self.verbose:
-                    print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-                self._judge(epochs, X_val, y_val, labels_val, val_weight)
-                self._optimizer.iteration_ends(self.t_)
-                stops = hooks.end_epoch()
-                if self._no_improvement_count > self.n_iter_no_change:
-                    if self._optimizer.gives_up(self._stagnation(), bool(self.verbose)):
-                        break
-                    self._no_improvement_count = 0
-                if incremental or stops:
-                    break
-                if self.n_iter_ == self.max_iter:
-                    _warn(
-                        f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and "
-                        "the optimization hasn't converged yet.",
-                        ConvergenceWarning,
-                    )
+            Session(model, engine, [course], X, y).run()
         except KeyboardInterrupt:
-            self._take(epochs.network)
-            _warn("Training interrupted by user.")
-        finally:
-            epochs.close()
+            self._take(model, parameters)
+            warn("Training interrupted by user.")
         if self.early_stopping and self._best is not None:
             self.coefs_, self.intercepts_ = self._best
 
@@ -486,15 +503,13 @@ class _Perceptron(
             "consecutive epochs."
         )
 
-    def _judge(
-        self, epochs: EngineEpochs | PlainEpochs, X: Any, y: Any, labels: Any, sample_weight: Any
-    ) -> None:
+    def _judge(self, engine: Engine, X: Any, y: Any, labels: Any, sample_weight: Any) -> None:
         """Count the epochs without improvement, by the held-out rows or by the loss."""
         if X is None:
             worse = not self.loss_ <= self.best_loss_ - self.tol  # NaN is worse
             self.best_loss_ = min(self.best_loss_, self.loss_)
         else:
-            with epochs.between():
+            with engine.between():
                 a = self._outputs(X)
             self.validation_loss_curve_.append(
                 perceptron.loss_of(self._problem, y.astype(a.dtype), a, sample_weight)
@@ -554,7 +569,7 @@ class _Perceptron(
                 if self.n_iter_ == self.max_iter
                 else ""
             )
-            _warn(
+            warn(
                 f"lbfgs failed to converge after {self.n_iter_} iteration(s) "
                 f"(status={result.status}):\n{result.message}\n{more}"
                 "\nYou might also want to scale the data.",
@@ -604,15 +619,17 @@ class _Perceptron(
     def _outputs(self, X: Any) -> np.ndarray:
         """a^L of checked rows."""
         if not hasattr(X, "toarray") and self._on_device(len(X)):
-            network = self._network(self.backend)
-            return network.predict(X.astype(network.dtype, copy=False))
+            model = self._model(self.backend)
+            X = validation.inputs(X.astype(model.dtype, copy=False), X.shape[1], model.dtype)
+            outputs = model.passes().predict(self._parameters(model), X)
+            return validation.warn_of_nan(outputs)
         return self._layers(X)[-1]
 
     def _on_device(self, rows: int) -> bool:
         """Whether a device was asked for, or has enough to do to be worth it."""
         if self.backend == "numpy" or (self.backend == "auto" and rows < planning.CHUNK_ROWS):
             return False
-        return self._network(self.backend).backend != "numpy"
+        return self._model(self.backend).choice.backend != "numpy"
 
     def _layers(self, X: Any) -> list[np.ndarray]:
         weights = [w.T for w in self.coefs_]
@@ -630,7 +647,7 @@ class _Perceptron(
 
     def _checked(self, X: Any) -> Any:
         check_is_fitted(self)
-        return validate_data(self, _host(X), accept_sparse=["csr", "csc"], reset=False)
+        return validate_data(self, host(X), accept_sparse=["csr", "csc"], reset=False)
 
     def predict(self, X: Any) -> Any:
         """Labels (n,) or label indicators (n, n_L); of a regressor the values of the outputs.
@@ -640,7 +657,7 @@ class _Perceptron(
         X : (n, n_0) array or sparse matrix
             A CuPy array gives a CuPy array, where the answer is numbers.
         """
-        return _as_given(self._from_outputs(self._outputs(self._checked(X))), X)
+        return as_given(self._from_outputs(self._outputs(self._checked(X))), X)
 
     def transform(self, X: Any, layer: int = -1) -> Any:
         """The activations of a hidden layer, by default the last: (n, n_l).
@@ -659,7 +676,7 @@ class _Perceptron(
         checked, hidden = self._checked(X), len(self.coefs_) - 1
         if not isinstance(layer, Integral) or not -hidden <= layer < hidden:
             raise ValueError(f"layer must be one of the {hidden} hidden layers, got {layer!r}")
-        return _as_given(self._layers(checked)[:-1][layer], X)
+        return as_given(self._layers(checked)[:-1][layer], X)
 
     @property
     def _n_features_out(self) -> int:
@@ -763,6 +780,7 @@ _FITTED = (
 
 
 class MLPClassifier(ClassifierMixin, _Perceptron):
+    __module__ = __package__  # where users import it from, and pickles look for it
     __doc__ = f"""scikit-learn's `MLPClassifier`, trained by this library.
 
     One label a sample (softmax, or one sigmoid for two classes) or many (a sigmoid each), by
@@ -814,7 +832,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
             dtype=(np.float64, np.float32), reset=reset,
         )  # fmt: skip
         if y.ndim == 2 and y.shape[1] == 1:
-            y = _column(y)
+            y = flattened(y)
         if not hasattr(self, "classes_") or (not self.warm_start and not incremental):
             self._label_binarizer = LabelBinarizer().fit(y)
             self.classes_ = self._label_binarizer.classes_
@@ -846,7 +864,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     def _from_outputs(self, a: np.ndarray) -> Any:
         return self._label_binarizer.inverse_transform(a.ravel() if self.n_outputs_ == 1 else a)
 
-    @available_if(lambda estimator: estimator._check_solver())
+    @available_if(lambda estimator: estimator._check_solver())  # noqa: SLF001
     @with_callbacks
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Any:
         """One epoch more over X and y, as `fit`.
@@ -877,7 +895,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         a = self._outputs(self._checked(X))
         if self.n_outputs_ == 1:
             a = np.hstack([1 - a, a])
-        return _as_given(a, X)
+        return as_given(a, X)
 
     def predict_log_proba(self, X: Any) -> Any:
         """The logarithm of `predict_proba`."""
@@ -891,6 +909,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
 
 
 class MLPRegressor(RegressorMixin, _Perceptron):
+    __module__ = __package__  # where users import it from, and pickles look for it
     __doc__ = f"""scikit-learn's `MLPRegressor`, trained by this library.
 
     One number a sample or several, by half the squared error, half the Poisson deviance (with an
@@ -944,7 +963,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
             dtype=(np.float64, np.float32), reset=reset,
         )  # fmt: skip
         if y.ndim == 2 and y.shape[1] == 1:
-            y = _column(y)
+            y = flattened(y)
         if y.dtype.kind not in "biuf":
             raise TypeError(f"y must hold numbers, got dtype {y.dtype}: for labels, MLPClassifier")
         if self.loss == "poisson" and (y < 0).any():
@@ -957,205 +976,12 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     def _from_outputs(self, a: np.ndarray) -> Any:
         return a.ravel() if a.shape[1] == 1 else a
 
-    @available_if(lambda estimator: estimator._check_solver())
+    @available_if(lambda estimator: estimator._check_solver())  # noqa: SLF001
     @with_callbacks
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """One epoch more over X and y, as `fit`."""
         return self._fit(X, y, sample_weight, incremental=True)
 
 
-# -- scikit-learn's callbacks ---------------------------------------------------------------------
-
-
-class _Hooks:
-    """The hooks of scikit-learn's callbacks, an epoch being a subtask of `fit`."""
-
-    def __init__(self, estimator: Any, context: Any, X: Any, y: Any, metadata: dict) -> None:
-        self._estimator, self._context = estimator, context
-        self._data = {"X": X, "y": y, "metadata": metadata}
-        self._epoch: Any = None
-
-    def begin(self) -> None:
-        self._context.call_on_fit_task_begin(estimator=self._estimator, **self._data)
-
-    def begin_epoch(self) -> None:
-        if self._context is not None:
-            self._epoch = self._context.subcontext(task_name="epoch")
-            self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._data)
-
-    def end_epoch(self) -> bool:
-        """Whether a callback asks to stop."""
-        if self._context is None:
-            return False
-        return bool(
-            self._epoch.call_on_fit_task_end(
-                estimator=self._estimator, reconstruction_attributes=self._fitted, **self._data
-            )
-        )
-
-    def end(self) -> None:
-        if self._context is not None:
-            self._context.call_on_fit_task_end(
-                estimator=self._estimator, reconstruction_attributes={}, **self._data
-            )
-
-    def _fitted(self) -> dict[str, Any]:
-        return {
-            name: value
-            for name, value in vars(self._estimator).items()
-            if name.endswith("_") and not name.startswith("__")
-        } | {"_label_binarizer": getattr(self._estimator, "_label_binarizer", None)}
-
-
-# -- warnings -------------------------------------------------------------------------------------
-
-#: Where scikit-learn's perceptrons warn.
-_THEIRS = "sklearn.neural_network._multilayer_perceptron"
-
-
-def _warn(message: str, category: type[Warning] = UserWarning, module: str = _THEIRS) -> None:
-    """Warn at the user's line, in the name of the module that scikit-learn warns in.
-
-    A program's ``filterwarnings(..., module="sklearn")`` silences then what it would silence with
-    scikit-learn. File and line are those of the caller's, for theirs has not run.
-    """
-    frame = sys._getframe(1)
-    while frame.f_back is not None and _package(frame) in ("backprop_gpu", "sklearn"):
-        frame = frame.f_back
-    warnings.warn_explicit(
-        message, category, frame.f_code.co_filename, frame.f_lineno, module=module,
-        registry=frame.f_globals.setdefault("__warningregistry__", {}),
-    )  # fmt: skip
-
-
-def _package(frame: Any) -> str:
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
-
-
-def _column(y: np.ndarray) -> np.ndarray:
-    """y (n, 1) as (n,), with scikit-learn's warning."""
-    _warn(
-        "A column-vector y was passed when a 1d array was expected. Please change the shape of y "
-        "to (n_samples, ), for example using ravel().",
-        DataConversionWarning,
-    )
-    return np.asarray(column_or_1d(y))
-
-
-# -- parameters and arrays ------------------------------------------------------------------------
-
-
-def _one_of(*names: str) -> tuple[Any, str]:
-    listed = ", ".join(repr(name) for name in sorted(names))
-    return (lambda value: isinstance(value, str) and value in names), f"a str among {{{listed}}}"
-
-
-def _number(kind: Any, span: str, *others: Any) -> tuple[Any, str]:
-    """A number of a kind in a span such as "[0, inf)", or one of the others."""
-    what = "an int" if kind is Integral else "a float"
-
-    def is_valid(value: Any) -> bool:
-        if isinstance(value, str) or value is None:
-            return value in others
-        if any(isinstance(other, float) and value == other for other in others):
-            return True
-        if not isinstance(value, kind) or isinstance(value, (bool, np.bool_)):
-            return False
-        return validation.is_within(value, span)
-
-    expected = " or ".join([f"{what} in the range {span}", *map(repr, others)])
-    return is_valid, expected
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, (bool, np.bool_))
-
-
-def _is_activation(value: Any) -> bool:
-    if isinstance(value, str):
-        return value in ACTIVATIONS
-    return isinstance(value, (list, tuple)) and all(name in ACTIVATIONS for name in value)
-
-
-#: Parameter -> whether a value is valid, and what is.
-_RULES: dict[str, tuple[Any, str]] = {
-    "hidden_layer_sizes": (
-        lambda value: isinstance(value, Integral) or validation.is_ordered(value),
-        "an array-like or an int in the range [1, inf)",
-    ),
-    "activation": (
-        _is_activation,
-        f"one of {{{', '.join(map(repr, ACTIVATIONS))}}}, or a list of them",
-    ),
-    "solver": _one_of("lbfgs", *STOCHASTIC),
-    "alpha": _number(Real, "[0, inf)"),
-    "batch_size": _number(Integral, "[1, inf)", "auto"),
-    "learning_rate": _one_of("constant", "invscaling", "adaptive"),
-    "learning_rate_init": _number(Real, "(0, inf)"),
-    "power_t": _number(Real, "[0, inf)"),
-    "max_iter": _number(Integral, "[1, inf)"),
-    "shuffle": (_is_flag, "a bool"),
-    "tol": _number(Real, "[0, inf)"),
-    "verbose": (
-        lambda value: _is_flag(value) or (isinstance(value, int | np.integer) and value >= 0),
-        "a bool or an int in the range [0, inf)",
-    ),
-    "warm_start": (_is_flag, "a bool"),
-    "momentum": _number(Real, "[0, 1]"),
-    "nesterovs_momentum": (_is_flag, "a bool"),
-    "early_stopping": (_is_flag, "a bool"),
-    "validation_fraction": _number(Real, "[0, 1)"),
-    "beta_1": _number(Real, "[0, 1)"),
-    "beta_2": _number(Real, "[0, 1)"),
-    "epsilon": _number(Real, "(0, inf)"),
-    "n_iter_no_change": _number(Integral, "[1, inf)", np.inf),
-    "max_fun": _number(Integral, "[1, inf)"),
-    "backend": _one_of("auto", "numpy", "cuda", "numba_cuda"),
-    "dropout": _number(Real, "[0, 1)"),
-    "clip_norm": _number(Real, "(0, inf)", None),
-    "clip_value": _number(Real, "(0, inf)", None),
-}
-
-
-def _invalid(estimator: str, name: str, expected: str, value: Any) -> ValueError:
-    return InvalidParameterError(
-        f"The {name!r} parameter of {estimator} must be {expected}. Got "
-        f"{validation.shown(value)} instead."
-    )
-
-
-def _check_weights(sample_weight: Any, X: Any) -> np.ndarray:
-    """A weight a row of X, in its dtype, from an array or one number for all."""
-    rows = X.shape[0]
-    if isinstance(sample_weight, Real):
-        return np.full(rows, sample_weight, X.dtype)
-    weights = check_array(sample_weight, ensure_2d=False, dtype=X.dtype, input_name="sample_weight")
-    if weights.ndim != 1:
-        raise ValueError(f"Sample weights must be 1D array or scalar, got {weights.ndim}D array.")
-    if len(weights) != rows:
-        raise ValueError(f"sample_weight.shape == {weights.shape}, expected {(rows,)}!")
-    if not weights.any():
-        raise ValueError("Sample weights must contain at least one non-zero number.")
-    return weights
-
-
 def _pack(coefs: Any, intercepts: Any) -> np.ndarray:
     return np.hstack([array.ravel() for array in (*coefs, *intercepts)])
-
-
-def _is_cupy(array: Any) -> bool:
-    return type(array).__module__.partition(".")[0] == "cupy"
-
-
-def _host(array: Any) -> Any:
-    """A CuPy array's numbers; anything else as it is."""
-    return array.get() if _is_cupy(array) else array
-
-
-def _as_given(result: Any, X: Any) -> Any:
-    """The result where X is: on the device, if it is numbers and X a CuPy array."""
-    if _is_cupy(X) and isinstance(result, np.ndarray) and result.dtype.kind in "fiub":
-        import cupy
-
-        return cupy.asarray(result)
-    return result

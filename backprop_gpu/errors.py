@@ -1,4 +1,4 @@
-"""What commands say of a wrong argument."""
+"""What the commands refuse."""
 
 
 class ArgumentError(Exception):

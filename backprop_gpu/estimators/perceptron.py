@@ -3,8 +3,8 @@
     Problem             layers, σ, loss, penalty: what the parameters mean
     loss_and_gradients  the equations in NumPy, for weighted samples, sparse X and dropout
     State               the optimizer's, kept between calls of ``partial_fit``
-    EngineEpochs        epochs by the engine that the planner chooses, one or two calls an epoch
-    PlainEpochs         epochs by `loss_and_gradients`, for what no engine can do
+    PerceptronCourse    what a session asks of an estimator, and tells it
+    WeightedEngine      epochs by `loss_and_gradients`, for what no other engine can do
 
 The loss of a mini-batch of m rows whose sample weights sum to S (S = m without weights) is
 
@@ -15,24 +15,24 @@ so that of a short last mini-batch α weighs more; an epoch's is the mean over i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import activations, costs
-from .activations import Activation
-from .backends.numpy import apply_rule, clip
-from .driver import Driver
-from .optimizers import SGD, Adam, Optimizer
-from .parameters import Layout, Parameters
-from .threads import one_blas_thread
+from .. import activations, costs
+from ..activations import Activation
+from ..backends.numpy import apply_rule, clip
+from ..engines import Engine, Hyperparameters, Member
+from ..model import Model
+from ..optimizers import SGD, Adam, Optimizer
+from ..parameters import Parameters
+from ..planning import Plan
+from ..training import Course
 
 if TYPE_CHECKING:
-    from .costs import Cost
-    from .network import Network
+    from ..costs import Cost
 
 Array = Any
 
@@ -319,146 +319,187 @@ class State:
 # -- epochs --------------------------------------------------------------------------------------
 
 
-class EngineEpochs:
-    """Epochs of a network by whichever engine the planner takes.
+class PerceptronCourse(Course):
+    """A perceptron on its way, in the order and until the end that an estimator says.
 
     All whole mini-batches are one call of the engine. A short last one is another, because the
     penalty weighs more in it.
 
     The loss has the penalty of every step on the CPU. On a device, which is not to wait for the
     host between steps, it has that of the mean of Σ w² before and after the epoch.
+
+    Parameters
+    ----------
+    problem : Problem
+    model : Model
+    parameters : Parameters
+    rows, batch_size : int
+    state : State
+        Goes on from where it is; takes the optimizer's moments at the end.
+    y : (rows, n_L) array
+    order : callable
+        () -> (rows,) int array, for the next epoch.
+    after : callable
+        (mean loss of the epoch, of every mini-batch before its update) -> whether to stop.
     """
 
     def __init__(
         self,
         problem: Problem,
-        network: Network,
-        X: np.ndarray,
-        y: np.ndarray,
+        model: Model,
+        parameters: Parameters,
+        rows: int,
         batch_size: int,
-        epochs: int,
         state: State,
+        y: np.ndarray,
+        order: Callable[[], np.ndarray],
+        after: Callable[[float], bool],
     ) -> None:
-        self.problem, self.network, self.state = problem, network, state
-        self.rows, self.batch_size = len(y), batch_size
-        self.whole = self.rows // batch_size * batch_size
-        self._every_step = problem.alpha > 0 and network.backend == "numpy"
-        y = y.astype(network.dtype, copy=False)
-        self._driver = Driver(
-            network, X, y, epochs=epochs, batch_size=batch_size, optimizer=self._rule(batch_size),
-            squares=self._every_step,
-        )  # fmt: skip
-        self._last = self._rule(max(1, self.rows - self.whole))
-        backend = network._backend
-        if state.slots is not None:
-            for slot, saved in zip(self._driver.slots, state.slots, strict=True):
-                backend.copy(backend.asarray(saved), slot)
-        self._driver.step = state.step
-        self.plan = str(self._driver.plan)
+        super().__init__(parameters)
+        self.problem, self.model, self.state = problem, model, state
+        self.rows, self.batch_size = rows, batch_size
+        self.steps = -(-rows // batch_size)
+        self._order, self._after = order, after
+        self._over = False
+        self._every_step = sums_squares(problem, model)
+        self._slots = tuple(
+            model.backend.zeros((model.layout.length,)) for _ in range(state.rule.slots)
+        )
+        for slot, saved in zip(self._slots, state.slots or self._slots, strict=True):
+            model.backend.copy(model.backend.asarray(saved), slot)
         self._constant = 0.0
         if problem.loss == "poisson":  # what our cost leaves out, having no gradient
             from scipy.special import xlogy
 
-            self._constant = float((xlogy(y, y) - y).sum()) / self.rows
+            self._constant = float((xlogy(y, y) - y).sum()) / rows
 
-    def _rule(self, rows: int) -> Optimizer:
-        return replace(self.state.rule, l2=self.problem.alpha / rows)
+    def epoch(self) -> Sequence[Member]:
+        order, m = self._order(), self.batch_size
+        whole, rest = divmod(self.rows, m)
+        self._squares_before = 0.0 if self._every_step else self._sum_of_squares()
+        self._parts = [
+            (rows, self._part(order[begin : begin + rows * steps], rows, steps, first))
+            for begin, rows, steps, first in ((0, m, whole, 0), (m * whole, rest, 1, whole))
+            if rows * steps
+        ]
+        return [member for _, member in self._parts]
 
-    def run(self, order: np.ndarray) -> float:
-        """One epoch; the mean loss, of every mini-batch before its update."""
-        squares = 0.0 if self._every_step else self._sum_of_squares()
-        total = self._run(order[: self.whole], self.batch_size, None)
-        if self.whole < self.rows:
-            total += self._run(order[self.whole :], self.rows - self.whole, self._last)
+    def _part(self, order: np.ndarray, rows: int, steps: int, first: int) -> Member:
+        """Steps of so many rows each, by a rule whose penalty is theirs."""
+        state = self.state
+        rule = replace(state.rule, l2=self.problem.alpha / rows)
+        coefficients = rule.coefficients(np.full(steps, state.rate), state.step + first)
+        squares = np.zeros(steps) if self._every_step else None
+        hyperparameters = Hyperparameters(self.batch_size, rule, coefficients, squares)
+        return Member(self.parameters, self._slots, order, hyperparameters)
+
+    def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
+        self.state.step += self.steps
+        total = 0.0
+        for rows, member in self._parts:
+            squares = member.hyperparameters.squares
+            steps = len(member.hyperparameters.coefficients)
+            found, costs = costs[:steps], costs[steps:]
+            if self.problem.loss == "squared_error":
+                found = found / self.problem.sizes[-1]
+            penalty = 0.0
+            if squares is not None:
+                penalty = 0.5 * self.problem.alpha * float(squares.sum())
+            total += rows * float(found.sum()) + penalty
         if not self._every_step:
-            steps = -(-self.rows // self.batch_size)
-            total += 0.25 * self.problem.alpha * steps * (squares + self._sum_of_squares())
-        self.state.step = self._driver.step
-        return total / self.rows + self._constant
-
-    def _run(self, order: np.ndarray, m: int, rule: Optimizer | None) -> float:
-        """Mini-batches of m rows: the sum of their losses, each times m."""
-        squares = np.zeros(len(order) // m) if self._every_step else None
-        found = self._driver.run(order, self.state.rate, optimizer=rule, squares=squares)
-        if self.problem.loss == "squared_error":
-            found = found / self.problem.sizes[-1]
-        penalty = 0.0 if squares is None else 0.5 * self.problem.alpha * float(squares.sum())
-        return m * float(found.sum()) + penalty
+            both = self._squares_before + self._sum_of_squares()
+            total += 0.25 * self.problem.alpha * self.steps * both
+        self._over = self._after(total / self.rows + self._constant)
 
     def _sum_of_squares(self) -> float:
         if self.problem.alpha == 0:
             return 0.0
-        parameters = self.network._parameters
-        weights = parameters.flat[: parameters.layout.weights_end]
-        return self.network._backend.sum_of_squares(weights)
+        weights = self.parameters.flat[: self.parameters.layout.weights_end]
+        return self.model.backend.fork().sum_of_squares(weights)
 
-    def between(self) -> AbstractContextManager[None]:
-        """Around NumPy's work between two epochs, so that it leaves the cores to the next."""
-        shared = self._driver.plan.engine == "resident" and self.network.backend == "numpy"
-        return one_blas_thread if shared else nullcontext()
+    def is_over(self) -> bool:
+        return self._over
 
-    def close(self) -> None:
-        """Keep the optimizer's state, and give back the buffers."""
-        to_numpy = self.network._backend.to_numpy
-        self.state.slots = tuple(to_numpy(slot) for slot in self._driver.slots)
-        self._driver.close()
+    def finish(self) -> None:
+        self.state.slots = tuple(self.model.backend.to_numpy(slot) for slot in self._slots)
 
 
-class PlainEpochs:
-    """Epochs by `loss_and_gradients`, a mini-batch after another in NumPy."""
+def sums_squares(problem: Problem, model: Model) -> bool:
+    """Whether an engine is asked for Σ w² before every step."""
+    return problem.alpha > 0 and model.choice.backend == "numpy"
+
+
+class WeightedCourse(PerceptronCourse):
+    """As `PerceptronCourse`, for a `WeightedEngine`: its losses have the penalty already."""
+
+    def epoch(self) -> Sequence[Member]:
+        order, state = self._order(), self.state
+        coefficients = state.rule.coefficients(np.full(self.steps, state.rate), state.step)
+        hyperparameters = Hyperparameters(self.batch_size, state.rule, coefficients)
+        return [Member(self.parameters, self._slots, order, hyperparameters)]
+
+    def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
+        self.state.step += self.steps
+        total, left = 0.0, self.rows
+        for loss in costs.tolist():
+            total += min(self.batch_size, left) * loss
+            left -= self.batch_size
+        self._over = self._after(total / self.rows)
+
+
+class WeightedEngine(Engine):
+    """`loss_and_gradients`, a mini-batch after another: for what no other engine can do.
+
+    Parameters
+    ----------
+    sample_weight : (rows,) array or None
+    rng : RandomState
+        Draws what dropout leaves out.
+    """
+
+    name = "none"
 
     def __init__(
         self,
         problem: Problem,
-        network: Network,
-        X: Array,
-        y: np.ndarray,
+        model: Model,
         sample_weight: np.ndarray | None,
-        batch_size: int,
-        state: State,
         rng: np.random.RandomState,
         reason: str,
     ) -> None:
-        self.problem, self.network, self.state = problem, network, state
-        self.X, self.y, self.sample_weight = X, y, sample_weight
-        self.batch_size, self.rng = batch_size, rng
-        layout: Layout = network._layout
-        self.parameters = network._parameters
-        self._gradients = Parameters(layout, np.zeros_like(self.parameters.flat))
-        if state.slots is None:
-            slots = state.rule.slots
-            state.slots = tuple(np.zeros_like(self.parameters.flat) for _ in range(slots))
-        self._scratch = tuple(np.empty_like(self.parameters.flat) for _ in range(2))
-        self.plan = f"engine none: one NumPy call an equation, because {reason}"
+        plan = Plan(
+            "numpy", model.choice.reason, "none",
+            f"one NumPy call an equation, because {reason}", captured=False,
+        )  # fmt: skip
+        super().__init__(model.backend, model.sizes, model.activations, model.cost, plan)
+        self.problem, self.sample_weight, self.rng = problem, sample_weight, rng
 
-    def run(self, order: np.ndarray) -> float:
-        """As `EngineEpochs.run`."""
-        state, total = self.state, 0.0
-        steps = -(-len(order) // self.batch_size)
-        rows = state.rule.coefficients(np.full(steps, state.rate), state.step)
-        for number, row in enumerate(rows.tolist()):
-            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+    def put(self, X: Any, Y: np.ndarray) -> tuple[Array, Array]:
+        return X, Y  # which may be sparse
+
+    def run_epoch(
+        self,
+        member: Member,
+        X: Array,
+        Y: Array,
+        on_step: Callable[[int], None] | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
+        parameters, m = member.parameters, member.hyperparameters.batch_size
+        rule = member.hyperparameters.optimizer
+        gradients = Parameters(parameters.layout, np.zeros_like(parameters.flat))
+        scratch = np.empty_like(parameters.flat), np.empty_like(parameters.flat)
+        losses = []
+        for number, row in enumerate(member.hyperparameters.coefficients.tolist()):
+            batch = member.order[number * m : (number + 1) * m]
             weights = None if self.sample_weight is None else self.sample_weight[batch]
-            loss = loss_and_gradients(
-                self.problem, self.parameters, self.X[batch], self.y[batch], weights,
-                self._gradients, state.rule, self.rng,
-            )  # fmt: skip
-            assert state.slots is not None
+            losses.append(
+                loss_and_gradients(
+                    self.problem, parameters, X[batch], Y[batch], weights, gradients, rule, self.rng
+                )
+            )
             with np.errstate(all="ignore"):
                 apply_rule(
-                    self.parameters, self._gradients.flat, state.slots, state.rule, row,
-                    lambda shape: (self._scratch[0], self._scratch[1]),
-                )  # fmt: skip
-            total += len(batch) * loss
-            state.step += 1
-        return total / len(order)
-
-    def between(self) -> AbstractContextManager[None]:
-        """As of `EngineEpochs`; here all is NumPy."""
-        return nullcontext()
-
-    def close(self) -> None:
-        """There is nothing to give back."""
-
-
-Epochs = EngineEpochs | PlainEpochs
+                    parameters, gradients.flat, member.slots, rule, row, lambda shape: scratch
+                )
+        return np.array(losses)

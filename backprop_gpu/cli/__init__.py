@@ -1,0 +1,50 @@
+"""The command ``backprop-gpu``: train, predict, info, compile, check, bench.
+
+Exit status: 0, or 1 where the work failed (training diverged, a kernel does not compile or takes
+what it should not, a check failed, a library could not be timed or got slower), 2 where an argument
+or a file it names is wrong, 130 after Ctrl-C, 143 where `train` was told to end by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from ..benchmarks import cli as bench
+from ..version import __version__
+from . import check, compile, info, predict, train
+from .arguments import ArgumentError, Parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with these arguments, or with those of the process."""
+    name = "backprop-gpu"
+    try:
+        args = _parser(name).parse_args(argv)
+        name = f"{name} {args.command}"
+        return int(args.run(args))
+    except SystemExit as end:  # --help and --version
+        return int(end.code or 0)
+    except ArgumentError as error:
+        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, `head` say, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser(name: str) -> Parser:
+    parser = Parser(
+        prog=name,
+        description="Train fully connected networks by backpropagation, on a GPU or a CPU.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"{name} {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    for command in (train, predict, info, compile, check, bench):
+        command.add(commands)
+    return parser

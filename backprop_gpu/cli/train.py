@@ -1,0 +1,469 @@
+"""``backprop-gpu train``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from .. import (
+    activations,
+    costs,
+    datasets,
+    optimizers,
+)  # fmt: skip
+from ..datasets import Dataset
+from ..network import Network
+from ..preprocessing import Number, Options
+from ..training import Callback, EarlyStopping, History
+from .arguments import (
+    ArgumentError,
+    add_backend,
+    add_header,
+    add_max_bytes,
+    add_scale,
+    integers,
+    known,
+    refused_as_arguments,
+    split,
+    whole,
+)
+from .shown import device_of, goodness
+
+HIDDEN = 30
+EPOCHS = 60
+BATCH_SIZE = 10
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        allow_abbrev=False,
+        help="train a network; without arguments on scikit-learn's handwritten digits",
+        description="Train a network, write the model and its learning curve. Without arguments: "
+        "[64, 30, 10] on scikit-learn's handwritten digits.",
+    )
+    option = parser.add_argument
+    option(
+        "--data",
+        metavar="PATH",
+        help="a table (.csv, .tsv or .parquet, see below), a folder of MNIST's IDX files, or an "
+        ".npz with X, y or x_train, y_train, x_test, y_test; default: the digits, in a fixed "
+        "random order because their last rows are by other writers",
+    )
+    option(
+        "--task",
+        choices=("classification", "regression"),
+        help="whether the labels are classes or numbers to fit; default: texts are classes, and "
+        "so are whole numbers of which each comes often enough; with poisson, numbers",
+    )
+    # Its name before there was --task.
+    option(
+        "--targets", action="store_const", const="regression", dest="task", help=argparse.SUPPRESS
+    )
+    option(
+        "--validation",
+        type=float,
+        metavar="N",
+        help="a share below 1, or a number, of the "
+        "rows to keep for validation; default 0.2, or the data's own test rows",
+    )
+    option(
+        "--shuffle",
+        action=argparse.BooleanOptionalAction,
+        help="take the rows for validation at random (by --seed), of each class its share; "
+        "default for all but the digits. --no-shuffle: take the last rows",
+    )
+    add_scale(parser)
+    option(
+        "--sizes",
+        nargs="+",
+        metavar="N",
+        help="neurons a layer, 784,30,10 or 784 30 10; "
+        f"default: the data's features, {HIDDEN}, the data's classes",
+    )
+    option(
+        "--activation",
+        nargs="+",
+        metavar="NAME",
+        help="one name, or one a layer after the "
+        f"input: {known(activations.names())}; default sigmoid, with softmax outputs for "
+        "categorical_cross_entropy, exponential for poisson and identity for targets that are "
+        "not classes",
+    )
+    option(
+        "--cost",
+        metavar="NAME",
+        help=f"{known(costs.names())}; default binary_cross_entropy for classes, else quadratic",
+    )
+    option("--epochs", type=whole, default=EPOCHS, metavar="N", help="default %(default)s")
+    option("--batch-size", type=whole, metavar="M", help=f"default {BATCH_SIZE}")
+    option(
+        "--learning-rate",
+        type=float,
+        metavar="ETA",
+        help="default, for bounded outputs: 0.5 "
+        "(quadratic cost: 3), a tenth of it with momentum, 0.003 with adam and adamw; for "
+        "others a hundredth of these, and 0.001",
+    )
+    option(
+        "--optimizer",
+        default="sgd",
+        metavar="NAME",
+        help=f"{known(optimizers.names())}; default %(default)s",
+    )
+    option(
+        "--l2",
+        type=float,
+        default=0.0,
+        metavar="LAMBDA",
+        help="the penalty ½ λ Σw² added to the cost; default none",
+    )
+    option(
+        "--patience",
+        type=whole,
+        metavar="N",
+        help="stop when the validation loss has not fallen for N epochs, and keep the weights of "
+        "the best one",
+    )
+    option(
+        "--dtype", default="float32", metavar="NAME", help="float32 or float64; default %(default)s"
+    )
+    option(
+        "--explain",
+        action="store_true",
+        help="show what a step would run and why, with its operations, bytes and floor, and end",
+    )
+    add_backend(parser)
+    option(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the initial weights, of the order of mini-batches and of the rows kept for "
+        "validation; default %(default)s",
+    )
+    option(
+        "--out",
+        default=".",
+        metavar="FOLDER",
+        help="where model.safetensors and learning_curve.png go; default: here",
+    )
+    add_max_bytes(parser)
+    table = parser.add_argument_group(
+        "tables (.csv, .tsv, .parquet)",
+        "Columns are called by their name, or by their number, counted from 1. Texts become "
+        "one-hot, numbers get mean 0 and deviation 1, and so does a target that is numbers; the "
+        "model file keeps it all, and predict applies it.",
+    )
+    option = table.add_argument
+    option("--target", metavar="COLUMN", help="what to predict; default: the last column")
+    option("--drop", nargs="+", default=[], metavar="COLUMN", help="leave out these columns")
+    option(
+        "--keep",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="use these although they only count the rows",
+    )
+    option(
+        "--categories",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="take the numbers in these columns as names",
+    )
+    option(
+        "--impute",
+        action="store_true",
+        help="fill missing cells with the mean of their column, or its most frequent text; "
+        "default: they are an error",
+    )
+    option(
+        "--no-standardize",
+        dest="standardize",
+        action="store_false",
+        help="take numbers as they are (--scale multiplies them, in place of standardising)",
+    )
+    add_header(table)
+    parser.set_defaults(run=_train)
+
+
+class _Announce(Callback):
+    """Device and plan, once `fit` has made it and before it trains; then the rest."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self.lines = lines
+        self.started = False
+
+    def on_fit_start(self, network: Network) -> None:
+        self.started = True
+        print(f"device: {device_of(network)}", network.plan, *self.lines, sep="\n", flush=True)
+
+
+class _Termination:
+    """Makes SIGTERM end training as Ctrl-C does; once `waits` is true it is only noted."""
+
+    def __init__(self) -> None:
+        self.received = self.waits = False
+
+    def __enter__(self) -> _Termination:
+        self.main = threading.current_thread() is threading.main_thread()
+        if self.main:  # which alone hears signals
+            self.before = signal.signal(signal.SIGTERM, self.hear)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.main:
+            signal.signal(signal.SIGTERM, self.before)
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        if not self.waits:
+            self.waits = True
+            raise KeyboardInterrupt
+
+
+def _train(args: argparse.Namespace) -> int:
+    with refused_as_arguments():
+        out = Path(args.out)
+        if not args.explain:  # which writes nothing
+            out.mkdir(parents=True, exist_ok=True)
+            if not os.access(out, os.W_OK):
+                raise PermissionError(f"cannot write to {out}")
+        optimizer = replace(optimizers.get(args.optimizer), l2=args.l2)
+        callbacks: list[Callback] = []
+        if args.patience is not None:
+            callbacks.append(EarlyStopping(patience=args.patience))
+        data = _data(args)
+    net = _network(args, data)
+    batch_size = min(BATCH_SIZE, len(data.X)) if args.batch_size is None else args.batch_size
+    if args.explain:
+        with refused_as_arguments():
+            print(
+                net.explain(
+                    batch_size=batch_size, optimizer=optimizer, rows=len(data.X), epochs=args.epochs
+                )
+            )
+        return 0
+    if args.standardize and _fits_numbers(net, data):
+        with refused_as_arguments():
+            data = data.standardize_target()
+    net.preprocessing = data.preprocessing
+    rate = args.learning_rate
+    if rate is None:
+        rate = _default_rate(args.optimizer, net.cost.name, net.activations[-1].name)
+    settings = [f"{args.epochs} epochs", f"batch size {batch_size}", f"learning rate {rate:g}"]
+    settings += [args.optimizer] + ([f"l2 {args.l2:g}"] if args.l2 else [])
+    settings += [f"seed {args.seed}"]
+    settings += [] if args.patience is None else [f"patience {args.patience}"]
+    announce = _Announce(
+        [
+            f"data: {data.description}",
+            f"network: {net!r}",
+            f"training: {', '.join(settings)}",
+        ]
+    )
+    status, message = 0, ""
+    with _Termination() as termination:
+        try:
+            try:
+                net.fit(
+                    data.X,
+                    data.y,
+                    epochs=args.epochs,
+                    batch_size=batch_size,
+                    learning_rate=rate,
+                    optimizer=optimizer,
+                    validation_data=(data.X_val, data.y_val),
+                    callbacks=[announce, *callbacks],
+                    progress=True,
+                )
+            finally:
+                termination.waits = True  # until the files are written
+        except KeyboardInterrupt:
+            status, message = 130, "terminated" if termination.received else "interrupted"
+        except FloatingPointError as error:
+            status, message = 1, str(error)
+        except (ValueError, TypeError, OverflowError, MemoryError):
+            if announce.started:  # no argument's fault
+                raise
+            with refused_as_arguments():
+                raise
+        status = _finish(net, data, out, status, message)
+        return 143 if termination.received else status
+
+
+def _finish(net: Network, data: Dataset, out: Path, status: int, message: str) -> int:
+    """Write what training has made and say how good it is; the exit status."""
+    history = net.history
+    epochs = 0 if history is None else len(history)
+    if message:
+        what = "nothing is written"
+        if history is not None and epochs:
+            best = epochs if history.restored is None else history.restored + 1
+            what = f"the model has the weights after epoch {best}"
+        print(f"backprop-gpu train: {message}; {what}", file=sys.stderr)
+    if history is None or not epochs:
+        return status
+    if not message and history.restored is not None:
+        print(f"the model has the weights after epoch {history.restored + 1} of {epochs}")
+    try:
+        for path in _write(net, history, out):
+            print(f"written: {path}")
+    except OSError as error:
+        print(f"backprop-gpu train: error: {error}", file=sys.stderr)
+        return status or 1
+    accuracy, loss = history.final("val_accuracy"), history.final("val_loss")
+    if data.classes is not None and not np.isnan(accuracy):
+        print(f"validation accuracy: {accuracy:.4f}")
+    elif history.val_loss:
+        fit = ""
+        if data.classes is None:
+            target = data.preprocessing.target if data.preprocessing else None
+            fit = goodness(data.y_val, net.predict(data.X_val), target)
+        print(f"validation loss: {loss:.6g}{fit}")
+    return status
+
+
+def _data(args: argparse.Namespace) -> Dataset:
+    shuffle = args.data is not None if args.shuffle is None else args.shuffle
+    return datasets.load(
+        args.data,
+        validation=args.validation,
+        scale=args.scale,
+        shuffle=args.seed if shuffle else None,
+        task="regression" if args.cost == "poisson" else args.task,
+        table=Options(
+            args.target,
+            args.drop,
+            args.keep,
+            args.categories,
+            args.impute,
+            args.standardize,
+            args.header,
+        ),
+        max_bytes=args.max_bytes,
+    )
+
+
+def _fits_numbers(net: Network, data: Dataset) -> bool:
+    """Whether the target is a table's column of numbers, which outputs without bounds fit."""
+    target = data.preprocessing.target if data.preprocessing else None
+    output = net.activations[-1].name
+    return isinstance(target, Number) and (net.cost.name, output) == ("quadratic", "identity")
+
+
+def _network(args: argparse.Namespace, data: Dataset) -> Network:
+    with refused_as_arguments():
+        optimizers.get(args.optimizer)
+        cost = args.cost or ("quadratic" if data.classes is None else "binary_cross_entropy")
+        costs.get(cost)
+        sizes = [data.X.shape[1], HIDDEN, data.n_outputs]
+        if args.sizes is not None:
+            sizes = integers("--sizes", args.sizes)
+            if len(sizes) >= 2 and sizes[0] != data.X.shape[1]:
+                raise ValueError(
+                    f"--sizes begins with {sizes[0]}, but the data has {data.X.shape[1]} features"
+                )
+        hidden, layers = "sigmoid", max(len(sizes) - 1, 1)
+        numbers = data.classes is None
+        output = costs.get(cost).default_output or ("identity" if numbers else "sigmoid")
+        chosen: str | list[str] = [hidden] * (layers - 1) + [output]
+        if args.activation is not None:
+            names = split(args.activation)
+            chosen = names[0] if len(names) == 1 else names
+    try:
+        with refused_as_arguments():
+            return Network(
+                sizes,
+                activation=chosen,
+                cost=cost,
+                dtype=args.dtype,
+                backend=args.backend,
+                seed=args.seed,
+            )
+    except RuntimeError as error:  # a backend that is not usable here
+        raise ArgumentError(str(error)) from error
+
+
+def _default_rate(optimizer: str, cost: str, output: str) -> float:
+    bounded = output in ("sigmoid", "softmax")
+    if optimizer in ("adam", "adamw"):
+        return 0.003 if bounded else 0.001
+    rate = 3.0 if cost == "quadratic" else 0.5
+    if optimizer != "sgd":
+        rate /= 10.0
+    return rate if bounded else rate / 100.0
+
+
+def _write(net: Network, history: History, out: Path) -> Iterator[Path]:
+    """The files of a training run, each named once it is there."""
+    model = out / "model.safetensors"
+    net.save(model)
+    yield model
+    picture = out / "learning_curve.png"
+    _draw(net, history, picture)
+    yield picture
+
+
+def _draw(net: Network, history: History, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    classes = not np.isnan(history.val_accuracy).any()
+    figure = Figure(figsize=(10.0 if classes else 5.6, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: list[Any] = list(figure.subplots(1, 2 if classes else 1, squeeze=False)[0])
+
+    def line(axis: Any, values: Sequence[float], color: str, label: str) -> None:
+        marker = "o" if len(values) < 3 else None
+        axis.plot(
+            range(1, len(values) + 1),
+            values,
+            color=color,
+            label=label,
+            marker=marker,
+            linewidth=1.8,
+        )
+
+    line(axes[0], history.loss, "#1f5fa8", "training, during the epoch")
+    line(axes[0], history.val_loss, "#d1602b", "validation, after it")
+    axes[0].set_ylabel(f"mean cost ({net.cost.name.replace('_', ' ')})")
+    axes[0].set_ylim(bottom=min(0.0, *history.loss, *history.val_loss))
+    axes[0].legend(frameon=False)
+    if classes and history.val_accuracy:
+        values = history.val_accuracy
+        line(axes[1], values, "#2a8050", "validation")
+        axes[1].set_ylabel("validation accuracy")
+        axes[1].annotate(
+            f"{values[-1]:.4f}",
+            (len(values), values[-1]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            annotation_clip=False,
+            color="#2a8050",
+        )
+        axes[1].set_ylim(top=1.0)
+    for axis in axes:
+        axis.set_xlabel("epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axis.grid(True, color="#dddddd", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    names = [activation.name for activation in net.activations]
+    shown = names[0] if len(set(names)) == 1 else ", ".join(names)
+    figure.suptitle(
+        f"{list(net.sizes)}, {shown}, {net.cost.name}, {net.backend} {net.dtype.name}", fontsize=11
+    )
+    figure.savefig(path, dpi=150)

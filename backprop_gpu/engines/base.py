@@ -1,0 +1,165 @@
+"""What an engine is: it trains members of one model for an epoch, as a plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from ..activations import Activation
+from ..backends.base import Backend
+from ..costs import Cost
+from ..optimizers import Optimizer
+from ..parameters import Parameters
+from ..planning import Device, Plan, Run
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What an epoch of gradient descent needs beside data and parameters.
+
+    ``coefficients`` is ``optimizer.coefficients(...)``, one row a step.
+    """
+
+    batch_size: int
+    optimizer: Optimizer
+    coefficients: np.ndarray
+    #: (steps,) float64, takes Σ w² before each step: what a penalty on w adds to C.
+    squares: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One network's part in an epoch: what it trains with, beside the rows.
+
+    Parameters
+    ----------
+    parameters : Parameters
+        Updated in place, like the optimizer's `slots`.
+    order : (n,) int array on the host
+        The rows in the order they are taken, in mini-batches.
+    """
+
+    parameters: Parameters
+    slots: tuple[Array, ...]
+    order: np.ndarray
+    hyperparameters: Hyperparameters
+
+
+class Described(Protocol):
+    """What an engine has to know of a model."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+    @property
+    def activations(self) -> tuple[Activation, ...]: ...
+    @property
+    def cost(self) -> Cost: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def device(self) -> Device | None: ...
+
+
+class Engine:
+    """Trains members of one model, an epoch a call. For one training, and for one thread.
+
+    Parameters
+    ----------
+    backend : Backend
+        The engine works on a fork of it.
+    sizes : tuple of int
+        (n_0, …, n_L).
+    activations : tuple of Activation
+        σ of layers 1 … L.
+    cost : Cost
+    plan : Plan
+        What the engine does as it is told.
+    """
+
+    name: ClassVar[str]
+    #: Whether X may be of uint8.
+    reads_bytes: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        backend: Backend,
+        sizes: tuple[int, ...],
+        activations: tuple[Activation, ...],
+        cost: Cost,
+        plan: Plan,
+    ) -> None:
+        self.backend = backend.fork(plan)
+        self.sizes, self.activations, self.cost, self.plan = sizes, activations, cost, plan
+
+    @classmethod
+    def obstacle(cls, model: Described, run: Run) -> str | None:
+        """Why this engine cannot train the model so, if it cannot."""
+        raise NotImplementedError
+
+    def put(self, X: Any, Y: np.ndarray) -> tuple[Array, Array]:
+        """Rows of the host, where the engine reads them."""
+        stays = self.reads_bytes and X.dtype == np.uint8
+        asarray = self.backend.asarray
+        return asarray(X, X.dtype if stays else None), asarray(Y)
+
+    def run_epoch(
+        self,
+        member: Member,
+        X: Array,
+        Y: Array,
+        on_step: Callable[[int], None] | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
+        """Gradient descent over all rows once, in mini-batches.
+
+        Parameters
+        ----------
+        member : Member
+        X, Y : (n, n_0), (n, n_L) backend arrays
+        on_step : callable, optional
+            Called with the step's number after each step; costs the replay of captured steps.
+        meanwhile : callable
+            What the host may do while a device works: called, if at all, when all is queued.
+
+        Returns
+        -------
+        (steps,) float64 array
+            The mean cost of each mini-batch, before its update.
+        """
+        raise NotImplementedError
+
+    def run_members(
+        self,
+        members: Sequence[Member],
+        X: Array,
+        Y: Array,
+        on_member: Callable[[int], None] = lambda i: None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> list[np.ndarray]:
+        """`run_epoch` for several networks of the model: the costs of each.
+
+        What a member gets does not depend, to the bit, on which others are there.
+
+        Parameters
+        ----------
+        X, Y : (n, n_0), (n, n_L) backend arrays
+            The rows of all members; each takes them in its own order.
+        on_member : callable
+            Called on the caller's thread with a member's number when its epoch is over.
+        meanwhile : callable
+            As in `run_epoch`, perhaps more than once.
+        """
+        raise NotImplementedError
+
+    def between(self) -> AbstractContextManager[Any]:
+        """Around what the host computes between two epochs."""
+        return nullcontext()
+
+    def release(self) -> None:
+        """Forget the buffers of the last epoch."""

@@ -1,0 +1,182 @@
+"""Forward and backward passes over batches, one backend call an equation: any shape, any option."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import costs, planning
+from ..activations import Activation
+from ..backends.base import Backend
+from ..costs import Cost
+from ..parameters import Parameters
+
+Array = Any
+
+
+class Batch:
+    """Activations and, for training, errors of m rows. Index l is layer l, 0 the input."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        sizes: tuple[int, ...],
+        keeps_z: tuple[bool, ...],
+        rows: int,
+        errors: bool = True,
+    ) -> None:
+        self.rows = rows
+        self.a = [backend.empty((rows, n)) for n in sizes]
+        self.z = [
+            backend.empty((rows, n)) if keep else None
+            for n, keep in zip(sizes, keeps_z, strict=True)
+        ]
+        self.y = backend.empty((rows, sizes[-1]))
+        self.delta = [None, *(backend.empty((rows, n)) for n in sizes[1:])] if errors else []
+
+
+#: Overflow has its right answer in σ, and a diverging cost is reported by `fit`.
+quiet = np.errstate(all="ignore")
+
+
+def keeps_z(activations: tuple[Activation, ...], cost: Cost) -> tuple[bool, ...]:
+    """Whether z of layers 0 … L is needed after a: σ' takes a where it can.
+
+    The output layer's z serves the cost of a collapsing pair.
+    """
+    output = activations[-1]
+    return (
+        False,
+        *(activation.derivative_from == "z" for activation in activations[:-1]),
+        output.derivative_from == "z" or costs.collapses(output, cost),
+    )
+
+
+class Passes:
+    """Forward and BP1–BP4 for networks of one shape. For one use, and for one thread.
+
+    Parameters
+    ----------
+    backend : Backend
+        A fork, which nothing else uses.
+    sizes, activations, cost
+        As of `base.Engine`.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        sizes: tuple[int, ...],
+        activations: tuple[Activation, ...],
+        cost: Cost,
+    ) -> None:
+        self.backend, self.sizes, self.activations, self.cost = backend, sizes, activations, cost
+        self.output: Activation = activations[-1]
+        self._keeps_z = keeps_z(activations, cost)
+
+    def batch(self, rows: int, errors: bool = True) -> Batch:
+        """Buffers for `rows` rows."""
+        return Batch(self.backend, self.sizes, self._keeps_z, rows, errors)
+
+    def forward(self, parameters: Parameters, batch: Batch) -> None:
+        """z and a of layers 1 … L, from ``batch.a[0]``."""
+        for l in range(1, len(self.sizes)):
+            self.backend.forward(
+                parameters.weights[l - 1],
+                parameters.biases[l - 1],
+                batch.a[l - 1],
+                self.activations[l - 1],
+                batch.z[l],
+                batch.a[l],
+            )
+
+    def backward(self, parameters: Parameters, gradients: Parameters, batch: Batch) -> None:
+        """δ of layers L … 1 (BP1, BP2) and the mean gradients (BP3, BP4), after `forward`."""
+        a, z, delta = batch.a, batch.z, batch.delta
+        self.backend.output_error(z[-1], a[-1], batch.y, self.output, self.cost, delta[-1])
+        for l in range(len(self.activations), 0, -1):
+            self.backend.weight_gradient(
+                delta[l], a[l - 1], gradients.weights[l - 1], gradients.biases[l - 1]
+            )
+            if l > 1:
+                self.backend.hidden_error(
+                    parameters.weights[l - 1],
+                    delta[l],
+                    z[l - 1],
+                    a[l - 1],
+                    self.activations[l - 2],
+                    delta[l - 1],
+                )
+
+    # -- whole arrays of the host -------------------------------------------------
+
+    def predict(
+        self, parameters: Parameters, X: np.ndarray, chunk: int | None = None
+    ) -> np.ndarray:
+        """a^L of every row of a host array, (n, n_L), `chunk` rows at a time."""
+        return self._outputs(parameters, X, None, chunk)[1]
+
+    def evaluate(
+        self, parameters: Parameters, X: np.ndarray, Y: np.ndarray, chunk: int | None = None
+    ) -> tuple[float, np.ndarray]:
+        """(C, a^L) of the rows of host arrays."""
+        return self._outputs(parameters, X, Y, chunk)
+
+    def outputs(
+        self, members: Sequence[Parameters], X: Array, Y: Array | None, chunk: int | None = None
+    ) -> Iterator[tuple[int, slice, float, np.ndarray]]:
+        """a^L of every row for each of several networks, `chunk` rows at a time.
+
+        Parameters
+        ----------
+        X, Y : (n, n_0), (n, n_L) arrays, on the host or the backend's
+
+        Yields
+        ------
+        (i, rows, C, a)
+            Member i's a^L of some rows, (rows, n_L) on the host, and the mean cost over them
+            (0.0 without Y). Every member's rows come in order.
+        """
+        chunk = chunk or planning.CHUNK_ROWS
+        batch: Batch | None = None
+        for start in range(0, len(X), chunk):
+            rows = slice(start, min(start + chunk, len(X)))
+            if batch is None or batch.rows != rows.stop - start:
+                size = rows.stop - start
+                batch = self.batch(size, errors=False)
+            self.backend.copy(self.backend.asarray(X[rows]), batch.a[0])
+            if Y is not None:
+                self.backend.copy(self.backend.asarray(Y[rows]), batch.y)
+            for i, parameters in enumerate(members):
+                with np.errstate(all="ignore"):
+                    self.forward(parameters, batch)
+                    a, z, y = batch.a[-1], batch.z[-1], batch.y
+                    cost = 0.0 if Y is None else self.backend.cost(z, a, y, self.output, self.cost)
+                yield i, rows, cost, self.backend.to_numpy(a)
+
+    @quiet
+    def gradients(self, parameters: Parameters, X: np.ndarray, Y: np.ndarray) -> Parameters:
+        """∂C/∂w and ∂C/∂b of the mean cost over all rows."""
+        gradients = self.zeros_like(parameters)
+        batch = self.batch(len(X))
+        self.backend.copy(self.backend.asarray(X), batch.a[0])
+        self.backend.copy(self.backend.asarray(Y), batch.y)
+        self.forward(parameters, batch)
+        self.backward(parameters, gradients, batch)
+        return gradients
+
+    def _outputs(
+        self, parameters: Parameters, X: np.ndarray, Y: np.ndarray | None, chunk: int | None
+    ) -> tuple[float, np.ndarray]:
+        total = 0.0
+        out = np.empty((len(X), self.sizes[-1]), self.backend.dtype)
+        for _, rows, cost, a in self.outputs([parameters], X, Y, chunk):
+            total += len(a) * cost
+            out[rows] = a
+        return total / len(X), out
+
+    def zeros_like(self, parameters: Parameters) -> Parameters:
+        """Of the same layout, all 0."""
+        return Parameters(parameters.layout, self.backend.zeros((parameters.layout.length,)))

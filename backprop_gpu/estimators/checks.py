@@ -1,0 +1,136 @@
+"""Which parameters and arrays an estimator takes."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_array
+
+from .. import validation
+
+try:
+    from sklearn.utils._param_validation import InvalidParameterError
+except ImportError:  # a scikit-learn that has moved it: it is private
+
+    class InvalidParameterError(ValueError, TypeError):  # type: ignore[no-redef]
+        """A parameter of an estimator that means nothing."""
+
+
+STOCHASTIC = ("sgd", "adam")
+#: scikit-learn's hidden activations, then ours.
+ACTIVATIONS = ("identity", "logistic", "tanh", "relu",
+               "leaky_relu", "elu", "gelu", "silu", "softplus")  # fmt: skip
+
+
+def a_name(*names: str) -> tuple[Any, str]:
+    listed = ", ".join(repr(name) for name in sorted(names))
+    return (lambda value: isinstance(value, str) and value in names), f"a str among {{{listed}}}"
+
+
+def number(kind: Any, span: str, *others: Any) -> tuple[Any, str]:
+    """A number of a kind in a span such as "[0, inf)", or one of the others."""
+    what = "an int" if kind is Integral else "a float"
+
+    def is_valid(value: Any) -> bool:
+        if isinstance(value, str) or value is None:
+            return value in others
+        if any(isinstance(other, float) and value == other for other in others):
+            return True
+        if not isinstance(value, kind) or isinstance(value, (bool, np.bool_)):
+            return False
+        return validation.is_within(value, span)
+
+    expected = " or ".join([f"{what} in the range {span}", *map(repr, others)])
+    return is_valid, expected
+
+
+def is_flag(value: Any) -> bool:
+    return isinstance(value, (bool, np.bool_))
+
+
+def is_activation(value: Any) -> bool:
+    if isinstance(value, str):
+        return value in ACTIVATIONS
+    return isinstance(value, (list, tuple)) and all(name in ACTIVATIONS for name in value)
+
+
+#: Parameter -> whether a value is valid, and what is.
+RULES: dict[str, tuple[Any, str]] = {
+    "hidden_layer_sizes": (
+        lambda value: isinstance(value, Integral) or validation.is_ordered(value),
+        "an array-like or an int in the range [1, inf)",
+    ),
+    "activation": (
+        is_activation,
+        f"one of {{{', '.join(map(repr, ACTIVATIONS))}}}, or a list of them",
+    ),
+    "solver": a_name("lbfgs", *STOCHASTIC),
+    "alpha": number(Real, "[0, inf)"),
+    "batch_size": number(Integral, "[1, inf)", "auto"),
+    "learning_rate": a_name("constant", "invscaling", "adaptive"),
+    "learning_rate_init": number(Real, "(0, inf)"),
+    "power_t": number(Real, "[0, inf)"),
+    "max_iter": number(Integral, "[1, inf)"),
+    "shuffle": (is_flag, "a bool"),
+    "tol": number(Real, "[0, inf)"),
+    "verbose": (
+        lambda value: is_flag(value) or (isinstance(value, int | np.integer) and value >= 0),
+        "a bool or an int in the range [0, inf)",
+    ),
+    "warm_start": (is_flag, "a bool"),
+    "momentum": number(Real, "[0, 1]"),
+    "nesterovs_momentum": (is_flag, "a bool"),
+    "early_stopping": (is_flag, "a bool"),
+    "validation_fraction": number(Real, "[0, 1)"),
+    "beta_1": number(Real, "[0, 1)"),
+    "beta_2": number(Real, "[0, 1)"),
+    "epsilon": number(Real, "(0, inf)"),
+    "n_iter_no_change": number(Integral, "[1, inf)", np.inf),
+    "max_fun": number(Integral, "[1, inf)"),
+    "backend": a_name("auto", "numpy", "cuda", "numba_cuda"),
+    "dropout": number(Real, "[0, 1)"),
+    "clip_norm": number(Real, "(0, inf)", None),
+    "clip_value": number(Real, "(0, inf)", None),
+}
+
+
+def invalid(estimator: str, name: str, expected: str, value: Any) -> ValueError:
+    return InvalidParameterError(
+        f"The {name!r} parameter of {estimator} must be {expected}. Got "
+        f"{validation.shown(value)} instead."
+    )
+
+
+def check_weights(sample_weight: Any, X: Any) -> np.ndarray:
+    """A weight a row of X, in its dtype, from an array or one number for all."""
+    rows = X.shape[0]
+    if isinstance(sample_weight, Real):
+        return np.full(rows, sample_weight, X.dtype)
+    weights = check_array(sample_weight, ensure_2d=False, dtype=X.dtype, input_name="sample_weight")
+    if weights.ndim != 1:
+        raise ValueError(f"Sample weights must be 1D array or scalar, got {weights.ndim}D array.")
+    if len(weights) != rows:
+        raise ValueError(f"sample_weight.shape == {weights.shape}, expected {(rows,)}!")
+    if not weights.any():
+        raise ValueError("Sample weights must contain at least one non-zero number.")
+    return weights
+
+
+def is_cupy(array: Any) -> bool:
+    return type(array).__module__.partition(".")[0] == "cupy"
+
+
+def host(array: Any) -> Any:
+    """A CuPy array's numbers; anything else as it is."""
+    return array.get() if is_cupy(array) else array
+
+
+def as_given(result: Any, X: Any) -> Any:
+    """The result where X is: on the device, if it is numbers and X a CuPy array."""
+    if is_cupy(X) and isinstance(result, np.ndarray) and result.dtype.kind in "fiub":
+        import cupy
+
+        return cupy.asarray(result)
+    return result

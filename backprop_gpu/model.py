@@ -1,0 +1,268 @@
+"""What networks of one shape have in common, and how they are trained: `Model`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import activations, backends, costs, planning, self_check, threads, validation
+from .activations import Activation
+from .backends.cuda import CudaBackend
+from .costs import Cost
+from .engines import ENGINES, Engine
+from .engines.passes import Passes
+from .parameters import Layout, Parameters
+from .planning import Choice, Device, Plan, Run
+
+Array = Any
+
+
+class Model:
+    """Sizes, σ of every layer, C, dtype and backend; makes the plans and engines that train them.
+
+    A network is a model, its parameters and a generator; a population is one model and several of
+    the rest. Any number of threads may use one model.
+
+    Parameters
+    ----------
+    sizes, activation, cost, dtype, backend
+        As in `Network`.
+
+    Attributes
+    ----------
+    sizes : tuple of int
+        (n_0, …, n_L).
+    activations : tuple of Activation
+        σ of layers 1 … L.
+    cost : Cost
+    dtype : numpy dtype
+    layout : Layout
+        Where w and b stand in a flat array.
+    choice : planning.Choice
+        The backend's name, and why.
+    backend : backends.base.Backend
+        Keeps the arrays. Work is done on forks of it, one a use.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        activation: str | Activation | Sequence[str | Activation] = "sigmoid",
+        cost: str | Cost = "quadratic",
+        dtype: Any = "float32",
+        backend: str = "auto",
+    ) -> None:
+        self.sizes = validation.sizes(sizes)
+        self.activations = resolve_activations(activation, len(self.sizes) - 1)
+        self.cost = costs.get(cost)
+        costs.check_pair(self.activations[-1], self.cost)
+        if self.sizes[-1] == 1 and not self.activations[-1].elementwise:
+            raise ValueError("softmax of one output is always 1: use sigmoid, or two outputs")
+        self.dtype = validation.dtype(dtype)
+        self._connect(planning.choose_backend(backend, _Obstacles(self.dtype)))
+
+    def _connect(self, choice: Choice) -> None:
+        self.choice, self.layout = choice, Layout(self.sizes)
+        self.backend = backends.create(choice.backend, self.dtype)
+
+    @property
+    def device(self) -> Device | None:
+        """The CUDA device, where the backend is cuda."""
+        return getattr(self.backend, "device", None)
+
+    # -- arrays --------------------------------------------------------------------
+
+    def parameters(self, flat: Array | None = None) -> Parameters:
+        """w and b in a flat array of the backend's, by default a new one of zeros."""
+        if flat is None:
+            flat = self.backend.zeros((self.layout.length,))
+        return Parameters(self.layout, flat)
+
+    def read(self, parameters: Parameters) -> np.ndarray:
+        """The flat array, on the host."""
+        return self.backend.to_numpy(parameters.flat)
+
+    def write(self, flat: np.ndarray, parameters: Parameters) -> None:
+        """Put a flat array of the host in the place of the parameters."""
+        self.backend.copy(self.backend.asarray(flat), parameters.flat)
+
+    def check_data(
+        self, X: Any, Y: Any, names: tuple[str, str] = ("X", "Y"), bytes_stay: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(X, Y) as (n, n_0) and (n, n_L) arrays of the dtype, on the host.
+
+        Parameters
+        ----------
+        names : (str, str)
+            What the two are called, for an error.
+        bytes_stay : bool
+            Whether an X of uint8 stays what it is.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For what does not fit the model.
+        """
+        X = validation.inputs(X, self.sizes[0], self.dtype, names[0], bytes_stay)
+        Y = validation.targets(
+            Y, len(X), self.activations[-1], self.cost, self.sizes[-1], self.dtype, names[1],
+            names[0],
+        )  # fmt: skip
+        return X, Y
+
+    # -- training -----------------------------------------------------------------
+
+    def plan(self, run: Run | None = None) -> Plan:
+        """What trains networks of this model so, and why; an engine that fails its check does not.
+
+        Raises
+        ------
+        ValueError
+            For an engine that is asked for and cannot.
+        """
+        if run is None:
+            return self._choose_plan(None, None)
+        plan = self._choose_plan(run, self.obstacle("resident", run))
+        failed = self._failed_check(plan, run)
+        return plan if failed is None else self._choose_plan(run, failed)
+
+    def obstacle(self, engine: str, run: Run) -> str | None:
+        """Why an engine cannot train networks of this model so, if it cannot."""
+        kind = ENGINES[self.choice.backend].get(engine)
+        if kind is None:
+            return f"backend {self.choice.backend} has a kernel for each equation and no other"
+        return kind.obstacle(self, run)
+
+    def _choose_plan(self, run: Run | None, obstacle: str | None) -> Plan:
+        algorithm = None
+        if isinstance(self.backend, CudaBackend) and self.backend.device.library:
+            algorithm = self.backend.algorithm
+        return planning.choose_plan(
+            self.sizes, self.dtype.name, self.choice, self.device, run, obstacle, threads.cores(),
+            self.cost.builtin, algorithm,
+        )  # fmt: skip
+
+    def _failed_check(self, plan: Plan, run: Run) -> str | None:
+        if plan.engine != "resident" or not isinstance(self.backend, CudaBackend):
+            return None
+        return self_check.resident_obstacle(
+            self.backend, self.activations, self.cost, plan, run.rules
+        )
+
+    def check_plan(self, plan: Any, run: Run) -> Plan:
+        """The plan, if networks of this model can be trained so by it.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If it is for another model, backend or device, or lacks what the run needs.
+        """
+        if not isinstance(plan, Plan):
+            raise TypeError(f"plan must be a Plan, got {plan!r}")
+        for what, mine, its in (
+            ("backend", self.choice.backend, plan.backend),
+            ("sizes", self.sizes, plan.sizes),
+            ("dtype", self.dtype.name, plan.dtype),
+        ):
+            if its != mine:
+                raise ValueError(f"plan is for {what} {its!r}, and this network has {mine!r}")
+        obstacle = (
+            self.obstacle(plan.engine, run)
+            or plan.obstacle(run, self.dtype.itemsize, self.device)
+            or self._failed_check(plan, run)
+        )
+        if obstacle is None and plan.captured and not self.cost.builtin:
+            obstacle = "it captures steps, and a user's cost cannot be captured"
+        if obstacle is not None:
+            raise ValueError(f"this training cannot run by plan (engine {plan.engine}): {obstacle}")
+        return plan
+
+    def engine(self, plan: Plan) -> Engine:
+        """A new engine, for one training by a plan."""
+        kind = ENGINES[self.choice.backend][plan.engine]
+        return kind(self.backend, self.sizes, self.activations, self.cost, plan)
+
+    # -- reading -------------------------------------------------------------------
+
+    def passes(self) -> Passes:
+        """New forward and backward passes, for one use: several threads may read at once."""
+        return Passes(self.backend.fork(), self.sizes, self.activations, self.cost)
+
+    # -- copies --------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k not in ("backend", "layout")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        obstacles, choice = _Obstacles(self.dtype), state["choice"]
+        if obstacles[choice.backend] is not None:  # the original had a device, here is none
+            choice = planning.choose_backend("auto", obstacles)
+        self._connect(choice)
+
+
+class _Obstacles(backends.Obstacles):
+    """Why a backend cannot be used here for a dtype: cuda must have passed its check, too."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __getitem__(self, name: str) -> str | None:
+        found = super().__getitem__(name)
+        if found is not None or name != "cuda":
+            return found
+        from .cuda import runtime
+
+        return self_check.layered_obstacle(runtime.current(), self._dtype)
+
+
+def losses_and_accuracies(
+    passes: Passes,
+    members: Sequence[Parameters],
+    X: Array,
+    Y: Array | None,
+    classes: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(C, accuracy) of each member over all rows, (members,) each; NaN without Y or classes."""
+    losses, right = np.zeros(len(members)), np.zeros(len(members))
+    for i, rows, cost, outputs in passes.outputs(members, X, Y):
+        losses[i] += len(outputs) * cost
+        if classes is not None:
+            right[i] += (validation.predicted(outputs) == classes[rows]).sum()
+    unknown = np.full(len(members), np.nan)
+    return (
+        unknown if Y is None else losses / len(X),
+        unknown if classes is None else right / len(X),
+    )
+
+
+def resolve_activations(
+    value: str | Activation | Sequence[str | Activation], layers: int
+) -> tuple[Activation, ...]:
+    """σ of layers 1 … L, from one for all or one a layer; softmax at the output only."""
+    if isinstance(value, (str, Activation)):
+        result = (activations.get(value),) * layers
+        if not result[0].elementwise and layers > 1:
+            raise ValueError(
+                f"activation {result[0].name!r} is for the output layer only: name one a layer, "
+                f"for example {['sigmoid'] * (layers - 1) + [result[0].name]}"
+            )
+        return result
+    if not validation.is_ordered(value):
+        raise TypeError(f"activation must be a name, an Activation or one a layer, got {value!r}")
+    result = tuple(activations.get(item) for item in value)
+    if len(result) != layers:
+        raise ValueError(
+            f"activation must name one for each of the {layers} layers after the input, "
+            f"got {len(result)}"
+        )
+    for l, activation in enumerate(result[:-1], start=1):
+        if not activation.elementwise:
+            raise ValueError(
+                f"activation {activation.name!r} is for the output layer only, not layer {l}"
+            )
+    return result

@@ -1,0 +1,26 @@
+"""PyTorch's models as ours and ours as PyTorch's, and our equations as a layer of PyTorch's.
+
+    from_torch, to_torch    a module as a `Network`, and back as an nn.Sequential: the same numbers
+    MLP                     an nn.Sequential whose forward pass and gradients are one function, the
+                            notes' equations
+
+`docs/torch.md` tells what is the same and what differs. Only this package imports PyTorch
+(``pip install 'backprop_gpu[torch]'``).
+
+PyTorch differentiates C itself, whose gradient with respect to the outputs is
+∂C/∂a = ∇_a C_x / m for a mean over m samples. δ is here ∂C/∂z, the notes' δ divided by m, so
+that BP3 and BP4 are sums over the samples where the notes have means.
+"""
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "backprop_gpu.torch needs PyTorch, which is not installed: "
+        "pip install 'backprop_gpu[torch]'"
+    ) from error
+
+from .conversion import from_torch, to_torch
+from .mlp import MLP
+
+__all__ = ["MLP", "from_torch", "to_torch"]

@@ -1,0 +1,329 @@
+"""`MLP`, an nn.Sequential whose forward pass and gradients are one function."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.fx
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook as _any_global_hook
+
+from .. import activations
+from ..activations import Activation
+from ..network import Network
+from .equations import equations_of
+from .modules import (
+    IDENTITY,
+    MODULES,
+    PLAIN,
+    SETTINGS,
+    SIGMAS,
+    UsersActivation,
+    layers_of,
+    no_second_derivative,
+    transformed,
+)
+
+Tensor = Any
+
+
+class MLP(nn.Sequential):
+    """A fully connected network a^l = σ(w^l a^{l-1} + b^l) as a module of PyTorch.
+
+    The forward pass and the gradients (BP2-BP4) are one function to autograd. On CPU tensors
+    it calls PyTorch's own products and elementwise operations, in place; a user's activation is
+    evaluated by NumPy in the tensors' memory. On CUDA tensors it launches the kernels of
+    `backends.cuda` on PyTorch's current stream, without copies.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        (n_0, …, n_L): neurons a layer, input first.
+    activation : str, Activation or a sequence of them
+        As of `Network`.
+    dtype : torch.float32 or torch.float64
+    device : torch.device, optional
+        PyTorch's default device unless given.
+    seed : int, optional
+        The initial parameters are those of ``Network(sizes, activation=..., seed=seed)``. Left
+        out, it is drawn from PyTorch's generator, so ``torch.manual_seed`` makes them repeatable.
+    initial_weights : str
+        As of `Network`.
+
+    Notes
+    -----
+    It is the nn.Sequential of `to_torch`: nn.Linear and activation modules in turn, which
+    ``model[0]``, ``len(model)`` and iteration give, and whose parameters are called 0.weight
+    (n_1, n_0), 0.bias (n_1,), 2.weight, …, so a ``state_dict`` of either loads into the other.
+
+    The modules are called one after another, by PyTorch, where one function would not do:
+    `layer_by_layer` says why, if it is a matter of the model (hooks on a module, a module that was
+    replaced or quantized, a device other than cpu and cuda). So they are under autocast, in the
+    dtype that it chooses, while PyTorch traces, exports or compiles, under torch.func's
+    transforms, and for subclasses of torch.Tensor.
+
+    With ``create_graph=True`` gradients are computed by PyTorch's own differentiable operations,
+    so that they can be differentiated again.
+
+    Any number of threads may call it, forward and backward, as they may any nn.Module: a call has
+    no memory but its own. Gradients of several threads add up in ``.grad``, as PyTorch's do.
+
+    Examples
+    --------
+    >>> mlp = MLP([784, 30, 10], seed=1)
+    >>> mlp(torch.zeros(5, 784)).shape
+    torch.Size([5, 10])
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        activation: str | Activation | Sequence[str | Activation] = "sigmoid",
+        *,
+        dtype: Any = torch.float32,
+        device: Any = None,
+        seed: int | None = None,
+        initial_weights: str = "auto",
+    ) -> None:
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}")
+        if seed is None:
+            seed = int(torch.randint(2**62, (), device="cpu"))
+        drawn = Network(
+            sizes,
+            activation=activation,
+            dtype=str(dtype).removeprefix("torch."),
+            backend="numpy",
+            seed=seed,
+            initial_weights=initial_weights,
+        )
+        super().__init__(*layers_of(drawn, dtype, device or torch.empty(0).device))
+
+    @property
+    def linears(self) -> list[Any]:
+        """The modules that hold w^l and b^l, as ``weight`` and ``bias``, l = 1 … L."""
+        return [module for module in self if isinstance(module, nn.Linear)]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """(n_0, …, n_L)."""
+        linears = self.linears
+        return (linears[0].in_features, *(linear.out_features for linear in linears))
+
+    @property
+    def activations(self) -> tuple[Activation, ...]:
+        """σ of layers 1 … L."""
+        found = self._pairs()
+        if isinstance(found, str):
+            raise ValueError(f"the modules are no longer Linear and activations in turn: {found}")
+        return found[1]
+
+    @property
+    def layer_by_layer(self) -> str | None:
+        """Why the modules are called one after another, rather than as one function; or None."""
+        found = self._pairs()
+        return found if isinstance(found, str) else self._hooked(found[0][0].bias.device)
+
+    def _hooked(self, device: Any) -> str | None:
+        for name, module in self._modules.items():
+            if (
+                module._forward_hooks or module._forward_pre_hooks  # noqa: SLF001
+                or module._backward_hooks or module._backward_pre_hooks  # noqa: SLF001
+            ):  # fmt: skip
+                return f"module {name} has hooks"
+        if _any_global_hook():
+            return "there are hooks on all modules"
+        return None if device.type in ("cpu", "cuda") else f"its parameters are on {device}"
+
+    def _pairs(self) -> tuple[list[Any], tuple[Activation, ...]] | str:
+        """The Linear modules and the σ after each, or what else there is."""
+        linears: list[Any] = []
+        sigmas: list[Activation] = []
+        open_ = False  # whether the last Linear has no σ yet
+        for name, module in self._modules.items():
+            if type(module).forward is nn.Linear.forward and module.bias is not None:
+                if sigmas and not sigmas[-1].elementwise:
+                    return f"module {name} comes after a Softmax"
+                linears.append(module)
+                sigmas.append(IDENTITY)
+                open_ = True
+                continue
+            sigma = _sigma_of_module(module)
+            if sigma is None or not open_:
+                return f"module {name} is {module}"
+            sigmas[-1], open_ = sigma, False
+        return (linears, tuple(sigmas)) if linears else "there is no Linear"
+
+    def __getitem__(self, index: Any) -> Any:
+        """A module, or an nn.Sequential of some of them, sharing their parameters."""
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
+
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script compiles instead."""
+        return self[:]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """a^L of every sample: (…, n_0) -> (…, n_L).
+
+        Raises
+        ------
+        TypeError
+            If x is no tensor, or not of the parameters' dtype.
+        ValueError
+            If its last dimension is not n_0, or it is on another device.
+        """
+        if torch.compiler.is_compiling() or transformed() or isinstance(x, torch.fx.Proxy):
+            return super().forward(x)
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+        found = self._pairs()
+        if isinstance(found, str):  # nothing is known of what these modules take
+            return super().forward(x)
+        linears, sigmas = found
+        if _autocasting(linears[0].weight.device.type):
+            return super().forward(x)
+        weights = [linear.weight for linear in linears]
+        parameters = [*weights, *(linear.bias for linear in linears)]
+        dtype, device = self._check_parameters(parameters)
+        x = self._check_input(x, weights[0].shape[1], dtype, device)
+        if type(x) not in PLAIN or self._hooked(device) is not None:
+            return super().forward(x)
+        rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
+        if torch.is_grad_enabled() and (
+            rows.requires_grad or any(p.requires_grad for p in parameters)
+        ):
+            a = _Backpropagation.apply(sigmas, rows, *parameters)
+        else:
+            with torch.no_grad():
+                a = _infer(sigmas, rows, parameters)
+        return a.reshape(*x.shape[:-1], a.shape[-1]) if x.dim() != 2 else a
+
+    def _check_parameters(self, parameters: list[Any]) -> tuple[Any, Any]:
+        dtype, device = parameters[0].dtype, parameters[0].device
+        for p in parameters:
+            if p.dtype is not dtype or p.device != device:
+                raise ValueError(
+                    "parameters must all have one dtype and device, got "
+                    + ", ".join(sorted({f"{p.dtype} on {p.device}" for p in parameters}))
+                )
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"parameters must be torch.float32 or torch.float64, got {dtype}")
+        return dtype, device
+
+    def _check_input(self, x: Tensor, n_inputs: int, dtype: Any, device: Any) -> Tensor:
+        if x.dim() == 0 or x.shape[-1] != n_inputs:
+            raise ValueError(f"x must have shape (…, {n_inputs}), got {tuple(x.shape)}")
+        if x.device != device:
+            raise ValueError(f"x must be on {device}, where the parameters are, got {x.device}")
+        if x.dtype is not dtype:
+            raise TypeError(f"x must be {dtype}, as the parameters are, got {x.dtype}")
+        if x.layout is not torch.strided:
+            raise TypeError(f"x must be a dense tensor, got {x.layout}; pass x.to_dense()")
+        return x
+
+
+def _sigma_of_module(module: Any) -> Activation | None:
+    """The activation that a module is on tensors of any number of dimensions."""
+    name = SIGMAS.get(type(module))
+    if name is None:
+        return module.activation if isinstance(module, UsersActivation) else None
+    for setting, _, is_ours in SETTINGS.get(name, ()):
+        value = getattr(module, setting)
+        if not is_ours(value) or (setting == "dim" and value != -1):
+            return None
+    return activations.get(name)
+
+
+def _autocasting(device: str) -> bool:
+    if device not in ("cpu", "cuda"):
+        return False
+    try:
+        return bool(torch.is_autocast_enabled(device))
+    except TypeError:  # before PyTorch 2.4
+        return bool(
+            torch.is_autocast_cpu_enabled() if device == "cpu" else torch.is_autocast_enabled()
+        )
+
+
+class _Backpropagation(torch.autograd.Function):
+    """a^L of x, (m, n_0), as a function of x, w^1 … w^L and b^1 … b^L."""
+
+    @staticmethod
+    def forward(ctx: Any, sigmas: tuple[Activation, ...], x: Tensor, *parameters: Tensor) -> Tensor:
+        depth = len(sigmas)
+        weights, biases = parameters[:depth], parameters[depth:]
+        a, z = [x], [None]
+        with equations_of(x) as equations:
+            for w, b, sigma in zip(weights, biases, sigmas, strict=True):
+                kept, out = equations.forward(w, b, a[-1], sigma, equations.reads_z(sigma))
+                z.append(kept)
+                a.append(out)
+        ctx.sigmas = sigmas
+        # a^L itself is for σ' alone, and for that only where z does not do.
+        spared = sigmas[-1].builtin and (sigmas[-1].name == "identity" or z[-1] is not None)
+        output = None if spared else a[-1]
+        ctx.save_for_backward(*parameters, *a[:-1], output, *z[1:])
+        return a[-1]
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
+        """From ∂C/∂a^L to ∂C/∂x, ∂C/∂w and ∂C/∂b, of those that are asked for."""
+        sigmas, saved = ctx.sigmas, ctx.saved_tensors
+        depth = len(sigmas)
+        wanted = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():
+            return None, *_differentiable(sigmas, saved, wanted, error)
+        weights, a, z = saved[:depth], saved[2 * depth : 3 * depth + 1], saved[3 * depth + 1 :]
+        w_wanted, b_wanted = wanted[1 : depth + 1], wanted[depth + 1 :]
+        gradients: list[Any] = [None] * (2 * depth + 1)
+        with equations_of(error) as equations:
+            delta = equations.output_error(error, z[-1], a[-1], sigmas[-1])
+            for l in range(depth, 0, -1):
+                if w_wanted[l - 1]:
+                    gradients[l] = equations.weight_gradient(delta, a[l - 1])
+                if b_wanted[l - 1]:
+                    gradients[depth + l] = equations.bias_gradient(delta)
+                if not any((wanted[0], *w_wanted[: l - 1], *b_wanted[: l - 1])):
+                    break
+                if l > 1:
+                    delta = equations.hidden_error(
+                        weights[l - 1], delta, z[l - 2], a[l - 1], sigmas[l - 2]
+                    )
+                else:
+                    gradients[0] = equations.input_error(weights[0], delta, a[0])
+        return None, *gradients
+
+
+def _infer(sigmas: tuple[Activation, ...], x: Tensor, parameters: list[Any]) -> Tensor:
+    """a^L alone."""
+    depth, a = len(sigmas), x
+    with equations_of(x) as equations:
+        for w, b, sigma in zip(parameters[:depth], parameters[depth:], sigmas, strict=True):
+            a = equations.forward(w, b, a, sigma, False)[1]
+    return a
+
+
+def _differentiable(
+    sigmas: tuple[Activation, ...], saved: Sequence[Any], wanted: Sequence[bool], error: Tensor
+) -> tuple[Any, ...]:
+    """The gradients as PyTorch's own operations, of which PyTorch knows the derivatives."""
+    depth = len(sigmas)
+    x, parameters = saved[2 * depth], saved[: 2 * depth]
+    for sigma in sigmas:
+        if not sigma.builtin:
+            raise no_second_derivative(sigma)
+    with torch.enable_grad(), torch.autocast(error.device.type, enabled=False):
+        a = x
+        for w, b, sigma in zip(parameters[:depth], parameters[depth:], sigmas, strict=True):
+            z = F.linear(a, w, b)
+            dtype = str(z.dtype).removeprefix("torch.")
+            a = torch.exp(z) if sigma.name == "exponential" else MODULES[sigma.name](dtype)(z)
+        asked = [t for t, want in zip((x, *parameters), wanted, strict=True) if want]
+        found = iter(torch.autograd.grad(a, asked, error, create_graph=True))
+    return tuple(next(found) if want else None for want in wanted)

@@ -1,0 +1,179 @@
+"""Hooks into training: `Callback`, `EarlyStopping`, and what may stand for one."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import validation
+from .history import History
+
+
+class Callback:
+    """Hooks into `fit`. Override what is needed; ``network`` is the `Network` that trains.
+
+    A plain function ``f(network, history)`` may stand for one with only `on_epoch_end`.
+    """
+
+    def check_fit(self, validation_data: tuple[np.ndarray, np.ndarray] | None) -> None:
+        """Before anything changes; raise where the validated data lack what is needed."""
+
+    def on_fit_start(self, network: Any) -> None:
+        """Before the first epoch."""
+
+    def on_batch_end(self, network: Any, batch: int) -> None:
+        """After each mini-batch's update. Overriding it costs the replay of captured steps."""
+
+    def on_epoch_end(self, network: Any, history: History) -> bool | None:
+        """After each epoch; return True to stop training."""
+
+    def on_fit_end(self, network: Any, history: History) -> None:
+        """After the last epoch."""
+
+    def for_member(self, network: Any) -> Callback:
+        """The callback that hears of one member of a `Population`.
+
+        A shallow copy, so that what the hooks assign belongs to that member. Override it to
+        return ``self`` for one object that hears of all members.
+        """
+        return copy.copy(self)
+
+
+def watches_batches(hook: Callback) -> bool:
+    """Whether `on_batch_end` is overridden, in the class or on the object."""
+    return getattr(hook.on_batch_end, "__func__", None) is not Callback.on_batch_end
+
+
+class _Function(Callback):
+    def __init__(self, function: Callable[[Any, History], bool | None]) -> None:
+        self.on_epoch_end = function  # type: ignore[assignment,method-assign]
+
+
+class EarlyStopping(Callback):
+    """Stop when a monitored value has not improved for `patience` epochs.
+
+    Parameters
+    ----------
+    monitor : {"val_loss", "val_accuracy", "loss"}
+        ``val_accuracy`` is better when larger, the others when smaller.
+    patience : int
+        Epochs without improvement before training stops. One whose value is NaN or infinite is
+        never an improvement; where all are, nothing is restored.
+    min_delta : float
+        By how much a value must beat the best to count.
+    restore_best : bool
+        Leave the weights of the best epoch rather than of the last, however
+        training ended.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        patience: int = 10,
+        min_delta: float = 0.0,
+        restore_best: bool = True,
+    ) -> None:
+        self.monitor = validation.one_of("monitor", monitor, ("val_loss", "val_accuracy", "loss"))
+        self.patience = validation.integer("patience", patience, 0)
+        self.min_delta = validation.finite("min_delta", min_delta, 0.0)
+        self.restore_best = validation.boolean("restore_best", restore_best)
+
+    def check_fit(self, validation_data: tuple[np.ndarray, np.ndarray] | None) -> None:
+        if self.monitor == "loss":
+            return
+        needs = f"EarlyStopping(monitor={self.monitor!r}) needs validation_data"
+        if validation_data is None:
+            raise ValueError(needs)
+        if self.monitor == "val_accuracy" and validation.classes_of(validation_data[1]) is None:
+            raise ValueError(f"{needs} whose targets are classes")
+
+    def on_fit_start(self, network: Any) -> None:
+        self.best = np.inf
+        #: The epoch, counted from 0, of the best value.
+        self.best_epoch = -1
+        self._best_parameters: np.ndarray | None = None
+
+    def on_epoch_end(self, network: Any, history: History) -> bool:
+        value = getattr(history, self.monitor)[-1]
+        if self.monitor == "val_accuracy":
+            value = -value
+        if value < self.best - self.min_delta:
+            self.best, self.best_epoch = value, len(history) - 1
+            if self.restore_best:
+                self._best_parameters = network.model.read(network.parameters)
+        return len(history) - 1 - self.best_epoch >= max(self.patience, 1)
+
+    def on_fit_end(self, network: Any, history: History) -> None:
+        if self._best_parameters is not None and self.best_epoch != len(history) - 1:
+            network.model.write(self._best_parameters, network.parameters)
+            history.restored = self.best_epoch
+        self._best_parameters = None
+
+
+def check_callbacks(
+    callbacks: Any, validation_data: tuple[np.ndarray, np.ndarray] | None
+) -> list[Callback]:
+    """The callbacks of a `fit`, if they can be called and the data are what they need.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no callback, or lacks validation data.
+    """
+    if not validation.is_iterable(callbacks):
+        raise TypeError(f"callbacks must be a list of Callbacks or functions, got {callbacks!r}")
+    hooks = [_as_callback(callback) for callback in callbacks]
+    for hook in hooks:
+        hook.check_fit(validation_data)
+    return hooks
+
+
+def _as_callback(callback: Any) -> Callback:
+    if isinstance(callback, Callback):
+        for name, arguments in _HOOKS.items():
+            hook = getattr(callback, name)
+            if getattr(hook, "__func__", None) is not getattr(Callback, name):
+                _check_call(f"{name} of callback {callback!r}", hook, arguments)
+        return callback
+    if callable(callback) and not isinstance(callback, type):
+        _check_call(f"callback {callback!r}", callback, _HOOKS["on_epoch_end"])
+        return _Function(callback)
+    raise TypeError(f"callbacks must be Callback objects or functions, got {callback!r}")
+
+
+#: What the hooks are called with.
+_HOOKS = {
+    "check_fit": ("validation_data",),
+    "on_fit_start": ("network",),
+    "on_batch_end": ("network", "batch"),
+    "on_epoch_end": ("network", "history"),
+    "on_fit_end": ("network", "history"),
+    "for_member": ("network",),
+}
+
+
+def _check_call(what: str, hook: Any, arguments: tuple[str, ...]) -> None:
+    """Refuse now what could not be called after an epoch; what cannot be inspected passes."""
+    expected = f"{what} must be a function ({', '.join(arguments)})"
+    if not callable(hook):
+        raise TypeError(f"{expected}, got {hook!r}")
+    if inspect.iscoroutinefunction(hook) or inspect.isgeneratorfunction(hook):
+        raise TypeError(f"{expected} that returns at once, not a coroutine or generator")
+    try:
+        signature = inspect.signature(hook)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"{expected}, but it takes {signature}: {error}") from None
+
+
+def for_member(hooks: Sequence[Callback], network: Any) -> list[Callback]:
+    """What hears of one member of a population."""
+    return [_as_callback(hook.for_member(network)) for hook in hooks]

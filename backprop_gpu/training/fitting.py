@@ -1,0 +1,207 @@
+"""`Network.fit` and `Population.fit`: random orders, schedules, callbacks, histories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from .. import planning, validation
+from ..engines import Hyperparameters, Member
+from ..model import Model
+from ..parameters import Parameters
+from ..planning import Plan
+from .callbacks import Callback, check_callbacks, watches_batches
+from .history import History
+from .progress import ProgressBar
+from .session import Course, Session
+from .settings import Settings, check_data, check_settings
+
+Array = Any
+
+
+class Trainee(Protocol):
+    """What `fit` has to know of a network, and tells it."""
+
+    parameters: Parameters
+    generator: np.random.Generator
+    plan: Plan
+    history: History | None
+
+    @property
+    def model(self) -> Model: ...
+
+
+class Drawn(NamedTuple):
+    """An epoch's order, and the generator's state before and after it was drawn."""
+
+    order: np.ndarray
+    before: Any
+    after: Any
+
+
+class FitCourse(Course):
+    """One network on its way through `fit`: its hyperparameters, callbacks and history.
+
+    Parameters
+    ----------
+    slots : tuple of (length,) backend arrays
+        The optimizer's state, all 0.
+    good : (length,) backend array
+        As in `Course`.
+    """
+
+    def __init__(
+        self,
+        network: Trainee,
+        settings: Settings,
+        hooks: list[Callback],
+        slots: tuple[Array, ...],
+        good: Array,
+    ) -> None:
+        super().__init__(network.parameters, good)
+        self.network, self.settings, self.hooks, self.slots = network, settings, hooks, slots
+        self.steps = settings.rates.steps
+        self.history = network.history = History()
+        self._watching = [hook for hook in hooks if watches_batches(hook)]
+        if self._watching:
+            self.on_step = self._end_batch
+        self._running = False
+        self._drawn: Drawn | None = None
+
+    def start(self) -> None:
+        self._running = True
+        for hook in self.hooks:
+            hook.on_fit_start(self.network)
+
+    def draw(self, ahead: int) -> None:
+        # Until the epoch begins the generator stays as it is: it may never do so.
+        if self._drawn is None and len(self.history) + ahead < self.settings.epochs:
+            bits = self.network.generator.bit_generator
+            before = bits.state
+            order = self.network.generator.permutation(self.settings.rows)
+            self._drawn = Drawn(order, before, bits.state)
+            bits.state = before
+
+    def _order(self) -> np.ndarray:
+        drawn, self._drawn = self._drawn, None
+        rng = self.network.generator
+        # Somebody else may have drawn from the generator since.
+        if drawn is None or rng.bit_generator.state != drawn.before:
+            return rng.permutation(self.settings.rows)
+        rng.bit_generator.state = drawn.after
+        return drawn.order
+
+    def epoch(self) -> Sequence[Member]:
+        settings, epoch, order = self.settings, len(self.history), self._order()
+        rates = settings.rates
+        coefficients = settings.optimizer.coefficients(rates.now(epoch), epoch * rates.steps)
+        hyperparameters = Hyperparameters(settings.batch_size, settings.optimizer, coefficients)
+        return [Member(self.parameters, self.slots, order, hyperparameters)]
+
+    def _end_batch(self, batch: int) -> None:
+        for hook in self._watching:
+            hook.on_batch_end(self.network, batch)
+
+    def trouble(self, costs: np.ndarray, finite: bool) -> str | None:
+        where = f"in epoch {len(self.history) + 1}, batch"
+        advice = (
+            "the weights are those before this epoch. A smaller learning_rate or clip_norm may help"
+        )
+        if not np.isfinite(costs).all():
+            batch = int(np.argmin(np.isfinite(costs)))
+            return f"the cost became {costs[batch]} {where} {batch + 1} of {len(costs)}; {advice}"
+        if not finite:
+            return (
+                f"a parameter became NaN or infinite {where} {len(costs)} of {len(costs)}; {advice}"
+            )
+        return None
+
+    def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
+        rows, m = self.settings.rows, self.settings.batch_size
+        sizes = np.full(len(costs), m)
+        sizes[-1] = rows - m * (len(costs) - 1)
+        self.history.loss.append(float(costs @ sizes) / rows)
+        self.history.seconds.append(seconds)
+
+    def validated(self, loss: float, accuracy: float) -> None:
+        self.history.val_loss.append(loss)
+        self.history.val_accuracy.append(accuracy)
+
+    def is_over(self) -> bool:
+        # Each callback hears of every epoch.
+        stops = any([hook.on_epoch_end(self.network, self.history) for hook in self.hooks])
+        return stops or len(self.history) >= self.settings.epochs
+
+    def finish(self) -> None:
+        if self._running:
+            self._running = False
+            for hook in self.hooks:
+                hook.on_fit_end(self.network, self.history)
+
+
+def make_run(
+    settings: Sequence[Settings], hooks: Iterable[Callback], engine: str, stored_bytes: bool
+) -> planning.Run:
+    """The run of networks of one shape: by the largest batch and the most epochs among them.
+
+    ``stored_bytes`` is `Data.bytes`.
+    """
+    kinds = dict.fromkeys((each.batch_size, each.optimizer.slots) for each in settings)
+    return planning.Run(
+        rows=settings[0].rows,
+        epochs=max(each.epochs for each in settings),
+        batch_size=max(m for m, _ in kinds),
+        engine=engine,
+        members=len(settings),
+        step_callbacks=any(map(watches_batches, hooks)),
+        slots=max(slots for _, slots in kinds),
+        others=tuple(kinds),
+        rules=frozenset(each.optimizer.rule for each in settings),
+        clips_norm=any(each.optimizer.clip_norm is not None for each in settings),
+        bytes=stored_bytes,
+    )
+
+
+def resolve_plan(model: Model, run: planning.Run, plan: Plan | None) -> Plan:
+    """The plan that is asked for, if it can train this, or the planner's."""
+    if plan is None:
+        return model.plan(run)
+    if run.engine != "auto":
+        raise TypeError("engine and plan exclude each other: a plan names its engine")
+    return model.check_plan(plan, run)
+
+
+def fit(
+    network: Trainee,
+    X: Any,
+    Y: Any,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: Any,
+    optimizer: Any,
+    validation_data: Any,
+    callbacks: Iterable[Callback | Callable[[Any, History], bool | None]],
+    progress: bool,
+    engine: str,
+    plan: Plan | None,
+) -> History:
+    """`Network.fit`, which has the documentation."""
+    # Everything is checked before anything changes.
+    validation.boolean("progress", progress)
+    model = network.model
+    data = check_data(model, X, Y, validation_data)
+    settings = check_settings(len(data.X), epochs, batch_size, learning_rate, optimizer)
+    hooks = check_callbacks(callbacks, data.validation)
+    network.plan = resolve_plan(model, make_run([settings], hooks, engine, data.bytes), plan)
+    length = (model.layout.length,)
+    slots = tuple(model.backend.zeros(length) for _ in range(settings.optimizer.slots))
+    course = FitCourse(network, settings, hooks, slots, model.backend.empty(length))
+    session = Session(model, model.engine(network.plan), [course], data.X, data.Y, data.validation)
+    with ProgressBar(settings.epochs, progress) as bar:
+        session.run(bar)
+    if course.failure is not None:
+        raise FloatingPointError(course.failure)
+    return course.history

@@ -1,0 +1,34 @@
+"""What a training run has seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class History:
+    """What `fit` saw, one value an epoch.
+
+    ``loss`` is the mean cost over the epoch's mini-batches, each before its update and
+    without penalties; ``val_loss`` and ``val_accuracy`` are of the validation data after
+    the epoch, empty without such data (``val_accuracy`` is NaN where the targets are not
+    classes). ``seconds`` is the time of the epoch without validation, in a `Population`
+    that of all members together. ``restored`` is the epoch, counted from 0, whose weights
+    `EarlyStopping` has left in the network; None where they are those of the last.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    val_loss: list[float] = field(default_factory=list)
+    val_accuracy: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    restored: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    def final(self, name: str) -> float:
+        """The value, such as "val_loss", of the epoch whose weights the network has; else NaN."""
+        values = getattr(self, name)
+        if not values:
+            return float("nan")
+        return float(values[-1 if self.restored is None else self.restored])

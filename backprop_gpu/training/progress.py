@@ -1,0 +1,83 @@
+"""The bar that a training run shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import validation
+from ..imports import uninterrupted
+
+
+class Progress:
+    """Hears how far a session is; shows nothing."""
+
+    def member_is_over(self) -> None:
+        """A member's epoch is over."""
+
+    def epoch_is_over(self, ran: Sequence[Any]) -> None:
+        """An epoch of all members is over: the courses that it went well for."""
+
+    def ended(self, course: Any, lost: int) -> None:
+        """A course has ended; `lost` epochs have run that it does not count."""
+
+
+class ProgressBar(Progress):
+    """The bar of a training run: an epoch of one network is a step of it.
+
+    Parameters
+    ----------
+    epochs : int
+        Of all networks together.
+    shown : bool
+    members : int
+        How many networks train at once.
+    """
+
+    def __init__(self, epochs: int, shown: bool, members: int = 1) -> None:
+        with uninterrupted():
+            from tqdm.auto import tqdm
+
+        unit = "epoch" if members == 1 else "member epoch"
+        self._bar = tqdm(total=epochs, unit=unit, disable=not shown)
+        self._many = members > 1
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def describe(self, text: str) -> None:
+        self._bar.set_description(text, refresh=False)
+
+    def member_is_over(self) -> None:
+        if self._many:  # its epoch ends long before the others'
+            self._bar.update()
+
+    def epoch_is_over(self, ran: Sequence[Any]) -> None:
+        if not ran:
+            return
+        history = min(
+            (course.history for course in ran),
+            key=lambda history: validation.nan_last((history.val_loss or history.loss)[-1]),
+        )
+        values = {"loss": f"{history.loss[-1]:.4f}"}
+        if history.val_loss:
+            values["val_loss"] = f"{history.val_loss[-1]:.4f}"
+            if not np.isnan(history.val_accuracy[-1]):  # the targets are classes
+                values["val_accuracy"] = f"{history.val_accuracy[-1]:.4f}"
+        if self._many:
+            values = {f"best {name}": value for name, value in values.items()}
+            values["training"] = str(len(ran))
+        self._bar.set_postfix(values, refresh=False)
+        if not self._many:
+            self._bar.update()
+
+    def ended(self, course: Any, lost: int) -> None:
+        left = course.settings.epochs - len(course.history) - lost
+        if self._many and left:
+            self._bar.total -= left
+            self._bar.refresh()

@@ -1,0 +1,237 @@
+"""Epochs of members of one model, for any trainer.
+
+    Session(model, engine, courses, X, Y).run()
+
+A `Course` is one member on its way: it says what the next epoch is (order, rates, rule), hears what
+came of it, and says when it is over. Trainers differ in their courses, and in nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .. import planning, validation
+from ..engines import Engine, Member
+from ..model import Model, losses_and_accuracies
+from ..parameters import Parameters
+from .progress import Progress
+
+Array = Any
+
+
+class Course:
+    """One member on its way through a training.
+
+    Parameters
+    ----------
+    parameters : Parameters
+        Trained in place.
+    good : (length,) backend array, optional
+        Takes the parameters at the end of the last whole epoch, and gives them back when an epoch
+        fails. Without it they stay as the epoch has left them.
+
+    Attributes
+    ----------
+    failure : str or None
+        Why it ended, where it did not end well.
+    """
+
+    failure: str | None = None
+    #: What the engine has to call after every step, if anything.
+    on_step: Callable[[int], None] | None = None
+    #: Steps of an epoch.
+    steps: int = 1
+
+    def __init__(self, parameters: Parameters, good: Array | None = None) -> None:
+        self.parameters, self.good = parameters, good
+
+    def start(self) -> None:
+        """Before the first epoch."""
+
+    def epoch(self) -> Sequence[Member]:
+        """The next epoch: one call of the engine each. Of several members' there must be one."""
+        raise NotImplementedError
+
+    def draw(self, ahead: int) -> None:
+        """Draw what an epoch needs, `ahead` epochs from now, while a device works."""
+
+    def trouble(self, costs: np.ndarray, finite: bool) -> str | None:
+        """What is wrong with an epoch of these costs; `finite` is of the parameters after it."""
+        return None
+
+    def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
+        """An epoch is over: the mean cost of each mini-batch, before its update."""
+
+    def validated(self, loss: float, accuracy: float) -> None:
+        """What the epoch's parameters make of the validation data."""
+
+    def is_over(self) -> bool:
+        """Asked after every epoch."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Once, however the course ended."""
+
+
+class Session:
+    """Epochs of members of one model until the last has ended.
+
+    Parameters
+    ----------
+    model : Model
+    engine : Engine
+        Released at the end.
+    courses : sequence of Course
+    X, Y : (n, n_0), (n, n_L) arrays on the host
+        Checked by the caller. X may be of uint8.
+    validation_data : (X, Y), optional
+    whole : (array, array), optional
+        The arrays of which all ``parameters.flat``, and all ``good``, are the rows.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        engine: Engine,
+        courses: Sequence[Course],
+        X: Any,
+        Y: np.ndarray,
+        validation_data: tuple[np.ndarray, np.ndarray] | None = None,
+        whole: tuple[Array, Array] | None = None,
+    ) -> None:
+        self.engine, self.passes = engine, model.passes()
+        self.backend = self.passes.backend
+        self.courses, self.whole = courses, whole
+        self.X, self.Y = engine.put(X, Y)
+        self.validation = None
+        if validation_data is not None:
+            X_val, Y_val = validation_data
+            classes = validation.classes_of(Y_val)
+            self.validation = self.backend.asarray(X_val), self.backend.asarray(Y_val), classes
+
+    def run(self, progress: Progress | None = None) -> None:
+        """Train; a course that fails says so in its `failure`, and the others go on.
+
+        Whatever ends this early, Ctrl-C or a callback's exception: every member is left at the end
+        of its last whole epoch, if its course has kept it.
+        """
+        progress = progress or Progress()
+        for course in self.courses:
+            course.start()
+        with ExitStack() as last:
+            for course in reversed(self.courses):
+                last.callback(course.finish)
+            last.callback(self.engine.release)
+            live = list(self.courses)
+            while live:
+                ran = self._run_epoch(live, progress)
+                self._validate(ran)
+                progress.epoch_is_over(ran)
+                live = []
+                for course in ran:
+                    if course.is_over():
+                        course.finish()
+                        progress.ended(course, 0)
+                    else:
+                        live.append(course)
+
+    def _run_epoch(self, live: list[Course], progress: Progress) -> list[Course]:
+        """One epoch of each; those that did well are returned, the others back where they were."""
+        self._keep(live)
+        try:
+            start = time.perf_counter()
+            costs: list[np.ndarray] = []
+            waves = list(self._waves(live))
+            for wave, upcoming in zip(waves, [*waves[1:], waves[0]], strict=True):
+                ahead = int(upcoming is waves[0])  # of the epoch after this one
+                costs += self._run_wave(wave, progress, partial(_draw, upcoming, ahead))
+            seconds = time.perf_counter() - start
+            finite = self._finite(live)
+            failures = [
+                course.trouble(cost, good)
+                for course, cost, good in zip(live, costs, finite, strict=True)
+            ]
+            for course, failure in zip(live, failures, strict=True):
+                if failure is not None:
+                    self._put_back(course)
+        except BaseException:  # Ctrl-C too: a network between two epochs is a usable one
+            for course in live:
+                self._put_back(course)
+            raise
+        ran = []
+        for course, cost, failure in zip(live, costs, failures, strict=True):
+            if failure is None:
+                course.end_epoch(cost, seconds)
+                ran.append(course)
+                continue
+            course.failure = failure
+            course.finish()
+            progress.ended(course, 1)
+        return ran
+
+    def _run_wave(
+        self, wave: list[Course], progress: Progress, meanwhile: Callable[[], None]
+    ) -> list[np.ndarray]:
+        if len(self.courses) > 1 and not any(course.on_step for course in wave):
+            members = [member for course in wave for member in course.epoch()]
+            return self.engine.run_members(
+                members, self.X, self.Y, lambda i: progress.member_is_over(), meanwhile
+            )
+        costs = []
+        for course in wave:
+            parts = [
+                self.engine.run_epoch(member, self.X, self.Y, course.on_step, meanwhile)
+                for member in course.epoch()
+            ]
+            costs.append(parts[0] if len(parts) == 1 else np.concatenate(parts))
+            progress.member_is_over()
+        return costs
+
+    def _waves(self, live: list[Course]) -> Iterable[list[Course]]:
+        """As many at a time as have room for their orders and coefficients on the host."""
+        steps = max(course.steps for course in live)
+        size = planning.members_a_call(len(self.Y), steps)
+        return (live[i : i + size] for i in range(0, len(live), size))
+
+    def _keep(self, live: list[Course]) -> None:
+        if self.whole is not None and len(live) == len(self.courses):
+            self.backend.copy(*self.whole)  # on a device one launch instead of one a member
+            return
+        for course in live:
+            if course.good is not None:
+                self.backend.copy(course.parameters.flat, course.good)
+
+    def _put_back(self, course: Course) -> None:
+        if course.good is not None:
+            self.backend.copy(course.good, course.parameters.flat)
+
+    def _finite(self, live: list[Course]) -> list[bool]:
+        """Whether the parameters of each are finite; of all at once, where that may be."""
+        everyone = self.whole if len(live) == len(self.courses) else None
+        if everyone is not None and self.backend.all_finite(everyone[0]):
+            return [True] * len(live)
+        return [
+            course.good is None or self.backend.all_finite(course.parameters.flat)
+            for course in live
+        ]
+
+    def _validate(self, ran: list[Course]) -> None:
+        if self.validation is None or not ran:
+            return
+        with self.engine.between():
+            losses, accuracies = losses_and_accuracies(
+                self.passes, [course.parameters for course in ran], *self.validation
+            )
+        for course, loss, accuracy in zip(ran, losses.tolist(), accuracies.tolist(), strict=True):
+            course.validated(loss, accuracy)
+
+
+def _draw(courses: Iterable[Course], ahead: int) -> None:
+    for course in courses:
+        course.draw(ahead)

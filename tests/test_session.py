@@ -1,0 +1,162 @@
+"""`training.Session`: epochs in the course's order, Σ w² before every step, clipped costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backprop_gpu import Network, costs, optimizers, planning
+from backprop_gpu.engines import Hyperparameters, Member
+from backprop_gpu.optimizers import Optimizer
+from backprop_gpu.training import Course, Session
+
+ROWS, SIZES = 61, (5, 9, 4)
+
+
+class Given(Course):
+    """Epochs of given orders, a part each, at a rate or rates."""
+
+    def __init__(
+        self, net: Network, orders: Sequence[Any], batch: int, rates: Any, optimizer: Optimizer,
+        squares: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(net.parameters)
+        self.orders, self.batch, self.rates = list(orders), batch, rates
+        self.optimizer, self.squares, self.step = optimizer, squares, 0
+        self.slots = tuple(
+            net.model.backend.zeros((net.model.layout.length,)) for _ in range(optimizer.slots)
+        )
+        self.costs: list[np.ndarray] = []
+
+    def epoch(self) -> list[Member]:
+        order = np.asarray(self.orders.pop(0))
+        steps = -(-len(order) // self.batch)
+        rates = np.broadcast_to(np.asarray(self.rates, np.float64), (steps,))
+        coefficients = self.optimizer.coefficients(rates, self.step)
+        self.step += steps
+        settings = Hyperparameters(self.batch, self.optimizer, coefficients, self.squares)
+        return [Member(self.parameters, self.slots, order, settings)]
+
+    def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
+        self.costs.append(costs)
+
+    def is_over(self) -> bool:
+        return not self.orders
+
+
+def trained(
+    net: Network, X: Any, Y: Any, orders: Sequence[Any], batch: int, rates: Any,
+    optimizer: Optimizer, engine: str, squares: np.ndarray | None = None,
+) -> Given:  # fmt: skip
+    run = planning.Run(
+        len(X), 10**6, batch, engine, slots=optimizer.slots, squares=squares is not None,
+        rules=frozenset([optimizer.rule]),
+    )  # fmt: skip
+    course = Given(net, orders, batch, rates, optimizer, squares)
+    Session(net.model, net.model.engine(net.model.plan(run)), [course], X, Y).run()
+    return course
+
+
+def problem(dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    X = rng.random((ROWS, SIZES[0])).astype(dtype)
+    return X, np.eye(SIZES[-1], dtype=dtype)[rng.integers(0, SIZES[-1], ROWS)]
+
+
+def network(dtype: Any, backend: str, output: str = "softmax", scale: float = 1.0) -> Network:
+    kind = {
+        "softmax": costs.CategoricalCrossEntropy,
+        "sigmoid": costs.BinaryCrossEntropy,
+    }[output]
+    net = Network(
+        SIZES, activation=["tanh", output], cost=kind(clipped=True), dtype=dtype,
+        backend=backend, seed=2,
+    )  # fmt: skip
+    net.weights = [w * scale for w in net.weights]
+    return net
+
+
+@pytest.mark.parametrize("engine", ["layered", "resident"])
+@pytest.mark.parametrize("batch", [7, 61])
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_the_squares_of_the_weights_before_each_step(engine: str, batch: int, rule: str) -> None:
+    X, Y = problem("float64")
+    net, followed = network("float64", "numpy"), network("float64", "numpy")
+    optimizer, steps = optimizers.get(rule), -(-ROWS // batch)
+    order = np.random.default_rng(0).permutation(ROWS)
+    squares = np.full(steps, np.nan)
+    trained(net, X, Y, [order], batch, 0.1, optimizer, engine, squares)
+    # The same, a step an epoch.
+    expected = []
+
+    class Watched(Given):
+        def epoch(self) -> list[Member]:
+            expected.append(sum(float((w**2).sum()) for w in followed.weights))
+            return super().epoch()
+
+    parts = [order[begin : begin + batch] for begin in range(0, ROWS, batch)]
+    run = planning.Run(ROWS, 1, batch, "layered", slots=optimizer.slots)
+    engine_of = followed.model.engine(followed.model.plan(run))
+    Session(
+        followed.model, engine_of, [Watched(followed, parts, batch, 0.1, optimizer)], X, Y
+    ).run()
+    np.testing.assert_allclose(squares, expected, rtol=1e-13)
+    got, wanted = (each.model.read(each.parameters) for each in (net, followed))
+    np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ["layered", "resident"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+def test_a_clipped_cost_is_scikit_learns(engine: str, dtype: str, output: str) -> None:
+    from sklearn.metrics import log_loss
+
+    X, Y = problem(dtype)
+    net = network(dtype, "numpy", output, scale=300.0)  # so that outputs are 0 and 1
+    a = net.predict(X)
+    assert ((a < np.finfo(dtype).eps).any(axis=1) & (a > 0.5).any(axis=1)).any()
+    (found,) = trained(
+        net, X, Y, [np.arange(ROWS)], ROWS, 0.01, optimizers.get("sgd"), engine
+    ).costs
+    if output == "softmax":
+        expected = log_loss(Y.argmax(axis=1), a.astype(dtype))
+    else:
+        expected = sum(log_loss(y, p, labels=[0, 1]) for y, p in zip(Y.T, a.T, strict=True))
+    np.testing.assert_allclose(found, [expected], rtol=200 * float(np.finfo(dtype).eps))
+
+
+def test_orders_and_penalties_are_the_courses() -> None:
+    X, Y = problem("float64")
+    found = {}
+    for name, order, l2 in (
+        ("there", np.arange(20), 0.0),
+        ("and back", np.arange(20)[::-1], 0.0),
+        ("penalised", np.arange(20), 0.5),
+    ):
+        net = network("float64", "numpy")
+        course = trained(
+            net, X, Y, [order], 10, np.array([0.1, 0.2]), optimizers.SGD(l2=l2), "resident"
+        )
+        assert course.step == 2
+        found[name] = course.costs[0], net.weights[1]
+    assert found["there"][0][0] != found["and back"][0][0]
+    # One step with l2 more takes η l2 w more away; the second starts from there.
+    assert np.abs(found["penalised"][1]).sum() < np.abs(found["there"][1]).sum()
+
+
+@pytest.mark.parametrize("engine", ["layered", "resident"])
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_adams_moments_keep_the_digits_of_float32(engine: str, backend: str) -> None:
+    """1 - β2 must not be taken from a rounded β2: it would be off by 1.3e-5."""
+    X, Y = problem("float32")
+    net = network("float32", backend)
+    g = net.gradients(X, Y)
+    course = trained(net, X, Y, [np.arange(ROWS)], ROWS, 1e-3, optimizers.get("adam"), engine)
+    m, v = (net.model.layout.views(net.model.backend.to_numpy(slot))[0] for slot in course.slots)
+    for l, (gradient, _) in enumerate(g):
+        np.testing.assert_allclose(m[l], 0.1 * gradient, rtol=2e-6, atol=1e-9)
+        large = np.abs(gradient) > 1e-4  # of the others the gradient's own rounding is seen
+        np.testing.assert_allclose(v[l][large], 0.001 * np.float64(gradient[large]) ** 2, rtol=6e-6)
