@@ -58,12 +58,12 @@ def caught(slip: Slip) -> str | None:
     """How `TESTS` notice it; None if they do not."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        ignored = shutil.ignore_patterns("__pycache__", "testing")
+        ignored = shutil.ignore_patterns("__pycache__", "benchmarks", "testing")
         shutil.copytree(ROOT / "backprop_gpu", copy / "backprop_gpu", ignore=ignored)
         shutil.copytree(ROOT / "tests", copy / "tests", ignore=ignored)
-        for name in ("kernels", "benchmarks"):  # what is built of them is kept by their path
-            (copy / "backprop_gpu" / name).symlink_to(ROOT / name)
-        (copy / "backprop_gpu" / "testing").symlink_to(ROOT / "backprop_gpu" / "testing")
+        # What is built of these is kept by their path.
+        for folder in ("kernels", "backprop_gpu/benchmarks", "backprop_gpu/testing"):
+            (copy / "backprop_gpu" / Path(folder).name).symlink_to(ROOT / folder)
         shutil.copy(ROOT / "pyproject.toml", copy)
         path = copy / "backprop_gpu" / slip.file
         path.write_text(slip.apply(path.read_text()))

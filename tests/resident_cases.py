@@ -56,7 +56,7 @@ class Form:
         # With room for two networks, so that three of them run in two launches.
         device = replace(planning.H200, clusters=(), multiprocessors=2 * self.cluster)
         for _ in residency.STAGES:
-            found = residency._fit(  # `fit` would ask for room for the numbers, too
+            found = residency.choose_as_stored(  # `choose` would ask for room for the numbers, too
                 self.sizes, self.batch, itemsize, self.optimizers[0].slots, device, 1,
                 1 if self.bytes else itemsize, (self.threads,),
                 () if self.apart else (self.cluster,), (self.cluster,) if self.apart else (),

@@ -17,15 +17,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from backprop_gpu import cli
-from benchmarks import compare, first_step, floor, measure, records, report, suite
-from benchmarks.cli import folder
-from benchmarks.floor import Rates
-from benchmarks.peers import agreement
-from benchmarks.workloads import WORKLOADS, Problem, Workload
+from backprop_gpu import cli, records
+from backprop_gpu.benchmarks import compare, first_step, floor, measure, report, suite
+from backprop_gpu.benchmarks.cli import folder
+from backprop_gpu.benchmarks.floor import MachineRates
+from backprop_gpu.benchmarks.peers import agreement
+from backprop_gpu.benchmarks.workloads import WORKLOADS, ProblemInstance, Workload
 
 TINY = Workload("nielsen", (5, 4, 3), 2, classes=True)
-RATES = Rates("cpu", 1e10, {"float32": 1e11, "float64": 5e10}, 1e-6, 1 << 25)
+RATES = MachineRates("cpu", 1e10, {"float32": 1e11, "float64": 5e10}, 1e-6, 1 << 25)
 
 
 class Clock:
@@ -61,7 +61,7 @@ class Fake:
     def obstacle(self, workload: Workload, device: str) -> str | None:
         return self.absent
 
-    def start(self, problem: Problem, device: str) -> Fake:
+    def start(self, problem: ProblemInstance, device: str) -> Fake:
         if self.fails == "start":
             raise RuntimeError("no kernel\nfor this")
         self.steps = problem.steps
@@ -85,8 +85,8 @@ def agree(peer: Any, workload: Workload, device: str, steps: int) -> float:
 
 def measured(
     peers: list[Fake], clock: Clock, rounds: int = 5, disagreement: Any = agree, **more: Any
-) -> dict[str, measure.Result]:
-    results = measure.measure(
+) -> dict[str, measure.PeerResult]:
+    results = measure.time_peers(
         TINY, "cpu", peers, seconds=0.1, rounds=rounds, disagreement=disagreement,
         clock=clock, pause=lambda seconds: None, **more,
     )  # fmt: skip
@@ -203,10 +203,10 @@ def test_when_time_is_up_nothing_new_begins() -> None:
 
 
 def run_suite(
-    monkeypatch: pytest.MonkeyPatch, cases: list[suite.Case], settings: suite.Settings,
+    monkeypatch: pytest.MonkeyPatch, cases: list[suite.BenchCase], settings: suite.SuiteSettings,
     step: float = 1e-3,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    monkeypatch.setattr(floor, "measure", lambda device, budget: RATES)
+    monkeypatch.setattr(floor, "machine_rates", lambda device, budget: RATES)
     monkeypatch.setattr(measure, "settle", lambda pause: None)
     clock = Clock()
     peers = [Fake(name, clock, [], lambda call: step) for name in ("ours", "other")]
@@ -216,7 +216,7 @@ def run_suite(
 
 
 def test_a_run_of_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(first_step, "measure", lambda *which: {"cold_s": 2.0, "warm_s": 1.0})
+    monkeypatch.setattr(first_step, "cold_and_warm", lambda *which: {"cold_s": 2.0, "warm_s": 1.0})
     found = run_suite(monkeypatch, suite.cases(["nielsen"]), suite.FULL)
     assert [record["kind"] for record in found] == ["rates", *["step"] * 2, *["first step"] * 2]
     assert all(record["run"] == "r" and record["device"] == "cpu" for record in found)
@@ -234,13 +234,13 @@ def test_what_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     (_, left_out) = run_suite(monkeypatch, [wide], suite.FULL)
     assert left_out["kind"] == "left out"
     assert re.search(r"would take about 60 s \(3,024 GFLOP\)", left_out["reason"])
-    fast = Rates("cuda", 1e12, {"float32": 5e13}, 1e-6, 1 << 25)
+    fast = MachineRates("cuda", 1e12, {"float32": 5e13}, 1e-6, 1 << 25)
     assert suite.obstacle(wide.workload, fast, 4, 80 << 30, suite.FULL) is None
     assert "free" in str(suite.obstacle(wide.workload, fast, 4, 8 << 30, suite.FULL))
 
 
 def test_when_the_budget_is_spent_the_rest_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = suite.Settings(budget=5.0, first_steps=False)
+    settings = suite.SuiteSettings(budget=5.0, first_steps=False)
     found = run_suite(monkeypatch, suite.cases(["nielsen", "classic"]), settings)
     reasons = [(record["workload"], record["reason"]) for record in found if "reason" in record]
     assert reasons == [("classic", "out of time")]
@@ -248,7 +248,7 @@ def test_when_the_budget_is_spent_the_rest_is_named(monkeypatch: pytest.MonkeyPa
     assert [record["peer"] for record in steps] == ["ours", "other"]
     assert all(3 <= record["rounds"] < settings.rounds for record in steps)
 
-    settings = suite.Settings(budget=0.5, first_steps=False)
+    settings = suite.SuiteSettings(budget=0.5, first_steps=False)
     found = run_suite(monkeypatch, suite.cases(["nielsen", "classic"]), settings)
     reasons = [(record["workload"], record["kind"], record["reason"]) for record in found[1:]]
     assert reasons == [(name, "left out", "out of time") for name in ("nielsen", "classic")]
@@ -269,7 +269,7 @@ def test_the_floor_is_the_longer_of_two() -> None:
     load = WORKLOADS["classic"][0]
     assert floor.seconds(load, RATES) == pytest.approx(load.flops / 1e11)
     assert floor.limit(load, RATES) == "arithmetic"
-    slow = Rates("cpu", 1e6, RATES.products, 1e-6, on_chip=0)
+    slow = MachineRates("cpu", 1e6, RATES.products, 1e-6, on_chip=0)
     assert floor.seconds(load, slow) == pytest.approx(load.least_bytes(0) / 1e6)
     many = replace(load, members=1000)  # more than the chip keeps at once, but not than one by one
     assert many.least_bytes(1 << 20) == 1000 * load.least_bytes(1 << 20)
@@ -281,7 +281,7 @@ def test_what_is_expected_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand: the arithmetic of one core, three layers' calls, and the rows."""
     monkeypatch.setattr(floor, "usable_cores", lambda: 2)
     load = WORKLOADS["nielsen"][0]
-    rates = Rates("cpu", 4e10, {"float32": 4e11}, 1e-6, on_chip=0)
+    rates = MachineRates("cpu", 4e10, {"float32": 4e11}, 1e-6, on_chip=0)
     arithmetic = 958_800 / (floor.EXPECTED_RATE * 2e11)
     rows = 4 * 10 * 794 / 2e10
     alone = arithmetic + 12 * floor.EXPECTED_CALL + rows
@@ -302,7 +302,7 @@ def test_rates_count_what_was_done() -> None:
         clock.now += 1.0
         return clock.now
 
-    rates = floor.measure_cpu(0.0, tick, copied=1 << 20, product=8)
+    rates = floor.cpu_rates(0.0, tick, copied=1 << 20, product=8)
     assert rates.bandwidth == 2 * (1 << 20)
     assert rates.products == {"float32": 1024.0, "float64": 1024.0}
     assert rates.call == 1e-3
@@ -337,8 +337,20 @@ def test_rates_of_a_device() -> None:
         work()
         return [2.0, 1.0]
 
-    rates = floor.measure_cuda(Runtime(), clock, 7, copied=1 << 10, product=4)
-    assert rates == Rates("cuda", 2048.0, {"float32": 128.0, "float64": 128.0}, 1.0, 7)
+    rates = floor.cuda_rates(Runtime(), clock, 7, copied=1 << 10, product=4)
+    assert rates == MachineRates("cuda", 2048.0, {"float32": 128.0, "float64": 128.0}, 1.0, 7)
+
+
+@pytest.mark.gpu
+def test_rates_of_the_device_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = floor.cuda_rates
+    monkeypatch.setattr(
+        floor, "cuda_rates", lambda *which: rates(*which, copied=1 << 16, product=32)
+    )
+    found = floor.machine_rates("cuda", 0.0)
+    assert found.on_chip > 1 << 20
+    assert {"float32", "float64"} <= found.products.keys()
+    assert min(found.bandwidth, found.call, *found.products.values()) > 0
 
 
 # -- records ----------------------------------------------------------------------------
@@ -437,7 +449,7 @@ def test_what_is_wrong_with_a_record_is_said(
 
 
 def test_a_record_says_what_it_depends_on() -> None:
-    about = records.environment()
+    about = records.provenance()
     assert re.fullmatch(r"\d{8}T\d{6}Z", about["run"])
     assert {"python", "numpy", "backprop_gpu"} <= about["versions"].keys()
     assert {"processor", "cores", "blas"} <= about["machine"].keys()
@@ -466,9 +478,9 @@ def recorded(run: str, commit: str, scale: float = 1.0, curves: bool = False) ->
             fake = Fake(name, Clock(), [])
             middle = scale * factor * (2 * load.flops / 1e11 + 2e-5)
             seconds = (middle * rng.uniform(0.95, 1.05, 15)).tolist()
-            results.append(measure.Result(fake, seconds, 10, 1e-6, plan=f"engine <{name}>"))
+            results.append(measure.PeerResult(fake, seconds, 10, 1e-6, plan=f"engine <{name}>"))
         if load.members > 1:
-            results[-1] = measure.Result(results[-1].peer, absent="one network at a time")
+            results[-1] = measure.PeerResult(results[-1].peer, absent="one network at a time")
         for result in results:
             about = common | case.fields
             found.append(about | suite.step_record(result, results[0], load, RATES))
@@ -677,10 +689,20 @@ def test_quick(tmp_path: Path) -> None:
 
 
 def test_first_step_in_a_fresh_process() -> None:
-    found = first_step.measure("numpy", "nielsen", 0, "cpu")
+    found = first_step.cold_and_warm("numpy", "nielsen", 0, "cpu")
     assert set(found) == {"cold_s", "warm_s", "peak_mib"}
     with pytest.raises(first_step.FirstStepFailed, match="abacus"):
-        first_step.measure("abacus", "nielsen", 0, "cpu")
+        first_step.cold_and_warm("abacus", "nielsen", 0, "cpu")
+
+
+@pytest.mark.parametrize(("peer", "seconds"), [("ours", 9.0), ("numpy", 7.0)])
+def test_importing_ours_counts_for_ours_only(
+    peer: str, seconds: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["", peer, "nielsen"])
+    monkeypatch.setattr(first_step, "process_age", lambda: 9.0)
+    assert first_step.main(imports=2.0) == 0
+    assert json.loads(capsys.readouterr().out)["seconds"] == pytest.approx(seconds, abs=0.1)
 
 
 def test_where_records_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -688,13 +710,14 @@ def test_where_records_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert folder(None) == Path("backprop_gpu_bench")
     Path("pyproject.toml").touch()
     assert folder(None) == Path("backprop_gpu_bench")
-    Path("benchmarks/results").mkdir(parents=True)
-    assert folder(None) == Path("benchmarks/results")
+    results = Path("backprop_gpu/benchmarks/results")
+    results.mkdir(parents=True)
+    assert folder(None) == results
     assert folder("elsewhere") == Path("elsewhere")
 
 
 def test_a_library_begins_when_the_threads_of_the_last_one_sleep() -> None:
-    from benchmarks.measure import LOOK, PATIENCE, settle
+    from backprop_gpu.benchmarks.measure import LOOK, PATIENCE, settle
 
     now, waits = [0.0], []
 

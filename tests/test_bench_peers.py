@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.peers import Device, Trainer
-from benchmarks.peers.agreement import BOUND, bound, disagreement
-from benchmarks.peers.plain_numpy import PlainNumPy, PlainTrainer
-from benchmarks.peers.registry import PEERS, get
-from benchmarks.workloads import WORKLOADS, Arrays, Problem, Workload, problem
+from backprop_gpu.benchmarks.peers import DeviceType, PeerTrainer
+from backprop_gpu.benchmarks.peers.agreement import BOUND, bound, disagreement
+from backprop_gpu.benchmarks.peers.plain_numpy import PlainNumPy, PlainTrainer
+from backprop_gpu.benchmarks.peers.registry import DROP_INS, PEERS, get
+from backprop_gpu.benchmarks.workloads import WORKLOADS, Arrays, ProblemInstance, Workload, problem
 
 NIELSEN, CLASSIC, TABULAR = (WORKLOADS[name][0] for name in ("nielsen", "classic", "tabular"))
 POPULATION = next(load for load in WORKLOADS["population"] if load.members == 8)
 
-each_peer = pytest.mark.parametrize("name", PEERS)
+each_peer = pytest.mark.parametrize("name", [*PEERS, *DROP_INS])
 each_device = pytest.mark.parametrize(
     "device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 )
@@ -29,10 +29,10 @@ def by_name(workload: Workload) -> str:
     return workload.name
 
 
-def skip_where_absent(name: str, workload: Workload, device: Device) -> None:
-    reason = PEERS[name].obstacle(workload, device)
+def skip_where_absent(name: str, workload: Workload, device: DeviceType) -> None:
+    reason = get(name).obstacle(workload, device)
     if reason is not None:
-        pytest.skip(f"{PEERS[name].label} on {device}: {reason}")
+        pytest.skip(f"{get(name).label} on {device}: {reason}")
 
 
 # -- agreement -----------------------------------------------------------------------
@@ -41,22 +41,22 @@ def skip_where_absent(name: str, workload: Workload, device: Device) -> None:
 @each_device
 @each_peer
 @pytest.mark.parametrize("workload", [NIELSEN, CLASSIC, TABULAR, POPULATION], ids=by_name)
-def test_every_peer_trains_the_same(workload: Workload, name: str, device: Device) -> None:
+def test_every_peer_trains_the_same(workload: Workload, name: str, device: DeviceType) -> None:
     """`BOUND` is above what float32 leaves, 1e-6 of the change, and below what TF32 does, 3e-4."""
     skip_where_absent(name, workload, device)
-    assert disagreement(PEERS[name], workload, device) < bound(PEERS[name])
+    assert disagreement(get(name), workload, device) < bound(get(name))
 
 
 @each_device
 @each_peer
-def test_a_second_run_goes_on_where_the_first_ended(name: str, device: Device) -> None:
+def test_a_second_run_goes_on_where_the_first_ended(name: str, device: DeviceType) -> None:
     skip_where_absent(name, POPULATION, device)
     load = replace(POPULATION, members=2)
     short = problem(load, steps=4)
-    twice = PEERS[name].start(short, device)
+    twice = get(name).start(short, device)
     twice.run()
     twice.run()
-    once = PEERS[name].start(replace(short, order=np.tile(short.order, (2, 1))), device)
+    once = get(name).start(replace(short, order=np.tile(short.order, (2, 1))), device)
     once.run()
     for got, expected in zip(twice.parameters(), once.parameters(), strict=True):
         for a, b in zip(got, expected, strict=True):
@@ -76,7 +76,7 @@ class Broken(PlainNumPy):
     def __init__(self, trainer: type[PlainTrainer]) -> None:
         self.trainer = trainer
 
-    def start(self, problem: Problem, device: Device) -> Trainer:
+    def start(self, problem: ProblemInstance, device: DeviceType) -> PeerTrainer:
         return self.trainer(problem, np)
 
 
@@ -127,20 +127,22 @@ def test_parameters_of_another_shape_are_refused() -> None:
 def test_peers_by_name() -> None:
     assert [peer.name for peer in PEERS.values()] == list(PEERS)
     assert get("numpy") is PEERS["numpy"]
+    assert get("ours.torch") is DROP_INS["ours.torch"]
     with pytest.raises(ValueError, match=r"unknown peer 'keras'; known: ours, numpy, .*, cupy"):
         get("keras")
 
 
 def test_importing_the_peers_imports_no_library() -> None:
     code = (
-        "import sys, benchmarks.peers.agreement, benchmarks.peers.registry\n"
+        "import sys\n"
+        "from backprop_gpu.benchmarks.peers import agreement, registry\n"
         "print(*{m.partition('.')[0] for m in sys.modules})"
     )
     root = Path(__file__).parent.parent
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True
     ).stdout.split()
-    assert "benchmarks" in out
+    assert "backprop_gpu" in out
     assert not {"torch", "jax", "sklearn", "cupy", "numba"} & set(out)
 
 

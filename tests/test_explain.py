@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backprop_gpu.benchmarks import records
 
-from backprop_gpu import Network, cli, planning
+from backprop_gpu import Network, cli, planning, records
 from backprop_gpu.planning.explanation import Explanation, explain
 
 SIZES = (784, 30, 10)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from backprop_gpu import planning
+from backprop_gpu import planning, records
+from backprop_gpu.benchmarks import gpu_constants
 from backprop_gpu.planning import residency
-from benchmarks import gpu_constants, records
 
 CARD = planning.Device("A card", (9, 0), 100, 1.5e9, 2e12, 227 * 1024)
 KNOWN = {
@@ -56,7 +56,7 @@ def as_measured(constants: dict[str, float]) -> list[dict[str, Any]]:
 
 
 def test_known_constants_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before, found = gpu_constants.current(), as_measured(KNOWN)
+    before, found = gpu_constants.current_constants(), as_measured(KNOWN)
     slow = [record | {"median_us": 1e5} for record in found]
     other = [record | {"gpu": "another card"} for record in slow]
     wrong = [{"gpu": CARD.name, "op": "forward", "failed": "error above 0.001; not timed"}]
@@ -71,13 +71,13 @@ def test_known_constants_are_found(tmp_path: Path, capsys: pytest.CaptureFixture
     shown = capsys.readouterr().out
     assert f"LAUNCH                {before['LAUNCH']:>12.4g}" in shown
     assert "fused, median" in shown
-    assert gpu_constants.current() == before
+    assert gpu_constants.current_constants() == before
 
 
 def test_what_nothing_depends_on_stays(tmp_path: Path) -> None:
     found = [r for r in as_measured(KNOWN) if r["op"] != "resident" and "cublas" not in r["plan"]]
     new = gpu_constants.fitted(gpu_constants.timed(found, CARD))
-    old = gpu_constants.current()
+    old = gpu_constants.current_constants()
     for name in ("LIBRARY_LAUNCH", "LIBRARY_EFFICIENCY", "PHASE", "EXCHANGE", "EFFICIENCY"):
         assert new[name] == old[name]
     assert new["LAUNCH"] == pytest.approx(KNOWN["LAUNCH"], rel=0.05)

@@ -15,24 +15,25 @@ import numpy as np
 import pytest
 from conftest import device_runtime, needs_compiler
 
-from backprop_gpu import optimizers
+from backprop_gpu import optimizers, records
+from backprop_gpu.benchmarks import gpu_record, suite
+from backprop_gpu.benchmarks.peers import registry
+from backprop_gpu.benchmarks.recorder import GraphTimer
+from backprop_gpu.benchmarks.workloads import Workload
 from backprop_gpu.cuda import compiler
 from backprop_gpu.cuda.catalogue import Catalogue
 from backprop_gpu.testing import standin
-from benchmarks import gpu_record, records, suite
-from benchmarks.peers import registry
-from benchmarks.workloads import Workload
 
 NO_RUNTIME: Any = None
 
 
-def recorder_of(runtime: Any, folder: Path) -> gpu_record.Recorder:
-    clock = gpu_record.Clock(runtime, budget=0.0)
-    return gpu_record.Recorder(runtime, clock, folder / "gpu.jsonl", {"gpu": "tried"}, 600)
+def recorder_of(runtime: Any, folder: Path) -> gpu_record.GpuRecorder:
+    clock = GraphTimer(runtime, budget=0.0)
+    return gpu_record.GpuRecorder(runtime, clock, folder / "gpu.jsonl", {"gpu": "tried"}, 600)
 
 
 @pytest.fixture
-def recorder(tmp_path: Path) -> gpu_record.Recorder:
+def recorder(tmp_path: Path) -> gpu_record.GpuRecorder:
     """Of stages that need no device."""
     return recorder_of(NO_RUNTIME, tmp_path)
 
@@ -47,7 +48,7 @@ def test_every_stage(tmp_path: Path) -> None:
     stages = gpu_record.stages(recorder, small=True)
     for name in ("floors", "maps", "updates", "resident", "products"):
         recorder.stage(name, stages[name])
-    tiny = suite.Case(Workload("tiny", (20, 9, 5), 10, classes=True))
+    tiny = suite.BenchCase(Workload("tiny", (20, 9, 5), 10, classes=True))
     peers = [registry.get(name) for name in ("ours", "numpy", "torch.graph")]
     recorder.stage("training", lambda: recorder.training(peers, [tiny], "cpu"))
     lines = written(tmp_path)
@@ -80,8 +81,8 @@ def test_from_plan_to_report(tmp_path: Path) -> None:
     running = standin.running()
     options = ["--stand-in", running.card] if running is not None else []
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_record", "--out", str(tmp_path), "--small",
-         "--only", "check", "--only", "maps", "--only", "ncu", *options],
+        [sys.executable, "-m", "backprop_gpu.benchmarks.gpu_record", "--out", str(tmp_path),
+         "--small", "--only", "check", "--only", "maps", "--only", "ncu", *options],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -107,7 +108,7 @@ def test_what_a_record_needs_is_compiled_beforehand(
     tmp_path.chmod(0o700)
     monkeypatch.setenv("BACKPROP_GPU_CACHE", str(tmp_path))
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_record", "--prepare", "--small",
+        [sys.executable, "-m", "backprop_gpu.benchmarks.gpu_record", "--prepare", "--small",
          "--only", "updates", "--only", "ncu"],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1],
     )  # fmt: skip
@@ -132,7 +133,7 @@ def program(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_ncu(
-    recorder: gpu_record.Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recorder: gpu_record.GpuRecorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metrics = ("gpu__time_duration.sum", "1,234.5"), ("sm__throughput", "61.2")
     with (tmp_path / "printed").open("w") as file:
@@ -152,7 +153,7 @@ def test_ncu(
 
 
 def test_what_a_stopped_program_has_printed_is_kept(
-    recorder: gpu_record.Recorder, tmp_path: Path
+    recorder: gpu_record.GpuRecorder, tmp_path: Path
 ) -> None:
     recorder.stop = 0.0
     code, text = recorder.logged("a program", ["sh", "-c", "echo so far; exec sleep 20"])
@@ -160,7 +161,7 @@ def test_what_a_stopped_program_has_printed_is_kept(
     assert (tmp_path / "a_program.log").read_text() == text
 
 
-def test_what_is_wrong_is_not_timed(recorder: gpu_record.Recorder, tmp_path: Path) -> None:
+def test_what_is_wrong_is_not_timed(recorder: gpu_record.GpuRecorder, tmp_path: Path) -> None:
     recorder.timed("forward", (1,), np.float32, "fused", [1e-6], error=0.5)
     recorder.timed("forward", (1,), np.float32, "fused", [1e-6], error=float("nan"))
     for line in written(tmp_path):
@@ -169,7 +170,7 @@ def test_what_is_wrong_is_not_timed(recorder: gpu_record.Recorder, tmp_path: Pat
 
 
 def test_a_stage_that_fails_is_recorded_and_the_next_runs(
-    recorder: gpu_record.Recorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    recorder: gpu_record.GpuRecorder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorder.stage("first", lambda: 1 / 0)
     recorder.stage("second", lambda: recorder.write(op="second"))

@@ -19,7 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     # From a copy, so that a build folder left in the tree cannot lend the wheel its files.
     source = tmp_path_factory.mktemp("source")
-    for name in ("backprop_gpu", "kernels", "benchmarks"):
+    for name in ("backprop_gpu", "kernels"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -37,7 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_wheel_holds_every_source(wheel: zipfile.ZipFile) -> None:
     expected = {
         path.relative_to(ROOT).as_posix()
-        for pattern in ("*.py", "py.typed")
+        for pattern in ("*.py", "py.typed", "benchmarks/*.cu", "benchmarks/results/*.jsonl")
         for path in (ROOT / "backprop_gpu").rglob(pattern)
     }
     expected |= {
@@ -45,15 +45,10 @@ def test_the_wheel_holds_every_source(wheel: zipfile.ZipFile) -> None:
         for pattern in ("*.py", "*.cu", "*.cuh", "README.md")
         for path in (ROOT / "kernels").rglob(pattern)
     }
-    expected |= {
-        f"backprop_gpu/{path.relative_to(ROOT).as_posix()}"
-        for pattern in ("*.py", "*.cu", "results/*.jsonl")
-        for path in (ROOT / "benchmarks").rglob(pattern)
-    }
     assert expected <= set(wheel.namelist()), expected - set(wheel.namelist())
     assert "backprop_gpu/kernels/cuda/gemm.cuh" in expected
     assert "backprop_gpu/benchmarks/peers/__init__.py" in expected
-    assert "backprop_gpu/benchmarks/results/cpu.jsonl" in expected
+    assert "backprop_gpu/benchmarks/results/bench.jsonl" in expected
 
 
 def test_the_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
@@ -69,11 +64,12 @@ def test_the_versions_agree() -> None:
 
 
 def test_tables_of_readme_come_from_the_records() -> None:
-    from benchmarks import records, report
+    from backprop_gpu import records
+    from backprop_gpu.benchmarks import report
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = records.read(ROOT / "benchmarks" / "results" / records.BENCH)
+    found = records.read(records.RESULTS / records.BENCH)
     assert report.markdown(found) in readme
-    found = records.read(ROOT / "benchmarks" / "results" / records.GPU)
+    found = records.read(records.RESULTS / records.GPU)
     steps = [record for record in found if record.get("op") == "training"]
-    assert report.markdown(steps, "python -m benchmarks.gpu_record") in readme
+    assert report.markdown(steps, "python -m backprop_gpu.benchmarks.gpu_record") in readme

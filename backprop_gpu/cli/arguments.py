@@ -14,11 +14,8 @@ import numpy as np
 from .. import (
     backends,
 )  # fmt: skip
+from ..errors import ArgumentError
 from ..reading import MAX_BYTES
-
-
-class ArgumentError(Exception):
-    """An argument, or a file that it names, is wrong: one line for the user."""
 
 
 class Parser(argparse.ArgumentParser):

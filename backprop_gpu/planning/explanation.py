@@ -139,7 +139,7 @@ def explain(
 
 
 def _records(folder: Path | None) -> list[dict[str, Any]]:
-    from ..benchmarks import records
+    from .. import records  # which few who train ask for
 
     paths = [(folder or records.RESULTS) / name for name in (records.BENCH, records.GPU)]
     return [
@@ -168,7 +168,7 @@ def _newest(
     found: Sequence[dict[str, Any]], device: Device | None, **fields: Any
 ) -> dict[str, Any] | None:
     """The newest record with these fields of such a machine: the GPU, or CPU and cores."""
-    from ..benchmarks import records
+    from .. import records  # which few who train ask for
 
     if device is None:
         fields |= {"device": "cpu"}

@@ -2,7 +2,7 @@
 
 The choice rests on a time predicted from operations, bytes and launches (`Product.seconds`). The
 efficiencies are estimates until a record in ``benchmarks/results`` replaces them
-(``benchmarks.gpu_constants``).
+(``backprop_gpu.benchmarks.gpu_constants``).
 """
 
 from __future__ import annotations

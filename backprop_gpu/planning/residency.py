@@ -41,7 +41,7 @@ PARTS = 1 << 13
 
 SCHEDULERS = 4
 #: Share of the peak that a phase's busiest unit reaches: on an H200, as PHASE, by the record of
-#: 2026-11-26 (``benchmarks.gpu_constants``).
+#: 2026-11-26 (``backprop_gpu.benchmarks.gpu_constants``).
 EFFICIENCY = 0.36
 #: Cycles of a phase until its first result, with the barrier behind it.
 PHASE = 190
@@ -173,7 +173,7 @@ def choose(
         )
 
     def fitting(stored: int) -> Residency | str:
-        return _fit(
+        return choose_as_stored(
             tuple(sizes), batch, itemsize, slots, device, members, stored, threads,
             clusters or (), apart or (), cut,
         )  # fmt: skip
@@ -205,7 +205,7 @@ def largest_cluster(device: Device) -> int:
 
 
 @lru_cache(maxsize=256)
-def _fit(
+def choose_as_stored(
     sizes: tuple[int, ...],
     batch: int,
     itemsize: int,
@@ -218,6 +218,7 @@ def _fit(
     apart: tuple[int, ...],
     cut: tuple[int, ...],
 ) -> Residency | str:
+    """As `choose`, of those that read X with ``stored`` bytes a number."""
     largest = min(largest_cluster(device), device.multiprocessors)
     ways = [(n, False, device.clusters_at_once(n)) for n in clusters if n <= largest]
     ways += [(n, True, device.multiprocessors // n) for n in apart]

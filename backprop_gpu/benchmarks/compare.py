@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from . import records
-from .records import Record
+from .. import records
+from ..records import Record
 
 #: What a record of a step has at least.
 STEP_KEYS = {"kind", "run", "device", "workload", "variant", "peer", "median_us", "quantiles_us"}

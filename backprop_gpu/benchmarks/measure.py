@@ -15,7 +15,7 @@ from math import ceil
 import numpy as np
 
 from .floor import Clock
-from .peers import Device, Peer, Trainer
+from .peers import DeviceType, Peer, PeerTrainer
 from .peers.agreement import bound
 from .workloads import Workload, problem
 
@@ -34,11 +34,11 @@ ROWS = 1 << 24
 #: for 2²⁸ cycles before they sleep, on cores that the next library needs.
 LOOK, IDLE, PATIENCE = 0.01, 0.2, 1.0
 
-Disagreement = Callable[[Peer, Workload, Device, int], float]
+Disagreement = Callable[[Peer, Workload, DeviceType, int], float]
 
 
 @dataclass
-class Result:
+class PeerResult:
     """What became of one library on one workload."""
 
     peer: Peer
@@ -59,9 +59,9 @@ class Result:
         return bool(self.seconds) and self.absent is None and self.failed is None
 
 
-def measure(
+def time_peers(
     workload: Workload,
-    device: Device,
+    device: DeviceType,
     peers: Sequence[Peer],
     *,
     seconds: float,
@@ -72,7 +72,7 @@ def measure(
     clock: Clock = time.perf_counter,
     pause: Callable[[float], None] = time.sleep,
     progress: Callable[[str], None] = lambda doing: None,
-) -> list[Result]:
+) -> list[PeerResult]:
     """One result for each library.
 
     Parameters
@@ -92,7 +92,7 @@ def measure(
     """
     results, trainers = [], {}
     for peer in peers:
-        result = Result(peer)
+        result = PeerResult(peer)
         results.append(result)
         progress(f"{peer.name}: preparing")
         try:
@@ -132,11 +132,11 @@ def measure(
 def prepare(
     peer: Peer,
     workload: Workload,
-    device: Device,
+    device: DeviceType,
     seconds: float,
     least: float = 0.0,
     clock: Clock = time.perf_counter,
-) -> tuple[Trainer, int]:
+) -> tuple[PeerTrainer, int]:
     """A warm trainer whose runs take about this long, and how many steps that is.
 
     A run has at least `PILOT` steps, or what would take so long if each took the ``least``.
@@ -165,7 +165,7 @@ def settle(pause: Callable[[float], None] = time.sleep, cpu: Clock = time.proces
             return
 
 
-def ratios(result: Result, ours: Result) -> list[float]:
+def ratios(result: PeerResult, ours: PeerResult) -> list[float]:
     """Of a library's time to ours, round by round."""
     pairs = zip(result.seconds, ours.seconds, strict=False)  # who failed has fewer rounds
     return [theirs / own for theirs, own in pairs]
@@ -176,7 +176,7 @@ def describe(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _look(result: Result, trainer: Trainer) -> None:
+def _look(result: PeerResult, trainer: PeerTrainer) -> None:
     weights, biases = trainer.parameters()
     if not all(np.isfinite(array).all() for array in weights + biases):
         result.failed = "its parameters are not finite after the timed steps"

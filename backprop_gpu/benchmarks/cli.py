@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import records
-from .records import OURS, Record
+from .. import records
+from ..errors import ArgumentError
+from ..records import OURS, Record
 from .workloads import WORKLOADS
 
 if TYPE_CHECKING:
-    from .peers import Device, Peer
-    from .suite import Settings
+    from .peers import DeviceType, Peer
+    from .suite import SuiteSettings
 
+#: Where a clone of the project has the records of its machines.
+_IN_A_CLONE = Path("backprop_gpu", "benchmarks", "results")
 _LINE = "{:<50} {:<18} {:>10} {:>17} {:>8} {:>8}"
 _HEAD = ("workload", "library", "µs a step", "10–90 %", "to ours", "of floor")
 
@@ -42,7 +45,8 @@ def add(commands: Any) -> None:
         "--against",
         nargs="+",
         metavar="NAME",
-        help="only these libraries beside ours; default: all that are there",
+        help="only these libraries beside ours; default: all that are there, but for our drop-in "
+        "replacements, ours.estimators and ours.torch",
     )
     option(
         "--device",
@@ -65,7 +69,7 @@ def add(commands: Any) -> None:
     _add_compare(actions)
 
 
-_DEFAULT = "benchmarks/results in a clone of the project, else ./backprop_gpu_bench"
+_DEFAULT = f"{_IN_A_CLONE} in a clone of the project, else ./backprop_gpu_bench"
 
 
 def _add_report(actions: Any) -> None:
@@ -115,12 +119,6 @@ def _add_compare(actions: Any) -> None:
     parser.set_defaults(run=_compare)
 
 
-def _wrong(message: object) -> Exception:
-    from backprop_gpu.cli import ArgumentError
-
-    return ArgumentError(str(message))
-
-
 # -- bench ----------------------------------------------------------------------------
 
 
@@ -133,10 +131,10 @@ def _bench(args: argparse.Namespace) -> int:
     peers, left_out = _peers(args.against, settings)
     device = _device(args.device)
     path = folder(args.out) / records.BENCH
-    common = records.environment() | {"quick": args.quick}
+    common = records.provenance() | {"quick": args.quick}
     about = common["machine"]
     if device == "cuda":
-        from backprop_gpu.cuda.runtime import runtime
+        from ..cuda.runtime import runtime
 
         about["gpu"] = runtime().device.name
     cases = suite.cases(names, args.curves)
@@ -171,33 +169,33 @@ def _names(what: str, asked: Sequence[str] | None, known: Sequence[str]) -> list
     names = [name for name in re.split(r"[,\s]+", ",".join(asked)) if name]
     for name in names:
         if name not in known:
-            raise _wrong(f"unknown {what} {name!r}; known: {', '.join(known)}")
+            raise ArgumentError(f"unknown {what} {name!r}; known: {', '.join(known)}")
     return list(dict.fromkeys(names))
 
 
-def _peers(against: Sequence[str] | None, settings: Settings) -> tuple[list[Peer], list[str]]:
+def _peers(against: Sequence[str] | None, settings: SuiteSettings) -> tuple[list[Peer], list[str]]:
     """Ours and the others, and the names of those that --quick leaves out."""
     from .peers import registry
 
-    known = [name for name in registry.PEERS if name != OURS]
-    names = _names("library", against, [OURS, *known])
+    known = [*registry.PEERS, *registry.DROP_INS]
+    names = list(registry.PEERS) if against is None else _names("library", against, known)
     left_out = [name for name in names if against is None and name in settings.left_out]
     names = [name for name in names if name != OURS and name not in left_out]
     return [registry.get(name) for name in [OURS, *names]], left_out
 
 
-def _device(asked: str) -> Device:
-    from backprop_gpu import backends
+def _device(asked: str) -> DeviceType:
+    from .. import backends
 
     if asked not in ("cpu", "cuda", "auto"):
-        raise _wrong(f"unknown device {asked!r}; known: cpu, cuda, auto")
+        raise ArgumentError(f"unknown device {asked!r}; known: cpu, cuda, auto")
     if asked == "cpu":
         return "cpu"
     obstacle = backends.Obstacles()["cuda"]
     if obstacle is None:
         return "cuda"
     if asked == "cuda":
-        raise _wrong(f"device 'cuda' is not usable here: {obstacle}")
+        raise ArgumentError(f"device 'cuda' is not usable here: {obstacle}")
     return "cpu"
 
 
@@ -282,9 +280,8 @@ def folder(asked: str | None) -> Path:
     """Where records go."""
     if asked is not None:
         return Path(asked)
-    here = Path("benchmarks", "results")
-    if here.is_dir() and Path("pyproject.toml").is_file():
-        return here
+    if _IN_A_CLONE.is_dir() and Path("pyproject.toml").is_file():
+        return _IN_A_CLONE
     return Path("backprop_gpu_bench")
 
 
@@ -299,27 +296,26 @@ def _file(asked: str | None) -> Path:
     came_with_it = records.RESULTS / records.BENCH
     if asked is None and came_with_it.is_file():
         return came_with_it
-    raise _wrong(f"no records in {path}; `backprop-gpu bench --record` makes some")
+    raise ArgumentError(f"no records in {path}; `backprop-gpu bench --record` makes some")
 
 
 def _read(asked: str | None) -> list[Record]:
     path = _file(asked)
     found = records.read(path, records.of_bench)
     if not found:
-        raise _wrong(f"no records in {path}; `backprop-gpu bench --record` makes some")
+        raise ArgumentError(f"no records in {path}; `backprop-gpu bench --record` makes some")
     return found
 
 
 def _report(args: argparse.Namespace) -> int:
-    from backprop_gpu.files import write_whole
-
+    from ..files import write_whole
     from . import report
 
     text = report.page(_read(args.records))
     try:
         write_whole(args.out, text.encode())
     except OSError as error:
-        raise _wrong(error) from error
+        raise ArgumentError(str(error)) from error
     print(f"written: {args.out}")
     return 0
 
@@ -339,10 +335,10 @@ def _compare(args: argparse.Namespace) -> int:
     try:
         before, after = (compare.select(name, known) for name in files)
     except ValueError as error:
-        raise _wrong(error) from error
+        raise ArgumentError(str(error)) from error
     moved = compare.movements(before, after)
     if not moved:
-        raise _wrong("A and B have no workload and library in common")
+        raise ArgumentError("A and B have no workload and library in common")
     line = "{:<58} {:<16} {:>10} {:>10} {:>8}  {}"
     print(line.format("workload", "library", "A, µs", "B, µs", "change", ""))
     for movement in moved:

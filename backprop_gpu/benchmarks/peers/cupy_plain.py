@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..workloads import Problem, Workload
-from . import Device, absent
+from ..workloads import ProblemInstance, Workload
+from . import DeviceType, absent
 from .plain_numpy import Array, PlainTrainer
 
 
@@ -13,7 +13,7 @@ class PlainCuPy:
     name = "cupy"
     label = "plain CuPy"
 
-    def obstacle(self, workload: Workload, device: Device) -> str | None:
+    def obstacle(self, workload: Workload, device: DeviceType) -> str | None:
         if device == "cpu":
             return "it runs on a CUDA device only"
         if reason := absent("cupy", "CuPy"):
@@ -22,12 +22,12 @@ class PlainCuPy:
 
         return None if cupy.is_available() else "CuPy finds no CUDA device"
 
-    def start(self, problem: Problem, device: Device) -> PlainTrainer:
+    def start(self, problem: ProblemInstance, device: DeviceType) -> PlainTrainer:
         return CuPyTrainer(problem)
 
 
 class CuPyTrainer(PlainTrainer):
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: ProblemInstance) -> None:
         import cupy
 
         super().__init__(problem, cupy)
@@ -37,4 +37,5 @@ class CuPyTrainer(PlainTrainer):
         self.xp.cuda.get_current_stream().synchronize()
 
     def to_numpy(self, array: Array) -> np.ndarray:
-        return self.xp.asnumpy(array)
+        host: np.ndarray = self.xp.asnumpy(array)
+        return host

@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
-from typing import Any
 
 import numpy as np
 
+from ..records import Record, quantiles
 from . import first_step, floor, measure
-from .floor import Rates
+from .floor import MachineRates
 from .measure import OUT_OF_TIME
-from .peers import Device, Peer
-from .records import Record
+from .peers import DeviceType, Peer
 from .workloads import WORKLOADS, Workload
 
 _CLASSIC, _NIELSEN = WORKLOADS["classic"][0], WORKLOADS["nielsen"][0]
@@ -44,7 +43,7 @@ MEMORY = 0.7
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchCase:
     """A workload, and where it stands: in the list of its name, or on a curve at ``x``."""
 
     workload: Workload
@@ -67,7 +66,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Settings:
+class SuiteSettings:
     """How thoroughly to measure."""
 
     #: Of a timed run.
@@ -85,10 +84,10 @@ class Settings:
     left_out: tuple[str, ...] = ()
 
 
-FULL = Settings()
+FULL = SuiteSettings()
 #: Ends within a minute on two cores. Compiling for half of that would leave too little for the
 #: rest.
-QUICK = Settings(
+QUICK = SuiteSettings(
     seconds=0.05,
     rounds=5,
     curve_rounds=3,
@@ -100,13 +99,13 @@ QUICK = Settings(
 )
 
 
-def cases(names: Sequence[str] = tuple(WORKLOADS), curves: bool = False) -> list[Case]:
+def cases(names: Sequence[str] = tuple(WORKLOADS), curves: bool = False) -> list[BenchCase]:
     """What to measure: the first variant of every workload, then the second ones, then curves."""
-    found = [Case(load, i) for name in names for i, load in enumerate(WORKLOADS[name])]
+    found = [BenchCase(load, i) for name in names for i, load in enumerate(WORKLOADS[name])]
     found.sort(key=lambda case: case.variant)
     if curves:
         found += [
-            Case(load, curve=curve, x=x)
+            BenchCase(load, curve=curve, x=x)
             for curve, loads in CURVES.items()
             for x, load in loads.items()
             if load.name in names
@@ -115,7 +114,7 @@ def cases(names: Sequence[str] = tuple(WORKLOADS), curves: bool = False) -> list
 
 
 def obstacle(
-    load: Workload, rates: Rates, trainers: int, free: int | None, settings: Settings
+    load: Workload, rates: MachineRates, trainers: int, free: int | None, settings: SuiteSettings
 ) -> str | None:
     """Why a workload does not fit this machine, by what its rates predict."""
     predicted = floor.seconds(load, rates) / EXPECTED_SHARE
@@ -135,9 +134,9 @@ def obstacle(
 
 def run(
     peers: Sequence[Peer],
-    chosen: Sequence[Case],
-    device: Device,
-    settings: Settings,
+    chosen: Sequence[BenchCase],
+    device: DeviceType,
+    settings: SuiteSettings,
     common: Record,
     *,
     disagreement: measure.Disagreement,
@@ -155,7 +154,7 @@ def run(
         return clock() >= stop
 
     progress("rates of the machine")
-    rates = floor.measure(device, settings.rate_seconds)
+    rates = floor.machine_rates(device, settings.rate_seconds)
     yield common | {"kind": "rates"} | rates.as_record()
     for case in chosen:
         about = common | case.fields
@@ -166,12 +165,12 @@ def run(
             continue
         least = floor.seconds(load, rates)
         rounds = settings.rounds if case.curve is None else settings.curve_rounds
-        results = measure.measure(
+        results = measure.time_peers(
             load,
             device,
             peers,
             seconds=settings.seconds,
-            rounds=affordable(rounds, least, settings.seconds),
+            rounds=affordable_rounds(rounds, least, settings.seconds),
             disagreement=disagreement,
             least=least,
             spent=spent,
@@ -193,13 +192,13 @@ def _progress(progress: Callable[[str], None], load: Workload, doing: str) -> No
     progress(f"{load.name} {load}, {doing}")
 
 
-def affordable(rounds: int, least: float, seconds: float) -> int:
+def affordable_rounds(rounds: int, least: float, seconds: float) -> int:
     """Fewer rounds, but three, where a single step takes longer than a run should."""
     return max(3, min(rounds, int(rounds * seconds / max(seconds, least / EXPECTED_SHARE))))
 
 
 def step_record(
-    result: measure.Result, ours: measure.Result, load: Workload, rates: Rates
+    result: measure.PeerResult, ours: measure.PeerResult, load: Workload, rates: MachineRates
 ) -> Record:
     """What one library did."""
     peer = result.peer
@@ -228,27 +227,17 @@ def step_record(
     return found if result.plan is None else found | {"plan": result.plan}
 
 
-def quantiles(seconds: Sequence[float]) -> dict[str, Any]:
-    """Median and quantiles of a step, in microseconds."""
-    levels = (0.1, 0.25, 0.75, 0.9)
-    values = np.quantile(seconds, levels).tolist()
-    return {
-        "median_us": _us(median(seconds)),
-        "quantiles_us": {f"{level:g}": _us(x) for level, x in zip(levels, values, strict=True)},
-    }
-
-
 def _us(seconds: float) -> float:
     return round(seconds * 1e6, 3)
 
 
 def first_steps(
     peers: Sequence[Peer],
-    chosen: Sequence[Case],
-    device: Device,
+    chosen: Sequence[BenchCase],
+    device: DeviceType,
     common: Record,
-    rates: Rates,
-    settings: Settings,
+    rates: MachineRates,
+    settings: SuiteSettings,
     progress: Callable[[str], None],
 ) -> Iterator[Record]:
     """Fresh processes, for the first variant of each workload that fits."""
@@ -264,7 +253,7 @@ def first_steps(
             progress(f"{load.name}, {peer.name}: first step of a fresh process, cold and warm")
             about = common | case.fields | {"peer": peer.name, "label": peer.label}
             try:
-                found = first_step.measure(peer.name, load.name, case.variant, device)
+                found = first_step.cold_and_warm(peer.name, load.name, case.variant, device)
             except first_step.FirstStepFailed as error:
                 reason = f"first step of a fresh process: {error}"
                 yield about | {"kind": "failed", "reason": reason}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..workloads import Problem, Workload
-from . import Device
+from ..workloads import ProblemInstance, Workload
+from . import DeviceType
 from .torch_eager import TorchEager, TorchTrainer
 
 
@@ -11,12 +11,12 @@ class TorchGraph(TorchEager):
     name = "torch.graph"
     label = "PyTorch CUDA graph"
 
-    def obstacle(self, workload: Workload, device: Device) -> str | None:
+    def obstacle(self, workload: Workload, device: DeviceType) -> str | None:
         if device == "cpu":
             return "it runs on a CUDA device only"
         return super().obstacle(workload, device)
 
-    def start(self, problem: Problem, device: Device) -> TorchTrainer:
+    def start(self, problem: ProblemInstance, device: DeviceType) -> TorchTrainer:
         return GraphTrainer(problem, device)
 
 
@@ -27,12 +27,14 @@ class TorchGraphTF32(TorchGraph):
     label = "PyTorch CUDA graph, TF32"
     bound = 1e-2
 
-    def start(self, problem: Problem, device: Device) -> TorchTrainer:
+    def start(self, problem: ProblemInstance, device: DeviceType) -> TorchTrainer:
         return GraphTrainer(problem, device, precision="high")
 
 
 class GraphTrainer(TorchTrainer):
-    def __init__(self, problem: Problem, device: Device, precision: str = "highest") -> None:
+    def __init__(
+        self, problem: ProblemInstance, device: DeviceType, precision: str = "highest"
+    ) -> None:
         super().__init__(problem, device)
         self.torch.set_float32_matmul_precision(precision)
         cuda = self.torch.cuda

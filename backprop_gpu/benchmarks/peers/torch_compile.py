@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..workloads import Problem
-from . import Device
+from ..workloads import ProblemInstance
+from . import DeviceType
 from .torch_eager import Tensor, TorchEager, TorchTrainer
 
 
@@ -11,12 +11,12 @@ class TorchCompile(TorchEager):
     name = "torch.compile"
     label = "PyTorch compiled"
 
-    def start(self, problem: Problem, device: Device) -> TorchTrainer:
+    def start(self, problem: ProblemInstance, device: DeviceType) -> TorchTrainer:
         return CompiledTrainer(problem, device)
 
 
 class CompiledTrainer(TorchTrainer):
-    def __init__(self, problem: Problem, device: Device) -> None:
+    def __init__(self, problem: ProblemInstance, device: DeviceType) -> None:
         super().__init__(problem, device)
         torch, X, Y = self.torch, self.X, self.Y
         # The optimizer's step and `backward` would break the graph; this has no breaks.
@@ -28,11 +28,11 @@ class CompiledTrainer(TorchTrainer):
                 tensor.sub_(gradients[name], alpha=problem.learning_rate)
 
         # Every workload is one more compilation of the same Python function.
-        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.recompile_limit = 64  # noqa: SLF001
         if device == "cuda":
             # Else the CUDA graph copies them to where it wants them, before every step.
             for tensor in (X, Y, *state.values()):
-                torch._dynamo.mark_static_address(tensor)
+                torch._dynamo.mark_static_address(tensor)  # noqa: SLF001
         mode = "reduce-overhead" if device == "cuda" else "default"
         compiled = torch.compile(step, fullgraph=True, dynamic=False, mode=mode)
         self.step = compiled  # type: ignore[method-assign]

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from backprop_gpu import planning
+from .. import planning
 
 Arrays = list[np.ndarray]
 
@@ -90,7 +90,7 @@ WORKLOADS: dict[str, tuple[Workload, ...]] = {
 
 
 @dataclass(frozen=True)
-class Problem:
+class ProblemInstance:
     """A workload with its data: everything a library needs to train, and nothing of its own.
 
     X (rows, n_0) and Y (rows, n_L) are random. ``order`` (steps, batch) names the rows of every
@@ -110,7 +110,7 @@ class Problem:
         return len(self.order)
 
 
-def problem(workload: Workload, steps: int, seed: int = 0) -> Problem:
+def problem(workload: Workload, steps: int, seed: int = 0) -> ProblemInstance:
     """Random data for a number of steps; rows are drawn anew once all have been used."""
     rng = np.random.default_rng(seed)
     rows = workload.batch * min(steps, max(2, 10_000 // workload.batch))
@@ -129,4 +129,4 @@ def problem(workload: Workload, steps: int, seed: int = 0) -> Problem:
         w = rng.standard_normal((workload.members, n, k), np.float32)
         weights.append(w * np.float32((gain / k) ** 0.5))
         biases.append(0.1 * rng.standard_normal((workload.members, n), np.float32))
-    return Problem(workload, X, Y, order, weights, biases, workload.learning_rate)
+    return ProblemInstance(workload, X, Y, order, weights, biases, workload.learning_rate)

@@ -1,11 +1,9 @@
 """The first step of a library in a fresh process: its time and its memory.
 
-    python -m benchmarks.first_step PEER WORKLOAD [--variant I] [--device cpu|cuda]
-
-prints one JSON object: ``seconds`` from the start of the process to the end of a first training
-step, so with imports, data and compilation, and ``peak_mib``, the most memory that the process
-had in use (resident set). `measure` runs this twice: cold, with every cache folder empty, and
-warm, with what the cold one left there.
+`main` prints one JSON object: ``seconds`` from the start of the process to the end of a first
+training step, so with imports, data and compilation, and ``peak_mib``, the most memory that the
+process had in use (resident set). `cold_and_warm` runs it twice: cold, with every cache folder
+empty, and warm, with what the cold one left there.
 """
 
 from __future__ import annotations
@@ -17,10 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from .records import OURS
+from ..records import OURS
+from .peers import registry
 from .workloads import WORKLOADS, problem
 
 #: The folders that ours and the peers keep compiled code in.
@@ -30,16 +28,13 @@ CACHES = (
     "JAX_COMPILATION_CACHE_DIR",
 )  # fmt: skip
 
-#: Runs this file as part of a package called `benchmarks` wherever it lies: as part of
-#: backprop_gpu every library would be charged for the import of ours.
+#: NumPy, in which every library gets the data, counts for all of them; what else is imported here
+#: is imported by ours, and counts for ours only.
 _START = """
-import importlib.util, sys
-folder, *sys.argv[1:] = sys.argv[1:]
-spec = importlib.util.spec_from_file_location("benchmarks", folder + "/__init__.py")
-sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sys.modules["benchmarks"])
-from benchmarks.first_step import main
-sys.exit(main())
+import sys, time, numpy
+begin = time.monotonic()
+from backprop_gpu.benchmarks.first_step import main
+sys.exit(main(imports=time.monotonic() - begin))
 """
 
 
@@ -50,7 +45,7 @@ class FirstStepFailed(RuntimeError):
     """The process of a library came to no result."""
 
 
-def measure(
+def cold_and_warm(
     peer: str, workload: str, variant: int, device: str, timeout: float = 300.0
 ) -> dict[str, float]:
     """``cold_s``, ``warm_s`` (seconds) and ``peak_mib`` (of the warm process)."""
@@ -67,7 +62,7 @@ def _fresh(
     peer: str, workload: str, variant: int, device: str, caches: dict[str, str], timeout: float
 ) -> dict[str, float]:
     arguments = [peer, workload, "--variant", str(variant), "--device", device]
-    command = [sys.executable, "-c", _START, str(Path(__file__).parent), *arguments]
+    command = [sys.executable, "-c", _START, *arguments]
     for folder in caches.values():
         Path(folder).mkdir(0o700, exist_ok=True)  # ours uses none that others may write to
     try:
@@ -83,20 +78,15 @@ def _fresh(
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Do one step and print what it took."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.first_step", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def main(imports: float) -> int:
+    """Do one step and print what it took; ``imports`` are the seconds that importing ours did."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("peer")
     parser.add_argument("workload", choices=list(WORKLOADS))
     parser.add_argument("--variant", type=int, default=0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    args = parser.parse_args(argv)
-    before = time.monotonic()
-    from .peers import registry
-
-    # This imports ours, which the other libraries need not pay for.
-    uncounted = 0.0 if args.peer == OURS else time.monotonic() - before
+    args = parser.parse_args()
+    uncounted = 0.0 if args.peer == OURS else imports
     before = time.monotonic()
     used = _device_mib() if args.device == "cuda" else None
     uncounted += time.monotonic() - before
@@ -145,7 +135,3 @@ def _device_mib() -> float | None:
         return float(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

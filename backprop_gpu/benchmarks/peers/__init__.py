@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 from typing import Literal, Protocol
 
-from ..workloads import Arrays, Problem, Workload
+from ..workloads import Arrays, ProblemInstance, Workload
 
-Device = Literal["cpu", "cuda"]
+DeviceType = Literal["cpu", "cuda"]
 
 
-class Trainer(Protocol):
+class PeerTrainer(Protocol):
     """One library at work on one problem; everything it prepares ahead is done."""
 
     def run(self) -> None:
@@ -29,10 +29,10 @@ class Peer(Protocol):
     #: As tables show it, such as "PyTorch eager".
     label: str
 
-    def obstacle(self, workload: Workload, device: Device) -> str | None:
+    def obstacle(self, workload: Workload, device: DeviceType) -> str | None:
         """Why it cannot train this here: not installed, no such device, no way to say it."""
 
-    def start(self, problem: Problem, device: Device) -> Trainer: ...
+    def start(self, problem: ProblemInstance, device: DeviceType) -> PeerTrainer: ...
 
 
 def absent(module: str, package: str) -> str | None:
@@ -40,5 +40,5 @@ def absent(module: str, package: str) -> str | None:
     return None if importlib.util.find_spec(module) else f"{package} is not installed"
 
 
-def cpu_only(device: Device) -> str | None:
+def cpu_only(device: DeviceType) -> str | None:
     return None if device == "cpu" else "it runs on the CPU only"

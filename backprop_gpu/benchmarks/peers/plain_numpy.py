@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..workloads import Arrays, Problem, Workload
-from . import Device, cpu_only
+from ..workloads import Arrays, ProblemInstance, Workload
+from . import DeviceType, cpu_only
 
 Array = Any
 
@@ -16,17 +16,17 @@ class PlainNumPy:
     name = "numpy"
     label = "plain NumPy"
 
-    def obstacle(self, workload: Workload, device: Device) -> str | None:
+    def obstacle(self, workload: Workload, device: DeviceType) -> str | None:
         return cpu_only(device)
 
-    def start(self, problem: Problem, device: Device) -> PlainTrainer:
+    def start(self, problem: ProblemInstance, device: DeviceType) -> PlainTrainer:
         return PlainTrainer(problem, np)
 
 
 class PlainTrainer:
     """``xp`` is the module of the arrays. Many networks are one more axis, in front."""
 
-    def __init__(self, problem: Problem, xp: Any) -> None:
+    def __init__(self, problem: ProblemInstance, xp: Any) -> None:
         self.xp, self.problem = xp, problem
         self.X, self.Y, self.order = map(xp.asarray, (problem.X, problem.Y, problem.order))
         one = problem.workload.members == 1
@@ -74,4 +74,4 @@ class PlainTrainer:
         )
 
     def to_numpy(self, array: Array) -> np.ndarray:
-        return array.copy()
+        return np.array(array)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .records import OURS, Record
+from ..records import OURS, Record
 from .workloads import WORKLOADS
 
 #: Series readable on white and on near-black; ours first.

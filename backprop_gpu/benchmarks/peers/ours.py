@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..workloads import Arrays, Problem, Workload
-from . import Device
+from ..workloads import Arrays, ProblemInstance, Workload
+from . import DeviceType
 
 if TYPE_CHECKING:
     from backprop_gpu.engines import Member
@@ -21,12 +21,12 @@ class Ours:
     name = "ours"
     label = "backprop_gpu"
 
-    def obstacle(self, workload: Workload, device: Device) -> str | None:
+    def obstacle(self, workload: Workload, device: DeviceType) -> str | None:
         from backprop_gpu import backends
 
         return backends.Obstacles()["cuda"] if device == "cuda" else None
 
-    def start(self, problem: Problem, device: Device) -> OursTrainer:
+    def start(self, problem: ProblemInstance, device: DeviceType) -> OursTrainer:
         return OursTrainer(problem, device)
 
 
@@ -35,7 +35,7 @@ class OursTrainer:
     as `fit` drives it, without its checks and history.
     """
 
-    def __init__(self, problem: Problem, device: Device) -> None:
+    def __init__(self, problem: ProblemInstance, device: DeviceType) -> None:
         from backprop_gpu import optimizers, planning
         from backprop_gpu.engines import Hyperparameters, Member
         from backprop_gpu.model import Model

@@ -1,11 +1,13 @@
-"""``python -m benchmarks.gpu_record --out DIR``: what the kernels do on this machine's GPU.
+"""What the kernels do on this machine's GPU.
+
+    python -m backprop_gpu.benchmarks.gpu_record --out DIR
 
 In one call of five minutes, with nothing to download, each stage in a process of its
 own with a time limit of its own, most worth first: ``backprop-gpu check``, the GPU
 tests, the floors (copy, cuBLAS, an empty launch, a cluster's barrier), whole training
 steps and then populations beside other libraries (the suite of ``backprop-gpu bench``),
 an epoch in one launch in each of its forms beside what was predicted, every kernel of
-a product at a range of shapes (``python -m benchmarks.gpu_constants`` makes the
+a product at a range of shapes (``python -m backprop_gpu.benchmarks.gpu_constants`` makes the
 planner's constants of these two), Nsight Compute on two kernels, the other kernels, and
 compute-sanitizer on small shapes. Everything is checked against float64 before it is
 timed. One JSON line a measurement goes to ``DIR/gpu.jsonl``, also for a check or a stage
@@ -46,24 +48,28 @@ from typing import Any
 
 import numpy as np
 
-from backprop_gpu import Network, activations, costs, kernel_checks, optimizers, planning
-from backprop_gpu.backends.cuda import CudaBackend
-from backprop_gpu.cuda.arrays import DeviceArray
-from backprop_gpu.cuda.blas import WORKSPACE
-from backprop_gpu.cuda.catalogue import Catalogue, Kernel
-from backprop_gpu.cuda.compiler import compile_kernels
-from backprop_gpu.cuda.runtime import Runtime, runtime
-from backprop_gpu.engines import Hyperparameters, Member
-from backprop_gpu.engines.resident_cuda import ResidentCudaEngine
-from backprop_gpu.parameters import Layout, Parameters
-from backprop_gpu.planning import products, residency
-from backprop_gpu.planning.residency import Residency
-
-from . import records
+from .. import Network, activations, costs, kernel_checks, optimizers, planning, records
+from ..backends.cuda import CudaBackend
+from ..backends.numpy import NumpyBackend
+from ..cuda.arrays import DeviceArray
+from ..cuda.blas import WORKSPACE
+from ..cuda.catalogue import Catalogue, Kernel
+from ..cuda.compiler import compile_kernels
+from ..cuda.runtime import runtime
+from ..engines import Hyperparameters, Member
+from ..engines.resident_cuda import ResidentCudaEngine
+from ..parameters import Layout, Parameters
+from ..planning import products, residency
+from ..planning.residency import Residency
+from ..records import Record
+from . import suite
+from .measure import CHECKED
+from .peers.agreement import affordable, disagreement
 from .peers.ours import Ours
+from .peers.registry import PEERS
+from .recorder import GraphTimer, Recorder
 from .workloads import Workload, problem
 
-Record = dict[str, Any]
 #: How X lies in device memory, by the bytes of a number.
 _STORED = {4: "float32", 1: "uint8"}
 _BARRIERS = str(Path(__file__).with_name("barriers.cu"))
@@ -75,63 +81,8 @@ PRODUCTS = (
 )  # fmt: skip
 
 
-class Clock:
-    """Times device work with events around replays of a captured sequence."""
-
-    def __init__(self, runtime: Runtime, budget: float) -> None:
-        self.runtime = runtime
-        self.budget = budget
-
-    def __call__(self, work: Callable[[], None]) -> list[float]:
-        """Seconds of one `work`, several samples within the budget."""
-        work()  # compiles, and makes scratch memory, which a capture must not
-        once = self.runtime.seconds(work)
-        inner = int(min(50, max(1, 2e-3 / max(once, 1e-7))))
-
-        def several() -> None:
-            for _ in range(inner):
-                work()
-
-        replay = self.runtime.capture(several)
-        replay()
-        samples = []
-        stop = time.perf_counter() + self.budget
-        while len(samples) < 5 or (len(samples) < 200 and time.perf_counter() < stop):
-            samples.append(self.runtime.seconds(replay) / inner)
-        return samples
-
-
-class Recorder:
-    """Runs the stages and writes a line for each measurement as it is made."""
-
-    def __init__(
-        self, runtime: Runtime, clock: Any, path: Path, common: Record, seconds: float
-    ) -> None:
-        self.runtime, self.clock, self.path, self.common = runtime, clock, path, common
-        self.stop = time.perf_counter() + seconds
-        self.rng = np.random.default_rng(0)
-
-    def write(self, **record: Any) -> None:
-        records.append(self.path, [self.common | record])
-        shown = {k: v for k, v in record.items() if k not in ("q25_us", "q75_us", "samples")}
-        print("  " + " ".join(f"{k}={v}" for k, v in shown.items()), flush=True)
-
-    def stage(self, name: str, run: Callable[[], None]) -> None:
-        """A stage that fails is a record too, and the next one goes on."""
-        print(f"{name}:", flush=True)
-        if time.perf_counter() > self.stop:
-            self.write(op=name, skipped="out of time")
-            return
-        start = time.perf_counter()
-        try:
-            run()
-        except Exception as error:
-            self.write(op=name, failed=f"{type(error).__name__}: {error}")
-            traceback.print_exc()
-        print(f"  ({time.perf_counter() - start:.1f} s)", flush=True)
-
-    def random(self, shape: tuple[int, ...], dtype: Any, scale: float = 1.0) -> DeviceArray:
-        return self.runtime.array((scale * self.rng.standard_normal(shape)).astype(dtype))
+class GpuRecorder(Recorder):
+    """Its methods are the stages, or parts of them."""
 
     # -- floors -------------------------------------------------------------------
 
@@ -186,23 +137,6 @@ class Recorder:
         reference = scale * (left[rows].astype(np.float64) @ right.astype(np.float64))
         return float(np.linalg.norm(out[rows] - reference) / np.linalg.norm(reference))
 
-    def timed(
-        self, op: str, shape: tuple[int, ...], dtype: Any, plan: str, seconds: list[float], *,
-        error: float, nbytes: int = 0, flops: int = 0, limit: float | None = None, **notes: Any,
-    ) -> None:  # fmt: skip
-        limit = limit if limit is not None else 1e-3 if dtype == np.float32 else 1e-11
-        record = {"op": op, "shape": shape, "dtype": np.dtype(dtype).name, "plan": plan} | notes
-        if not error <= limit:  # NaN too
-            self.write(**record, error=error, failed=f"error above {limit:g}; not timed")
-            return
-        median = float(np.median(seconds))
-        rates: Record = {"bytes": nbytes, "flops": flops, "error": error, "samples": len(seconds)}
-        if nbytes:
-            rates["gb_per_s"] = round(nbytes / median / 1e9, 1)
-        if flops:
-            rates["tflop_per_s"] = round(flops / median / 1e12, 3)
-        self.write(**record, **records.quantiles(seconds), **rates)
-
     # -- products -----------------------------------------------------------------
 
     def products(self, shapes: Any = PRODUCTS, dtypes: Any = (np.float32, np.float64)) -> None:
@@ -229,21 +163,15 @@ class Recorder:
         for choice, name in self.choices(layout, result, item):
             backend = CudaBackend(dtype, self.runtime, lambda *_, choice=choice: choice)
             self.runtime.copy(nans, out)
+            work: Callable[[], None]
             if op == "forward":
-
-                def work(backend: CudaBackend = backend) -> None:
-                    backend.forward(b, bias, a, sigmoid, z, out)
+                work = partial(backend.forward, b, bias, a, sigmoid, z, out)
             elif op == "hidden_error":
-
-                def work(backend: CudaBackend = backend) -> None:
-                    backend.hidden_error(b, a, None, saved, sigmoid, out)
+                work = partial(backend.hidden_error, b, a, None, saved, sigmoid, out)
             else:
                 # As a step has it: our own product takes BP3 along.
                 biases = None if choice.tile is None else self.runtime.empty((n,), dtype)
-
-                def work(backend: CudaBackend = backend, biases: Any = biases) -> None:
-                    backend.weight_gradient(a, b, out, biases)
-
+                work = partial(backend.weight_gradient, a, b, out, biases)
             work()
             error = self.epilogue_error(op, a, b, bias, saved, out)
             seconds = self.clock(work)
@@ -299,14 +227,14 @@ class Recorder:
                 error = _relative(
                     self.runtime.to_numpy(out), host.mean(axis=0), host.std() / m**0.5
                 )
-                seconds = self.clock(lambda d=delta, o=out, b=backend: b.bias_gradient(d, o))
+                seconds = self.clock(partial(backend.bias_gradient, delta, out))
                 self.timed("bias_gradient", (m, n), dtype, "fused", seconds,
                            nbytes=(m * n + n) * item, flops=m * n, error=error)  # fmt: skip
                 t, product = self.random((m, n), dtype), self.runtime.empty((m, n), dtype)
                 backend.hadamard(delta, t, product)
                 reference = host * self.runtime.to_numpy(t)
                 error = _relative(self.runtime.to_numpy(product), reference, 1.0)
-                seconds = self.clock(lambda d=delta, t=t, p=product, b=backend: b.hadamard(d, t, p))
+                seconds = self.clock(partial(backend.hadamard, delta, t, product))
                 self.timed("hadamard", (m, n), dtype, "fused", seconds,
                            nbytes=3 * m * n * item, flops=m * n, error=error)  # fmt: skip
                 epoch = backend.epoch(m, m)
@@ -330,11 +258,7 @@ class Recorder:
                 epoch = backend.epoch(1, 1)
                 epoch.load(np.zeros(1, int), optimizer.coefficients(np.array([1e-3]), 0))
                 error = self.update_error(p, g, optimizer, backend, slots, epoch)
-                seconds = self.clock(
-                    lambda b=backend, p=p, g=g, s=slots, o=optimizer, e=epoch: b.update(
-                        p, g, s, o, e
-                    )
-                )
+                seconds = self.clock(partial(backend.update, p, g, slots, optimizer, epoch))
                 moved = (3 + 2 * optimizer.slots) * layout.length * 4
                 self.timed("update", (layout.length,), np.float32, name, seconds,
                            nbytes=moved, flops=2 * layout.length, error=error)  # fmt: skip
@@ -342,10 +266,11 @@ class Recorder:
     def update_error(
         self, p: Parameters, g: Parameters, optimizer: Any, backend: Any, slots: Any, epoch: Any
     ) -> float:
-        from backprop_gpu.backends.numpy import NumpyBackend
-
         host = NumpyBackend(np.float64)
-        to_host = lambda x: self.runtime.to_numpy(x).astype(np.float64)  # noqa: E731
+
+        def to_host(array: DeviceArray) -> np.ndarray:
+            return self.runtime.to_numpy(array).astype(np.float64)
+
         p64, g64 = Parameters(p.layout, to_host(p.flat)), Parameters(g.layout, to_host(g.flat))
         s64 = tuple(to_host(s) for s in slots)
         before = p64.flat.copy()
@@ -378,7 +303,7 @@ class Recorder:
         ):
             cut = residency.choose(
                 sizes, batch, 4, 0, self.runtime.device, count, stored,
-                **{way: (blocks,)},  # type: ignore[arg-type]
+                **{way: (blocks,)},
             )  # fmt: skip
             if isinstance(cut, str):
                 plan = f"{blocks} blocks apart" if way == "apart" else f"{blocks} blocks"
@@ -429,13 +354,14 @@ class Recorder:
         )
         got = self.runtime.to_numpy(flat)
         error = float(np.abs(got - exact).max() / np.abs(exact - before).max())
-        launch, epochs = self.runtime.launch, []
+        launch = self.runtime.launch
+        epochs: list[float] = []
         steps = rows // batch
 
         def timed(*arguments: Any) -> None:  # an epoch may be several: what runs at once is limited
             epochs[-1] += self.runtime.seconds(lambda: launch(*arguments))
 
-        self.runtime.launch = timed  # type: ignore[method-assign]
+        self.runtime.launch = timed  # type: ignore[method-assign, assignment]
         try:
             for _ in range(repeats):
                 epochs.append(0.0)
@@ -454,15 +380,11 @@ class Recorder:
 
     def training(self, peers: Any = None, chosen: Any = None, device: Any = "cuda") -> None:
         """The suite of `backprop-gpu bench` on this device: whole steps beside other libraries."""
-        from . import suite
-        from .peers.agreement import disagreement
-        from .peers.registry import PEERS
-
         budget = max(1.0, self.stop - time.perf_counter() - 10.0)
         settings = replace(suite.FULL, seconds=0.1, budget=budget, first_steps=False)
         for record in suite.run(
             list(PEERS.values()) if peers is None else peers,
-            workloads() if chosen is None else chosen,
+            suite_cases() if chosen is None else chosen,
             device,
             settings,
             {},
@@ -471,17 +393,6 @@ class Recorder:
             self.write(op="training", **record)
 
     # -- other programs -------------------------------------------------------------
-
-    def logged(self, name: str, command: list[str]) -> tuple[int | None, str]:
-        """(exit status, None if it was stopped; what it has printed, which a .log keeps)."""
-        log = self.path.with_name(f"{name.replace(' ', '_')}.log")
-        with log.open("w") as file:
-            run = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-            try:
-                code = run.wait(max(1.0, self.stop - time.perf_counter() - 3.0))
-            except subprocess.TimeoutExpired:
-                code = None  # and what is left of it ends with this process
-        return code, log.read_text(errors="replace")
 
     def check(self, card: str | None = None) -> None:
         report = self.path.with_name("check.json")
@@ -534,10 +445,8 @@ class Recorder:
             self.write(op="ncu", code=code, kernel=kernel[:300], metrics=metrics)
 
 
-def workloads(population: bool = False) -> list[Any]:
+def suite_cases(population: bool = False) -> list[suite.BenchCase]:
     """The suite's cases, those of populations or the others."""
-    from . import suite
-
     return [x for x in suite.cases() if (x.workload.name == "population") == population]
 
 
@@ -567,8 +476,8 @@ def sanitized_case() -> None:
                 net.fit(X, y, epochs=1, batch_size=130, learning_rate=0.01, optimizer=optimizer)
                 net.loss(X, y)
                 if optimizer.clip_norm is None:
-                    options = {"epochs": 1, "batch_size": 7, "learning_rate": 0.01}
-                    net.fit(X, y, optimizer=optimizer, engine="resident", **options)
+                    net.fit(X, y, epochs=1, batch_size=7, learning_rate=0.01,
+                            optimizer=optimizer, engine="resident")  # fmt: skip
 
 
 #: One by products, one by the resident kernel.
@@ -611,15 +520,15 @@ _SMALL: dict[str, Record] = {
 
 
 def stages(
-    recorder: Recorder, small: bool = False, card: str | None = None
+    recorder: GpuRecorder, small: bool = False, card: str | None = None
 ) -> dict[str, Callable[[], None]]:
     """By the names of `STAGES`; with ``card`` what other processes run is on a stand-in too."""
-    run = {
+    run: dict[str, Callable[..., None]] = {
         "check": partial(recorder.check, card),
         "gpu tests": partial(recorder.gpu_tests, card),
         "floors": recorder.floors,
         "training": recorder.training,
-        "populations": lambda: recorder.training(chosen=workloads(population=True)),
+        "populations": lambda: recorder.training(chosen=suite_cases(population=True)),
         "resident": recorder.residents,
         "products": recorder.products,
         "ncu": recorder.ncu,
@@ -660,7 +569,7 @@ def in_a_child(name: str, path: Path, common: Record, seconds: float, options: l
 CARDS = {"sm_75": "T4", "sm_80": "A100", "sm_89": "RTX 4090", "sm_90a": "H100"}
 
 
-def prepare(arch: str, names: Iterable[str], small: bool = False) -> None:
+def compile_ahead(arch: str, names: Iterable[str], small: bool = False) -> None:
     """Compile, into the cache, what the stages would on a card of `arch`.
 
     The stages run on a stand-in whose launches do nothing, so what is compiled is what they ask
@@ -673,8 +582,8 @@ def prepare(arch: str, names: Iterable[str], small: bool = False) -> None:
     RuntimeError
         At the end, naming the stages that could not be followed.
     """
-    from backprop_gpu import self_check, testing
-    from backprop_gpu.cuda.catalogue import everything, residents
+    from .. import self_check, testing
+    from ..cuda.catalogue import everything, residents
 
     compile_kernels([Catalogue(np.dtype(np.float32)).advance()], arch)  # a missing compiler: now
     testing.start(CARDS[arch])
@@ -691,11 +600,13 @@ def prepare(arch: str, names: Iterable[str], small: bool = False) -> None:
     # Processes of their own: a compiler in this one would see the stand-in.
     fresh = ProcessPoolExecutor(mp_context=get_context("spawn"))
     with tempfile.TemporaryDirectory() as folder, fresh as pool:
-        recorder = Recorder(device, once, Path(folder, records.GPU), {}, float("inf"))
+        recorder = GpuRecorder(device, once, Path(folder, records.GPU), {}, float("inf"))
         recorder.write = lambda **_: None  # type: ignore[method-assign]
         chosen = stages(recorder, small) | {
-            "training": partial(started, [case.workload for case in workloads()]),
-            "populations": partial(started, [case.workload for case in workloads(population=True)]),
+            "training": partial(started, [case.workload for case in suite_cases()]),
+            "populations": partial(
+                started, [case.workload for case in suite_cases(population=True)]
+            ),
             "ncu": partial(started, PROFILED),
         }
         if not small:  # of rows and repetitions a kernel knows nothing
@@ -729,9 +640,6 @@ def _compile(arch: str, kernel: Kernel) -> None:
 
 def started(workloads: Iterable[Workload]) -> None:
     """Let ours prepare for each workload as for a timed run, and for a check."""
-    from .measure import CHECKED
-    from .peers.agreement import affordable
-
     for workload in workloads:
         for load in {workload, affordable(workload, CHECKED)}:
             Ours().start(problem(load, 2), "cuda")
@@ -761,13 +669,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if arguments.prepare:
         try:
-            prepare(arguments.arch, arguments.only or STAGES, arguments.small)
+            compile_ahead(arguments.arch, arguments.only or STAGES, arguments.small)
         except RuntimeError as error:
             print(error, file=sys.stderr)
             return 1
         return 0
     if card:
-        from backprop_gpu import testing
+        from .. import testing
 
         testing.start(card)
     try:
@@ -776,14 +684,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"no usable CUDA device: {error}", file=sys.stderr)
         return 2
     if arguments.stage:
-        clock = Clock(device, budget=0.0 if arguments.small else 0.05)
-        recorder = Recorder(device, clock, path, arguments.common, seconds)
+        clock = GraphTimer(device, budget=0.0 if arguments.small else 0.05)
+        recorder = GpuRecorder(device, clock, path, arguments.common, seconds)
         recorder.stage(arguments.stage, stages(recorder, arguments.small, card)[arguments.stage])
         return 0
     from cuda.bindings import driver
 
     about = device.device
-    common = records.environment() | {
+    common = records.provenance() | {
         "gpu": about.name,
         "compute_capability": about.compute_capability,
         "properties": asdict(about),

@@ -1,4 +1,4 @@
-"""Records: one JSON line a measurement, append-only, in ``benchmarks/results/``.
+"""Records: one JSON line a measurement, append-only, in ``benchmarks/results``.
 
 A line names its run, machine, versions and commit, so that it can be read on its own. A line
 that a crash cut short, or that was damaged since, is reported with file and number and passed
@@ -14,18 +14,19 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 #: Those of a clone, or those that were installed with the package.
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(str(resources.files("backprop_gpu.benchmarks"))) / "results"
 #: The file of ``backprop-gpu bench``.
 BENCH = "bench.jsonl"
-#: That of ``python -m benchmarks.gpu_record``.
+#: That of ``python -m backprop_gpu.benchmarks.gpu_record``.
 GPU = "gpu.jsonl"
 #: The name of this library there.
 OURS = "ours"
@@ -40,13 +41,13 @@ SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "OPENBLAS_N
 Record = dict[str, Any]
 
 #: New records themselves do not make a tree dirty.
-_CHANGES = ("status", "--porcelain", "--", ".", ":!benchmarks/results")
+_CHANGES = ("status", "--porcelain", "--", ".", ":!backprop_gpu/benchmarks/results")
 
 
-def environment() -> Record:
+def provenance() -> Record:
     """What a measurement depends on: machine, versions, commit, and whether the tree was dirty.
 
-    ``run`` is its UTC time, the same for all that is measured with this environment.
+    ``run`` is its UTC time, the same for all that is measured together.
     """
     now = datetime.now(UTC)
     versions = {"python": platform.python_version()}
@@ -123,7 +124,7 @@ def of_bench(record: Record) -> None:
         holds |= _OF_CURVE
     holds |= {key: what for key, what in _OPTIONAL.items() if key in record}
     # These may be null, too.
-    holds |= {key: text for key in ("commit", "plan") if record.get(key) is not None}
+    holds |= {key: _text for key in ("commit", "plan") if record.get(key) is not None}
     _check(record, holds)
 
 
@@ -137,57 +138,59 @@ def _check(record: Any, holds: Mapping[str, Any], where: str = "") -> None:
         if isinstance(what, dict):
             _check(record[key], what, place)
         elif not what(record[key]):
-            raise ValueError(f"{place} is no {what.__name__}: {str(record[key])[:40]!r}")
+            raise ValueError(f"{place} is no {what.__name__.strip('_')}: {str(record[key])[:40]!r}")
 
 
-def text(value: Any) -> bool:
+def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def name(value: Any) -> bool:
+def _name(value: Any) -> bool:
     """Short, on one line, and no formula in a figure, as what is between two "$" would be."""
     return isinstance(value, str) and re.fullmatch(r"[^$\x00-\x1f]{1,200}", value) is not None
 
 
-def number(value: Any) -> bool:
+def _number(value: Any) -> bool:
     """Not negative, and of a size that fits on an axis."""
     return type(value) in (int, float) and 0 <= value <= 1e21
 
 
-def positive(value: Any) -> bool:
-    return number(value) and value >= 1e-15
+def _positive(value: Any) -> bool:
+    return _number(value) and value >= 1e-15
 
 
-def rates(value: Any) -> bool:
-    return isinstance(value, dict) and "float32" in value and all(map(positive, value.values()))
+def _rates(value: Any) -> bool:
+    return isinstance(value, dict) and "float32" in value and all(map(_positive, value.values()))
 
 
 #: What the records of `BENCH` hold, as far as it is shown.
-_SPREAD = {"0.1": positive, "0.9": positive}
-_PLACE = {"workload": name, "variant": name}
-_PEER = {"peer": name, "label": name}
+_SPREAD = {"0.1": _positive, "0.9": _positive}
+_PLACE = {"workload": _name, "variant": _name}
+_PEER = {"peer": _name, "label": _name}
 _ALWAYS = {
-    "kind": name, "run": name, "device": name, "date": name, "machine": {}, "versions": {},
+    "kind": _name, "run": _name, "device": _name, "date": _name, "machine": {}, "versions": {},
 }  # fmt: skip
 _OF_KIND: dict[str, dict[str, Any]] = {
-    "rates": {"products": rates, "bandwidth": positive, "call": number, "on_chip": number},
+    "rates": {"products": _rates, "bandwidth": _positive, "call": _number, "on_chip": _number},
     "step": _PLACE | _PEER | {
-        "median_us": positive, "quantiles_us": _SPREAD, "flops": positive, "bytes": positive,
-        "floor_us": number, "share_of_floor": number,
+        "median_us": _positive, "quantiles_us": _SPREAD, "flops": _positive, "bytes": _positive,
+        "floor_us": _number, "share_of_floor": _number,
     },
-    "first step": _PLACE | _PEER | {"cold_s": number, "warm_s": number, "peak_mib": number},
+    "first step": _PLACE | _PEER | {"cold_s": _number, "warm_s": _number, "peak_mib": _number},
 }  # fmt: skip
-_OF_OTHER_KINDS = _PLACE | {"reason": text}
-_OF_CURVE = {"curve": name, "x": positive}
-_OF_RATIO = {"ratio_to_ours": positive, "ratio_quantiles": _SPREAD}
+_OF_OTHER_KINDS = _PLACE | {"reason": _text}
+_OF_CURVE = {"curve": _name, "x": _positive}
+_OF_RATIO = {"ratio_to_ours": _positive, "ratio_quantiles": _SPREAD}
 #: What may be absent.
-_OPTIONAL = _PLACE | {"peer": name, "x": positive, "device_mib": number}
+_OPTIONAL = _PLACE | {"peer": _name, "x": _positive, "device_mib": _number}
 
 
-def quantiles(seconds: list[float]) -> dict[str, float]:
-    """Median and quartiles, in microseconds."""
-    q25, median, q75 = np.percentile(seconds, [25, 50, 75]) * 1e6
-    return {"median_us": round(median, 3), "q25_us": round(q25, 3), "q75_us": round(q75, 3)}
+def quantiles(seconds: Sequence[float]) -> Record:
+    """Median and quantiles, in microseconds."""
+    levels = ("0.1", "0.25", "0.5", "0.75", "0.9")
+    values = np.quantile(seconds, [float(level) for level in levels]) * 1e6
+    found = dict(zip(levels, values.round(3).tolist(), strict=True))
+    return {"median_us": found.pop("0.5"), "quantiles_us": found}
 
 
 def processor() -> str:

@@ -1,4 +1,6 @@
-"""``python -m benchmarks.gpu_constants gpu.jsonl``: the planner's constants for a recorded GPU.
+"""The planner's constants for a recorded GPU.
+
+    python -m backprop_gpu.benchmarks.gpu_constants gpu.jsonl
 
 Those of `backprop_gpu.planning` (launches, the library, each tile) and of
 `backprop_gpu.residency` are fitted to the times that `gpu_record` has measured: the squares of
@@ -21,12 +23,10 @@ from typing import Any
 import numpy as np
 from scipy.optimize import least_squares
 
-from backprop_gpu import planning
-from backprop_gpu.planning import products, residency
-
-from . import records
+from .. import planning, records
+from ..planning import products, residency
+from ..records import Record
 from .gpu_record import as_product
-from .records import Record
 
 Constants = dict[str, float]
 _MODULES = {
@@ -40,7 +40,7 @@ _FUSED = re.compile(r"fused (\S+) split (\d+)")
 _THREADS = re.compile(r"of (\d+) threads")
 
 
-def current() -> Constants:
+def current_constants() -> Constants:
     """By name; of a tile its efficiency."""
     constants = {name: float(getattr(module, name)) for name, module in _MODULES.items()}
     return constants | {name: tile.efficiency for name, tile in _TILES.items()}
@@ -49,7 +49,7 @@ def current() -> Constants:
 @contextmanager
 def instead(constants: Mapping[str, float]) -> Iterator[None]:
     """The modules have these constants meanwhile; those of tiles are the caller's."""
-    before = current()
+    before = current_constants()
     try:
         _set(constants)
         yield
@@ -60,7 +60,7 @@ def instead(constants: Mapping[str, float]) -> Iterator[None]:
 def _set(constants: Mapping[str, float]) -> None:
     for name, module in _MODULES.items():
         setattr(module, name, constants[name])
-    residency._fit.cache_clear()
+    residency.choose_as_stored.cache_clear()
     products.choose_product.cache_clear()
 
 
@@ -155,7 +155,7 @@ def errors(measurements: Sequence[Timed], constants: Mapping[str, float]) -> np.
 
 def fitted(measurements: Sequence[Timed]) -> Constants:
     """The constants with the least squared errors; those that nothing depends on stay."""
-    old = current()
+    old = current_constants()
     start = errors(measurements, old)
     moved = {name: errors(measurements, old | {name: 0.8 * old[name]}) for name in old}
     names = [name for name in old if (moved[name] != start).any()]
@@ -174,7 +174,7 @@ def fitted(measurements: Sequence[Timed]) -> Constants:
 
 
 def report(measurements: Sequence[Timed], new: Constants) -> str:
-    old = current()
+    old = current_constants()
     lines = [f"{'constant':<22}{'now':>12}{'fitted':>12}"]
     lines += [f"{name:<22}{old[name]:>12.4g}{new[name]:>12.4g}" for name in old]
     lines += ["", f"{'off by a factor of':<22}{'now':>12}{'fitted':>12}{'records':>9}"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..workloads import Arrays, Problem, Workload
-from . import Device, absent
+from ..workloads import Arrays, ProblemInstance, Workload
+from . import DeviceType, absent
 
 Array = Any
 
@@ -17,7 +17,7 @@ class JaxScan:
     name = "jax"
     label = "JAX jit + scan"
 
-    def obstacle(self, workload: Workload, device: Device) -> str | None:
+    def obstacle(self, workload: Workload, device: DeviceType) -> str | None:
         if reason := absent("jax", "JAX"):
             return reason
         try:
@@ -26,7 +26,7 @@ class JaxScan:
             return f"JAX finds no {device} device"
         return None
 
-    def start(self, problem: Problem, device: Device) -> JaxTrainer:
+    def start(self, problem: ProblemInstance, device: DeviceType) -> JaxTrainer:
         return JaxTrainer(problem, device)
 
 
@@ -39,7 +39,7 @@ def _import_jax() -> Any:
 
 
 class JaxTrainer:
-    def __init__(self, problem: Problem, device: Device) -> None:
+    def __init__(self, problem: ProblemInstance, device: DeviceType) -> None:
         self.jax = jax = _import_jax()
         workload, eta = problem.workload, problem.learning_rate
         hidden = jax.nn.sigmoid if workload.classes else jax.nn.relu

@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from ..workloads import Arrays, Problem, Workload
-from . import Device, absent, cpu_only
+from ..workloads import Arrays, ProblemInstance, Workload
+from . import DeviceType, absent, cpu_only
 
 
 class ScikitLearn:
     name = "sklearn"
     label = "scikit-learn"
 
-    def obstacle(self, workload: Workload, device: Device) -> str | None:
+    def obstacle(self, workload: Workload, device: DeviceType) -> str | None:
         return cpu_only(device) or absent("sklearn", "scikit-learn")
 
-    def start(self, problem: Problem, device: Device) -> ScikitLearnTrainer:
+    def start(self, problem: ProblemInstance, device: DeviceType) -> ScikitLearnTrainer:
         return ScikitLearnTrainer(problem)
 
 
@@ -28,7 +28,7 @@ class ScikitLearnTrainer:
     spares scikit-learn the shuffling, and the copying of every mini-batch.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: ProblemInstance) -> None:
         workload = problem.workload
         rows = problem.order.ravel()
         self.X, self.y = problem.X[rows], problem.Y[rows]
@@ -39,11 +39,10 @@ class ScikitLearnTrainer:
         # Many networks are trained one after another.
         self.models = [self._model(problem, member) for member in range(workload.members)]
 
-    def _model(self, problem: Problem, member: int) -> Any:
-        from sklearn.neural_network import MLPClassifier, MLPRegressor
-
+    def _model(self, problem: ProblemInstance, member: int) -> Any:
         workload, m = problem.workload, problem.workload.batch
-        model = (MLPClassifier if workload.classes else MLPRegressor)(
+        model = self.new_model(
+            workload.classes,
             hidden_layer_sizes=workload.sizes[1:-1],
             activation="logistic" if workload.classes else "relu",
             solver="sgd",
@@ -62,6 +61,11 @@ class ScikitLearnTrainer:
         model.coefs_ = [w[member].T.copy() for w in problem.weights]
         model.intercepts_ = [b[member].copy() for b in problem.biases]
         return model
+
+    def new_model(self, classes: bool, **settings: Any) -> Any:
+        from sklearn.neural_network import MLPClassifier, MLPRegressor
+
+        return (MLPClassifier if classes else MLPRegressor)(**settings)
 
     def run(self) -> None:
         from sklearn import config_context

@@ -18,21 +18,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from backprop_gpu import planning
-from backprop_gpu.cuda.blas import WORKSPACE
-from backprop_gpu.threads import cores as usable_cores
-
-from .peers import Device
+from .. import planning
+from ..cuda.blas import WORKSPACE
+from ..threads import cores as usable_cores
+from .peers import DeviceType
+from .recorder import GpuClock, GraphTimer
 from .workloads import Workload
 
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
-class Rates:
+class MachineRates:
     """What a machine can do."""
 
-    device: Device
+    device: DeviceType
     #: Bytes/s of a copy beyond every cache, what is read and what is written together.
     bandwidth: float
     #: FLOP/s of a large matrix product, by precision.
@@ -49,18 +49,18 @@ class Rates:
 # -- by formula -----------------------------------------------------------------------
 
 
-def seconds(workload: Workload, rates: Rates, precision: str = "float32") -> float:
+def seconds(workload: Workload, rates: MachineRates, precision: str = "float32") -> float:
     """Of a step, at least."""
     return max(_parts(workload, rates, precision).values())
 
 
-def limit(workload: Workload, rates: Rates) -> Literal["arithmetic", "bandwidth"]:
+def limit(workload: Workload, rates: MachineRates) -> Literal["arithmetic", "bandwidth"]:
     """Which of the two takes longer."""
     parts = _parts(workload, rates, "float32")
     return "arithmetic" if parts["arithmetic"] >= parts["bandwidth"] else "bandwidth"
 
 
-def _parts(workload: Workload, rates: Rates, precision: str) -> dict[str, float]:
+def _parts(workload: Workload, rates: MachineRates, precision: str) -> dict[str, float]:
     return {
         "arithmetic": workload.flops / rates.products[precision],
         "bandwidth": workload.least_bytes(rates.on_chip) / rates.bandwidth,
@@ -74,7 +74,7 @@ EXPECTED_RATE = 0.85
 EXPECTED_CALL = 0.15e-6
 
 
-def expected(workload: Workload, rates: Rates) -> float | None:
+def expected(workload: Workload, rates: MachineRates) -> float | None:
     """Seconds a step of ours should take on a CPU: operations, bytes of the rows, and calls.
 
     The two constants were guessed before the loop ran and set down after its first timings;
@@ -117,31 +117,29 @@ def memory(workload: Workload, trainers: int, itemsize: int = 4) -> int:
 # -- measured -------------------------------------------------------------------------
 
 
-def measure(device: Device, budget: float = 0.5) -> Rates:
+def machine_rates(device: DeviceType, budget: float = 0.5) -> MachineRates:
     """The rates of this machine; ``budget`` is seconds for each of them."""
     if device == "cpu":
-        return measure_cpu(budget)
+        return cpu_rates(budget)
     from cuda import core
 
-    from backprop_gpu.cuda.runtime import runtime
-
-    from .gpu_record import Clock as GraphClock
+    from ..cuda.runtime import runtime
 
     found = runtime()
     on_chip = core.Device().properties.l2_cache_size
-    rates = measure_cuda(found, GraphClock(found, budget), on_chip)
+    rates = cuda_rates(found, GraphTimer(found, budget), on_chip)
     bfloat16 = _bfloat16(budget)
     if bfloat16 is None:
         return rates
     return replace(rates, products=rates.products | {"bfloat16": bfloat16})
 
 
-def measure_cpu(
+def cpu_rates(
     budget: float = 0.5,
     clock: Clock = time.perf_counter,
     copied: int | None = None,
     product: int = 1536,
-) -> Rates:
+) -> MachineRates:
     """``copied`` is the bytes of the array that is copied, by default eight caches;
     ``product`` the rows and columns of the matrices that are multiplied."""
     on_chip = last_level_cache()
@@ -157,7 +155,9 @@ def measure_cpu(
         for _ in range(1000):
             np.negative(one, one)
 
-    return Rates("cpu", bandwidth, products, shortest(calls, budget / 5, clock) / 1000, on_chip)
+    return MachineRates(
+        "cpu", bandwidth, products, shortest(calls, budget / 5, clock) / 1000, on_chip
+    )
 
 
 def _copy_rate(size: int, budget: float, clock: Clock) -> float:
@@ -169,10 +169,10 @@ def _copy_rate(size: int, budget: float, clock: Clock) -> float:
         return 2 * size / shortest(lambda: list(pool.map(np.copyto, *parts)), budget, clock)
 
 
-def measure_cuda(
-    runtime: Any, clock: Any, on_chip: int, copied: int = 1 << 28, product: int = 8192
-) -> Rates:
-    """Through a runtime and a clock as of `gpu_record`.
+def cuda_rates(
+    runtime: Any, clock: GpuClock, on_chip: int, copied: int = 1 << 28, product: int = 8192
+) -> MachineRates:
+    """With a runtime and its `GraphTimer`.
 
     The clock replays graphs, in which an H200 copies 1 GiB at two thirds of the rate of 256 MiB.
     """
@@ -186,7 +186,7 @@ def measure_cuda(
         out, workspace = runtime.empty(a.shape, precision), runtime.empty(WORKSPACE, np.uint8)
         multiply = partial(runtime.product, "NN", a, a, out, 1.0, workspace)
         products[np.dtype(precision).name] = 2 * product**3 / min(clock(multiply))
-    return Rates("cuda", bandwidth, products, call, on_chip)
+    return MachineRates("cuda", bandwidth, products, call, on_chip)
 
 
 def _bfloat16(budget: float, size: int = 8192) -> float | None:
@@ -236,12 +236,12 @@ def last_level_cache(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
     return sum(size for (level, _), size in caches.items() if level == last)
 
 
-def free_memory(device: Device) -> int | None:
+def free_memory(device: DeviceType) -> int | None:
     """Bytes that can still be taken, None where nobody says."""
     if device == "cuda":
         from cuda.bindings import driver
 
-        from backprop_gpu.cuda.runtime import runtime
+        from ..cuda.runtime import runtime
 
         runtime().use()
         error, free, _ = driver.cuMemGetInfo()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..workloads import Problem, Workload
-from . import Device, Trainer
+from ..workloads import ProblemInstance, Workload
+from . import DeviceType, PeerTrainer
 
 
 class TinyCudaNN:
@@ -14,8 +14,8 @@ class TinyCudaNN:
     name = "tinycudann"
     label = "tiny-cuda-nn"
 
-    def obstacle(self, workload: Workload, device: Device) -> str | None:
+    def obstacle(self, workload: Workload, device: DeviceType) -> str | None:
         return "its networks have no biases and compute in float16: they are not the workload's"
 
-    def start(self, problem: Problem, device: Device) -> Trainer:
+    def start(self, problem: ProblemInstance, device: DeviceType) -> PeerTrainer:
         raise NotImplementedError(self.obstacle(problem.workload, device))

@@ -8,8 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..workloads import Arrays, Problem, Workload, problem
-from . import Device, Peer
+from ..workloads import Arrays, ProblemInstance, Workload, problem
+from . import DeviceType, Peer
 
 #: What a peer may disagree by. Of float32 about 1e-6 is seen, of TF32 3e-4 and more.
 BOUND = 1e-4
@@ -20,7 +20,7 @@ OPERATIONS = 2e10
 KINK = 1e-5
 
 
-def disagreement(peer: Peer, workload: Workload, device: Device, steps: int = 5) -> float:
+def disagreement(peer: Peer, workload: Workload, device: DeviceType, steps: int = 5) -> float:
     """How far a peer's parameters are from a float64 reference after a few steps.
 
     The network is the workload's own, all its members and every parameter. The batch is too,
@@ -62,7 +62,7 @@ def affordable(workload: Workload, steps: int) -> Workload:
 
 
 @lru_cache(maxsize=1)  # the next peer has the same workload
-def _reference(workload: Workload, steps: int) -> tuple[Problem, Arrays]:
+def _reference(workload: Workload, steps: int) -> tuple[ProblemInstance, Arrays]:
     """A problem, and all weights, then all biases, after its steps.
 
     A row for which a relu's z is close to 0 gives way to another row of the batch: its slope is 0

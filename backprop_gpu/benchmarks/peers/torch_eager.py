@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from ..workloads import Arrays, Problem, Workload
-from . import Device, absent
+from ..workloads import Arrays, ProblemInstance, Workload
+from . import DeviceType, absent
 
 Tensor = Any
 
@@ -15,7 +15,7 @@ class TorchEager:
     name = "torch"
     label = "PyTorch eager"
 
-    def obstacle(self, workload: Workload, device: Device) -> str | None:
+    def obstacle(self, workload: Workload, device: DeviceType) -> str | None:
         if reason := absent("torch", "PyTorch"):
             return reason
         import torch
@@ -23,16 +23,15 @@ class TorchEager:
         usable = device == "cpu" or torch.cuda.is_available()
         return None if usable else "PyTorch finds no CUDA device"
 
-    def start(self, problem: Problem, device: Device) -> TorchTrainer:
+    def start(self, problem: ProblemInstance, device: DeviceType) -> TorchTrainer:
         return TorchTrainer(problem, device)
 
 
 class TorchTrainer:
     """A model or, of many networks, one with all their parameters stacked; data; optimizer."""
 
-    def __init__(self, problem: Problem, device: Device) -> None:
+    def __init__(self, problem: ProblemInstance, device: DeviceType) -> None:
         import torch
-        from torch import nn
         from torch.nn import functional as F
 
         torch.set_float32_matmul_precision("highest")  # no TF32
@@ -40,15 +39,10 @@ class TorchTrainer:
         self.torch, self.problem, self.device = torch, problem, device
         self.one = workload.members == 1
 
-        layers: list[nn.Module] = []
-        for k, n in pairwise(workload.sizes):
-            layers += [nn.Linear(k, n, device="meta")]
-            layers += [nn.Sigmoid() if workload.classes else nn.ReLU()]
-        # Without an activation at the end: the softmax is part of the cost.
-        self.model = nn.Sequential(*layers[:-1])
+        self.model = self.new_model(workload)
         #: As `Module.named_parameters`; of many networks with one more axis, in front.
         self.state: dict[str, Tensor] = {
-            name: nn.Parameter(array.to(device, copy=True)) for name, array in self._initial()
+            name: torch.nn.Parameter(array.to(device, copy=True)) for name, array in self._initial()
         }
         if self.one:
             self.model.load_state_dict(self.state, assign=True)
@@ -63,6 +57,17 @@ class TorchTrainer:
         self.X = torch.from_numpy(problem.X).to(device)
         self.Y = (Y.argmax(dim=1) if workload.classes else Y).to(device)
         self.order = torch.from_numpy(problem.order).to(device)
+
+    def new_model(self, workload: Workload) -> Any:
+        """Without parameters, and without an activation at the end: the softmax is part of the
+        cost."""
+        from torch import nn
+
+        layers: list[nn.Module] = []
+        for k, n in pairwise(workload.sizes):
+            layers += [nn.Linear(k, n, device="meta")]
+            layers += [nn.Sigmoid() if workload.classes else nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
 
     def _initial(self) -> list[tuple[str, Tensor]]:
         """The problem's parameters, by the model's names."""
