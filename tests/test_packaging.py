@@ -19,9 +19,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     # From a copy, so that a build folder left in the tree cannot lend the wheel its files.
     source = tmp_path_factory.mktemp("source")
-    for name in ("backprop_gpu", "kernels"):
+    for name in ("backprop_gpu", "benchmarks", "kernels"):
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     out = tmp_path_factory.mktemp("wheel")
@@ -37,13 +37,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_wheel_holds_every_source(wheel: zipfile.ZipFile) -> None:
     expected = {
         path.relative_to(ROOT).as_posix()
-        for pattern in ("*.py", "py.typed", "benchmarks/*.cu", "benchmarks/results/*.jsonl")
+        for pattern in ("*.py", "py.typed")
         for path in (ROOT / "backprop_gpu").rglob(pattern)
     }
     expected |= {
         f"backprop_gpu/{path.relative_to(ROOT).as_posix()}"
-        for pattern in ("*.py", "*.cu", "*.cuh", "README.md")
-        for path in (ROOT / "kernels").rglob(pattern)
+        for folder in ("kernels", "benchmarks")
+        for pattern in ("*.py", "*.cu", "*.cuh", "README.md", "*.jsonl")
+        for path in (ROOT / folder).rglob(pattern)
     }
     assert expected <= set(wheel.namelist()), expected - set(wheel.namelist())
     assert "backprop_gpu/kernels/cuda/gemm.cuh" in expected
