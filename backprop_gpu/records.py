@@ -41,7 +41,7 @@ SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "OPENBLAS_N
 Record = dict[str, Any]
 
 #: New records themselves do not make a tree dirty.
-_CHANGES = ("status", "--porcelain", "--", ".", ":!backprop_gpu/benchmarks/results")
+_CHANGES = ("status", "--porcelain", "--", ".", ":!benchmarks/results")
 
 
 def provenance() -> Record:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .suite import SuiteSettings
 
 #: Where a clone of the project has the records of its machines.
-_IN_A_CLONE = Path("backprop_gpu", "benchmarks", "results")
+_IN_A_CLONE = Path("benchmarks", "results")
 _LINE = "{:<50} {:<18} {:>10} {:>17} {:>8} {:>8}"
 _HEAD = ("workload", "library", "µs a step", "10–90 %", "to ours", "of floor")
 

@@ -58,11 +58,11 @@ def caught(slip: Slip) -> str | None:
     """How `TESTS` notice it; None if they do not."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
-        ignored = shutil.ignore_patterns("__pycache__", "benchmarks", "testing")
+        ignored = shutil.ignore_patterns("__pycache__", "kernels", "benchmarks", "testing")
         shutil.copytree(ROOT / "backprop_gpu", copy / "backprop_gpu", ignore=ignored)
         shutil.copytree(ROOT / "tests", copy / "tests", ignore=ignored)
         # What is built of these is kept by their path.
-        for folder in ("kernels", "backprop_gpu/benchmarks", "backprop_gpu/testing"):
+        for folder in ("kernels", "benchmarks", "backprop_gpu/testing"):
             (copy / "backprop_gpu" / Path(folder).name).symlink_to(ROOT / folder)
         shutil.copy(ROOT / "pyproject.toml", copy)
         path = copy / "backprop_gpu" / slip.file

@@ -710,7 +710,7 @@ def test_where_records_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert folder(None) == Path("backprop_gpu_bench")
     Path("pyproject.toml").touch()
     assert folder(None) == Path("backprop_gpu_bench")
-    results = Path("backprop_gpu/benchmarks/results")
+    results = Path("benchmarks/results")
     results.mkdir(parents=True)
     assert folder(None) == results
     assert folder("elsewhere") == Path("elsewhere")

@@ -23,7 +23,7 @@ def test_import_brings_in_little():
         "print({m.partition('.')[0] for m in new} - sys.stdlib_module_names, len(new), sep='|')"
     ).split("|")
     assert foreign == "set()"
-    assert int(count) < 60  # `backprop_gpu/benchmarks/bench_import.py` times it
+    assert int(count) < 60  # `benchmarks/bench_import.py` times it
 
 
 def test_numpy_networks_need_no_device_code():

@@ -105,22 +105,22 @@ _SOURCES = sha256(
 ).hexdigest()
 
 
-def _compile(function: Any, **inlining: Any) -> Any:
+def _compile(function: Any, **options: Any) -> Any:
     """Numba's decorator, with NumPy's rules for division: a check for zero would stop vectors."""
-    options: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}} | inlining
-    compiled = njit(**options)(function)
+    usual: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    compiled = njit(**usual | options)(function)
     compiled._cache = _Kept(function)  # noqa: SLF001
     return compiled
 
 
-def _inlined(function: Any) -> Any:
+def _inlined(function: Any, **options: Any) -> Any:
     """For what is called from compiled code and computes with floats.
 
     A function of its own would be there twice, by itself and beside its caller, optimised to other
     last bits; which of the two runs depends on whether this process has compiled it or has loaded
     it. And to pass all those arrays would take long.
     """
-    return _compile(function, forceinline=True)
+    return _compile(function, forceinline=True, **options)
 
 
 def _pasted(function: Any) -> Any:
@@ -812,7 +812,7 @@ def _sum_of_squares(p: Array) -> float:
 
 
 #: A sum that may be regrouped is made in vectors; for one machine code it is still one order.
-sum_of_squares = _compile(_sum_of_squares, fastmath={"contract", "reassoc", "nsz"})
+sum_of_squares = _inlined(_sum_of_squares, fastmath={"contract", "reassoc", "nsz"})
 
 
 @_inlined
