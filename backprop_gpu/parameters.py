@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import Any
+
+import numpy as np
 
 Array = Any
 
@@ -72,6 +75,14 @@ class Layout:
             for start, shape in zip(self._offsets, shapes, strict=False)
         )
         return blocks[: len(self.weight_shapes)], blocks[len(self.weight_shapes) :]
+
+    def flat(self, weights: Iterable[Any], biases: Iterable[Any], dtype: Any) -> np.ndarray:
+        """A flat array, on the host, of these weights and biases."""
+        flat = np.zeros(self.length, dtype)
+        for views, arrays in zip(self.views(flat), (weights, biases), strict=True):
+            for view, array in zip(views, arrays, strict=True):
+                view[...] = array
+        return flat
 
 
 class Parameters:

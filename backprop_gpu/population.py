@@ -98,12 +98,11 @@ class Population:
         model = Model(sizes, activation=activation, cost=cost, dtype=dtype, backend=backend)
         generators = [np.random.default_rng(seed) for seed in seeds]
         rules = initializers.rules(initial_weights, model.activations)
-        rows = np.zeros((members, model.layout.length), model.dtype)
+        rows = np.empty((members, model.layout.length), model.dtype)
         for row, generator in zip(rows, generators, strict=True):
-            drawn = initializers.draw(rules, model.sizes, generator)
-            for views, arrays in zip(model.layout.views(row), drawn, strict=True):
-                for view, array in zip(views, arrays, strict=True):
-                    view[...] = array
+            row[...] = model.layout.flat(
+                *initializers.draw(rules, model.sizes, generator), model.dtype
+            )
         self._assemble(model, rows, generators)
 
     @classmethod

@@ -335,12 +335,7 @@ class _Perceptron(
 
     def _parameters(self, model: Model) -> Parameters:
         """New parameters of the model, with what was learnt."""
-        flat = np.zeros(model.layout.length, model.dtype)
-        for views, arrays in zip(
-            model.layout.views(flat), ([w.T for w in self.coefs_], self.intercepts_), strict=True
-        ):
-            for view, array in zip(views, arrays, strict=True):
-                view[...] = array
+        flat = model.layout.flat((w.T for w in self.coefs_), self.intercepts_, model.dtype)
         parameters = model.parameters()
         model.write(flat, parameters)
         return parameters

@@ -111,13 +111,7 @@ class BookNetwork:
     def _load(self, model: Model, parameters: Parameters) -> None:
         """Put the weights and biases, as they are now, into parameters of the model."""
         weights, biases = self._parameters()
-        flat = np.zeros(model.layout.length)
-        for views, arrays in zip(
-            model.layout.views(flat), (weights, [b[:, 0] for b in biases]), strict=True
-        ):
-            for view, array in zip(views, arrays, strict=True):
-                view[...] = array
-        model.write(flat, parameters)
+        model.write(model.layout.flat(weights, (b[:, 0] for b in biases), model.dtype), parameters)
 
     def _take(self, model: Model, parameters: Parameters) -> None:
         """Weights and biases become those of the parameters."""

@@ -60,13 +60,12 @@ class OursTrainer:
             return Hyperparameters(workload.batch, sgd, sgd.coefficients(np.full(steps, eta), 0))
 
         #: All networks' parameters, a row each.
-        flat = np.zeros((workload.members, layout.length), model.dtype)
-        for i, row in enumerate(flat):
-            weights, biases = layout.views(row)
-            for views, layers in ((weights, problem.weights), (biases, problem.biases)):
-                for view, layer in zip(views, layers, strict=True):
-                    view[...] = layer[i]
-        self.flat = self.backend.asarray(flat)
+        self.flat = self.backend.asarray(
+            np.stack([
+                layout.flat((w[i] for w in problem.weights), (b[i] for b in problem.biases), "f4")
+                for i in range(workload.members)
+            ])
+        )  # fmt: skip
         self.members = [
             Member(Parameters(layout, row), (), order, hyperparameters(problem.learning_rate))
             for row in self.flat
