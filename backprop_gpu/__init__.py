@@ -5,7 +5,9 @@
 >>> net.fit(X, Y, epochs=30, batch_size=10, learning_rate=3.0)  # doctest: +SKIP
 """
 
+import importlib
 import sys
+import warnings
 
 if (
     sys.argv[:1] == ["-m"]
@@ -55,12 +57,24 @@ __all__ = [
 ]
 
 
+#: Modules that have moved.
+_MOVED = {
+    "catalogue": "cuda.catalogue", "compiler": "cuda.compiler", "occupancy": "cuda.occupancy",
+    "explanation": "planning.explanation", "residency": "planning.residency",
+    "perceptron": "estimators.perceptron",
+}  # fmt: skip
+
+
 def __getattr__(name: str) -> Any:
     """The estimators, which import scikit-learn, when they are first asked for."""
     if name in ("MLPClassifier", "MLPRegressor"):
         from . import estimators
 
         return getattr(estimators, name)
+    if name in _MOVED:
+        message = f"backprop_gpu.{name} is backprop_gpu.{_MOVED[name]} now"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return importlib.import_module(f"{__name__}.{_MOVED[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""Importing ours, for pytest-benchmark: ``pytest benchmarks/bench_import.py``."""
+"""Importing ours, for pytest-benchmark: ``pytest backprop_gpu/benchmarks/bench_import.py``."""
 
 from __future__ import annotations
 

@@ -23,6 +23,8 @@ GPU_BACKENDS = ("cuda", "numba_cuda")
 
 
 GPU = ("gpu", True)
+# It is for this pytest, and not for those that tests start.
+os.environ.pop("PYTEST_ADDOPTS", None)
 
 
 @functools.cache

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 
 def python(code: str) -> str:
@@ -69,3 +72,24 @@ def test_import_creates_no_context():
     subprocess.run(
         [sys.executable, "-W", "error", "-c", "import backprop_gpu"], check=True, env=environment
     )
+
+
+def test_moved_and_renamed_names_work_for_a_release() -> None:
+    import backprop_gpu
+    from backprop_gpu import planning
+    from backprop_gpu.planning import residency
+
+    with pytest.warns(DeprecationWarning, match=r"backprop_gpu\.planning\.residency now"):
+        assert backprop_gpu.residency is residency
+    with pytest.warns(DeprecationWarning, match="planning.Run now"):
+        assert planning.Training is planning.Run
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        planning.nothing  # noqa: B018
+
+
+def test_the_benchmarks_have_one_name() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import benchmarks"], cwd=Path(__file__).parents[1],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "python -m backprop_gpu.benchmarks" in done.stderr

@@ -1,5 +1,8 @@
 """What runs where, and why: pure functions of a description, testable anywhere."""
 
+import warnings
+from typing import Any
+
 from .cpu import CpuWork, cpu_obstacle, cpu_work, members_a_call, step_flops, steps_a_call
 from .device import H200, Device
 from .plan import (
@@ -48,3 +51,20 @@ __all__ = [
     "step_work",
     "steps_a_call",
 ]
+
+#: Old name -> what it is called now.
+_RENAMED = {
+    "Layout": Transposes, "Training": Run, "product": choose_product,
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        warnings.warn(
+            f"planning.{name} is planning.{getattr(new, '__name__', 'Transposes')} now",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return new
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
