@@ -104,7 +104,7 @@ class Cost:
         value = self.function(a, y)
         if np.shape(value) != (a.shape[0],):
             raise ValueError(
-                f"function of cost {self.name!r} must give one number a sample: "
+                f"function of cost {self.name!r} must give one number per sample: "
                 f"expected shape {(a.shape[0],)}, got {np.shape(value)}"
             )
         return value

@@ -457,7 +457,7 @@ def _check_rows(X: Declared, path: Path) -> None:
 
 
 def _rows(array: np.ndarray, path: Path) -> np.ndarray:
-    """One sample a row: images are flattened."""
+    """One sample per row: images are flattened."""
     _check_rows(Declared(array.shape, array.dtype), path)
     return array.reshape(len(array), -1)
 

@@ -1,6 +1,6 @@
 """The four equations of backpropagation and the forward pass, as functions of arrays.
 
-Each works on a batch, one sample a row, and on a single sample as a 1-d array.
+Each works on a batch, one sample per row, and on a single sample as a 1-d array.
 NumPy arrays in, NumPy arrays out. Arrays of a CUDA device in, arrays of the same
 library out (CuPy, PyTorch, JAX, Numba, or any other with ``__cuda_array_interface__``
 or DLPack, which gets a `backprop_gpu.cuda.arrays.DeviceArray`), computed by the

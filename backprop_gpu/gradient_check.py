@@ -36,7 +36,7 @@ SIDE_STEP = 1e-7
 RESOLUTION = 1e-6
 
 #: (h, aside) -> C_x of every sample, (m,), after a nudge by h and with every z of the
-#: layers above moved by `aside`. Both hold for all samples, or are one number a sample.
+#: layers above moved by `aside`. Both hold for all samples, or are one number per sample.
 Costs = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 

@@ -46,7 +46,7 @@ def names() -> tuple[str, ...]:
 def draw(
     chosen: Sequence[str], sizes: Sequence[int], rng: np.random.Generator
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Weights (n_l, n_{l-1}) and biases (n_l,) in float64, `chosen` naming one a layer."""
+    """Weights (n_l, n_{l-1}) and biases (n_l,) in float64, `chosen` naming one per layer."""
     kinds = [_INITIALIZERS[name] for name in chosen]
     weights = [
         weight(rng, n, fan_in)
@@ -60,7 +60,7 @@ def draw(
 
 
 def rules(name: str, activations: Sequence[Activation]) -> list[str]:
-    """One a layer: `name`, or for "auto" he where σ is a rectifier and book elsewhere."""
+    """One per layer: `name`, or for "auto" he where σ is a rectifier and book elsewhere."""
     if name != "auto":
         return [name] * len(activations)
     return ["he" if each.rectifier else "book" for each in activations]

@@ -243,17 +243,17 @@ def losses_and_accuracies(
 def resolve_activations(
     value: str | Activation | Sequence[str | Activation], layers: int
 ) -> tuple[Activation, ...]:
-    """σ of layers 1 … L, from one for all or one a layer; softmax at the output only."""
+    """σ of layers 1 … L, from one for all or one per layer; softmax at the output only."""
     if isinstance(value, (str, Activation)):
         result = (activations.get(value),) * layers
         if not result[0].elementwise and layers > 1:
             raise ValueError(
-                f"activation {result[0].name!r} is for the output layer only: name one a layer, "
+                f"activation {result[0].name!r} is for the output layer only: name one per layer, "
                 f"for example {['sigmoid'] * (layers - 1) + [result[0].name]}"
             )
         return result
     if not validation.is_ordered(value):
-        raise TypeError(f"activation must be a name, an Activation or one a layer, got {value!r}")
+        raise TypeError(f"activation must be a name, an Activation or one per layer, got {value!r}")
     result = tuple(activations.get(item) for item in value)
     if len(result) != layers:
         raise ValueError(

@@ -28,9 +28,9 @@ class Network:
     Parameters
     ----------
     sizes : sequence of int
-        (n_0, …, n_L): neurons a layer, input first.
+        (n_0, …, n_L): neurons per layer, input first.
     activation : str, Activation or a sequence of them, default "sigmoid"
-        σ of every layer after the input, or one a layer. A name: sigmoid, tanh, relu,
+        σ of every layer after the input, or one per layer. A name: sigmoid, tanh, relu,
         leaky_relu, elu, gelu, silu, softplus, identity, exponential, softmax (output
         layer only), or one that `activations.register` added.
     cost : str or Cost, default "quadratic"
@@ -187,7 +187,9 @@ class Network:
         except TypeError:
             raise TypeError(f"{name} must be a sequence of arrays, got {value!r}") from None
         if len(value) != len(shapes):
-            raise ValueError(f"{name} must be {len(shapes)} arrays, one a layer, got {len(value)}")
+            raise ValueError(
+                f"{name} must be {len(shapes)} arrays, one per layer, got {len(value)}"
+            )
         arrays = [
             validation.numbers(f"{name}[{i}]", array, self.dtype) for i, array in enumerate(value)
         ]
@@ -351,7 +353,7 @@ class Network:
         rows, epochs : int
             Of the training in mind, by default the book's: the choice of an engine depends on
             how long it takes.
-        engine : as of `fit`
+        engine : as in `fit`
 
         Returns
         -------

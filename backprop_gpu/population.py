@@ -44,20 +44,20 @@ class Population:
     members : int
         How many networks, at least 1.
     activation, cost, dtype, backend, initial_weights
-        As of `Network`, for all members.
+        As in `Network`, for all members.
     seed : int or sequence of int, optional
-        Member i has the seed ``seed + i``, or the i-th of a sequence with one a member.
+        Member i has the seed ``seed + i``, or the i-th of a sequence with one per member.
 
     Attributes
     ----------
     members : tuple of Network
-        Ordinary networks: to be used, saved, pickled or trained further alone. As of `Network`,
+        Ordinary networks: to be used, saved, pickled or trained further alone. As in `Network`,
         several threads may read them, and the population, at once; each is trained by one.
     failed : dict of int to str
         The members whose cost or parameters turned NaN or infinite in the last `fit`, each with
         what happened, in which epoch and batch.
     plan : planning.Plan
-        What runs and why, as of `Network`.
+        What runs and why, as in `Network`.
 
     Notes
     -----
@@ -214,10 +214,10 @@ class Population:
         Parameters
         ----------
         X : (n, n_0) array
-            Also of uint8, as of `Network.fit`.
+            Also of uint8, as in `Network.fit`.
         Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
         epochs, batch_size, learning_rate, optimizer
-            As of `Network.fit`: one value for all, or a list, tuple or 1-d array with one a
+            As in `Network.fit`: one value for all, or a list, tuple or 1-d array with one per
             member. A member with fewer epochs is ready sooner and keeps its weights.
         validation_data : (X, Y), optional
             The same for all members.
@@ -236,7 +236,7 @@ class Population:
         Returns
         -------
         list of History
-            One a member; also ``members[i].history``.
+            One per member; also ``members[i].history``.
 
         Warns
         -----
@@ -368,7 +368,7 @@ class Population:
         return self._evaluate(X, Y, None)[0]
 
     def accuracy(self, X: Any, labels: Any) -> np.ndarray:
-        """Of each member, (members,), the share of rows whose class is right; as of `Network`."""
+        """Of each member, (members,), the share of rows whose class is right; as in `Network`."""
         X = validation.inputs(X, self.sizes[0], self.dtype)
         classes = validation.labels(labels, len(X), self.sizes[-1])
         return self._evaluate(X, None, classes)[1]
@@ -519,7 +519,7 @@ def _seeds(seed: Any, members: int) -> list[int | None]:
 def _settings(
     rows: int, members: int, epochs: Any, batch_size: Any, learning_rate: Any, optimizer: Any
 ) -> list[Settings]:
-    """The hyperparameters of each member, from one value or one a member of each."""
+    """The hyperparameters of each member, from one value or one per member of each."""
 
     def spread(name: str, value: Any, check: Callable[[Any], Any]) -> list[Any]:
         return _one_a_member(name, value, members, check)
@@ -557,7 +557,7 @@ def _one_a_member(name: str, value: Any, members: int, check: Callable[[Any], An
     if len(value) != members:
         raise ValueError(
             f"{name} has {len(value)} values for {members} members: give one value for all, or "
-            "one a member"
+            "one per member"
         )
     result = []
     for i, item in enumerate(value):

@@ -274,7 +274,7 @@ def obstacle(runtime: Runtime, form: Form, dtype: Any, soon: Sequence[Kernel] = 
     Warns
     -----
     RuntimeWarning
-        Once a process of each engine that fails.
+        Once per process of each engine that fails.
 
     Raises
     ------

@@ -45,7 +45,7 @@ class Best(NamedTuple):
 
 
 class SweepResult:
-    """What a `sweep` found, one row a network. ``print`` it for a table, best first.
+    """What a `sweep` found, one row per network. ``print`` it for a table, best first.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ def sweep(
         Networks a setting: their seeds are ``seed``, ``seed + 1``, …
     validation_data : (X, Y), optional
     callbacks : iterable
-        As of `Population.fit`; give `EarlyStopping` here.
+        As in `Population.fit`; give `EarlyStopping` here.
     metric : {"val_accuracy", "val_loss", "loss"}, optional
         What the table is sorted by; by default the first of these that there is.
     progress : bool

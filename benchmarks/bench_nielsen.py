@@ -37,7 +37,7 @@ class SGDTrainer:
         self.net = network.Network(BOOK.sizes, backend="cuda" if device == "cuda" else "numpy")
         self.net.weights = [w[0].astype(float) for w in given.weights]
         self.net.biases = [b[0, :, None].astype(float) for b in given.biases]
-        # Whole epochs: as many steps as were asked for but for less than one an epoch.
+        # Whole epochs: as many steps as were asked for but for less than one per epoch.
         self.epochs = -(-given.steps * BOOK.batch // len(given.X))
         rows = given.steps // self.epochs * BOOK.batch
         columns = given.X[:rows, :, None].astype(float), given.Y[:rows, :, None].astype(float)
@@ -137,7 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not result.timed:
             raise SystemExit(f"{result.peer.label}: {result.absent or result.failed}")
         ratio = median(ratios(result, results[0]))
-        print(f"{result.peer.label:<17}{median(result.seconds) * 1e6:8.1f} µs a step{ratio:8.2f}×")
+        print(
+            f"{result.peer.label:<17}{median(result.seconds) * 1e6:8.1f} µs per step{ratio:8.2f}×"
+        )
     print(f"largest difference {results[0].disagreement:.1e}\n{results[0].plan}")
     return 0
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 #: Where a clone of the project has the records of its machines.
 _IN_A_CLONE = Path("benchmarks", "results")
-_LINE = "{:<50} {:<18} {:>10} {:>17} {:>8} {:>8}"
-_HEAD = ("workload", "library", "µs a step", "10–90 %", "to ours", "of floor")
+_LINE = "{:<50} {:<18} {:>11} {:>17} {:>8} {:>8}"
+_HEAD = ("workload", "library", "µs per step", "10–90 %", "to ours", "of floor")
 
 
 def add(commands: Any) -> None:

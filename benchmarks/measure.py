@@ -22,7 +22,7 @@ from .workloads import Workload, problem
 #: Steps after which the parameters must agree with the reference's, to `agreement.bound`.
 CHECKED = 4
 #: Steps of the run by which the length of the timed runs is chosen. They have no fewer, or what a
-#: library does once a call would count as part of a step.
+#: library does once per call would count as part of a step.
 PILOT = 20
 OUT_OF_TIME = "out of time"
 #: Rounds without which there is nothing to report.

@@ -125,7 +125,7 @@ def _place(record: Record) -> Any:
 
 
 def markdown(found: Iterable[Record], command: str = "backprop-gpu bench --record") -> str:
-    """A table for each machine: µs a step, and in brackets the ratio to ours."""
+    """A table for each machine: µs per step, and in brackets the ratio to ours."""
     return "\n\n".join(_markdown(machine, command) for machine in machines(found) if machine.places)
 
 
@@ -134,7 +134,7 @@ def _markdown(machine: Machine, command: str) -> str:
     peers = [name for name in machine.peers if any(r["peer"] == name for r in machine.steps)]
     head = ["workload", *(machine.peers[name] for name in peers), "share of the floor, ours"]
     lines = [
-        f"µs a step on {machine.title}, float32, {run['date'][:10]} "
+        f"µs per step on {machine.title}, float32, {run['date'][:10]} "
         f"(`{command}`); in brackets the ratio to ours, from the same run:",
         "",
         _row(head),
@@ -249,7 +249,7 @@ def _about(machine: Machine) -> str:
 
 
 def _steps_table(machine: Machine) -> str:
-    head = ("workload", "library", "µs a step", "10–90 %", "ratio to ours", "share of the floor")
+    head = ("workload", "library", "µs per step", "10–90 %", "ratio to ours", "share of the floor")
     rows = []
     for workload, variant in machine.places:
         at = machine.at(workload, variant)
@@ -477,7 +477,7 @@ class _Figures:
             axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
             axis.set_xticks([], minor=True)
             axis.set_xlabel(_AXES.get(curve, curve), fontsize=9)
-            axis.set_ylabel("µs a step", fontsize=9)
+            axis.set_ylabel("µs per step", fontsize=9)
             own = lines.get(OURS)
             if own:
                 spoken.append(

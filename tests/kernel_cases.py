@@ -420,8 +420,8 @@ def _targets(s: Subject, m: int, n: int) -> np.ndarray:
 def cost_and_output_error(s: Subject, pair: tuple[str, str]) -> None:
     sigma, cost = activations.get(pair[0]), CUBIC if pair[1] == "cubic" else costs.get(pair[1])
     function, gradient = _COSTS[cost.name]
-    # A warp a row: fewer columns than lanes, and more; one block of eight rows, and more, the last
-    # of them not whole. Of the map, a block of runs and a rest.
+    # A warp per row: fewer columns than lanes, and more; one block of eight rows, and more, the
+    # last not whole. Of the map, a block of runs and a rest.
     for m, n in ((1, 2), (5, 3), (8, 37), (9, 2), (300, 2), (31, 35)):
         z, y = s.normal(m, n), _targets(s, m, n)
         a = s.exact(reference.activate(sigma.name, z))

@@ -47,7 +47,7 @@ class Form:
     #: Whether its blocks are no cluster.
     apart: bool = False
     stages: int = 3
-    #: First biases of the last layer that are far from the rest, (slice, value), one a member.
+    #: First biases of the last layer that are far from the rest, (slice, value), one per member.
     far: tuple[tuple[slice, float], ...] = ()
     #: X of uint8, read as such.
     bytes: bool = False

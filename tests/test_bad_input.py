@@ -512,7 +512,7 @@ def test_any_sequence_of_sizes_will_do(sizes):
         ({"activation": ["relu"] * 3}, ValueError, "one for each of the 2 layers.*got 3"),
         ({"activation": "softmax"}, ValueError, "output layer only.*'sigmoid', 'softmax'"),
         ({"activation": ["softmax", "relu"]}, ValueError, "output layer only, not layer 1"),
-        ({"activation": 3}, TypeError, "activation must be a name, an Activation or one a layer"),
+        ({"activation": 3}, TypeError, "activation must be a name, an Activation or one per layer"),
         ({"activation": [3, 3]}, TypeError, "activation must be a name or an Activation, got 3"),
         ({"activation": None}, TypeError, "activation must be a name"),
         ({"activation": {"relu", "tanh"}}, TypeError, "activation must be a name"),
@@ -564,7 +564,12 @@ def test_backend_without_a_device():
 @pytest.mark.parametrize(
     ("name", "value", "kind", "message"),
     [
-        ("weights", [np.ones((4, 3))], ValueError, "weights must be 2 arrays, one a layer, got 1"),
+        (
+            "weights",
+            [np.ones((4, 3))],
+            ValueError,
+            "weights must be 2 arrays, one per layer, got 1",
+        ),
         (
             "weights",
             [np.ones((4, 3)), np.ones((4, 2))],

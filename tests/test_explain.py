@@ -18,7 +18,7 @@ CPU = {"processor": records.processor(), "cores": os.cpu_count()}
 # 784·30 + 30·10 weights: 2·10·23,820 operations forward, as many for BP4, and for BP2 those of
 # the last layer, 2·10·300.
 FLOPS = 2 * 2 * 10 * 23_820 + 2 * 10 * 300
-# A batch of 794 numbers a row, and 23,860 parameters read and written.
+# A batch of 794 numbers per row, and 23,860 parameters read and written.
 BYTES = 4 * (10 * 794 + 2 * 23_860)
 
 
@@ -135,7 +135,7 @@ def test_the_resident_kernel_on_a_device() -> None:
 
 def test_of_a_device(folder: Path) -> None:
     record = step("2026-01-01", 5.0, "cuda", machine={"gpu": planning.H200.name})
-    record["plan"] = "engine layered: one backend call an equation"
+    record["plan"] = "engine layered: one backend call per equation"
     lines = ({"op": "copy", "gb_per_s": 4000}, record)  # as gpu_record writes them
     (folder / records.GPU).write_text("".join(json.dumps(line) + "\n" for line in lines))
     choice = planning.Choice("cuda", "asked for")

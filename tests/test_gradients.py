@@ -427,5 +427,5 @@ def test_register(registries):
 def test_a_cost_must_give_one_number_a_sample():
     total = Cost("total", lambda a, y: ((a - y) ** 2).sum(), lambda a, y: 2 * (a - y))
     net = Network([2, 3, 1], cost=total, backend="numpy", seed=1)
-    with pytest.raises(ValueError, match=r"one number a sample.*\(4,\)"):
+    with pytest.raises(ValueError, match=r"one number per sample.*\(4,\)"):
         net.loss(XOR, [0, 1, 1, 0])

@@ -637,7 +637,7 @@ def test_the_book_is_resident_and_the_reason_has_both_figures() -> None:
     chosen = plan(NIELSEN, 10)
     assert chosen.engine == "resident"
     assert "one launch" in chosen.engine_reason
-    assert "µs a step against" in chosen.engine_reason
+    assert "µs per step against" in chosen.engine_reason
     work = planning.step_work(NIELSEN, 10, 4, 0, chosen)
     assert {each.kernel for each in work} == {"the resident kernel"}
 

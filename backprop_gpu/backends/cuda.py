@@ -134,7 +134,7 @@ class CudaBackend:
         self.runtime.launch(kernel, (kernel.blocks(count), 1, 1), arguments)
 
     def _rows(self, kernel: Kernel, m: int, *arguments: Any) -> None:
-        """A warp a row."""
+        """A warp per row."""
         self.runtime.launch(kernel, (ceil(m / kernel.block[1]), 1, 1), arguments)
 
     def _scalar(self, value: float) -> Any:

@@ -88,14 +88,14 @@ def add(commands: Any) -> None:
         "--sizes",
         nargs="+",
         metavar="N",
-        help="neurons a layer, 784,30,10 or 784 30 10; "
+        help="neurons per layer, 784,30,10 or 784 30 10; "
         f"default: the data's features, {HIDDEN}, the data's classes",
     )
     option(
         "--activation",
         nargs="+",
         metavar="NAME",
-        help="one name, or one a layer after the "
+        help="one name, or one per layer after the "
         f"input: {known(activations.names())}; default sigmoid, with softmax outputs for "
         "categorical_cross_entropy, exponential for poisson and identity for targets that are "
         "not classes",

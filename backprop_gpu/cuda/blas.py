@@ -2,8 +2,8 @@
 
 A binding of our own because what there is costs a second to import, and because a product must be
 able to stand in a CUDA graph: cuBLASLt takes stream and workspace with every call and sets nothing
-on a handle. What a graph does not allow, to ask which algorithm to take, is asked once a shape and
-kept, so a product that has run before can be captured.
+on a handle. What a graph does not allow, to ask which algorithm to take, is asked once per shape
+and kept, so a product that has run before can be captured.
 """
 
 from __future__ import annotations

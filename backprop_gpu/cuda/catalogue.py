@@ -264,7 +264,7 @@ class Catalogue:
 def everything() -> Iterator[Kernel]:
     """All specialisations of the built-in activations, costs, optimizers and tiles.
 
-    But for those of `residents`, of which there is one a network.
+    But for those of `residents`, of which there is one per network.
     """
     catalogues = [Catalogue(np.dtype(name)) for name in _TYPES]
     found = (

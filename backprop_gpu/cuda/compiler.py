@@ -134,7 +134,7 @@ def compile_all(arch: str, jobs: int | None = None) -> Iterator[KernelReport]:
         for kernels in groups.values()
         for start in range(0, len(kernels), GROUP)
     ]
-    version()  # a missing compiler is one clear error, not one a thread
+    version()  # a missing compiler is one clear error, not one per thread
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
         for cubin in pool.map(lambda part: compile_kernels(part, arch), parts):
             yield from cubin.reports

@@ -23,7 +23,7 @@ Array = Any
 class Hyperparameters:
     """What an epoch of gradient descent needs beside data and parameters.
 
-    ``coefficients`` is ``optimizer.coefficients(...)``, one row a step.
+    ``coefficients`` is ``optimizer.coefficients(...)``, one row per step.
     """
 
     batch_size: int

@@ -1,4 +1,4 @@
-"""The layered engine: one backend call an equation. Any shape, any option."""
+"""The layered engine: one backend call per equation. Any shape, any option."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forward and backward passes over batches, one backend call an equation: any shape, any option."""
+"""Forward and backward passes over batches, one backend call per equation: any shape or option."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Passes:
     backend : Backend
         A fork, which nothing else uses.
     sizes, activations, cost
-        As of `base.Engine`.
+        As in `base.Engine`.
     """
 
     def __init__(

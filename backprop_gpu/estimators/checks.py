@@ -104,7 +104,7 @@ def invalid(estimator: str, name: str, expected: str, value: Any) -> ValueError:
 
 
 def check_weights(sample_weight: Any, X: Any) -> np.ndarray:
-    """A weight a row of X, in its dtype, from an array or one number for all."""
+    """A weight per row of X, in its dtype, from an array or one number for all."""
     rows = X.shape[0]
     if isinstance(sample_weight, Real):
         return np.full(rows, sample_weight, X.dtype)

@@ -102,7 +102,7 @@ _PARAMETERS = """
     activation : sequence of str
         One for each hidden layer; also "leaky_relu", "elu", "gelu", "silu" and "softplus".
     backend : {"auto", "numpy", "cuda", "numba_cuda"}, default "auto"
-        As of `Network`. ``plan_`` says what ran, and why.
+        As in `Network`. ``plan_`` says what ran, and why.
     dropout : float in [0, 1), default 0
         The share of the hidden activations that a training step leaves out, the rest being scaled
         up (Srivastava et al. 2014).
@@ -532,7 +532,7 @@ class _Perceptron(
             import scipy.optimize
 
         packed = _pack(self.coefs_, self.intercepts_)
-        self.plan_ = "engine none: L-BFGS-B of SciPy over one NumPy call an equation"
+        self.plan_ = "engine none: L-BFGS-B of SciPy over one NumPy call per equation"
         y = y.astype(packed.dtype)
         losses: list[float] = []
 
@@ -866,7 +866,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
 
         Parameters
         ----------
-        X, y, sample_weight : as of `fit`
+        X, y, sample_weight : as in `fit`
         classes : array, optional
             All labels that there will be; needed in the first call.
         """
@@ -907,7 +907,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     __module__ = __package__  # where users import it from, and pickles look for it
     __doc__ = f"""scikit-learn's `MLPRegressor`, trained by this library.
 
-    One number a sample or several, by half the squared error, half the Poisson deviance (with an
+    One number per sample or several, by half the squared error, half the Poisson deviance (with an
     exponential output) or, beyond scikit-learn, the absolute error.
 
     ``loss`` : {{"squared_error", "poisson", "absolute_error"}}, default "squared_error",

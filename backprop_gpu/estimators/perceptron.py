@@ -469,7 +469,7 @@ class WeightedEngine(Engine):
     ) -> None:
         plan = Plan(
             "numpy", model.choice.reason, "none",
-            f"one NumPy call an equation, because {reason}", captured=False,
+            f"one NumPy call per equation, because {reason}", captured=False,
         )  # fmt: skip
         super().__init__(model.backend, model.sizes, model.activations, model.cost, plan)
         self.problem, self.sample_weight, self.rng = problem, sample_weight, rng

@@ -20,9 +20,9 @@ class Network(BookNetwork):
     Parameters
     ----------
     sizes : sequence of int
-        n_0 … n_L: neurons a layer, input first.
+        n_0 … n_L: neurons per layer, input first.
     backend : {"auto", "numpy", "cuda", "numba_cuda"}, keyword only
-        As of `backprop_gpu.Network`.
+        As in `backprop_gpu.Network`.
 
     Weights and biases are drawn from N(0, 1) by ``numpy.random.randn``, all biases first:
     `numpy.random.seed` and `random.seed` together repeat a training.
@@ -30,7 +30,7 @@ class Network(BookNetwork):
     Attributes
     ----------
     num_layers, sizes, weights, biases
-        As of `trainer.BookNetwork`.
+        As in `trainer.BookNetwork`.
 
     Raises
     ------
@@ -50,7 +50,7 @@ class Network(BookNetwork):
         eta: float,
         test_data: Iterable[Any] | None = None,
     ) -> None:
-        """Mini-batch gradient descent; prints a line an epoch, with `test_data` how many are right.
+        """Mini-batch gradient descent; prints a line per epoch, with `test_data` the number right.
 
         Parameters
         ----------
@@ -91,7 +91,7 @@ class Network(BookNetwork):
 
         Parameters
         ----------
-        mini_batch : list or iterator of (x, y), as of `SGD`
+        mini_batch : list or iterator of (x, y), as in `SGD`
         eta : float
             η.
 
@@ -107,7 +107,7 @@ class Network(BookNetwork):
 
         Parameters
         ----------
-        test_data : list or iterator of (x, label), as of `SGD`
+        test_data : list or iterator of (x, label), as in `SGD`
 
         Raises
         ------

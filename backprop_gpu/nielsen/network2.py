@@ -83,21 +83,21 @@ class Network(BookNetwork):
     Parameters
     ----------
     sizes : sequence of int
-        n_0 … n_L: neurons a layer, input first.
+        n_0 … n_L: neurons per layer, input first.
     cost : class, default CrossEntropyCost
         `QuadraticCost`, `CrossEntropyCost`, or any with static ``fn(a, y)``, a number, and
         ``delta(z, a, y)``, δ^L, of columns (n_L, 1). With another than those two an epoch is a
         Python loop, and `SGD` warns that it is.
     backend : {"auto", "numpy", "cuda", "numba_cuda"}, keyword only
-        As of `backprop_gpu.Network`.
+        As in `backprop_gpu.Network`.
     penalty : {"port", "book"}, keyword only
         What `total_cost` and the monitors add for λ: "port", as the Python 3 port, λ/2 Σ w², added
-        once a sample; "book", λ/2n Σ w² (chapter 3, eq. 87). Training is the same with both.
+        once per sample; "book", λ/2n Σ w² (chapter 3, eq. 87). Training is the same with both.
 
     Attributes
     ----------
     num_layers, sizes, weights, biases
-        As of `trainer.BookNetwork`.
+        As in `trainer.BookNetwork`.
     cost : class
     penalty : str
 
@@ -172,7 +172,7 @@ class Network(BookNetwork):
         Returns
         -------
         evaluation_cost, evaluation_accuracy, training_cost, training_accuracy : lists
-            One number an epoch, costs of `total_cost`, accuracies in samples; empty where not
+            One number per epoch, costs of `total_cost`, accuracies in samples; empty where not
             monitored.
 
         Raises
@@ -236,7 +236,7 @@ class Network(BookNetwork):
 
         Parameters
         ----------
-        mini_batch : list or iterator of (x, y), as of `SGD`
+        mini_batch : list or iterator of (x, y), as in `SGD`
         eta, lmbda : float
             η and λ.
         n : int
@@ -255,7 +255,7 @@ class Network(BookNetwork):
 
         Parameters
         ----------
-        data : list or iterator of (x, label), or of (x, y) with `convert`, as of `SGD`
+        data : list or iterator of (x, label), or of (x, y) with `convert`, as in `SGD`
         convert : bool
             Whether y is a one-hot column (n_L, 1), as in training data.
 
@@ -271,7 +271,7 @@ class Network(BookNetwork):
 
         Parameters
         ----------
-        data : list or iterator of (x, y), or of (x, label) with `convert`, as of `SGD`
+        data : list or iterator of (x, y), or of (x, label) with `convert`, as in `SGD`
         lmbda : float
             λ >= 0.
         convert : bool
@@ -340,7 +340,7 @@ def load(filename: Any, *, cost: Any = None, backend: str = "auto") -> Network:
     filename : path
     cost : class, optional
         The user's own cost that the file names; the two built-in ones are known by name.
-    backend : as of `Network`
+    backend : as in `Network`
 
     Raises
     ------
@@ -393,7 +393,7 @@ def _file_cost(path: Path, name: Any, given: Any) -> Any:
 def _arrays(name: str, value: Any, shapes: list[tuple[int, int]]) -> list[np.ndarray]:
     """Lists of rows of numbers, as arrays of these shapes."""
     if not isinstance(value, list) or len(value) != len(shapes):
-        raise ValueError(f"{name} must be a list of {len(shapes)} arrays, one a layer")
+        raise ValueError(f"{name} must be a list of {len(shapes)} arrays, one per layer")
     found = []
     for l, (rows, (n, k)) in enumerate(zip(value, shapes, strict=True), start=1):
         fits = isinstance(rows, list) and len(rows) == n

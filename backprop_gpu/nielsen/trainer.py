@@ -430,7 +430,7 @@ def _checked(name: str, arrays: Any, shapes: Sequence[tuple[int, int]]) -> list[
     except TypeError:
         raise TypeError(f"{name} must be a list of arrays, got {arrays!r}") from None
     if len(given) != len(shapes):
-        raise ValueError(f"{name} must be {len(shapes)} arrays, one a layer, got {len(given)}")
+        raise ValueError(f"{name} must be {len(shapes)} arrays, one per layer, got {len(given)}")
     found = []
     for l, (value, shape) in enumerate(zip(given, shapes, strict=True), start=1):
         array = validation.numbers(f"{name}[{l - 1}]", value, _FLOAT64)

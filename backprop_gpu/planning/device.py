@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Device:
     """What the planner needs to know of a CUDA device.
 
-    ``clock`` is in Hz, ``bandwidth`` in bytes/s, ``shared_memory`` in bytes a block.
+    ``clock`` is in Hz, ``bandwidth`` in bytes/s, ``shared_memory`` in bytes per block.
     """
 
     name: str

@@ -62,14 +62,14 @@ def choose_engine(
             raise ValueError(f"engine 'resident' cannot run this: {obstacle}")
         return "resident", "asked for"
     if backend != "numpy":
-        return "layered", "one backend call an equation; the only engine of this backend so far"
+        return "layered", "one backend call per equation; the only engine of this backend so far"
     if obstacle is not None:
-        return "layered", f"one backend call an equation; not resident, because {obstacle}"
+        return "layered", f"one backend call per equation; not resident, because {obstacle}"
     if seconds > LOADING:
         return "resident", "an epoch is one loop of compiled code"
     return (
         "layered",
-        f"one backend call an equation; about {seconds:.1f} s of training do not repay loading "
+        f"one backend call per equation; about {seconds:.1f} s of training do not repay loading "
         "the resident loop",
     )
 
@@ -97,13 +97,13 @@ def _choose_on_device(
     if cut is None:
         if run.engine == "resident":
             raise ValueError(f"engine 'resident' cannot run this: {obstacle}")
-        return "layered", f"one backend call an equation; not resident, because {obstacle}"
+        return "layered", f"one backend call per equation; not resident, because {obstacle}"
     layered = members * layered_step_seconds(sizes, m, itemsize, device)
 
     def predicted(cut: Residency) -> str:
         ours, theirs = f"{cut.seconds * 1e6:.1f} µs", f"{layered * 1e6:.0f} µs"
         of_all = f", of all {members} networks" if members > 1 else ""
-        return f"predicted {ours} a step against {theirs}, layered{of_all}"
+        return f"predicted {ours} per step against {theirs}, layered{of_all}"
 
     saved = (layered - cut.seconds) * run.epochs * math.ceil(run.rows / m)
     if run.engine == "resident" or saved > BUILDING:
@@ -117,7 +117,7 @@ def _choose_on_device(
         if saved > 0
         else "is not expected to be faster"
     )
-    return "layered", f"one backend call an equation; the resident kernel {why} ({predicted(cut)})"
+    return "layered", f"one backend call per equation; the resident kernel {why} ({predicted(cut)})"
 
 
 @dataclass(frozen=True)
@@ -467,7 +467,7 @@ def choose_plan(
         For an unknown engine, or one that is asked for and cannot run this, with the obstacle.
     """
     if run is None:
-        reason = "one backend call an equation; `fit` chooses its own"
+        reason = "one backend call per equation; `fit` chooses its own"
         return Plan(choice.backend, choice.reason, "layered", reason, captured=False)
     _check_engine(run.engine)
     itemsize = 4 if dtype == "float32" else 8
@@ -480,7 +480,7 @@ def choose_plan(
         seconds = run.members * layered_seconds(sizes, run.batch_size, run.rows, run.epochs)
         engine, reason = choose_engine(run.engine, choice.backend, obstacle or slower, seconds)
         if engine == "resident" and run.members > 1:
-            reason += f"; a thread a network, {min(cores, run.members)} at a time"
+            reason += f"; a thread per network, {min(cores, run.members)} at a time"
         elif engine == "resident":
             reason += f"; {cpu_work(sizes, run.batch_size, itemsize, cores)}"
     notes: list[str] = []

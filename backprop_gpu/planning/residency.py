@@ -218,7 +218,7 @@ def choose_as_stored(
     apart: tuple[int, ...],
     cut: tuple[int, ...],
 ) -> Residency | str:
-    """As `choose`, of those that read X with ``stored`` bytes a number."""
+    """As `choose`, of those that read X with ``stored`` bytes per number."""
     largest = min(largest_cluster(device), device.multiprocessors)
     ways = [(n, False, device.clusters_at_once(n)) for n in clusters if n <= largest]
     ways += [(n, True, device.multiprocessors // n) for n in apart]

@@ -54,7 +54,7 @@ def stand_in(card: str = "H100", seed: int = 0, **options: object) -> Iterator[S
     seed : int
         Of ``order="random"``.
     **options
-        ``devices``, ``order``, ``sanitizer``, as of `standin.start`.
+        ``devices``, ``order``, ``sanitizer``, as in `standin.start`.
 
     Yields
     ------

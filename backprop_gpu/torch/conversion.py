@@ -53,9 +53,9 @@ def from_torch(
         An nn.Sequential, an MLP, or any whose forward torch.fx can read and which is a chain of
         Linear layers (n_{l-1} -> n_l), after each at most one activation; none is identity.
         Dropout in eval mode is left out, and so is a Flatten at the beginning, for X has one
-        sample a row. Parameters all float32 or all float64, on any device.
+        sample per row. Parameters all float32 or all float64, on any device.
     cost : str or Cost
-    backend : as of `Network`
+    backend : as in `Network`
     seed : int, optional
         Makes the shuffling of training repeatable.
 

@@ -42,9 +42,9 @@ class MLP(nn.Sequential):
     Parameters
     ----------
     sizes : sequence of int
-        (n_0, …, n_L): neurons a layer, input first.
+        (n_0, …, n_L): neurons per layer, input first.
     activation : str, Activation or a sequence of them
-        As of `Network`.
+        As in `Network`.
     dtype : torch.float32 or torch.float64
     device : torch.device, optional
         PyTorch's default device unless given.
@@ -52,7 +52,7 @@ class MLP(nn.Sequential):
         The initial parameters are those of ``Network(sizes, activation=..., seed=seed)``. Left
         out, it is drawn from PyTorch's generator, so ``torch.manual_seed`` makes them repeatable.
     initial_weights : str
-        As of `Network`.
+        As in `Network`.
 
     Notes
     -----

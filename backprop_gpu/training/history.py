@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class History:
-    """What `fit` saw, one value an epoch.
+    """What `fit` saw, one value per epoch.
 
     ``loss`` is the mean cost over the epoch's mini-batches, each before its update and
     without penalties; ``val_loss`` and ``val_accuracy`` are of the validation data after

@@ -201,7 +201,7 @@ class Session:
 
     def _keep(self, live: list[Course]) -> None:
         if self.whole is not None and len(live) == len(self.courses):
-            self.backend.copy(*self.whole)  # on a device one launch instead of one a member
+            self.backend.copy(*self.whole)  # on a device one launch instead of one per member
             return
         for course in live:
             if course.good is not None:

@@ -5,7 +5,7 @@
 // m rows of a batch, k neurons in, n out. A block of Tile::threads threads makes
 // BM × BN of the result (gemm.cuh); grid (⌈m/BM⌉, ⌈n/BN⌉). bias_activation is the
 // second half alone, a thread 16 bytes (map.cuh), after a product made by cuBLAS.
-// softmax takes z to a where the outputs of a sample are coupled, a warp a row.
+// softmax takes z to a where the outputs of a sample are coupled, a warp per row.
 #include "activations.cuh"
 #include "gemm.cuh"
 #include "map.cuh"

@@ -3,7 +3,7 @@
 //   parts (splits, count)   ->   out (count)
 //   more_parts (splits, more)   ->   more_out (more)
 //
-// A thread an element, which adds its parts in order: the same bits every time.
+// A thread per element, which adds its parts in order: the same bits every time.
 #include "primitives/launch.cuh"
 
 template <class T>

@@ -23,12 +23,12 @@
 //               in a cluster, too: a block reads no columns but its own. None is needed before it:
 //               at the last one of the step before, the bytes were there and x was read
 //   forward     a thread makes X × J of z^l over a slice of k, 16 bytes of a row at a time
-//               a thread an element adds the slices, in order, and takes σ. Those of the first
+//               a thread per element adds the slices, in order, and takes σ. Those of the first
 //               layer are on several blocks. In a cluster, each adds all slices of some elements:
 //               a thread that has made a part sends it there, one that has the sum sends it to all
 //               (primitives/cluster.cuh). Blocks that are no cluster each add all, which they have
 //               in letters (primitives/letters.cuh)
-//   C, BP1      a thread an element; softmax a warp a row
+//   C, BP1      a thread per element; softmax a warp per row
 //   BP2         a thread makes XB × a run of δ^l, from the last layer to the first
 //   BP3, BP4    a thread makes JU × a run of ∂C/∂w^l and changes that of w^l; all layers at once
 //

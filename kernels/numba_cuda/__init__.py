@@ -1,6 +1,6 @@
 """Numba CUDA kernels for the four equations, one file an equation, written to be read.
 
-Batches are row-major: a, z, δ of a layer are (m, n), one sample a row; w is
+Batches are row-major: a, z, δ of a layer are (m, n), one sample per row; w is
 (n, k), w_jk leading from neuron k of the layer before to neuron j; b is (n,).
 
 Kernels come from factories, ``make_forward(sigma, T, …)``, because a Numba kernel

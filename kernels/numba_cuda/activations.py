@@ -192,7 +192,7 @@ def make_softmax(T):
     def softmax(z, a):
         """a = softmax(z), both (m, n); z and a may be one array.
 
-        One thread a row. The largest z_j is taken off first: no exponential exceeds 1.
+        One thread per row. The largest z_j is taken off first: no exponential exceeds 1.
         """
         i = cuda.blockIdx.x * BLOCK + cuda.threadIdx.x
         m, n = z.shape
@@ -219,7 +219,7 @@ def make_softmax_pull_back(T):
 
     @cuda.jit
     def softmax_pull_back(a, error):
-        """error: g in, δ out; both (m, n). One thread a row."""
+        """error: g in, δ out; both (m, n). One thread per row."""
         i = cuda.blockIdx.x * BLOCK + cuda.threadIdx.x
         m, n = a.shape
         if i < m:

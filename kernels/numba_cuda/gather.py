@@ -10,7 +10,7 @@ def gather(source, order, step, batch, out):
     """out_i = source row order[step · batch + i].
 
     source (rows, n), order (rows,) int, step (1,) int, out (m, n) with m ≤ batch: the
-    last mini-batch of an epoch may be short. One thread an element.
+    last mini-batch of an epoch may be short. One thread per element.
     """
     i = cuda.blockIdx.x * TILE + cuda.threadIdx.y
     j = cuda.blockIdx.y * TILE + cuda.threadIdx.x

@@ -14,7 +14,7 @@ def make_output_error(inside, error, derivative):
 
     @cuda.jit
     def output_error(z, a, y, delta):
-        """δ_ij = ∂C_i/∂a_ij · σ'(z_ij); all arrays (m, n), one thread an element.
+        """δ_ij = ∂C_i/∂a_ij · σ'(z_ij); all arrays (m, n), one thread per element.
 
         Where cost and σ match the two factors collapse to a - y: that is this kernel
         with the quadratic cost and the identity's σ' = 1.
@@ -39,7 +39,7 @@ def make_softmax_output_error(cost, T):
 
     @cuda.jit
     def softmax_output_error(a, y, delta):
-        """δ_j = q_j - ā_j Σ_k q_k with q = ā ∂C/∂a; all arrays (m, n). One thread a row."""
+        """δ_j = q_j - ā_j Σ_k q_k with q = ā ∂C/∂a; all arrays (m, n). One thread per row."""
         i = cuda.blockIdx.x * BLOCK + cuda.threadIdx.x
         m, n = a.shape
         if i < m:
@@ -60,7 +60,7 @@ def _make_softmax_binary_output_error(T):
 
     @cuda.jit
     def softmax_binary_output_error(a, y, delta):
-        """The same with q = (ā - y) / (1 - ā); all arrays (m, n). One thread a row.
+        """The same with q = (ā - y) / (1 - ā); all arrays (m, n). One thread per row.
 
         Above ½, where 1 - ā is the sum of the other ā, δ_j is ā_j - y_j - ā_j Σ_{k≠j} q_k.
         """

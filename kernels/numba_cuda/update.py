@@ -3,7 +3,7 @@
 p, g and the optimizer's slots are flat, (length,), weights before biases: w is
 p[:weights_end]. A step's learning rate and what follows from it are the row
 (c0, c1, c2, c3) = coefficients[step]; `backprop_gpu/optimizers.py` says what they are.
-One thread a parameter.
+One thread per parameter.
 """
 
 import math

@@ -26,7 +26,7 @@ class BackendRuntime:
     together : kernels
         When one of them is needed, all of its file are built: sooner than one by one.
     sources, timeout
-        As of `HostRuntime`.
+        As in `HostRuntime`.
     """
 
     def __init__(

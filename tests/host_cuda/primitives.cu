@@ -37,7 +37,7 @@ template <class T, int ahead> __global__ void fetch_ahead(const T* in, T* out, T
   }
 }
 
-// out (4, 32): 16 bytes a thread, from `in` on, by way of shared memory.
+// out (4, 32): 16 bytes per thread, from `in` on, by way of shared memory.
 __global__ void fetch_sixteen_bytes(const float* in, float* out) {
   __shared__ __align__(16) float place[128];
   const int at = 4 * threadIdx.x;
