@@ -1,0 +1,208 @@
+"""A plan is an instruction: it is written, read, compared, and trained by."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backprop_gpu import Callback, Cost, Network, Population, planning
+from backprop_gpu.planning import BatchPlan, CpuWork, Plan, Run, residency
+
+NIELSEN = (784, 30, 10)
+RNG = np.random.default_rng(0)
+X, y = RNG.random((53, 6)), RNG.integers(0, 3, 53)
+FIT: dict[str, Any] = {"epochs": 2, "learning_rate": 0.3}
+
+
+def network(**options: Any) -> Network:
+    return Network([6, 5, 3], **{"backend": "numpy", "seed": 1} | options)
+
+
+def of_a_device(engine: str, **options: Any) -> Plan:
+    run = Run(**{"rows": 1003, "epochs": 3, "batch_size": 10, "engine": engine} | options)
+    return planning.choose_plan(
+        NIELSEN, "float32", planning.Choice("cuda", "it is there"), planning.H200, run
+    )
+
+
+def plans() -> dict[str, Plan]:
+    found = {
+        "layered on a device": of_a_device("layered"),
+        "resident on a device": of_a_device("resident", members=132, others=((7, 2), (10, 0))),
+        "bytes": of_a_device("resident", bytes=True),
+    }
+    for engine in ("layered", "resident"):
+        net = network()
+        net.fit(X, y, batch_size=8, engine=engine, **FIT)
+        found[engine] = net.plan
+    return found | {"of no training": network().plan}
+
+
+PLANS = plans()
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_there_and_back(name: str) -> None:
+    plan = PLANS[name]
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    assert hash(again) == hash(plan)
+    assert str(again) == str(plan)
+    assert len(set(PLANS.values())) == len(PLANS)
+
+
+def test_reasons_and_predictions_are_no_part_of_it() -> None:
+    plan = PLANS["resident on a device"]
+    (first, *rest), *others = (batch.cuts for batch in plan.batches)
+    slower = replace(first, seconds=1.0)
+    batches = (replace(plan.batches[0], cuts=(slower, *rest)), *plan.batches[1:])
+    assert replace(plan, engine_reason="another", batches=batches) == plan
+    other = replace(first, threads=first.threads + 32)
+    batches = (replace(plan.batches[0], cuts=(other, *rest)), *plan.batches[1:])
+    assert replace(plan, batches=batches) != plan
+    assert others
+
+
+def test_what_a_device_runs_is_all_in_it() -> None:
+    plan = PLANS["layered on a device"]
+    assert [batch.rows for batch in plan.batches] == [10, 3]  # the last is short
+    assert plan.product("NT", 10, 30, 784) == dict(plan.products)["forward layer 1"]
+    assert plan.product("TN", 30, 784, 3) is not None
+    assert plan.product("NT", 4096, 30, 784) is None  # of no mini-batch
+    plan = PLANS["resident on a device"]
+    for m, slots in ((10, 0), (7, 2)):
+        for members in (1, 5, 132):
+            cut = plan.cut(m, slots, members)
+            assert (cut.batch, cut.slots) == (m, slots)
+            others = [c for c in plan.batch(m).cuts if c.slots == slots]
+            assert cut.seconds_for(members) == min(c.seconds_for(members) for c in others)
+    with pytest.raises(ValueError, match="no mini-batch of 9 rows"):
+        plan.cut(9, 0, 1)
+    with pytest.raises(ValueError, match="no resident kernel for 7 rows and 1 numbers"):
+        plan.cut(7, 1, 1)
+
+
+def changed(**fields: Any) -> str:
+    text = json.loads(PLANS["resident"].to_json())
+    text["plan"] |= fields
+    return json.dumps(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "damaged JSON"),
+        ('{"format": "backprop_gpu plan", "version": 1', "damaged JSON"),
+        ("[" * 100_000, "damaged JSON"),
+        ("[]", "not a plan that"),
+        ('{"format": "another"}', "not a plan that"),
+        ('{"format": "backprop_gpu plan", "version": 2}', "version 2; this backprop_gpu reads 1"),
+        ('{"format": "backprop_gpu plan", "version": 1}', "plan must hold backend, "),
+        (changed(engine=3), r"plan\.engine must be of type str, got 3"),
+        (changed(captured=1), r"plan\.captured must be of type bool"),
+        (changed(more=1), "plan must hold"),
+        (changed(sizes=[6, "5", 3]), r"plan\.sizes\[1\] must be of type int"),
+        (changed(batches=3), r"plan\.batches must be a list"),
+        (changed(batches=[{"rows": 8}]), r"plan\.batches\[0\] must hold rows, products"),
+    ],
+)
+def test_what_is_no_plan(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Plan.from_json(text)
+
+
+# -- trained by -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["layered", "resident"])
+def test_a_training_by_its_plan_gives_its_bits(backend: str, engine: str) -> None:
+    if engine == "resident" and backend == "numba_cuda":
+        engine = "layered"
+    first, again = network(backend=backend), network(backend=backend)
+    first.fit(X, y, batch_size=8, engine=engine, **FIT)
+    again.fit(X, y, batch_size=8, plan=Plan.from_json(first.plan.to_json()), **FIT)
+    assert again.plan == first.plan
+    for a, b in zip(first.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_population_by_its_plan() -> None:
+    options: dict[str, Any] = {"batch_size": [8, 5, 8], "optimizer": ["sgd", "adam", "adam"]}
+    both = [Population([6, 5, 3], members=3, backend="numpy", seed=1) for _ in range(2)]
+    both[0].fit(X, y, engine="resident", **options, **FIT)
+    both[1].fit(X, y, plan=both[0].plan, **options, **FIT)
+    for a, b in zip(*both, strict=True):
+        np.testing.assert_array_equal(a.weights[0], b.weights[0])
+
+
+def test_an_engine_does_what_the_plan_says() -> None:
+    """However many cores there are: other parts are other sums."""
+    run = Run(len(X), 2, 53, "resident")
+    plans = [
+        replace(network().model.plan(run), batches=(BatchPlan(53, work=work),), threads=3)
+        for work in (CpuWork(53, 1, 1), CpuWork(9, 3, 3))
+    ]
+    nets = [network() for _ in plans]
+    for net, plan in zip(nets, plans, strict=True):
+        net.fit(X, y, batch_size=53, plan=plan, **FIT)
+        assert net.plan is plan
+    np.testing.assert_allclose(nets[0].weights[0], nets[1].weights[0], rtol=1e-4)
+    assert not np.array_equal(nets[0].weights[0], nets[1].weights[0])
+
+
+class Watch(Callback):
+    def on_batch_end(self, network: Any, batch: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("plan", "options", "error", "message"),
+    [
+        ("layered", {"engine": "layered"}, TypeError, "engine and plan exclude each other"),
+        (3, {}, TypeError, "plan must be a Plan, got 3"),
+        ("of no training", {}, ValueError, r"plan is for sizes \(\)"),
+        ("layered on a device", {}, ValueError, "plan is for backend 'cuda'"),
+        ("layered", {"batch_size": 7}, ValueError, "no mini-batch of 7 rows"),
+        ("resident", {"batch_size": 7}, ValueError, "no mini-batch of 7 rows"),
+        ("resident", {"callbacks": [Watch()]}, ValueError, "a callback after every batch"),
+    ],
+)
+def test_a_plan_for_something_else(
+    plan: Any, options: Any, error: type[Exception], message: str
+) -> None:
+    net = network()
+    before = net.weights, net.plan, net.history
+    with pytest.raises(error, match=message):
+        net.fit(X, y, plan=PLANS.get(plan, plan), **{"batch_size": 8} | options, **FIT)
+    np.testing.assert_array_equal(net.weights[0], before[0][0])
+    assert (net.plan, net.history) == before[1:]
+
+
+def test_a_plan_of_another_network() -> None:
+    for other, message in (
+        (Network([6, 4, 3], backend="numpy"), r"this network has \(6, 4, 3\)"),
+        (network(dtype="float64"), "this network has 'float64'"),
+        (network(cost=Cost("own", lambda a, y: (a - y)[:, 0] ** 2, lambda a, y: a - y)),
+         "cost 'own' is not built in"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            other.fit(X, np.eye(3)[y], batch_size=8, plan=PLANS["resident"], **FIT)
+
+
+def test_a_plan_of_another_device() -> None:
+    run = Run(1003, 3, 10)
+    book = PLANS["resident on a device"]
+    assert book.obstacle(run, 4, planning.H200) is None
+    ada = replace(
+        planning.H200,
+        name="RTX 4090",
+        compute_capability=(8, 9),
+        shared_memory=99 * 1024,
+        clusters=(),
+    )
+    assert "RTX 4090 does not hold one block of" in str(book.obstacle(run, 4, ada))
+    assert "reads an X of uint8" in str(PLANS["bytes"].obstacle(run, 4, planning.H200))
+    assert residency.largest_cluster(ada) == 1
