@@ -11,9 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .. import (
-    backends,
-)  # fmt: skip
+from .. import backends
 from ..errors import ArgumentError
 from ..reading import MAX_BYTES
 

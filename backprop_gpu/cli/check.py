@@ -17,6 +17,7 @@ from .shown import obstacle_of
 
 
 def add(commands: Any) -> None:
+    """Add the command to those of the parser."""
     parser = commands.add_parser(
         "check",
         allow_abbrev=False,

@@ -16,6 +16,7 @@ from .arguments import ArgumentError, known, split
 
 
 def add(commands: Any) -> None:
+    """Add the command to those of the parser."""
     parser = commands.add_parser(
         "compile",
         allow_abbrev=False,

@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from .. import (
-    backends,
-    planning,
-)  # fmt: skip
+from .. import backends, planning
 from ..version import __version__
 from .shown import cpu, obstacle_of, print_aligned
 
@@ -30,6 +27,7 @@ _PACKAGES = (
 
 
 def add(commands: Any) -> None:
+    """Add the command to those of the parser."""
     parser = commands.add_parser(
         "info",
         allow_abbrev=False,

@@ -12,11 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import (
-    datasets,
-    tables,
-    validation,
-)  # fmt: skip
+from .. import datasets, tables, validation
 from ..network import Network
 from ..preprocessing import Number, Preprocessing
 from ..reading import Budget
@@ -32,6 +28,7 @@ from .shown import device_of, goodness
 
 
 def add(commands: Any) -> None:
+    """Add the command to those of the parser."""
     parser = commands.add_parser(
         "predict",
         allow_abbrev=False,

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .. import (
-    backends,
-    planning,
-)  # fmt: skip
+from .. import backends, planning
 from ..network import Network
 from ..preprocessing import Category, Number
 from ..threads import cores
 
 
 def device_of(network: Network) -> str:
+    """Where a network trains and predicts."""
     device = network.model.device
     if isinstance(device, planning.Device):
         major, minor = device.compute_capability
@@ -28,6 +26,7 @@ def device_of(network: Network) -> str:
 
 
 def cpu() -> str:
+    """The processor's name, and its cores."""
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

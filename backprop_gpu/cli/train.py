@@ -15,12 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import (
-    activations,
-    costs,
-    datasets,
-    optimizers,
-)  # fmt: skip
+from .. import activations, costs, datasets, optimizers
 from ..datasets import Dataset
 from ..network import Network
 from ..preprocessing import Number, Options
@@ -45,6 +40,7 @@ BATCH_SIZE = 10
 
 
 def add(commands: Any) -> None:
+    """Add the command to those of the parser."""
     parser = commands.add_parser(
         "train",
         allow_abbrev=False,

@@ -25,11 +25,12 @@ ACTIVATIONS = ("identity", "logistic", "tanh", "relu",
 
 
 def a_name(*names: str) -> tuple[Any, str]:
+    """(whether a value is one of the names, what is expected)."""
     listed = ", ".join(repr(name) for name in sorted(names))
     return (lambda value: isinstance(value, str) and value in names), f"a str among {{{listed}}}"
 
 
-def number(kind: Any, span: str, *others: Any) -> tuple[Any, str]:
+def a_number(kind: Any, span: str, *others: Any) -> tuple[Any, str]:
     """A number of a kind in a span such as "[0, inf)", or one of the others."""
     what = "an int" if kind is Integral else "a float"
 
@@ -67,32 +68,32 @@ RULES: dict[str, tuple[Any, str]] = {
         f"one of {{{', '.join(map(repr, ACTIVATIONS))}}}, or a list of them",
     ),
     "solver": a_name("lbfgs", *STOCHASTIC),
-    "alpha": number(Real, "[0, inf)"),
-    "batch_size": number(Integral, "[1, inf)", "auto"),
+    "alpha": a_number(Real, "[0, inf)"),
+    "batch_size": a_number(Integral, "[1, inf)", "auto"),
     "learning_rate": a_name("constant", "invscaling", "adaptive"),
-    "learning_rate_init": number(Real, "(0, inf)"),
-    "power_t": number(Real, "[0, inf)"),
-    "max_iter": number(Integral, "[1, inf)"),
+    "learning_rate_init": a_number(Real, "(0, inf)"),
+    "power_t": a_number(Real, "[0, inf)"),
+    "max_iter": a_number(Integral, "[1, inf)"),
     "shuffle": (is_flag, "a bool"),
-    "tol": number(Real, "[0, inf)"),
+    "tol": a_number(Real, "[0, inf)"),
     "verbose": (
         lambda value: is_flag(value) or (isinstance(value, int | np.integer) and value >= 0),
         "a bool or an int in the range [0, inf)",
     ),
     "warm_start": (is_flag, "a bool"),
-    "momentum": number(Real, "[0, 1]"),
+    "momentum": a_number(Real, "[0, 1]"),
     "nesterovs_momentum": (is_flag, "a bool"),
     "early_stopping": (is_flag, "a bool"),
-    "validation_fraction": number(Real, "[0, 1)"),
-    "beta_1": number(Real, "[0, 1)"),
-    "beta_2": number(Real, "[0, 1)"),
-    "epsilon": number(Real, "(0, inf)"),
-    "n_iter_no_change": number(Integral, "[1, inf)", np.inf),
-    "max_fun": number(Integral, "[1, inf)"),
+    "validation_fraction": a_number(Real, "[0, 1)"),
+    "beta_1": a_number(Real, "[0, 1)"),
+    "beta_2": a_number(Real, "[0, 1)"),
+    "epsilon": a_number(Real, "(0, inf)"),
+    "n_iter_no_change": a_number(Integral, "[1, inf)", np.inf),
+    "max_fun": a_number(Integral, "[1, inf)"),
     "backend": a_name("auto", "numpy", "cuda", "numba_cuda"),
-    "dropout": number(Real, "[0, 1)"),
-    "clip_norm": number(Real, "(0, inf)", None),
-    "clip_value": number(Real, "(0, inf)", None),
+    "dropout": a_number(Real, "[0, 1)"),
+    "clip_norm": a_number(Real, "(0, inf)", None),
+    "clip_value": a_number(Real, "(0, inf)", None),
 }
 
 

@@ -17,7 +17,6 @@ from ..network import Network
 
 Tensor = Any
 
-
 #: Above this z PyTorch's Softplus is z itself. From 20 on ln(1 + e^z) is z in float32, from 37
 #: on in float64.
 SOFTPLUS_THRESHOLD = {"float32": 20.0, "float64": 40.0}
