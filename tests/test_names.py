@@ -1,4 +1,4 @@
-"""One name, one meaning: no two classes of the package share one, but for those of other libraries."""
+"""One name, one meaning: no two classes share one, but for those that other libraries gave."""
 
 from __future__ import annotations
 
