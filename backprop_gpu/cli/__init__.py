@@ -12,9 +12,10 @@ import sys
 from collections.abc import Sequence
 
 from ..benchmarks import cli as bench
+from ..errors import ArgumentError
 from ..version import __version__
 from . import check, compile, info, predict, train
-from .arguments import ArgumentError, Parser
+from .arguments import Parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,9 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..errors import ArgumentError
 from ..files import write_whole
 from ..version import __version__
-from .arguments import ArgumentError, refused_as_arguments
+from .arguments import refused_as_arguments
 from .shown import obstacle_of
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..cuda.compiler import KernelReport
-from .arguments import ArgumentError, known, split
+from ..errors import ArgumentError
+from .arguments import known, split
 
 
 def add(commands: Any) -> None:

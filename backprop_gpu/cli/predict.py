@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from .. import datasets, tables, validation
+from ..errors import ArgumentError
 from ..network import Network
 from ..preprocessing import Number, Preprocessing
 from ..reading import Budget
 from .arguments import (
-    ArgumentError,
     add_backend,
     add_header,
     add_max_bytes,

@@ -17,11 +17,11 @@ import numpy as np
 
 from .. import activations, costs, datasets, optimizers
 from ..datasets import Dataset
+from ..errors import ArgumentError
 from ..network import Network
 from ..preprocessing import Number, Options
 from ..training import Callback, EarlyStopping, History
 from .arguments import (
-    ArgumentError,
     add_backend,
     add_header,
     add_max_bytes,

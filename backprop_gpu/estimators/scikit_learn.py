@@ -11,7 +11,8 @@ from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import column_or_1d
 
 try:
-    from sklearn.callback import CallbackSupportMixin, with_callbacks
+    from sklearn.callback import CallbackSupportMixin as CallbackSupportMixin
+    from sklearn.callback import with_callbacks as with_callbacks
 except ImportError:  # before scikit-learn 1.9
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
@@ -27,7 +28,9 @@ except ImportError:  # before scikit-learn 1.9
 class Hooks:
     """The hooks of scikit-learn's callbacks, an epoch being a subtask of `fit`."""
 
-    def __init__(self, estimator: Any, context: Any, X: Any, y: Any, metadata: dict) -> None:
+    def __init__(
+        self, estimator: Any, context: Any, X: Any, y: Any, metadata: dict[str, Any]
+    ) -> None:
         self._estimator, self._context = estimator, context
         self._data = {"X": X, "y": y, "metadata": metadata}
         self._epoch: Any = None
