@@ -694,7 +694,7 @@ def test_its_description_names_sizes_and_activations():
     for part in (
         "MLP(",
         "Linear(in_features=5, out_features=4",
-        "Exponential()",
+        "ExponentialModule()",
         "Softmax(dim=-1)",
     ):
         assert part in shown

@@ -216,7 +216,7 @@ def _user_code(activation: Activation, arch: str) -> tuple[bytes, ...]:
     for role, function in (("value", activation.function), ("derivative", activation.derivative)):
         for scalar in (types.float32, types.float64):
             try:
-                compiled, _ = cuda.compile(
+                compiled, _ = cuda.compile(  # type: ignore[attr-defined]
                     translated(function),
                     scalar(scalar),
                     device=True,

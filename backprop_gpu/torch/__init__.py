@@ -22,5 +22,9 @@ except ImportError as error:
 
 from .conversion import from_torch, to_torch
 from .mlp import MLP
+from .modules import ExponentialModule, UsersActivation
 
 __all__ = ["MLP", "from_torch", "to_torch"]
+
+#: What torch.save has written before calls them so.
+_Exponential, _UsersActivation = ExponentialModule, UsersActivation
