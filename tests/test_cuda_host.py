@@ -483,3 +483,11 @@ def test_a_result_is_not_written_over_an_argument(runtime: Runtime) -> None:
     delta = runtime.array(np.ones((3, 4)))
     with pytest.raises(ValueError, match="out must not overlap delta"):
         equations.bias_gradient(delta, out=delta[1])
+
+
+def test_scratch_of_one_size_is_not_anothers(runtime: Runtime) -> None:
+    """One block has one part, and 256 blocks write as many."""
+    backend = CudaBackend("float32", runtime)
+    for size in (10, 100_000, 300):
+        assert backend.all_finite(backend.zeros((size,)))
+    assert backend.sum_of_squares(backend.asarray(np.full(100_000, 0.5))) == 25_000.0
