@@ -133,7 +133,7 @@ class Model:
         """Why an engine cannot train networks of this model so, if it cannot."""
         kind = ENGINES[self.choice.backend].get(engine)
         if kind is None:
-            return f"backend {self.choice.backend} has a kernel for each equation and no other"
+            return f"backend {self.choice.backend} has no engine {engine!r}"
         return kind.obstacle(self, run)
 
     def _choose_plan(self, run: Run | None, obstacle: str | None) -> Plan:

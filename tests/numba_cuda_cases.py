@@ -16,11 +16,11 @@ import fuzzed_equations
 import kernel_cases
 import numpy as np
 import pytest
-from backprop_gpu.kernels import numba_cuda as kernels
 from hypothesis import HealthCheck, given, settings
 from kernel_cases import CASES, DTYPES, Subject
 
 from backprop_gpu import Network, activations, costs
+from backprop_gpu.kernels import numba_cuda as kernels
 from backprop_gpu.optimizers import Adam
 
 REAL = (kernels.TILE, kernels.BLOCK)

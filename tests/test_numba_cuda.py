@@ -148,8 +148,9 @@ def test_kernels_compile_and_float32_stays_float32(numba_cuda, dtype):
 
 def test_double_precision_would_be_seen(numba_cuda):
     """The check above has teeth: a bare literal does turn float32 into float64."""
-    from backprop_gpu.kernels.numba_cuda import forward
     from numba import cuda, float32
+
+    from backprop_gpu.kernels.numba_cuda import forward
 
     backend = numba_cuda.NumbaCudaBackend("float32")
     sigma, _ = backend._device_functions(

@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterable
 
 import pytest
-from backprop_gpu.kernels.numba_cuda import activations as numba_activations
-from backprop_gpu.kernels.numba_cuda import costs as numba_costs
-from backprop_gpu.kernels.numba_cuda import update as numba_update
 
 from backprop_gpu import activations, costs, optimizers
 from backprop_gpu.cuda import catalogue, compiler
 from backprop_gpu.engines import resident_cpu_loop
 from backprop_gpu.estimators import checks, perceptron
+from backprop_gpu.kernels.numba_cuda import activations as numba_activations
+from backprop_gpu.kernels.numba_cuda import costs as numba_costs
+from backprop_gpu.kernels.numba_cuda import update as numba_update
 from backprop_gpu.nielsen import network2
 
 SIGMAS = {name for name in activations.names() if activations.get(name).builtin}

@@ -33,7 +33,8 @@ class LayeredEngine(Engine):
     """Forward, BP1–BP4 and the update as calls to a backend, layer by layer."""
 
     name = "layered"
-    _bound: Bound | None = None
+    #: Of the last two: a trainer whose short last batch has a rule of its own goes to and fro.
+    _bounds: tuple[Bound, ...] = ()
     _turns: tuple[Parameters, dict[int, tuple[Array, ...]]] | None = None
 
     @classmethod
@@ -129,12 +130,11 @@ class LayeredEngine(Engine):
         parameters, slots, rows = member.parameters, member.slots, len(member.order)
         m, optimizer = member.hyperparameters.batch_size, member.hyperparameters.optimizer
         arguments = (parameters, slots, X, Y, optimizer, m, rows)
-        if self._bound is not None and all(
-            old is new or (isinstance(new, int) and old == new)
-            for old, new in zip(self._bound.arguments, arguments, strict=True)
-        ):
-            return self._bound
-        self._bound = None  # its scratch and captured steps are of no use any more
+        for bound in self._bounds:
+            pairs = zip(bound.arguments, arguments, strict=True)
+            if all(old is new or (isinstance(new, int) and old == new) for old, new in pairs):
+                return bound
+        self._bounds = self._bounds[-1:]  # room for another
         backend = self.backend.fork(self.plan)
         passes = Passes(backend, self.sizes, self.activations, self.cost)
         epoch, gradients = backend.epoch(rows, m), passes.zeros_like(parameters)
@@ -156,8 +156,9 @@ class LayeredEngine(Engine):
 
         whole = step_of(m)
         last = step_of(rows % m) if rows % m else whole
-        self._bound = Bound(arguments, passes, epoch, whole, last)
-        return self._bound
+        bound = Bound(arguments, passes, epoch, whole, last)
+        self._bounds += (bound,)
+        return bound
 
     def release(self) -> None:
-        self._bound = self._turns = None
+        self._bounds, self._turns = (), None

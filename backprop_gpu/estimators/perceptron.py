@@ -360,6 +360,10 @@ class PerceptronCourse(Course):
         self.rows, self.batch_size = rows, batch_size
         self.steps = -(-rows // batch_size)
         self._order, self._after = order, after
+        # Of the last batch, which is short, the penalty weighs more.
+        sizes = {batch_size, rows % batch_size} - {0}
+        self._rules = {m: replace(state.rule, l2=problem.alpha / m) for m in sizes}
+        self._backend = model.backend.fork()
         self._over = False
         self._every_step = sums_squares(problem, model)
         self._slots = tuple(
@@ -386,8 +390,7 @@ class PerceptronCourse(Course):
 
     def _part(self, order: np.ndarray, rows: int, steps: int, first: int) -> Member:
         """Steps of so many rows each, by a rule whose penalty is theirs."""
-        state = self.state
-        rule = replace(state.rule, l2=self.problem.alpha / rows)
+        state, rule = self.state, self._rules[rows]
         coefficients = rule.coefficients(np.full(steps, state.rate), state.step + first)
         squares = np.zeros(steps) if self._every_step else None
         hyperparameters = Hyperparameters(self.batch_size, rule, coefficients, squares)
@@ -415,7 +418,7 @@ class PerceptronCourse(Course):
         if self.problem.alpha == 0:
             return 0.0
         weights = self.parameters.flat[: self.parameters.layout.weights_end]
-        return self.model.backend.fork().sum_of_squares(weights)
+        return self._backend.sum_of_squares(weights)
 
     def is_over(self) -> bool:
         return self._over
