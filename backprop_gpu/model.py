@@ -169,13 +169,14 @@ class Model:
         ):
             if its != mine:
                 raise ValueError(f"plan is for {what} {its!r}, and this network has {mine!r}")
+        obstacle = self.obstacle(plan.engine, run)
+        if obstacle is None and plan.captured and not self.cost.builtin:
+            obstacle = "it captures steps, and a user's cost cannot be captured"
         obstacle = (
-            self.obstacle(plan.engine, run)
+            obstacle
             or plan.obstacle(run, self.dtype.itemsize, self.device)
             or self._failed_check(plan, run)
         )
-        if obstacle is None and plan.captured and not self.cost.builtin:
-            obstacle = "it captures steps, and a user's cost cannot be captured"
         if obstacle is not None:
             raise ValueError(f"this training cannot run by plan (engine {plan.engine}): {obstacle}")
         return plan

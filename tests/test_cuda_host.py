@@ -24,6 +24,7 @@ from backprop_gpu.backends import cuda as cuda_backend
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.cuda import runtime as runtimes
 from backprop_gpu.cuda.blas import WORKSPACE
+from backprop_gpu.cuda.catalogue import Kernel
 from backprop_gpu.cuda.runtime import Runtime
 from backprop_gpu.planning import residency
 from backprop_gpu.training.fitting import FitCourse
@@ -370,6 +371,49 @@ def test_blocks_that_are_no_cluster(runtime: Runtime) -> None:
         results.append([member.model.read(member.parameters) for member in population.members])
     assert len({array.tobytes() for array in results[0]}) == 5
     np.testing.assert_array_equal(*results)
+
+
+def test_the_layered_engine_launches_what_its_plan_names(
+    runtime: Runtime, launched: list[Kernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other tiles than the planner's, and steps that are captured or not."""
+    X, y = problem(40)  # two steps of 16, and a short one
+    network = Network([33, 17, 5], backend="cuda", seed=3)
+    planned = network.model.plan(planning.Run(40, 2, 16, "layered"))
+    of = {str(tile): tile for tile in planning.TILES}
+    captures = []
+    capture = runtime.capture
+    monkeypatch.setattr(
+        runtime, "capture", lambda step: captures.append(step) or capture(step)
+    )  # fmt: skip
+
+    def tiled(tile: str) -> planning.Plan:
+        def product(label: str, product: planning.Product) -> planning.Product:
+            return replace(product, kernel="fused", tile=of[tile], splits=1)
+
+        return replace(
+            planned,
+            batches=tuple(
+                replace(b, products=tuple((label, product(label, p)) for label, p in b.products))
+                for b in planned.batches
+            ),
+            captured=tile != "16x32x32",
+        )
+
+    for tile in ("64x64x16", "16x32x32"):
+        launched.clear()
+        captures.clear()
+        network.fit(X, y, epochs=2, batch_size=16, learning_rate=0.1, plan=tiled(tile))
+        products = {
+            kernel.file: kernel.expression
+            for kernel in launched
+            if kernel.file in ("forward.cu", "weight_gradient.cu", "hidden_error.cu")
+        }
+        assert len(products) == 3
+        bm, bn, bk = tile.split("x")
+        for expression in products.values():
+            assert f"{bm}, {bn}, {bk}" in expression
+        assert len(captures) == (tile != "16x32x32")
 
 
 def test_the_plan_names_the_librarys_algorithm(runtime: Runtime) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse
+from conftest import device_runtime
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_iris, make_multilabel_classification, make_regression
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
@@ -795,3 +796,16 @@ def test_regressors_and_a_gpu_sized_prediction() -> None:
     X, y = make_regression(planning.CHUNK_ROWS + 5, 6, random_state=0)
     est = MLPRegressor(max_iter=2, random_state=0).fit(X, y)
     np.testing.assert_allclose(est.predict(X)[:10], est.predict(X[:10]), rtol=1e-9)
+
+
+@pytest.mark.gpu
+def test_a_short_last_batch_has_its_own_penalty_and_costs_no_second_capture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtime, captures = device_runtime(), []
+    capture = runtime.capture
+    monkeypatch.setattr(runtime, "capture", lambda step: captures.append(step) or capture(step))
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((40, 33)), rng.integers(0, 3, 40)
+    MLPClassifier(8, batch_size=16, max_iter=5, random_state=0, backend="cuda").fit(X, y)
+    assert len(captures) == 1

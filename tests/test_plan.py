@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backprop_gpu import Callback, Cost, Network, Population, planning
+from backprop_gpu import Callback, Cost, Network, Population, planning, self_check
 from backprop_gpu.planning import BatchPlan, CpuWork, Plan, Run, residency
 
 NIELSEN = (784, 30, 10)
 RNG = np.random.default_rng(0)
 X, y = RNG.random((53, 6)), RNG.integers(0, 3, 53)
+RTX = replace(
+    planning.H200, name="RTX 4090", compute_capability=(8, 9), shared_memory=99 * 1024, clusters=()
+)
 FIT: dict[str, Any] = {"epochs": 2, "learning_rate": 0.3}
 
 
@@ -196,13 +199,122 @@ def test_a_plan_of_another_device() -> None:
     run = Run(1003, 3, 10)
     book = PLANS["resident on a device"]
     assert book.obstacle(run, 4, planning.H200) is None
-    ada = replace(
-        planning.H200,
-        name="RTX 4090",
-        compute_capability=(8, 9),
-        shared_memory=99 * 1024,
-        clusters=(),
-    )
-    assert "RTX 4090 does not hold one block of" in str(book.obstacle(run, 4, ada))
+    assert "RTX 4090 does not hold one block of" in str(book.obstacle(run, 4, RTX))
     assert "reads an X of uint8" in str(PLANS["bytes"].obstacle(run, 4, planning.H200))
-    assert residency.largest_cluster(ada) == 1
+    assert residency.largest_cluster(RTX) == 1
+
+
+def of_a_file(name: str, **part: Any) -> Plan:
+    """A plan whose file somebody has changed, where these names first stand in its first batch."""
+    whole = json.loads(PLANS[name].to_json())
+    batch = whole["plan"]["batches"][0]
+    parts = [batch["work"], *batch["cuts"], *(product for _, product in batch["products"])]
+    for place in parts:
+        if place is not None and part.keys() <= place.keys():
+            place |= part
+            break
+    else:
+        (whole["plan"] if part.keys() <= whole["plan"].keys() else batch).update(part)
+    return Plan.from_json(json.dumps(whole))
+
+
+LAYERS = json.loads(PLANS["resident on a device"].to_json())["plan"]["batches"][0]["cuts"][0][
+    "layers"
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("resident", {"threads": 0}),
+        ("resident", {"block": 0}),
+        ("resident", {"block": 9}),
+        ("resident", {"parts": 0}),
+        ("resident", {"parts": 9}),
+        ("resident", {"threads": 2}),
+        ("resident", {"rows": 0}),
+        ("resident", {"work": None}),
+        ("resident", {"batches": []}),
+        ("layered", {"batches": []}),
+        ("layered on a device", {"splits": 3}),
+        ("layered on a device", {"splits": 2}),  # of the first, which is no BP4
+        ("layered on a device", {"kernel": "cublas", "splits": 2}),
+        ("layered on a device", {"kernel": "fused", "tile": None}),
+        ("layered on a device", {"products": []}),
+        *(("resident on a device", part) for part in (
+            {"inputs": 783}, {"batch": 11}, {"itemsize": 8}, {"stored": 2}, {"stored": 1},
+            {"slots": 3}, {"slots": -1}, {"stages": 1}, {"stages": 4}, {"threads": 0},
+            {"threads": 100}, {"threads": 2048}, {"blocks": 0}, {"blocks": 3}, {"blocks": 32},
+            {"at_once": 0}, {"members": 0}, {"shared_memory": 1024}, {"apart": True},
+            {"layers": []}, {"layers": LAYERS[:1]},
+            {"layers": [LAYERS[0] | {"slices": 0}, LAYERS[1]]},
+            {"layers": [LAYERS[0] | {"slices": 3}, LAYERS[1]]},
+            {"layers": [LAYERS[0] | {"n": 31}, LAYERS[1]]},
+            *({"layers": [LAYERS[0], LAYERS[1] | {tile: wrong}]}
+              for tile in ("x", "j", "xb", "ju") for wrong in (0, 7)),
+        )),
+    ],
+)  # fmt: skip
+def test_a_plan_that_is_not_the_planners(name: str, part: dict[str, Any]) -> None:
+    """Compiled code does not check its bounds: no such plan may reach it."""
+    plan, of_device = of_a_file(name, **part), "device" in name
+    run = Run(1003, 3, 10, members=132) if of_device else Run(len(X), 2, 8)
+    device = planning.H200 if of_device else None
+    assert PLANS[name].obstacle(run, 4, device) is None
+    assert plan.to_json() != PLANS[name].to_json()
+    assert plan.obstacle(run, 4, device) is not None
+    if not of_device:
+        with pytest.raises(ValueError, match="this training cannot run by plan"):
+            network().fit(X, y, batch_size=8, plan=plan, **FIT)
+
+
+def test_blocks_that_cannot_all_run_at_once_would_wait_for_ever() -> None:
+    run = Run(1003, 3, 10, "resident", members=99)
+    plan = planning.choose_plan(NIELSEN, "float32", planning.Choice("cuda", ""), RTX, run)
+    (cut, *_) = plan.batches[0].cuts
+    assert cut.apart
+    assert plan.obstacle(run, 4, RTX) is None
+    more = replace(plan, batches=(BatchPlan(10, cuts=(replace(cut, at_once=cut.at_once + 1),)),))
+    assert "does not hold" in str(more.obstacle(run, 4, RTX))
+    smaller = replace(RTX, multiprocessors=RTX.multiprocessors // 2)
+    assert "does not hold" in str(plan.obstacle(run, 4, smaller))
+
+
+@pytest.mark.parametrize("itemsize", [4, 8])
+@pytest.mark.parametrize("card", [planning.H200, RTX])
+def test_every_plan_of_the_planner_passes(card: planning.Device, itemsize: int) -> None:
+    """Random networks, batches, members; both engines; both kinds of memory for X."""
+    rng, tried = np.random.default_rng(itemsize), 0
+    dtype = "float32" if itemsize == 4 else "float64"
+    for _ in range(60):
+        sizes = tuple(int(n) for n in rng.integers(1, 150, rng.integers(2, 5)))
+        run = Run(
+            int(rng.integers(1, 2000)), 3, int(rng.integers(1, 64)),
+            members=int(rng.integers(1, 200)), slots=int(rng.integers(0, 3)),
+            bytes=bool(rng.integers(2)),
+        )  # fmt: skip
+        for device in (card, None):
+            for engine in ("layered", "resident"):
+                choice = planning.Choice("numpy" if device is None else "cuda", "")
+                try:
+                    plan = planning.choose_plan(
+                        sizes, dtype, choice, device, replace(run, engine=engine), cores=8
+                    )
+                except ValueError:  # too large for the resident kernel
+                    assert device is not None
+                    continue
+                assert plan.obstacle(run, itemsize, device) is None
+                tried += 1
+    assert tried >= 185
+
+
+@pytest.mark.gpu
+def test_a_plan_whose_kernel_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other engine takes over: the plan was asked for."""
+    net = network(backend="cuda")
+    net.fit(X, y, batch_size=8, engine="resident", **FIT)
+    before = net.weights
+    monkeypatch.setattr(self_check, "resident_obstacle", lambda *_: "it fails the check of BP4")
+    with pytest.raises(ValueError, match=r"engine resident\): it fails the check of BP4"):
+        net.fit(X, y, batch_size=8, plan=net.plan, **FIT)
+    np.testing.assert_array_equal(net.weights[0], before[0])

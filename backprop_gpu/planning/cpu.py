@@ -24,6 +24,12 @@ class CpuWork:
     parts: int
     threads: int
 
+    def obstacle(self, rows: int) -> str | None:
+        """Why a mini-batch of so many rows cannot be divided so, if it cannot."""
+        if 1 <= self.threads <= self.parts <= rows and 1 <= self.block <= rows:
+            return None
+        return f"{self.parts} parts for {self} do not divide {rows} rows"
+
     def __str__(self) -> str:
         threads = f"{self.threads} threads" if self.threads > 1 else "one thread"
         return f"{threads}, blocks of {self.block} rows"

@@ -249,28 +249,52 @@ class Plan:
         return found
 
     def obstacle(self, run: Run, itemsize: int, device: Device | None) -> str | None:
-        """What a training run needs and the plan, or the device, does not have, if anything."""
+        """What a training run needs and the plan, or the device, does not have, if anything.
+
+        Kernels do not check what they are told, and a plan may come from a damaged file: none
+        passes that could not be the planner's.
+        """
+        if self.threads < 1:
+            return f"it has {self.threads} threads"
+        for planned in self.batches:
+            obstacle = self._batch_obstacle(planned, itemsize, device)
+            if obstacle is not None:
+                return obstacle
+            if not run.bytes and any(cut.stored < itemsize for cut in planned.cuts):
+                return "its kernel reads an X of uint8"
         try:
             if self.engine == "layered":
                 for m in run.batch_sizes:
                     self.batch(m)
-                return None
-            if device is None:
-                for m, _ in run.kinds:
+            for m, slots in run.kinds if self.engine == "resident" else ():
+                if device is None:
                     self.work(m)
-                return None
-            for m, slots in run.kinds:
-                self.cut(m, slots, 1)
+                else:
+                    self.cut(m, slots, 1)
         except ValueError as error:
             return str(error)
-        for planned in self.batches:
-            for cut in planned.cuts:
-                if cut.stored < itemsize and not run.bytes:
-                    return "its kernel reads an X of uint8"
-                too_large = cut.cluster > residency.largest_cluster(device)
-                if too_large or cut.shared_memory > device.shared_memory:
-                    return f"{device.name} does not hold {cut}"
         return None
+
+    def _batch_obstacle(
+        self, planned: BatchPlan, itemsize: int, device: Device | None
+    ) -> str | None:
+        """Why mini-batches cannot run as planned, if they cannot."""
+        m = planned.rows
+        if m < 1:
+            return f"it has a mini-batch of {m} rows"
+        found = [] if planned.work is None else [planned.work.obstacle(m)]
+        if device is not None:
+            found += [cut.obstacle(self.sizes, m, itemsize, device) for cut in planned.cuts]
+            if self.engine == "layered":
+                shapes = product_shapes(self.sizes, m)
+                products = dict(planned.products)
+                if len(planned.products) != len(shapes) or products.keys() != shapes.keys():
+                    return f"it has not one kernel for each product of {m} rows"
+                found += [
+                    products[label].obstacle(layout, k, device.library)
+                    for label, (layout, _, _, k) in shapes.items()
+                ]
+        return next((obstacle for obstacle in found if obstacle is not None), None)
 
     def to_json(self) -> str:
         """A text that `from_json` reads."""

@@ -69,6 +69,15 @@ class Product:
     seconds: float = field(compare=False)
     reason: str = field(compare=False)
 
+    def obstacle(self, layout: Transposes, k: int, library: bool) -> str | None:
+        """Why a product summed over k cannot be carried out so, if it cannot."""
+        if self.kernel == "cublas":
+            possible = (self.tile, self.splits) == (None, 1)
+            missing = None if library else "there is no cuBLAS"
+        else:
+            possible, missing = (self.tile, self.splits) in _forms(layout, k), None
+        return missing if possible else f"there is no kernel {self} for it"
+
     def __str__(self) -> str:
         tile = f" tile {self.tile}" if self.tile else ""
         split = f" split {self.splits}" if self.splits > 1 else ""
@@ -89,12 +98,7 @@ def choose_product(
     library : bool
         Whether cuBLAS is there to be chosen.
     """
-    candidates = [
-        fused(tile, splits, m, n, k, itemsize, device)
-        for tile in reversed(TILES)  # of equals, min takes the first: the smaller tile
-        for splits in (SPLITS if layout == "TN" else (1,))
-        if splits == 1 or k // splits >= tile.bk
-    ]
+    candidates = [fused(*form, m, n, k, itemsize, device) for form in _forms(layout, k)]
     ours = min(candidates, key=lambda c: c.seconds)
     if not library:
         return replace(ours, reason="fused kernel: no cuBLAS on this backend")
@@ -103,6 +107,16 @@ def choose_product(
     if ours.seconds <= theirs.seconds:
         return replace(ours, reason=f"fused kernel, predicted {us} for cuBLAS and a map")
     return replace(theirs, reason=f"cuBLAS and a map, predicted faster: fused kernel {us}")
+
+
+def _forms(layout: Transposes, k: int) -> list[tuple[Tile, int]]:
+    """The (tile, splits) that our kernels have for sums over k: of equals, the first is taken."""
+    return [
+        (tile, splits)
+        for tile in reversed(TILES)
+        for splits in (SPLITS if layout == "TN" else (1,))
+        if splits == 1 or k // splits >= tile.bk
+    ]
 
 
 def column_splits(m: int, n: int, device: Device) -> int:

@@ -25,6 +25,11 @@ from math import ceil
 from .device import Device
 
 THREADS = (64, 128, 192, 256, 320, 384, 448, 512)
+#: What a thread's tile may be, in rows and in outputs of a forward pass; in rows of BP2; in weights
+#: of the update.
+TILES = (1, 2, 3, 4, 5, 6, 8)
+ERROR_TILES = (1, 2, 4, 8)
+UPDATE_TILES = (1, 2, 4, 8, 16)
 #: Blocks of a cluster: 16 only where a kernel may ask for more than every device has to allow.
 CLUSTERS = (1, 2, 4, 8, 16)
 PORTABLE_CLUSTER = 8
@@ -104,6 +109,39 @@ class Residency:
     def seconds_for(self, members: int) -> float:
         """What so many networks take for a step."""
         return self.seconds / ceil(self.members / self.at_once) * ceil(members / self.at_once)
+
+    def obstacle(
+        self, sizes: Sequence[int], rows: int, itemsize: int, device: Device
+    ) -> str | None:
+        """Why mini-batches of so many rows cannot be trained so on a device, if they cannot."""
+        slices = tuple(layer.slices for layer in self.layers)
+        sound = (
+            (self.inputs, *(layer.n for layer in self.layers)) == tuple(sizes)
+            and (self.batch, self.itemsize) == (rows, itemsize)
+            and self.stored in (1, itemsize)
+            and self.slots in range(3)
+            and self.stages in STAGES
+            and self.threads in THREADS
+            and self.blocks in (APART if self.apart else CLUSTERS)
+            and all(count > 0 and SLICES % count == 0 for count in slices)
+            and slices[0] >= self.blocks
+            and all(layer.x in TILES and layer.j in TILES for layer in self.layers)
+            and all(layer.xb in ERROR_TILES for layer in self.layers)
+            and all(layer.ju in UPDATE_TILES for layer in self.layers)
+            and min(self.at_once, self.members) >= 1
+            and self.shared_memory
+            == _bytes(
+                sizes, rows, itemsize, self.slots, self.blocks, self.stages, slices, self.stored,
+                self.apart,
+            )
+        )  # fmt: skip
+        if not sound:
+            return f"the kernel has no such form for {rows} rows: {self}"
+        at_once = _at_once(device, self.blocks, self.apart)
+        too_many = self.at_once > at_once if self.apart else at_once < 1
+        if too_many or self.shared_memory > device.shared_memory:
+            return f"{device.name} does not hold {self}"
+        return None
 
     @property
     def letters(self) -> int:
@@ -204,6 +242,13 @@ def largest_cluster(device: Device) -> int:
     return SLICES if device.compute_capability in LARGE_CLUSTERS else PORTABLE_CLUSTER
 
 
+def _at_once(device: Device, blocks: int, apart: bool) -> int:
+    """How many networks of so many blocks the device runs at a time, at most."""
+    if apart:
+        return device.multiprocessors // blocks
+    return device.clusters_at_once(blocks) if blocks <= largest_cluster(device) else 0
+
+
 @lru_cache(maxsize=256)
 def choose_as_stored(
     sizes: tuple[int, ...],
@@ -219,10 +264,9 @@ def choose_as_stored(
     cut: tuple[int, ...],
 ) -> Residency | str:
     """As `choose`, of those that read X with ``stored`` bytes per number."""
-    largest = min(largest_cluster(device), device.multiprocessors)
-    ways = [(n, False, device.clusters_at_once(n)) for n in clusters if n <= largest]
-    ways += [(n, True, device.multiprocessors // n) for n in apart]
-    allowed = [way for way in ways if way[0] <= cut[0] and way[2] > 0]
+    ways = [(n, False) for n in clusters] + [(n, True) for n in apart]
+    each = [(*way, _at_once(device, *way)) for way in ways if way[0] <= cut[0]]
+    allowed = [way for way in each if way[2] > 0]
     found, least, read = [], 1 << 62, (sizes[0], itemsize, stored)
     for blocks, are_apart, at_once in allowed:
         for stages in STAGES:
@@ -259,7 +303,7 @@ def _kilobytes(size: int) -> int:
 
 
 def _bytes(
-    sizes: tuple[int, ...],
+    sizes: Sequence[int],
     batch: int,
     itemsize: int,
     slots: int,
@@ -381,7 +425,7 @@ class _Machine:
     def forward(self, batch: int, n: int, turns: int, parts: int) -> tuple[int, int, float]:
         """(X, J, cycles) of `parts` slices of `turns` runs each."""
         candidates = []
-        for x, j in product((1, 2, 3, 4, 5, 6, 8), repeat=2):
+        for x, j in product(TILES, repeat=2):
             if (x > 1 and x > batch) or (j > 1 and j > n):
                 continue
             if x * j > 1 and not self._fits(x * j + (x + j) * self.per_run):
@@ -406,7 +450,7 @@ class _Machine:
         """(XB, cycles)"""
         runs = ceil(n / self.per_run)
         candidates = []
-        for xb in (1, 2, 4, 8):
+        for xb in ERROR_TILES:
             if xb == 1 or (xb <= batch and self._fits((xb + 4) * self.per_run)):
                 cycles = self.phase(
                     ceil(batch / xb) * runs,
@@ -421,7 +465,7 @@ class _Machine:
     def update(self, batch: int, n: int, runs: int, slots: int) -> tuple[int, float]:
         """(JU, cycles)"""
         candidates = []
-        for ju in (1, 2, 4, 8, 16):
+        for ju in UPDATE_TILES:
             if ju == 1 or self._fits(ju * self.per_run + ju + 3 * self.per_run):
                 reads, moved = ceil(ju / self.per_run), 2 * (1 + slots) * ju
                 rule = (3, 5, 40)[slots]  # Adam divides and takes a root
