@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import shutil
 import signal
 from collections import Counter
 from typing import Any
 
 import pytest
-from kernel_cases import LAUNCHED
 
 from backprop_gpu import activations, costs, self_check, testing
-from backprop_gpu.backends import Obstacles, names
+from backprop_gpu.backends import names
 from backprop_gpu.cuda.catalogue import Kernel
-from backprop_gpu.cuda.runtime import Runtime
-from backprop_gpu.cuda.runtime import runtime as runtime_of
 from backprop_gpu.testing import standin, twins
+from kernel_cases import LAUNCHED
+from machine import device_runtime, obstacle
 
 GPU_BACKENDS = ("cuda", "numba_cuda")
-
-
 GPU = ("gpu", True)
 # It is for this pytest, and not for those that tests start.
 os.environ.pop("PYTEST_ADDOPTS", None)
-
-
-@functools.cache
-def obstacle(backend: str) -> str | None:
-    if backend == "numba_cuda" and standin.running() is not None:
-        return "the stand-in of a driver runs no code that Numba has compiled"
-    return Obstacles()[backend]
 
 
 @pytest.fixture(
@@ -46,20 +34,6 @@ def backend(request: pytest.FixtureRequest) -> str:
     if obstacle(name) is not None:
         pytest.skip(f"backend {name}: {obstacle(name)}")
     return name
-
-
-def needs_compiler() -> None:
-    """The test skips where there is no g++; where there must be one, it fails."""
-    missing = None if shutil.which(os.environ.get("CXX", "g++")) else "there is no g++"
-    if os.environ.get("BACKPROP_GPU_REQUIRE_COMPILERS"):
-        assert missing is None, missing
-    elif missing is not None:
-        pytest.skip(f"CUDA kernels on the CPU: {missing}")
-
-
-def device_runtime() -> Runtime:
-    """The device of a test that is marked `gpu`: a GPU, or the stand-in for one."""
-    return runtime_of(0)
 
 
 @pytest.fixture

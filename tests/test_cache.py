@@ -18,7 +18,7 @@ import pytest
 from backprop_gpu import cache
 from backprop_gpu.engines import resident_cpu_loop
 
-ROOT = os.geteuid() == 0
+IS_ROOT = os.geteuid() == 0
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def remove(path: Path) -> None:
 
 def hide(path: Path) -> None:
     path.chmod(0)
-    if ROOT:  # who reads it all the same
+    if IS_ROOT:  # who reads it all the same
         path.write_bytes(b"")
 
 
@@ -76,7 +76,7 @@ def open_to_all(path: Path) -> None:
 
 
 def give_away(path: Path) -> None:
-    if not ROOT:
+    if not IS_ROOT:
         pytest.skip("only root gives files to others")
     os.chown(path, 1234, 1234)
 
@@ -161,7 +161,7 @@ def test_a_folder_that_others_may_write_is_not_used(
     assert cache.read("name") == b"data"
 
 
-@pytest.mark.skipif(not ROOT, reason="only root gives files to others")
+@pytest.mark.skipif(not IS_ROOT, reason="only root gives files to others")
 def test_a_folder_of_another_users_is_not_used(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

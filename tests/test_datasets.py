@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import pickle
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +11,10 @@ import pytest
 
 from backprop_gpu import datasets
 from backprop_gpu.preprocessing import Options
+from idx_files import idx
 
 #: The cells as they are.
 RAW = Options(standardize=False)
-
-
-def idx(array: np.ndarray) -> bytes:
-    """The IDX file of an array, written from the format's description."""
-    codes = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
-    code = codes[array.dtype.str[1:]]
-    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, code, array.ndim, *array.shape)
-    return header + array.astype(array.dtype.newbyteorder(">")).tobytes()
 
 
 def mnist(folder: Path, part: str, rows: int, zipped: bool = False) -> np.ndarray:

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import reference
-from conftest import device_runtime
-from reference import assert_close, product_bound
 
+import reference
 from backprop_gpu import Activation, Network, activations, backends, costs, equations
 from backprop_gpu.backends.cuda import usable_cupy
+from machine import device_runtime
+from reference import assert_close, product_bound
 
 DTYPES = ("float32", "float64")
 #: (m, n_l, n_{l-1}): one of everything, one row, and sizes next to a tile's edge.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import warnings
 
-import fuzzed_equations
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from reference import VALID_PAIRS, backpropagate
 
+import fuzzed_equations
 from backprop_gpu import SGD, Adam, AdamW, Network, activations, backends
+from reference import VALID_PAIRS, backpropagate
 
 HIDDEN = [name for name in activations.names() if name not in ("softmax", "exponential")]
 OPTIMIZERS = st.one_of(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from reference import INVALID_PAIRS, VALID_PAIRS, backpropagate
 
 from backprop_gpu import Activation, Cost, Network, activations, costs
+from reference import INVALID_PAIRS, VALID_PAIRS, backpropagate
 
 # On a GPU machine without it the rest of the tests should still run.
 autograd = pytest.importorskip("autograd", reason="the test extra has HIPS autograd")

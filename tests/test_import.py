@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from machine import ROOT
 
 
 def python(code: str) -> str:
@@ -89,7 +90,7 @@ def test_moved_and_renamed_names_work_for_a_release() -> None:
 
 def test_the_benchmarks_have_one_name() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import benchmarks"], cwd=Path(__file__).parents[1],
+        [sys.executable, "-c", "import benchmarks"], cwd=ROOT,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "python -m backprop_gpu.benchmarks" in done.stderr

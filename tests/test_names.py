@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from machine import ROOT
+
 #: Names that others have given, and the reason why several classes bear them.
 SHARED = {
     "Network": "ours, and the book's two",

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 import pytest
+
 import recorded_trainings
 from recorded_trainings import PARTS, TRAININGS, Training, differences, enough_cores, other_parts
 

@@ -1,5 +1,5 @@
 // The part of the CUDA driver's C ABI that the stand-in implements, named as in NVIDIA's cuda.h,
-// so that building it needs no toolkit. tests/test_standin.py holds it against the real header.
+// so that building it needs no toolkit. tests/testing/test_standin.py holds it against the real header.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

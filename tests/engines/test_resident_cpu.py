@@ -1,0 +1,447 @@
+"""The resident engine against the layered one: the same training, within rounding."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backprop_gpu import (
+    SGD,
+    Activation,
+    Adam,
+    AdamW,
+    Callback,
+    Cost,
+    Network,
+    activations,
+    optimizers,
+    planning,
+)
+from backprop_gpu.engines import (
+    Hyperparameters,
+    Member,
+    resident_cpu,
+    resident_cpu_loop,
+    resident_cpu_product,
+)
+from backprop_gpu.engines.passes import Passes
+from backprop_gpu.parameters import Parameters
+from reference import VALID_PAIRS
+
+ALL_ON = {"l1": 0.01, "l2": 0.02, "clip_norm": 0.5, "clip_value": 0.1}
+
+
+def problem(output: str, cost: str, rows: int = 70) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(4)
+    X = rng.standard_normal((rows, 11))
+    if cost == "categorical_cross_entropy":
+        return X, rng.dirichlet(np.ones(3), rows)
+    return X, rng.uniform(0.1, 0.9, (rows, 3))
+
+
+def weights_after(engine: str, X: np.ndarray, Y: np.ndarray, **options: Any) -> list[np.ndarray]:
+    training = {"epochs": 3, "batch_size": 32, "learning_rate": 0.02, "optimizer": "sgd"}
+    training |= {key: options.pop(key) for key in list(options) if key in training}
+    sizes = options.pop("sizes", (11, 9, 7, 3))
+    net = Network(sizes, backend="numpy", seed=2, **options)
+    history = net.fit(X, Y, engine=engine, **training)
+    assert net.plan.engine == engine
+    return [*net.weights, *net.biases, np.array(history.loss)]
+
+
+def assert_same_training(X: np.ndarray, Y: np.ndarray, dtype: str, **options: Any) -> None:
+    """A few steps amplify a rounding by little; a wrong term is far outside of this."""
+    pairs = zip(
+        weights_after("layered", X, Y, dtype=dtype, **options),
+        weights_after("resident", X, Y, dtype=dtype, **options),
+        strict=True,
+    )
+    for expected, got in pairs:
+        scale = 1.0 + np.abs(expected).max()
+        error = float(np.abs(got.astype(float) - expected).max())
+        assert error <= 300 * float(np.finfo(dtype).eps) * scale
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("output", "cost"), VALID_PAIRS)
+def test_every_output_and_cost(output: str, cost: str, dtype: str) -> None:
+    assert_same_training(
+        *problem(output, cost), dtype, activation=["tanh", "sigmoid", output], cost=cost
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", [n for n in activations.names() if n != "softmax"])
+def test_every_hidden_activation(name: str, dtype: str) -> None:
+    assert_same_training(
+        *problem("sigmoid", "quadratic"), dtype, activation=[name, name, "sigmoid"]
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        *optimizers.names(),
+        SGD(momentum=0.5, **ALL_ON),
+        SGD(l1=0.01),
+        Adam(epsilon=1e-3, l2=0.02, clip_value=0.1),
+        AdamW(epsilon=1e-3, weight_decay=0.1, clip_norm=0.5),
+    ],
+    ids=str,
+)
+def test_every_rule(optimizer: Any, dtype: str) -> None:
+    # Early in Adam a rounding of a tiny g changes g / √g² by more than itself.
+    rate = 1e-3 if "adam" in str(optimizer).lower() else 0.02
+    assert_same_training(
+        *problem("sigmoid", "quadratic"), dtype, optimizer=optimizer, learning_rate=rate
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 7, 70])
+def test_batches_and_a_short_last_one(batch: int) -> None:
+    X, Y = problem("sigmoid", "quadratic")
+    assert_same_training(X, Y, "float64", batch_size=batch)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("sizes", "batch"),
+    [
+        ((1, 1), 1),
+        ((2, 1, 2), 9),  # a tile of one row more than fits
+        ((15, 16, 17), 8),
+        ((16, 33, 8, 31), 25),
+        ((7, 64, 3), 17),
+        ((100, 5), 64),
+    ],
+)
+def test_sizes_beside_the_edges_of_strips_and_tiles(
+    sizes: tuple[int, ...], batch: int, dtype: str
+) -> None:
+    rng = np.random.default_rng(5)
+    X, Y = rng.standard_normal((70, sizes[0])), rng.uniform(0.1, 0.9, (70, sizes[-1]))
+    assert_same_training(X, Y, dtype, sizes=sizes, batch_size=batch, activation="tanh")
+
+
+DIVISIONS = [
+    planning.CpuWork(block=32, parts=1, threads=1),
+    planning.CpuWork(block=5, parts=1, threads=1),  # 5 does not divide 32
+    planning.CpuWork(block=11, parts=3, threads=2),
+    planning.CpuWork(block=4, parts=8, threads=3),  # the last batch, of 6 rows, has empty parts
+]
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [SGD(), SGD(l2=0.02), SGD(momentum=0.5, **ALL_ON), Adam(epsilon=1e-3, clip_norm=0.1)],
+    ids=["sgd", "l2", "all", "adam"],
+)
+@pytest.mark.parametrize("work", DIVISIONS, ids=str)
+def test_every_division_of_a_batch(
+    work: planning.CpuWork, optimizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning.plan, "cpu_work", lambda *_: work)
+    assert_same_training(*problem("sigmoid", "quadratic"), "float64", optimizer=optimizer)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(), Adam(clip_norm=0.1)], ids=["sgd", "adam"])
+def test_threads_do_not_change_a_bit(optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    for threads in (1, 2, 4):
+        work = planning.CpuWork(block=3, parts=4, threads=threads)
+        monkeypatch.setattr(planning.plan, "cpu_work", lambda *_, work=work: work)
+        runs.append(weights_after("resident", *problem("", ""), optimizer=optimizer))
+    for other in runs[1:]:
+        for expected, got in zip(runs[0], other, strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+def planned(net: Network, *batches: int) -> planning.Plan:
+    """By the resident engine, with mini-batches of these sizes."""
+    others = tuple((m, 0) for m in batches)
+    run = planning.Run(4000, 3, max(batches), "resident", members=2, others=others)
+    return net.model.plan(run)
+
+
+def test_threads_do_not_share_what_they_write() -> None:
+    """Members that are alike, and train long enough to be at it at the same time."""
+    rng = np.random.default_rng(0)
+    X, Y = rng.standard_normal((4000, 40), np.float32), rng.random((4000, 10), np.float32)
+    net = Network([40, 48, 10], backend="numpy", seed=0)
+    sgd, order = SGD(), rng.permutation(4000)
+    settings = Hyperparameters(10, sgd, sgd.coefficients(np.full(400, 0.1), 0))
+
+    def members() -> list[Member]:
+        flats = (net.model.read(net.parameters) * (1 + i) for i in range(12))
+        return [Member(Parameters(net.model.layout, flat), (), order, settings) for flat in flats]
+
+    engine = net.model.engine(planned(net, 10))
+    together, alone = members(), members()
+    for _ in range(3):
+        engine.run_members(together, X, Y)
+        for member in alone:
+            engine.run_epoch(member, X, Y)
+    engine.release()
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(a.parameters.flat, b.parameters.flat)
+
+
+def test_the_norm_is_that_of_weights_and_biases() -> None:
+    """Without an input only the biases have a gradient, and it is clipped all the same."""
+    X, Y = problem("identity", "quadratic")
+    options: dict[str, Any] = {"sizes": (11, 3), "activation": "identity"}
+    optimizer = SGD(clip_norm=1e-3)
+    assert_same_training(np.zeros_like(X), Y, "float64", optimizer=optimizer, **options)
+
+
+def test_an_interrupt_between_two_threads_leaves_none_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work = planning.CpuWork(block=3, parts=4, threads=3)
+    monkeypatch.setattr(planning.plan, "cpu_work", lambda *_: work)
+    submit = ThreadPoolExecutor.submit
+
+    def interrupted(pool: Any, function: Any, thread: int, *rest: Any) -> Any:
+        if thread == 2:
+            raise KeyboardInterrupt
+        return submit(pool, function, thread, *rest)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
+    seen: list[str] = []
+
+    def train() -> None:
+        try:
+            weights_after("resident", *problem("", ""))
+        except KeyboardInterrupt:
+            seen.append("interrupt")
+
+    training = Thread(target=train, daemon=True)
+    training.start()
+    training.join(60)
+    assert seen == ["interrupt"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_two_hundred_steps_stay_near_float64(dtype: str) -> None:
+    """A step adds its rounding, of some eps relative to the weights, to what it was given."""
+    X, Y = problem("softmax", "categorical_cross_entropy", rows=200)
+    options: dict[str, Any] = {
+        "activation": ["tanh", "gelu", "softmax"], "cost": "categorical_cross_entropy",
+        "epochs": 10, "batch_size": 10, "learning_rate": 0.1,
+    }  # fmt: skip
+    exact = weights_after("layered", X, Y, dtype="float64", **options)
+    got = weights_after("resident", X, Y, dtype=dtype, **options)
+    for expected, found in zip(exact, got, strict=True):
+        scale = 1.0 + np.abs(expected).max()
+        assert np.abs(found - expected).max() <= 200 * 4 * np.finfo(dtype).eps * scale
+
+
+def test_members_are_the_same_alone_and_beside_others() -> None:
+    """Different batch sizes, rules and orders at once, on all cores."""
+    X, Y = (array.astype(np.float32) for array in problem("", ""))
+    net = Network([11, 9, 3], backend="numpy", seed=0)
+    rng = np.random.default_rng(1)
+    engine = net.model.engine(planned(net, 7, 8, 9, 10))
+
+    def member(i: int) -> Member:
+        optimizer = [SGD(), Adam(), SGD(momentum=0.5)][i % 3]
+        batch = 7 + i % 4
+        rates = np.full(-(-len(X) // batch), 0.1 / (1 + i))
+        slots = tuple(np.zeros(net.model.layout.length, np.float32) for _ in range(optimizer.slots))
+        return Member(
+            Parameters(net.model.layout, net.model.read(net.parameters)), slots, orders[i],
+            Hyperparameters(batch, optimizer, optimizer.coefficients(rates, 0)),
+        )  # fmt: skip
+
+    orders = [rng.permutation(len(X)) for _ in range(9)]
+    members = [member(i) for i in range(9)]
+    done: list[int] = []
+    costs = engine.run_members(members, X, Y, done.append)
+    assert done == list(range(9))
+    for i, (together, cost) in enumerate(zip(members, costs, strict=True)):
+        alone = member(i)
+        np.testing.assert_array_equal(
+            engine.run_epoch(alone, X, Y),
+            cost,
+        )
+        np.testing.assert_array_equal(alone.parameters.flat, together.parameters.flat)
+        for expected, got in zip(alone.slots, together.slots, strict=True):
+            np.testing.assert_array_equal(got, expected)
+    engine.release()
+
+
+def test_same_seed_same_bits() -> None:
+    X, Y = problem("sigmoid", "quadratic")
+    runs = [weights_after("resident", X, Y) for _ in range(2)]
+    for first, second in zip(*runs, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_exponential_is_right_to_the_last_bit_or_two() -> None:
+    """σ, through it, over the whole range of float32, and NaN stays NaN."""
+    z = np.linspace(-87, 88, 200_001, dtype=np.float32).reshape(1, -1)
+    a = z.copy()
+    resident_cpu_loop.activate(resident_cpu_loop.SIGMOID, a[0])
+    exact = 1.0 / (1.0 + np.exp(-z.astype(np.float64)))
+    assert (np.abs(a - exact) / exact).max() < 4 * np.finfo(np.float32).eps
+    extreme = np.array([[-np.inf, -1e9, 1e9, np.inf, np.nan]], np.float32)
+    resident_cpu_loop.activate(resident_cpu_loop.SIGMOID, extreme[0])
+    np.testing.assert_allclose(extreme[0], [0, 0, 1, 1, np.nan], atol=1e-37)
+
+
+def test_a_diverging_cost_is_seen_and_the_weights_kept() -> None:
+    X, Y = problem("identity", "quadratic")
+    net = Network([11, 9, 3], activation="identity", backend="numpy", seed=0)
+    before = net.weights
+    with pytest.raises(FloatingPointError, match="epoch 1, batch"):
+        net.fit(X, Y, epochs=3, batch_size=5, learning_rate=1e6, engine="resident")
+    for got, expected in zip(net.weights, before, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_ctrl_c_is_heard_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, Y = problem("sigmoid", "quadratic")
+    net = Network([11, 9, 3], backend="numpy", seed=0)
+    before = net.weights
+    monkeypatch.setattr(planning, "steps_a_call", lambda *_: 1)
+    run, calls = resident_cpu_loop.run_steps, []
+
+    def interrupted(*arguments: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        run(*arguments)
+
+    monkeypatch.setattr(resident_cpu_loop, "run_steps", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        net.fit(X, Y, epochs=1, batch_size=10, learning_rate=0.1, engine="resident")
+    for got, expected in zip(net.weights, before, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+class EveryBatch(Callback):
+    def on_batch_end(self, network: Network, batch: int) -> None: ...
+
+
+MINE = Cost("mine", lambda a, y: ((a - y) ** 2).sum(axis=1), lambda a, y: 2 * (a - y))
+
+
+@pytest.mark.parametrize(
+    ("options", "callbacks", "why"),
+    [
+        ({"activation": Activation("square", lambda z: z * z, lambda z: 2 * z)}, [], "'square'"),
+        ({"cost": MINE}, [], "'mine'"),
+        ({}, [EveryBatch()], "callback after every batch"),
+    ],
+)  # fmt: skip
+def test_what_it_cannot_run_is_refused_or_left_to_layered(
+    options: dict[str, Any], callbacks: list[Callback], why: str
+) -> None:
+    X, Y = problem("sigmoid", "quadratic")
+    net = Network([11, 3], backend="numpy", seed=0, **options)
+    before = net.weights
+    training = {"epochs": 1, "batch_size": 10, "learning_rate": 0.01, "callbacks": callbacks}
+    with pytest.raises(ValueError, match=f"resident.*{why}"):
+        net.fit(X, Y, engine="resident", **training)
+    np.testing.assert_array_equal(net.weights[0], before[0])
+    net.fit(X, Y, **training)
+    assert net.plan.engine == "layered"
+    assert why in net.plan.engine_reason
+
+
+def test_the_planner_loads_it_only_where_that_pays() -> None:
+    short, _ = planning.choose_engine("auto", "numpy", None, seconds=0.1)
+    long, _ = planning.choose_engine("auto", "numpy", None, seconds=60.0)
+    assert (short, long) == ("layered", "resident")
+    assert planning.choose_engine("auto", "cuda", None, 60.0)[0] == "layered"
+    with pytest.raises(ValueError, match="unknown engine 'fast'; known: auto, layered, resident"):
+        planning.choose_engine("fast", "numpy", None, 1.0)
+    with pytest.raises(ValueError, match="backend is cuda"):
+        planning.choose_engine("resident", "cuda", None, 1.0)
+
+
+def test_a_long_compilation_is_announced(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def train() -> None:
+        net = Network([3, 4, 2], backend="numpy", seed=0)
+        X, Y = np.zeros((4, 3)), np.zeros((4, 2))
+        net.fit(X, Y, epochs=1, batch_size=2, learning_rate=0.1, engine="resident")
+
+    class Timer:
+        """Goes off at once if the compilation is to count as a long one, else never."""
+
+        long = False
+
+        def __init__(self, seconds: float, function: Any, arguments: tuple[Any, ...]) -> None:
+            assert seconds == resident_cpu.PATIENCE
+            self.function, self.arguments = function, arguments
+            events.append("made")
+
+        def start(self) -> None:
+            if self.long:
+                self.function(*self.arguments)
+
+        def cancel(self) -> None:
+            events.append("cancelled")
+
+    events: list[str] = []
+    monkeypatch.setattr(resident_cpu.threading, "Timer", Timer)
+    monkeypatch.setattr(resident_cpu, "_compiled", set())
+    train()
+    assert np.dtype("float32") in resident_cpu._compiled
+    assert not caplog.messages
+    monkeypatch.setattr(resident_cpu, "_compiled", set())
+    Timer.long = True
+    train()
+    assert caplog.messages == [
+        "compiling the resident loop for float32: ten to twenty seconds, once on this machine"
+    ]
+    train()  # it is told once
+    assert len(caplog.messages) == 1
+    assert events == ["made", "cancelled"] * 2
+
+
+def test_no_blas_thread_spins_beside_the_loops_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation between epochs has BLAS to itself, and leaves it as it was."""
+    from threadpoolctl import threadpool_info
+
+    def blas_threads() -> set[int]:
+        return {i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"}
+
+    before, during = blas_threads(), []
+    forward = Passes.forward
+
+    def watched(*arguments: Any) -> None:
+        during.append(blas_threads())
+        forward(*arguments)
+
+    monkeypatch.setattr(Passes, "forward", watched)
+    X, Y = np.zeros((8, 3)), np.zeros((8, 2))
+    Network([3, 4, 2], backend="numpy", seed=0).fit(
+        X, Y, epochs=2, batch_size=2, learning_rate=0.1, engine="resident", validation_data=(X, Y)
+    )
+    assert during == [{1}] * 2
+    assert blas_threads() == before
+
+
+def test_bits_do_not_depend_on_whether_this_process_has_compiled() -> None:
+    """What computes is inlined: a second copy of it has other last bits (`_inlined` says why)."""
+    from numba.core.registry import CPUDispatcher
+
+    called = {
+        name: function.targetoptions
+        for module in (resident_cpu_loop, resident_cpu_product)
+        for name, function in vars(module).items()
+        if isinstance(function, CPUDispatcher)
+    }
+    own = {"run_steps", "convert", "transpose_all", "meet"}  # called from Python, or without floats
+    assert own < set(called)
+    for name, options in called.items():
+        inlined = options.get("forceinline") or options.get("inline") == "always"
+        assert inlined or name in own, name

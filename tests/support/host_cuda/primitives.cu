@@ -1,0 +1,124 @@
+// A kernel for each primitive, for tests/kernels/test_primitives.py.
+#include "../../kernels/cuda/primitives/async_copy.cuh"
+#include "../../kernels/cuda/primitives/cluster.cuh"
+#include "../../kernels/cuda/primitives/last_block.cuh"
+#include "../../kernels/cuda/primitives/launch.cuh"
+#include "../../kernels/cuda/primitives/letters.cuh"
+#include "../../kernels/cuda/primitives/warp.cuh"
+
+// Of a warp's 32 numbers, what each lane gets. Block 32.
+template <class T> __global__ void sum_of_warp(const T* in, T* out) {
+  out[threadIdx.x] = warp_sum(in[threadIdx.x]);
+}
+
+template <class T> __global__ void max_of_warp(const T* in, T* out) {
+  out[threadIdx.x] = warp_max(in[threadIdx.x]);
+}
+
+// Rounds of 32 numbers from `in` (rounds, 32) to `out`, each fetched `ahead` rounds early into one
+// of `ahead` + 1 places. Block 32. `early` holds what stands in the place that was fetched last.
+template <class T, int ahead> __global__ void fetch_ahead(const T* in, T* out, T* early, int rounds) {
+  __shared__ T place[ahead + 1][32];
+  const int lane = threadIdx.x;
+  AsyncCopies copies;
+  for (int round = 0; round < ahead; ++round) {
+    if (round < rounds) copies.copy<sizeof(T)>(&place[round][lane], in + round * 32 + lane);
+    copies.commit();
+  }
+  for (int round = 0; round < rounds; ++round) {
+    const int next = round + ahead;
+    if (next < rounds) copies.copy<sizeof(T)>(&place[next % (ahead + 1)][lane], in + next * 32 + lane);
+    copies.commit();
+    early[round * 32 + lane] = place[next % (ahead + 1)][lane];
+    copies.wait<ahead>();
+    __syncthreads();
+    out[round * 32 + lane] = place[round % (ahead + 1)][31 - lane];
+    __syncthreads();
+  }
+}
+
+// out (4, 32): 16 bytes per thread, from `in` on, by way of shared memory.
+__global__ void fetch_sixteen_bytes(const float* in, float* out) {
+  __shared__ __align__(16) float place[128];
+  const int at = 4 * threadIdx.x;
+  AsyncCopies copies;
+  copies.copy<16>(place + at, in + at);
+  copies.commit();
+  copies.wait<0>();
+  for (int i = 0; i < 4; ++i) out[at + i] = place[at + i];
+}
+
+// out (block, rounds, 32): each round the four blocks of a cluster send each other a number a
+// thread, and each adds the four in order of their ranks. Block 32.
+template <class T, int places> __global__ void send_in_cluster(T* out, int rounds) {
+  __shared__ T come[places][4][32];
+  __shared__ TransactionBarrier all_here;
+  const int lane = threadIdx.x, rank = cluster_rank();
+  if (lane == 0) all_here.init();
+  cluster_barrier();
+  for (int round = 0; round < rounds; ++round) {
+    T(&place)[4][32] = come[round % places];
+    const T own = T(1) / T(1 + blockIdx.x + 8 * round + lane);
+    if (lane == 31) all_here.expect(sizeof(place));
+    for (int to = 0; to < 4; ++to) send(&place[rank][lane], own, all_here, to);
+    all_here.wait(round);
+    T sum = 0;
+    for (int i = 0; i < 4; ++i) sum += place[i][lane];
+    out[(blockIdx.x * rounds + round) * 32 + lane] = sum;
+    __syncthreads();
+  }
+}
+
+// A cluster of two blocks, of a thread each.
+__global__ void break_transaction_rule(int rule) {
+  __shared__ float come[2];
+  __shared__ TransactionBarrier here;
+  here.init();
+  cluster_barrier();
+  const int other = 1 - cluster_rank();
+  here.expect(rule == 0 ? 1 << 20 : rule == 3 ? 8 : 4);
+  if (rule == 1) here.expect(4);
+  if (rule == 2) here.wait(1);
+  send(&come[0], 1.0f, here, other);
+  if (rule == 4) send(&come[1], 1.0f, here, other);
+  here.wait(0);
+  cluster_barrier();
+}
+
+// out (block, rounds, 32): each round four blocks that run at once tell each other a number a
+// thread, and each adds the four in order. Block 32; letters (blocks / 4, places, 4, 32 numbers).
+template <class T, int places>
+__global__ void tell_others(T* out, unsigned long long* letters, int rounds) {
+  __shared__ T own[32];
+  const int lane = threadIdx.x, rank = blockIdx.x % 4, four = blockIdx.x / 4;
+  for (int round = 0; round < rounds; ++round) {
+    auto* place = letters + (four * places + round % places) * 128 * words_of<T>;
+    own[lane] = T(1) / T(1 + blockIdx.x + 8 * round + lane);
+    send(place + (rank * 32 + lane) * words_of<T>, own[lane], round + 1);
+    T all[4], sum = 0;
+    receive<1>(all, place + lane * words_of<T>, own + lane, 32, rank, round + 1);
+    for (int i = 0; i < 4; ++i) sum += all[i];
+    out[(blockIdx.x * rounds + round) * 32 + lane] = sum;
+    __syncthreads();
+  }
+}
+
+__global__ void copy_after_wait(const float* in, float* out) {
+  await_prerequisites();
+  out[threadIdx.x] = in[threadIdx.x];
+}
+
+__global__ void rank_of_no_cluster(int* out) { *out = cluster_rank(); }
+
+// out = Σ of all threads' numbers, of as many threads as there are in `parts`; `last` (block) tells
+// who added them.
+__global__ void add_when_last(int* parts, int* out, int* last, unsigned* finished) {
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
+  parts[blockIdx.x * threads + thread] = 1 + blockIdx.x;
+  const bool mine = last_block(finished);
+  if (thread == threads - 1) last[blockIdx.x] = mine;
+  if (!mine || thread != threads - 1) return;
+  int sum = 0;
+  for (int part = 0; part < gridDim.x * threads; ++part) sum += parts[part];
+  *out = sum;
+}
