@@ -80,7 +80,7 @@ class Activation:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Registered, it is pickled and copied by its name: most lambdas cannot be."""
-        if _REGISTRY.get(self.name) is self:
+        if REGISTRY.get(self.name) is self:
             return get, (self.name,)
         return super().__reduce_ex__(protocol)
 
@@ -398,12 +398,12 @@ _BUILTINS: tuple[BuiltinActivation, ...] = (
     _SIGMOID, Tanh(), Relu(), LeakyRelu(), Elu(), Gelu(), Silu(), Softplus(),
     Identity(), Exponential(), Softmax(),
 )  # fmt: skip
-_REGISTRY: dict[str, Activation] = {activation.name: activation for activation in _BUILTINS}
+REGISTRY: dict[str, Activation] = {activation.name: activation for activation in _BUILTINS}
 
 
 def names() -> tuple[str, ...]:
     """The names `get` knows: the built-ins and what `register` added."""
-    return tuple(_REGISTRY)
+    return tuple(REGISTRY)
 
 
 def get(activation: str | Activation) -> Activation:
@@ -412,16 +412,16 @@ def get(activation: str | Activation) -> Activation:
         return activation
     if not isinstance(activation, str):
         raise TypeError(f"activation must be a name or an Activation, got {activation!r}")
-    if activation not in _REGISTRY:
-        raise ValueError(f"unknown activation {activation!r}; known: {', '.join(_REGISTRY)}")
-    return _REGISTRY[activation]
+    if activation not in REGISTRY:
+        raise ValueError(f"unknown activation {activation!r}; known: {', '.join(REGISTRY)}")
+    return REGISTRY[activation]
 
 
 def check_name(name: str) -> None:
     """Refuse a name that a user's activation cannot have."""
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"name must be a Python identifier, got {name!r}")
-    if name in _REGISTRY and _REGISTRY[name].builtin:
+    if name in REGISTRY and REGISTRY[name].builtin:
         raise ValueError(f"{name!r} is a built-in activation; choose another name")
 
 
@@ -441,5 +441,5 @@ def register(activation: Activation) -> Activation:
     _same_shape(
         activation.derivative(probe), probe, f"derivative of activation {activation.name!r}"
     )
-    _REGISTRY[activation.name] = activation
+    REGISTRY[activation.name] = activation
     return activation

@@ -39,7 +39,7 @@ def read(name: str) -> bytes | None:
                     return None
                 entry = file.read()
     except _NotUsableError as reason:
-        _warn(str(reason))
+        warn_once(str(reason))
         return None
     except (OSError, MemoryError):
         return None
@@ -60,7 +60,7 @@ def write(name: str, data: bytes) -> None:
         except OSError as error:
             raise _NotUsableError(f"{path}: {error.strerror}") from error
     except _NotUsableError as reason:
-        _warn(str(reason))
+        warn_once(str(reason))
 
 
 def _discard(entry: Path) -> None:
@@ -75,7 +75,7 @@ class _NotUsableError(Exception):
 
 
 @lru_cache(maxsize=32)  # once
-def _warn(reason: str) -> None:
+def warn_once(reason: str) -> None:
     _log.warning(
         "compiled code is not kept on disk, so every process compiles its own: %s; "
         "BACKPROP_GPU_CACHE may name another folder",

@@ -95,7 +95,7 @@ class Cost:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Registered, it is pickled and copied by its name: most lambdas cannot be."""
-        if _REGISTRY.get(self.name) is self:
+        if REGISTRY.get(self.name) is self:
             return get, (self.name,)
         return super().__reduce_ex__(protocol)
 
@@ -427,7 +427,7 @@ class Poisson(BuiltinCost):
         np.multiply(slope, scratch, out=slope)
 
 
-_REGISTRY: dict[str, Cost] = {
+REGISTRY: dict[str, Cost] = {
     cost.name: cost
     for cost in (Quadratic(), BinaryCrossEntropy(), CategoricalCrossEntropy(), Poisson())
 }
@@ -435,7 +435,7 @@ _REGISTRY: dict[str, Cost] = {
 
 def names() -> tuple[str, ...]:
     """The names `get` knows: the built-ins and what `register` added."""
-    return tuple(_REGISTRY)
+    return tuple(REGISTRY)
 
 
 def get(cost: str | Cost) -> Cost:
@@ -444,16 +444,16 @@ def get(cost: str | Cost) -> Cost:
         return cost
     if not isinstance(cost, str):
         raise TypeError(f"cost must be a name or a Cost, got {cost!r}")
-    if cost not in _REGISTRY:
-        raise ValueError(f"unknown cost {cost!r}; known: {', '.join(_REGISTRY)}")
-    return _REGISTRY[cost]
+    if cost not in REGISTRY:
+        raise ValueError(f"unknown cost {cost!r}; known: {', '.join(REGISTRY)}")
+    return REGISTRY[cost]
 
 
 def check_name(name: str) -> None:
     """Refuse a name that a user's cost cannot have."""
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"name must be a Python identifier, got {name!r}")
-    if name in _REGISTRY and _REGISTRY[name].builtin:
+    if name in REGISTRY and REGISTRY[name].builtin:
         raise ValueError(f"{name!r} is a built-in cost; choose another name")
 
 
@@ -462,7 +462,7 @@ def register(cost: Cost) -> Cost:
     if not isinstance(cost, Cost):
         raise TypeError(f"register takes a Cost, got {cost!r}")
     check_name(cost.name)
-    _REGISTRY[cost.name] = cost
+    REGISTRY[cost.name] = cost
     return cost
 
 

@@ -224,7 +224,7 @@ class _Call:
         self._stream = ExitStack()
 
     def __enter__(self) -> _Call:
-        self.backend: Any = _backend(self.kind, self.dtype)
+        self.backend: Any = backend_of(self.kind, self.dtype)
         if self.kind != "numpy":
             self._library = interchange.library(self.kind)
             stream = self._library.stream(next(iter(self._given.values())))
@@ -359,6 +359,6 @@ def _dtype(value: Array) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def _backend(kind: str, dtype: str) -> Any:
+def backend_of(kind: str, dtype: str) -> Any:
     # Made afresh: scratch arrays should not outlive the call, nor be another thread's.
     return NumpyBackend(dtype) if kind == "numpy" else create("cuda", np.dtype(dtype))

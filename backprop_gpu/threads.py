@@ -73,7 +73,7 @@ class _OneBlasThread:
 
     def _begin(self) -> None:
         self._limit.close()  # what was forgotten
-        self._limit.enter_context(_blas().limit(limits=1, user_api="blas"))
+        self._limit.enter_context(blas().limit(limits=1, user_api="blas"))
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
@@ -88,7 +88,7 @@ one_blas_thread = _OneBlasThread()
 
 
 @lru_cache(maxsize=1)
-def _blas() -> Any:
+def blas() -> Any:
     from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
     return ThreadpoolController()

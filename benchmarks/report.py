@@ -21,7 +21,7 @@ COLORS = ("#d1602b", "#4e79a7", "#59a14f", "#b07aa1", "#76b7b2", "#c9a227", "#9c
           "#7f8fa6", "#8a9a2f")  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 #: Colours that no series has: the page puts its own in their places, light or dark.
-_INK, _LINE = "#010203", "#040506"
+INK, _LINE = "#010203", "#040506"
 
 
 @dataclass
@@ -378,7 +378,7 @@ class _Figures:
             ends += _bars(axis, names, found, machine)
             if place not in places[::columns]:  # the same order in all: named once
                 axis.set_yticklabels([])
-            axis.set_title(f"{place[0]}\n{place[1]}", fontsize=9, color=_INK, loc="left")
+            axis.set_title(f"{place[0]}\n{place[1]}", fontsize=9, color=INK, loc="left")
         low, high = min(ends), max(ends)
         for axis in axes:  # one scale for all, with room for the numbers beside the bars
             axis.set_xlim(low / 1.2, high * (high / low) ** 0.25 * 1.5)
@@ -420,11 +420,11 @@ class _Figures:
         intensities = [point[1] for point in points] + [peak / bandwidth]
         x = [min(intensities) / 3, peak / bandwidth, max(intensities) * 3]
         roof = [attainable(value, peak, bandwidth) / 1e9 for value in x]
-        axis.plot(x, roof, color=_INK, linewidth=1.6)
+        axis.plot(x, roof, color=INK, linewidth=1.6)
         axis.annotate(
             f"matrix product in float32, {peak / 1e9:,.0f} GFLOP/s",
             (x[-1], roof[-1]), xytext=(0, 4), textcoords="offset points", ha="right", fontsize=8,
-            color=_INK,
+            color=INK,
         )  # fmt: skip
         names = list(dict.fromkeys(point[0] for point in points))
         for own, what in ((True, "ours"), (False, "the fastest other")):
@@ -470,7 +470,7 @@ class _Figures:
             longest = max(lines.values(), key=len)
             axis.plot(
                 [p["x"] for p in longest], [p["floor_us"] for p in longest],
-                color=_INK, linestyle=":", linewidth=1.2, label="floor",
+                color=INK, linestyle=":", linewidth=1.2, label="floor",
             )  # fmt: skip
             axis.set(xscale="log", yscale="log")
             ticks = sorted({p["x"] for points in lines.values() for p in points})
@@ -504,7 +504,7 @@ class _Figures:
         svg = svg[svg.index("<svg") :]
         # The ids of one figure must not be those of another on the same page.
         svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-        svg = svg.replace(_INK, "currentColor").replace(_LINE, "var(--line)")
+        svg = svg.replace(INK, "currentColor").replace(_LINE, "var(--line)")
         svg = svg.replace("<svg", f'<svg role="img" aria-labelledby="{name}-alt"', 1)
         svg = svg.replace(">", f'>\n <title id="{name}-alt">{html.escape(spoken)}</title>', 1)
         return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
@@ -524,13 +524,13 @@ def _figure(width: float, height: float, rows: int, columns: int) -> tuple[Any, 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
-        axis.tick_params(which="both", colors=_INK, labelsize=8)
+        axis.tick_params(which="both", colors=INK, labelsize=8)
         axis.grid(True, color=_LINE, linewidth=0.6)
         axis.set_axisbelow(True)
-        axis.xaxis.label.set_color(_INK)
-        axis.yaxis.label.set_color(_INK)
+        axis.xaxis.label.set_color(INK)
+        axis.yaxis.label.set_color(INK)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color(_INK)
+        axis.spines[["left", "bottom"]].set_color(INK)
     return figure, axes
 
 
@@ -542,7 +542,7 @@ def _legend(figure: Any, *axes: Any) -> None:
             found.setdefault(label, handle)
     figure.legend(
         list(found.values()), list(found), loc="outside right center", frameon=False, fontsize=8,
-        labelcolor=_INK,
+        labelcolor=INK,
     )  # fmt: skip
 
 
@@ -565,21 +565,21 @@ def _bars(
 ) -> list[float]:
     """A bar from 1 to each ratio, its value beside it. Returns what the axis has to show."""
     axis.set_xscale("log")
-    axis.axvline(1.0, color=_INK, linewidth=1.0)
+    axis.axvline(1.0, color=INK, linewidth=1.0)
     ends = [1.0]
     for row, name in enumerate(names):
         record = found.get(name)
         if record is None:
-            axis.text(1.0, row, " not timed", va="center", fontsize=8, color=_INK, alpha=0.7)
+            axis.text(1.0, row, " not timed", va="center", fontsize=8, color=INK, alpha=0.7)
             continue
         ratio = record["ratio_to_ours"]
         low, high = record["ratio_quantiles"]["0.1"], record["ratio_quantiles"]["0.9"]
         color = COLORS[list(machine.peers).index(name) % len(COLORS)]
         axis.barh(row, ratio - 1.0, left=1.0, height=0.62, color=color)
-        axis.plot([low, high], [row, row], color=_INK, linewidth=1.0)
+        axis.plot([low, high], [row, row], color=INK, linewidth=1.0)
         axis.annotate(
             f"{ratio:.2f}×", (max(1.0, high), row), xytext=(4, 0), textcoords="offset points",
-            va="center", fontsize=8, color=_INK,
+            va="center", fontsize=8, color=INK,
         )  # fmt: skip
         ends += [low, high]
     axis.set_yticks(range(len(names)), [machine.peers[name] for name in names])

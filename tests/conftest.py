@@ -71,7 +71,7 @@ def survives() -> None:
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget after the test what it registers."""
     for module in (activations, costs):
-        monkeypatch.setattr(module, "_REGISTRY", dict(module._REGISTRY))
+        monkeypatch.setattr(module, "REGISTRY", dict(module.REGISTRY))
 
 
 class TellsAtOnce:

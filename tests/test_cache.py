@@ -24,9 +24,9 @@ IS_ROOT = os.geteuid() == 0
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("BACKPROP_GPU_CACHE", str(tmp_path / "cache"))
-    cache._warn.cache_clear()
+    cache.warn_once.cache_clear()
     yield tmp_path / "cache"
-    cache._warn.cache_clear()
+    cache.warn_once.cache_clear()
 
 
 # -- entries ----------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def doubled(v: np.ndarray) -> float:
 
 def hits_of(function: Any) -> int:
     """Calls it as a new process would. Returns how many machine codes came from the cache."""
-    compiled = resident_cpu_loop._compile(function)
+    compiled = resident_cpu_loop.compile_cached(function)
     assert compiled(np.arange(4.0)) == 12.0
     return sum(compiled.stats.cache_hits.values())
 

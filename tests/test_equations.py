@@ -641,7 +641,7 @@ class Foreign:
             self.__dict__["_interface"] = ours.__cuda_array_interface__
         else:
             self.__dlpack__, self.__dlpack_device__ = ours.__dlpack__, ours.__dlpack_device__
-        self._ours = ours
+        self.ours = ours
 
 
 class ForeignInterface(Foreign):
@@ -658,7 +658,7 @@ def test_any_array_of_a_device(way):
     s, t = rng.standard_normal((2, 5, 3))
     out = kind(np.zeros((5, 3)), way)
     equations.hadamard(kind(s, way), kind(t, way), out=out)
-    np.testing.assert_array_equal(runtime.to_numpy(out._ours), s * t)
+    np.testing.assert_array_equal(runtime.to_numpy(out.ours), s * t)
     result = equations.hadamard(kind(s, way), kind(t, way))
     np.testing.assert_array_equal(runtime.to_numpy(result), s * t)
 

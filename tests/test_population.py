@@ -174,12 +174,13 @@ def test_copies_of_networks():
 def test_parameters_are_rows_of_one_array():
     """What an engine needs that runs all members in one launch."""
     members = population()
-    assert members._rows.shape == (3, members.members[0].model.layout.length)
-    for row, member in zip(members._rows, members, strict=True):
+    whole = members.members[0].parameters.flat.base
+    assert whole.shape == (3, members.members[0].model.layout.length)
+    for row, member in zip(whole, members, strict=True):
         assert np.shares_memory(row, member.parameters.flat)
     members.members[1].biases = [np.full(5, 3.0), np.full(2, 4.0)]
-    assert (members._rows[1] == 3.0).sum() == 5
-    assert not (members._rows[[0, 2]] == 3.0).any()
+    assert (whole[1] == 3.0).sum() == 5
+    assert not (whole[[0, 2]] == 3.0).any()
 
 
 @pytest.mark.parametrize("together", [1, 2])

@@ -350,10 +350,10 @@ def test_compiling_is_announced_once(
     monkeypatch.setenv("BACKPROP_GPU_CACHE", str(tmp_path))
     monkeypatch.setattr(compiler, "version", lambda: "none")
     monkeypatch.setattr(
-        compiler, "_build", lambda file, names, *_: (b"", {name: name for name in names}, "")
+        compiler, "build", lambda file, names, *_: (b"", {name: name for name in names}, "")
     )
-    monkeypatch.setattr(compiler, "_parse", lambda *_: ())
-    compiler._announce.cache_clear()
+    monkeypatch.setattr(compiler, "parse_log", lambda *_: ())
+    compiler.announce.cache_clear()
     kernels = Catalogue(np.dtype("float32"))
     for kernel in (kernels.gather(), kernels.gather(), kernels.hadamard()):
         compiler.compile_kernels([kernel], "sm_80")

@@ -144,13 +144,13 @@ def test_an_estimators_network_is_made_for_each_call() -> None:
     """What a device would predict with is not what another thread assigns meanwhile."""
     X, y = problem()
     fitted = MLPClassifier((20,), max_iter=3, random_state=0, backend="numpy").fit(X, y)
-    model = fitted._model("numpy")
-    first = fitted._parameters(model)
+    model = fitted._model("numpy")  # noqa: SLF001
+    first = fitted._parameters(model)  # noqa: SLF001
     before = model.read(first)
     fitted.coefs_ = [2 * w for w in fitted.coefs_]
-    assert fitted._model("numpy") is model
+    assert fitted._model("numpy") is model  # noqa: SLF001
     np.testing.assert_array_equal(model.read(first), before)
-    assert not np.array_equal(model.read(fitted._parameters(model)), before)
+    assert not np.array_equal(model.read(fitted._parameters(model)), before)  # noqa: SLF001
 
 
 def test_one_of_nielsens_networks_read_by_many() -> None:
@@ -294,7 +294,7 @@ def test_a_fork_forgets_what_its_parents_threads_train() -> None:
 
 
 def blas_threads() -> set[int]:
-    return {info["num_threads"] for info in threads._blas().info() if info["user_api"] == "blas"}
+    return {info["num_threads"] for info in threads.blas().info() if info["user_api"] == "blas"}
 
 
 def test_blas_gets_its_threads_back_however_users_overlap() -> None:

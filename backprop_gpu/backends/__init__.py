@@ -73,7 +73,7 @@ def _make_numba_cuda(dtype: np.dtype[Any]) -> Backend:
 
 
 #: name -> (what keeps it from being used here, how to make one)
-_BACKENDS: dict[str, tuple[Callable[[], str | None], Callable[[np.dtype[Any]], Backend]]] = {
+BACKENDS: dict[str, tuple[Callable[[], str | None], Callable[[np.dtype[Any]], Backend]]] = {
     "numpy": (_numpy_obstacle, _make_numpy),
     "cuda": (_cuda_obstacle, _make_cuda),
     "numba_cuda": (_numba_cuda_obstacle, _make_numba_cuda),
@@ -84,22 +84,22 @@ class Obstacles(dict[str, "str | None"]):
     """For every backend why it cannot be used here, or None; looked up when asked for."""
 
     def __init__(self) -> None:
-        super().__init__(dict.fromkeys(_BACKENDS))
+        super().__init__(dict.fromkeys(BACKENDS))
 
     def __getitem__(self, name: str) -> str | None:
         with uninterrupted():  # it may import the package that the backend is made with
-            return _BACKENDS[name][0]()
+            return BACKENDS[name][0]()
 
 
 def names() -> tuple[str, ...]:
     """The backends that exist, usable here or not."""
-    return tuple(_BACKENDS)
+    return tuple(BACKENDS)
 
 
 def create(name: str, dtype: np.dtype[Any]) -> Backend:
     """A new backend for arrays of that dtype."""
     with uninterrupted():
-        return _BACKENDS[name][1](dtype)
+        return BACKENDS[name][1](dtype)
 
 
 def _installed(module: str) -> bool:

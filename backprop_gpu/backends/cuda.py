@@ -102,7 +102,7 @@ class CudaBackend:
 
     def all_finite(self, array: Array) -> bool:
         blocks = min(256, ceil(array.size / 256))
-        parts = self._work("finite parts", blocks, np.int32)
+        parts = self.scratch_array("finite parts", blocks, np.int32)
         self.runtime.launch(
             self._kernels.all_finite(), (blocks, 1, 1), (array, parts, np.int64(array.size))
         )
@@ -115,7 +115,7 @@ class CudaBackend:
         self.runtime.use()
         return type(self)(self.dtype, self.runtime, self._choose, plan)
 
-    def _work(self, name: str, size: int, dtype: Any = None, zeros: bool = False) -> Array:
+    def scratch_array(self, name: str, size: int, dtype: Any = None, zeros: bool = False) -> Array:
         """A flat scratch array for one use, kept as long as the backend; at first zeros, or not.
 
         Never replaced by a larger one: a captured step may hold its address.
@@ -154,7 +154,7 @@ class CudaBackend:
         self, layout: planning.Transposes, a: Array, b: Array, out: Array, scale: float = 1.0
     ) -> None:
         """By the library."""
-        workspace = self._work("workspace", WORKSPACE, np.uint8)
+        workspace = self.scratch_array("workspace", WORKSPACE, np.uint8)
         self.runtime.product(layout, a, b, out, scale, workspace)
 
     # -- the equations ------------------------------------------------------------
@@ -252,7 +252,7 @@ class CudaBackend:
         m, n = delta.shape
         splits = planning.column_splits(m, n, self.device)
         rows = ceil(m / splits)
-        parts = out if splits == 1 else self._work("bias parts", splits * n)
+        parts = out if splits == 1 else self.scratch_array("bias parts", splits * n)
         scale = 1.0 / m if splits == 1 else 1.0
         self.runtime.launch(
             self._kernels.bias_gradient(),
@@ -276,8 +276,8 @@ class CudaBackend:
         rows = ceil(ceil(m / splits) / tile.bk) * tile.bk
         parts, bias_parts = out, biases
         if splits > 1:
-            parts = self._work("weight parts", splits * n * k)
-            bias_parts = None if biases is None else self._work("bias parts", splits * n)
+            parts = self.scratch_array("weight parts", splits * n * k)
+            bias_parts = None if biases is None else self.scratch_array("bias parts", splits * n)
         scale = 1.0 / m if splits == 1 else 1.0
         self.runtime.launch(
             self._kernels.weight_gradient(tile),
@@ -312,8 +312,8 @@ class CudaBackend:
     def cost(
         self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost
     ) -> float:
-        result = self._work("cost", 1, np.float64)
-        first = self._work("first step", 1, np.int32, zeros=True)
+        result = self.scratch_array("cost", 1, np.float64)
+        first = self.scratch_array("first step", 1, np.int32, zeros=True)
         self._cost(z, a, y, activation, cost, result, first)
         return float(self.to_numpy(result)[0])
 
@@ -336,8 +336,8 @@ class CudaBackend:
             kernel, n = self._kernels.mean_of_samples(), 1
             a = y = self._of_user(cost.samples, a, y)
         blocks = min(_COST_BLOCKS, ceil(m / kernel.block[1]))
-        parts = self._work("cost parts", blocks * kernel.block[1], np.float64)
-        finished = self._work("finished blocks", 1, np.uint32, zeros=True)
+        parts = self.scratch_array("cost parts", blocks * kernel.block[1], np.float64)
+        finished = self.scratch_array("finished blocks", 1, np.uint32, zeros=True)
         self.runtime.launch(
             kernel, (blocks, 1, 1),
             (z, a, y, parts, finished, result, step, np.int32(m), np.int32(n)),
@@ -389,7 +389,7 @@ class CudaBackend:
         clip_value = np.inf if optimizer.clip_value is None else optimizer.clip_value
         scale = None
         if optimizer.clip_norm is not None:
-            scale = self._work("clip scale", 1)
+            scale = self.scratch_array("clip scale", 1)
             parts = self._squares(gradients.flat, clip_value)
             self.runtime.launch(
                 self._kernels.clip_scale(), (1, 1, 1),
@@ -407,7 +407,7 @@ class CudaBackend:
     def _squares(self, array: Array, limit: float) -> Array:
         """Parts of Σ x², of numbers clipped at ± limit, in float64."""
         blocks = min(256, ceil(array.size / 256))
-        parts = self._work("norm parts", blocks, np.float64)
+        parts = self.scratch_array("norm parts", blocks, np.float64)
         self.runtime.launch(
             self._kernels.squared_norm(), (blocks, 1, 1),
             (array, parts, np.int64(array.size), self._scalar(limit)),

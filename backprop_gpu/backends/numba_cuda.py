@@ -88,7 +88,7 @@ class NumbaCudaBackend:
 
     def __init__(self, dtype: Any) -> None:
         self.dtype = np.dtype(dtype)
-        self._T = _TYPES[self.dtype.name]
+        self.T = _TYPES[self.dtype.name]
         self._scratch: dict[str, Array] = {}
         self._sigmas: dict[Activation, tuple[Any, Any]] = {}
 
@@ -140,31 +140,31 @@ class NumbaCudaBackend:
     def forward(
         self, w: Array, b: Array, a_prev: Array, activation: Activation, z: Array | None, a: Array
     ) -> None:
-        sigma, _ = self._device_functions(activation)
-        kernel = forward.make_forward(sigma, self._T, z is not None)
+        sigma, _ = self.device_functions(activation)
+        kernel = forward.make_forward(sigma, self.T, z is not None)
         kernel[_tiles(a.shape)](w, b, a_prev, a if z is None else z, a)
         if not activation.elementwise:
-            softmax = device_activations.make_softmax(self._T)
+            softmax = device_activations.make_softmax(self.T)
             softmax[_blocks(a.shape[0])](a if z is None else z, a)
 
     def output_error(
         self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost, out: Array
     ) -> None:
         if costs.collapses(activation, cost):
-            functions = device_costs.functions("quadratic", self._T)
-            _, derivative = device_activations.builtin("identity", self._T)
+            functions = device_costs.functions("quadratic", self.T)
+            _, derivative = device_activations.builtin("identity", self.T)
             output_error.make_output_error(*functions, derivative)[_tiles(out.shape)](a, a, y, out)
             return
         if cost.builtin and not activation.elementwise:
-            softmax = output_error.make_softmax_output_error(cost.name, self._T)
+            softmax = output_error.make_softmax_output_error(cost.name, self.T)
             softmax[_blocks(a.shape[0])](a, y, out)
             return
         if cost.builtin:
-            functions = device_costs.functions(cost.name, self._T)
+            functions = device_costs.functions(cost.name, self.T)
         else:
             out.copy_to_device(self._gradient_on_host(a, y, cost))
             functions, y = device_costs.given, out
-        _, derivative = self._device_functions(activation)
+        _, derivative = self.device_functions(activation)
         kernel = output_error.make_output_error(*functions, derivative)
         kernel[_tiles(out.shape)](a if z is None else z, a, y, out)
         self._pull_back_rows(activation, a, out)
@@ -178,13 +178,13 @@ class NumbaCudaBackend:
         activation: Activation,
         out: Array,
     ) -> None:
-        _, derivative = self._device_functions(activation)
-        kernel = hidden_error.make_hidden_error(derivative, self._T)
+        _, derivative = self.device_functions(activation)
+        kernel = hidden_error.make_hidden_error(derivative, self.T)
         kernel[_tiles(out.shape)](w_next, delta_next, a if z is None else z, a, out)
         self._pull_back_rows(activation, a, out)
 
     def bias_gradient(self, delta: Array, out: Array) -> None:
-        kernel = bias_gradient.make_bias_gradient(self._T)
+        kernel = bias_gradient.make_bias_gradient(self.T)
         kernel[-(-out.shape[0] // TILE), (TILE, TILE)](delta, out)
 
     def weight_gradient(
@@ -192,7 +192,7 @@ class NumbaCudaBackend:
     ) -> None:
         if biases is not None:
             self.bias_gradient(delta, biases)
-        weight_gradient.make_weight_gradient(self._T)[_tiles(out.shape)](delta, a_prev, out)
+        weight_gradient.make_weight_gradient(self.T)[_tiles(out.shape)](delta, a_prev, out)
 
     def hadamard(self, s: Array, t: Array, out: Array) -> None:
         size = prod(out.shape)
@@ -251,13 +251,13 @@ class NumbaCudaBackend:
             norm = self._buffer("norm", 1, np.float64)
             update.sum_of_squares[blocks, BLOCK](g, partials)
             update.norm[1, BLOCK](partials, norm)
-            clip_norm = update.make_clip_norm(self._T)
+            clip_norm = update.make_clip_norm(self.T)
             clip_norm[_blocks(length)](g, norm, np.float64(optimizer.clip_norm))
         constants: tuple[float, ...] = optimizer.constants[: len(slots)]  # μ, if there is a v
         if optimizer.rule in ("adam", "adamw"):
             beta1, beta2, epsilon = optimizer.constants
             constants = (beta1, 1.0 - beta1, beta2, 1.0 - beta2, epsilon)
-        update.make_update(optimizer.rule, self._T)[_blocks(length)](
+        update.make_update(optimizer.rule, self.T)[_blocks(length)](
             parameters.flat,
             g,
             *slots,
@@ -279,11 +279,11 @@ class NumbaCudaBackend:
 
     # -- device functions and what runs on the host -----------------------------------
 
-    def _device_functions(self, activation: Activation) -> tuple[Any, Any]:
+    def device_functions(self, activation: Activation) -> tuple[Any, Any]:
         """(σ, σ') for the kernels. Softmax is the identity, followed by a map of rows."""
         if activation.builtin:
             name = activation.name if activation.elementwise else "identity"
-            pair: tuple[Any, Any] = device_activations.builtin(name, self._T)
+            pair: tuple[Any, Any] = device_activations.builtin(name, self.T)
             return pair
         if activation not in self._sigmas:
             self._sigmas[activation] = self._compile(activation)
@@ -298,13 +298,13 @@ class NumbaCudaBackend:
             With Numba's message.
         """
         pair: tuple[Any, Any] = device_activations.user(
-            activation.function, activation.derivative, self._T
+            activation.function, activation.derivative, self.T
         )
         if not hasattr(pair[0], "compile_device"):  # the simulator runs Python as it is
             return pair
         for what, compiled, arity in (("function", pair[0], 1), ("derivative", pair[1], 2)):
             try:
-                compiled.compile_device((self._T,) * arity)
+                compiled.compile_device((self.T,) * arity)
             except Exception as error:
                 raise TypeError(
                     f"Numba cannot compile the {what} of activation {activation.name!r} for a "
@@ -315,7 +315,7 @@ class NumbaCudaBackend:
     def _pull_back_rows(self, activation: Activation, a: Array, error: Array) -> None:
         """Softmax's part of error ← error ⊙ σ'(z)."""
         if not activation.elementwise:
-            kernel = device_activations.make_softmax_pull_back(self._T)
+            kernel = device_activations.make_softmax_pull_back(self.T)
             kernel[_blocks(a.shape[0])](a, error)
 
     def _launch_cost(
@@ -329,7 +329,7 @@ class NumbaCudaBackend:
         out: Array,
     ) -> None:
         from_z = z is not None and activation.name == cost.partner
-        sample = device_costs.sample(cost.name, self._T, from_z)
+        sample = device_costs.sample(cost.name, self.T, from_z)
         device_cost.make_cost(sample)[1, BLOCK](z if from_z else a, a, y, step, out)
 
     # A user's cost sums over a row in whatever way it likes, so it cannot be compiled for

@@ -408,11 +408,11 @@ def _write(net: Network, history: History, out: Path) -> Iterator[Path]:
     net.save(model)
     yield model
     picture = out / "learning_curve.png"
-    _draw(net, history, picture)
+    draw(net, history, picture)
     yield picture
 
 
-def _draw(net: Network, history: History, path: Path) -> None:
+def draw(net: Network, history: History, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

@@ -72,7 +72,7 @@ def _camel(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
 
 
-_SIGMAS = {name: _camel(name) for name in activations.names() if activations.get(name).elementwise}
+SIGMAS = {name: _camel(name) for name in activations.names() if activations.get(name).elementwise}
 _COSTS = {name: _camel(name) for name in costs.names()}
 RULES = {
     "sgd": "Sgd",
@@ -83,7 +83,7 @@ RULES = {
 }
 
 
-_ALL_SIGMAS = tuple(activations.get(name) for name in _SIGMAS)
+_ALL_SIGMAS = tuple(activations.get(name) for name in SIGMAS)
 _ALL_COSTS = tuple(costs.get(name) for name in _COSTS)
 _Row = TypeVar("_Row", bound=Callable[..., Kernel])
 _rows: list[tuple[Callable[..., Kernel], tuple[Sequence[Any], ...]]] = []
@@ -124,7 +124,7 @@ class Catalogue:
         self, file: str, name: str, block: Dimensions, sigma: Activation, *rest: str
     ) -> Kernel:
         if sigma.builtin:
-            return self._kernel(file, name, block, _SIGMAS[sigma.name], *rest)
+            return self._kernel(file, name, block, SIGMAS[sigma.name], *rest)
         return self._kernel(file, name, block, "User", *rest, activation=sigma)
 
     @_of(_ALL_SIGMAS, TILES)
@@ -284,7 +284,7 @@ def residents(device: Device) -> Iterator[Kernel]:
     """
     nielsen, deep, small = (784, 30, 10), (64, 128, 128, 10), (20, 16, 12, 5)
     sigmoids, relus = ["sigmoid"] * 2, ["relu"] * 2 + ["softmax"]
-    rules, sigmas = itertools.cycle(RULES), itertools.cycle(_SIGMAS)
+    rules, sigmas = itertools.cycle(RULES), itertools.cycle(SIGMAS)
     for dtype in _TYPES:
         for cluster in residency.CLUSTERS:
             yield from _resident(device, dtype, nielsen, 10, sigmoids, "quadratic", "sgd", cluster)

@@ -115,10 +115,10 @@ def compile_kernels(kernels: Sequence[Kernel], arch: str) -> Cubin:
     if cached is not None:
         return cached
 
-    _announce()
-    code, symbols, log = _build(file, expressions, arch, linked)
-    _refuse_serialised(log, file, arch)
-    reports = _parse(log, {symbols[kernel.expression]: kernel for kernel in kernels}, arch)
+    announce()
+    code, symbols, log = build(file, expressions, arch, linked)
+    refuse_serialised(log, file, arch)
+    reports = parse_log(log, {symbols[kernel.expression]: kernel for kernel in kernels}, arch)
     cubin = Cubin(code, symbols, reports)
     cache.write(name, _pack(cubin))
     return cubin
@@ -147,11 +147,11 @@ def example(arch: str) -> planning.Device:
 
 
 @lru_cache  # once
-def _announce() -> None:
+def announce() -> None:
     _log.warning("compiling CUDA kernels: a few seconds, once on this machine")
 
 
-def _build(
+def build(
     file: str, expressions: tuple[str, ...], arch: str, linked: tuple[bytes, ...]
 ) -> tuple[bytes, dict[str, str], str]:
     """(cubin, symbols, log of the assembler)."""
@@ -241,13 +241,13 @@ _USED = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 _SERIALISED = re.compile(r"\(C\d+\) Potential Performance Loss: .* serialized .*")
 
 
-def _refuse_serialised(log: str, file: str, arch: str) -> None:
+def refuse_serialised(log: str, file: str, arch: str) -> None:
     warnings = [match[0] for match in _SERIALISED.finditer(log)]
     if warnings:
         raise RuntimeError(f"{file} for {arch}: " + "\n".join(warnings))
 
 
-def _parse(log: str, kernels: dict[str, Kernel], arch: str) -> tuple[KernelReport, ...]:
+def parse_log(log: str, kernels: dict[str, Kernel], arch: str) -> tuple[KernelReport, ...]:
     """The assembler's account of each entry function."""
     reports: list[KernelReport] = []
     symbol, stack, spills = "", 0, 0

@@ -58,24 +58,24 @@ class Runtime:
 
         self._core, self._driver, self._builder = core, driver, GraphBuilder
         self._error = CUDAError  # cuda.core has it nowhere else
-        self._device = core.Device(index)
-        self._device.set_current()
-        self._stream = self._device.create_stream()
-        self._memory = self._device.memory_resource
+        self.cuda_device = core.Device(index)
+        self.cuda_device.set_current()
+        self._stream = self.cuda_device.create_stream()
+        self.memory = self.cuda_device.memory_resource
         self._here = threading.local()  # .places: where this thread's work goes, the last one first
         self._functions: dict[Kernel, Any] = {}
-        self._configurations: dict[tuple[Kernel, Dimensions], Any] = {}
+        self.configurations: dict[tuple[Kernel, Dimensions], Any] = {}
         self._loading = threading.Lock()
-        self._blas: Blas | None = None
+        self.blas: Blas | None = None
         with suppress(ImportError):
-            self._blas = Blas()
-        properties, capability = self._device.properties, self._device.compute_capability
+            self.blas = Blas()
+        properties, capability = self.cuda_device.properties, self.cuda_device.compute_capability
         major, minor = capability.major, capability.minor
         self._arch = f"sm_{major}{minor}" + ("a" if major >= 9 else "")
         # In a captured graph from CUDA 12.3 on.
         self._programmatic = major >= 9 and driver.cuDriverGetVersion()[1] >= 12030
         self.device = Device(
-            self._device.name,
+            self.cuda_device.name,
             (major, minor),
             properties.multiprocessor_count,
             # Rates steer the planner only, so a driver that hides them does no harm.
@@ -83,7 +83,7 @@ class Runtime:
             # two transfers a clock over the memory bus
             2e3 * (properties.memory_clock_rate or 1e6) * properties.global_memory_bus_width / 8,
             properties.max_shared_memory_per_block_optin,
-            self._blas is not None,
+            self.blas is not None,
         )
         self.device = replace(self.device, clusters=self._clusters())
 
@@ -111,7 +111,7 @@ class Runtime:
     @property
     def library_version(self) -> int:
         """cuBLASLt's; 0 without it."""
-        return 0 if self._blas is None else self._blas.version
+        return 0 if self.blas is None else self.blas.version
 
     # -- streams ------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class Runtime:
 
     def use(self) -> None:
         """Make the device this thread's current one, which memory and events are made on."""
-        self._device.set_current()
+        self.cuda_device.set_current()
 
     def synchronize(self) -> None:
         """Wait for all that has been queued."""
@@ -159,7 +159,7 @@ class Runtime:
         # ours to know. What is made for another is kept until `on` has let ours wait for it.
         # No memory has a size of 0.
         size = max(1, math.prod(shape) * dtype.itemsize)
-        buffer = self._memory.allocate(size, stream=self._stream)
+        buffer = self.memory.allocate(size, stream=self._stream)
         if stream is not self._stream:
             stream.wait(self._stream)
             self._here.places[-1].memory.append(buffer)
@@ -225,9 +225,9 @@ class Runtime:
             ordinal = self._driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
             error, index = self._driver.cuPointerGetAttribute(ordinal, pointer)
             self._check((error,))
-            if index != self._device.device_id:
+            if index != self.cuda_device.device_id:
                 raise ValueError(
-                    f"an array must be on device {self._device.device_id}, the current one, "
+                    f"an array must be on device {self.cuda_device.device_id}, the current one, "
                     f"got one on device {index}"
                 )
         return self.borrow(pointer, shape, dtype, array)
@@ -295,11 +295,11 @@ class Runtime:
         """
         function = self._functions.get(kernel) or self._load(kernel)
         key = kernel, grid
-        configuration = self._configurations.get(key)
+        configuration = self.configurations.get(key)
         if configuration is None:
-            if len(self._configurations) > 4096:  # of ragged shapes there may be any number
-                self._configurations.clear()
-            configuration = self._configurations[key] = self._core.LaunchConfig(
+            if len(self.configurations) > 4096:  # of ragged shapes there may be any number
+                self.configurations.clear()
+            configuration = self.configurations[key] = self._core.LaunchConfig(
                 grid=grid,
                 block=kernel.block,
                 shmem_size=kernel.shared_memory,
@@ -341,7 +341,7 @@ class Runtime:
 
     def _allow(self, function: Any, attribute: Any, value: int) -> None:
         """On this device: another one's runtime loads, and allows, for itself."""
-        index = self._device.device_id
+        index = self.cuda_device.device_id
         self._check(self._driver.cuKernelSetAttribute(attribute, value, function.handle, index))
 
     def product(
@@ -357,15 +357,15 @@ class Runtime:
 
         `workspace` are `blas.WORKSPACE` bytes that nothing else uses meanwhile.
         """
-        assert self._blas is not None
+        assert self.blas is not None
         stream = int(self._plain_stream().handle)
-        self._blas.product(layout, a, b, out, scale, workspace, stream)
+        self.blas.product(layout, a, b, out, scale, workspace, stream)
 
     def algorithm(self, layout: Transposes, m: int, n: int, k: int, dtype: np.dtype[Any]) -> str:
         """Which of cuBLASLt's algorithms forms an (m, n) product summed over k."""
-        assert self._blas is not None
+        assert self.blas is not None
         self.use()
-        return f"cuBLASLt's {self._blas.algorithm(layout, m, n, k, dtype)}"
+        return f"cuBLASLt's {self.blas.algorithm(layout, m, n, k, dtype)}"
 
     def _plain_stream(self) -> Any:
         stream = self.stream
@@ -376,7 +376,7 @@ class Runtime:
 
         Whoever keeps the result keeps the arrays that the step names.
         """
-        builder = self._device.create_graph_builder()
+        builder = self.cuda_device.create_graph_builder()
         try:
             builder.begin_building("thread_local")
             try:

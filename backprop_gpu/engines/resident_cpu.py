@@ -35,7 +35,7 @@ _log = logging.getLogger("backprop_gpu")
 #: Seconds of compilation after which a user is told what takes so long.
 PATIENCE = 2.0
 #: For which dtypes this process has the loop.
-_compiled: set[np.dtype[Any]] = set()
+loaded: set[np.dtype[Any]] = set()
 
 
 @lru_cache(maxsize=1)  # to be uninterrupted costs as much as a step
@@ -50,7 +50,7 @@ def _loop() -> Any:
 @contextmanager
 def _announced(dtype: np.dtype[Any]) -> Iterator[None]:
     """Around what compiles the loop, or loads it, the first time in a process."""
-    if dtype in _compiled:
+    if dtype in loaded:
         yield
         return
     timer = threading.Timer(
@@ -64,7 +64,7 @@ def _announced(dtype: np.dtype[Any]) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-    _compiled.add(dtype)
+    loaded.add(dtype)
 
 
 class ResidentCpuEngine(Engine):

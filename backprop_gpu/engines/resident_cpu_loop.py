@@ -105,7 +105,7 @@ _SOURCES = sha256(
 ).hexdigest()
 
 
-def _compile(function: Any, **options: Any) -> Any:
+def compile_cached(function: Any, **options: Any) -> Any:
     """Numba's decorator, with NumPy's rules for division: a check for zero would stop vectors."""
     usual: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
     compiled = njit(**usual | options)(function)
@@ -120,12 +120,12 @@ def _inlined(function: Any, **options: Any) -> Any:
     last bits; which of the two runs depends on whether this process has compiled it or has loaded
     it. And to pass all those arrays would take long.
     """
-    return _compile(function, forceinline=True, **options)
+    return compile_cached(function, forceinline=True, **options)
 
 
 def _pasted(function: Any) -> Any:
     """As `_inlined`, for what has one caller: it is not compiled by itself, too."""
-    return _compile(function, inline="always")
+    return compile_cached(function, inline="always")
 
 
 @_inlined
@@ -554,7 +554,7 @@ class Rule(NamedTuple):
 # -- into strips and back ------------------------------------------------------------------
 
 
-@_compile
+@compile_cached
 def convert(shape: Shape, flat: Array, strips: Array, into_strips: bool) -> None:
     """From the arrays of `parameters` to the loop's, or back."""
     W = lanes_of(flat)
@@ -588,7 +588,7 @@ def transpose(shape: Shape, memory: Memory, l: int, s: int) -> None:
                 to[j * W + q] = source[q * W + j]
 
 
-@_compile
+@compile_cached
 def transpose_all(shape: Shape, memory: Memory) -> None:
     """Every strip."""
     for u in range(shape.strips.shape[0]):
@@ -845,7 +845,7 @@ def update(memory: Memory, rule: Rule, first: int, last: int, c: Array, weights:
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
-@_compile
+@compile_cached
 def meet(counter: Array, threads: int, meetings: int) -> int:
     """Wait until all threads are here; how often they have met by then."""
     meetings += 1
@@ -859,7 +859,7 @@ def meet(counter: Array, threads: int, meetings: int) -> int:
     return meetings
 
 
-@_compile
+@compile_cached
 def run_steps(
     first: int, last: int, thread: int, threads: int, batch: int, X: Array, Y: Array, order: Array,
     shape: Shape, memory: Memory, rule: Rule, coefficients: Array, costs: Array, squares: Array,

@@ -95,7 +95,7 @@ class ResidentCudaEngine(Engine):
         costs = runtime.empty((len(members), -(-rows // m)), np.float64)
         states = [(member.parameters.flat, *member.slots) for member in members]
         places = _places(states)
-        arrays = _owners(states) if places is not None else self._gathered(states)
+        arrays = _owners(states) if places is not None else self.gathered(states)
         parameters, first, second = (*arrays, None, None)[:3]
         arguments = (
             X, Y,
@@ -135,7 +135,7 @@ class ResidentCudaEngine(Engine):
     def release(self) -> None:
         self._converted = None
 
-    def _gathered(self, states: Sequence[tuple[Array, ...]]) -> list[Array]:
+    def gathered(self, states: Sequence[tuple[Array, ...]]) -> list[Array]:
         """(members, length) copies of the parameters and of each slot."""
         found = []
         for arrays in zip(*states, strict=True):

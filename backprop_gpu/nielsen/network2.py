@@ -71,7 +71,7 @@ _COSTS: dict[str, type[Any]] = {
     "QuadraticCost": QuadraticCost,
     "CrossEntropyCost": CrossEntropyCost,
 }
-_ENGINE_NAMES: dict[Any, str] = {
+ENGINE_NAMES: dict[Any, str] = {
     QuadraticCost: "quadratic",
     CrossEntropyCost: "binary_cross_entropy",
 }
@@ -321,7 +321,7 @@ class Network(BookNetwork):
         write_whole(Path(filename), json.dumps(data).encode())
 
     def _cost_name(self) -> str | None:
-        return _ENGINE_NAMES.get(_class(_check_cost(self.cost)))
+        return ENGINE_NAMES.get(_class(_check_cost(self.cost)))
 
     def _output_error(self, z: np.ndarray, a: np.ndarray, y: np.ndarray) -> Any:
         return self.cost.delta(z, a, y)

@@ -69,9 +69,9 @@ def read(data: Iterable[Any], name: str, kind: Kind, inputs: int, outputs: int) 
             ) from None
         xs.append(x)
         ys.append(y)
-    samples.X = _stack(xs, name, "x", inputs)
+    samples.X = stack(xs, name, "x", inputs)
     if kind == "vectors":
-        samples.Y = _stack(ys, name, "y", outputs)
+        samples.Y = stack(ys, name, "y", outputs)
         samples.labels = samples.Y.argmax(axis=1)
     else:
         samples.labels = _labels(ys, name, outputs)
@@ -89,7 +89,7 @@ def column(value: Any, name: str, length: int) -> np.ndarray:
     return array.reshape(length, 1)
 
 
-def _stack(columns: list[Any], name: str, part: str, length: int) -> np.ndarray:
+def stack(columns: list[Any], name: str, part: str, length: int) -> np.ndarray:
     """Columns (length, 1) as rows, (n, length) float64."""
     arrays = []
     for i, value in enumerate(columns):

@@ -130,7 +130,7 @@ class Residency:
             and all(layer.ju in UPDATE_TILES for layer in self.layers)
             and min(self.at_once, self.members) >= 1
             and self.shared_memory
-            == _bytes(
+            == block_bytes(
                 sizes, rows, itemsize, self.slots, self.blocks, self.stages, slices, self.stored,
                 self.apart,
             )
@@ -270,7 +270,9 @@ def choose_as_stored(
     found, least, read = [], 1 << 62, (sizes[0], itemsize, stored)
     for blocks, are_apart, at_once in allowed:
         for stages in STAGES:
-            size = _bytes(sizes, batch, itemsize, slots, blocks, stages, cut, stored, are_apart)
+            size = block_bytes(
+                sizes, batch, itemsize, slots, blocks, stages, cut, stored, are_apart
+            )
             least = min(least, size)
             if size <= device.shared_memory:
                 for count in threads:
@@ -302,7 +304,7 @@ def _kilobytes(size: int) -> int:
     return ceil(size / 1024)
 
 
-def _bytes(
+def block_bytes(
     sizes: Sequence[int],
     batch: int,
     itemsize: int,

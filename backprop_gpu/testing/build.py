@@ -98,9 +98,9 @@ def build(
     )
     scheduler = _scheduler(sanitizer)
     flags = [*COMMON, *KERNEL[sanitizer], *SANITIZE[sanitizer], "-shared"]
-    flags += [INIT] if _knows(INIT) else []
+    flags += [INIT] if knows(INIT) else []
     flags += [*(f"-I{folder}" for folder in (EMULATOR, *include)), f"-Wl,-rpath,{scheduler.parent}"]
-    inputs = _headers(text, source.parent, (EMULATOR, *include))
+    inputs = headers(text, source.parent, (EMULATOR, *include))
     return _compile(text, flags, [scheduler], inputs, f"{source.stem}-{sanitizer}", ".so")
 
 
@@ -156,7 +156,7 @@ def _stand_in(
 
     def compiled(source: str) -> Path:
         text = (DRIVER / f"{source}.cpp").read_text()
-        inputs = _headers(text, DRIVER, (EMULATOR,))
+        inputs = headers(text, DRIVER, (EMULATOR,))
         return _compile(text, [*flags, "-c"], [], inputs, f"{source}-{sanitizer}", ".o")
 
     with ThreadPoolExecutor(2) as pool:
@@ -180,7 +180,7 @@ def _compile(
         key.update(part.encode() + b"\0")
     for path in inputs:
         key.update(path.read_bytes() + b"\0")
-    target = _cache() / f"{stem}-{key.hexdigest()[:24]}{suffix}"
+    target = cache_folder() / f"{stem}-{key.hexdigest()[:24]}{suffix}"
     if target.exists():
         return target
     # Another process that wants the same waits for this one, or takes over if it dies.
@@ -218,13 +218,13 @@ def compiler_file(name: str) -> str:
 
 
 @lru_cache
-def _knows(flag: str) -> bool:
+def knows(flag: str) -> bool:
     """g++ 12 brought `INIT`."""
     command = [_compiler()[0], "-Werror", flag, "-fsyntax-only", "-x", "c++", os.devnull]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(os.environ.get("HOST_CUDA_CACHE") or Path(base, "backprop_gpu", "host_cuda"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ def _cache() -> Path:
 _INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
-def _headers(text: str, folder: Path, include: Sequence[Path]) -> list[Path]:
+def headers(text: str, folder: Path, include: Sequence[Path]) -> list[Path]:
     """Every file that `text`, as if it lay in `folder`, includes with quotes."""
     found: dict[Path, None] = {}
 

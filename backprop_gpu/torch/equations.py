@@ -56,7 +56,7 @@ class _Equations(Protocol):
 def equations_of(x: Tensor) -> Iterator[_Equations]:
     """The equations for tensors like x, on the stream that PyTorch uses there."""
     if _kind(x) == "cpu" or x.numel() == 0:  # no kernel is launched on nothing
-        yield _TORCH
+        yield TORCH
         return
     try:
         device = runtime(x.device.index)
@@ -66,20 +66,20 @@ def equations_of(x: Tensor) -> Iterator[_Equations]:
             "'backprop_gpu[cu12]', after the driver's CUDA version"
         ) from error
     # A check in the midst of somebody's capture would be captured, or break it.
-    if not torch.cuda.is_current_stream_capturing() and not _passed_check(device, x.dtype):
-        yield _TORCH
+    if not torch.cuda.is_current_stream_capturing() and not passed_check(device, x.dtype):
+        yield TORCH
         return
     with device.on(torch.cuda.current_stream(x.device).cuda_stream):
-        yield _OnCuda(device, x)
+        yield OnCuda(device, x)
 
 
 #: By dtype, the devices on which our kernels are right.
-_right: dict[Any, weakref.WeakSet[Runtime]] = {}
+PASSED: dict[Any, weakref.WeakSet[Runtime]] = {}
 
 
-def _passed_check(device: Runtime, dtype: Any) -> bool:
+def passed_check(device: Runtime, dtype: Any) -> bool:
     """Whether our kernels compute what they should there; warns once if not (`self_check`)."""
-    right = _right.setdefault(dtype, weakref.WeakSet())
+    right = PASSED.setdefault(dtype, weakref.WeakSet())
     if device not in right:
         if layered_obstacle(device, np.dtype(str(dtype).removeprefix("torch."))) is not None:
             return False
@@ -91,7 +91,7 @@ def _kind(x: Tensor) -> str:
     return str(x.device.type)
 
 
-class _OnCuda:
+class OnCuda:
     """Our kernels, in the memory of PyTorch's tensors.
 
     They take means over the rows, as the notes do. So δ is m times ∂C/∂z here, as in the notes,
@@ -168,7 +168,7 @@ class _OnCuda:
         return out
 
 
-class _OnTorch:
+class OnTorch:
     """PyTorch's own operations, each into a tensor made for it or in place.
 
     On the CPU they keep to PyTorch's threads; NumPy's BLAS has threads of its own, which would
@@ -319,4 +319,4 @@ def _sigma(activation: Activation) -> _Sigma:
     return SIGMA_OPERATIONS[activation.name] if activation.builtin else Users(activation)
 
 
-_TORCH = _OnTorch()
+TORCH = OnTorch()

@@ -84,7 +84,7 @@ class FitCourse(Course):
             self._drawn = Drawn(order, before, bits.state)
             bits.state = before
 
-    def _order(self) -> np.ndarray:
+    def draw_order(self) -> np.ndarray:
         drawn, self._drawn = self._drawn, None
         rng = self.network.generator
         # Somebody else may have drawn from the generator since.
@@ -94,7 +94,7 @@ class FitCourse(Course):
         return drawn.order
 
     def epoch(self) -> Sequence[Member]:
-        settings, epoch, order = self.settings, len(self.history), self._order()
+        settings, epoch, order = self.settings, len(self.history), self.draw_order()
         rates = settings.rates
         coefficients = settings.optimizer.coefficients(rates.now(epoch), epoch * rates.steps)
         hyperparameters = Hyperparameters(settings.batch_size, settings.optimizer, coefficients)

@@ -41,21 +41,21 @@ class ProgressBar(Progress):
             from tqdm.auto import tqdm
 
         unit = "epoch" if members == 1 else "member epoch"
-        self._bar = tqdm(total=epochs, unit=unit, disable=not shown)
+        self.bar = tqdm(total=epochs, unit=unit, disable=not shown)
         self._many = members > 1
 
     def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self.bar.close()
 
     def describe(self, text: str) -> None:
-        self._bar.set_description(text, refresh=False)
+        self.bar.set_description(text, refresh=False)
 
     def member_is_over(self) -> None:
         if self._many:  # its epoch ends long before the others'
-            self._bar.update()
+            self.bar.update()
 
     def epoch_is_over(self, ran: Sequence[Any]) -> None:
         if not ran:
@@ -72,12 +72,12 @@ class ProgressBar(Progress):
         if self._many:
             values = {f"best {name}": value for name, value in values.items()}
             values["training"] = str(len(ran))
-        self._bar.set_postfix(values, refresh=False)
+        self.bar.set_postfix(values, refresh=False)
         if not self._many:
-            self._bar.update()
+            self.bar.update()
 
     def ended(self, course: Any, lost: int) -> None:
         left = course.settings.epochs - len(course.history) - lost
         if self._many and left:
-            self._bar.total -= left
-            self._bar.refresh()
+            self.bar.total -= left
+            self.bar.refresh()

@@ -130,7 +130,7 @@ class Session:
             last.callback(self.engine.release)
             live = list(self.courses)
             while live:
-                ran = self._run_epoch(live, progress)
+                ran = self.run_epoch(live, progress)
                 self._validate(ran)
                 progress.epoch_is_over(ran)
                 live = []
@@ -141,7 +141,7 @@ class Session:
                     else:
                         live.append(course)
 
-    def _run_epoch(self, live: list[Course], progress: Progress) -> list[Course]:
+    def run_epoch(self, live: list[Course], progress: Progress) -> list[Course]:
         """One epoch of each; those that did well are returned, the others back where they were."""
         self._keep(live)
         try:

@@ -85,12 +85,12 @@ def _kernels(module, dtype: str):
     )
 
     backend = module.NumbaCudaBackend(dtype)
-    T = backend._T
+    T = backend.T
     flat, matrix = T[::1], T[:, ::1]
     step, double = int32[::1], float64[::1]
 
     for sigma in (*ELEMENTWISE, SWISH):
-        value, derivative = backend._device_functions(sigma)
+        value, derivative = backend.device_functions(sigma)
         for keep_z in (True, False):
             kernel = forward.make_forward(value, T, keep_z)
             yield f"forward {sigma.name} {keep_z}", kernel, (matrix, flat, *[matrix] * 3), False
@@ -100,7 +100,7 @@ def _kernels(module, dtype: str):
     errors = [(name, terms.functions(name, T)) for name in costs.names()]
     errors.append(("of a user's cost", terms.given))
     for sigma in (*ELEMENTWISE, SWISH):
-        _, derivative = backend._device_functions(sigma)
+        _, derivative = backend.device_functions(sigma)
         for name, functions in errors if sigma.name == "sigmoid" else errors[1:2]:
             kernel = output_error.make_output_error(*functions, derivative)
             yield f"output_error {sigma.name} {name}", kernel, (matrix,) * 4, False
@@ -152,7 +152,7 @@ def test_double_precision_would_be_seen(numba_cuda):
     from backprop_gpu.kernels.numba_cuda import forward
 
     backend = numba_cuda.NumbaCudaBackend("float32")
-    sigma, _ = backend._device_functions(
+    sigma, _ = backend.device_functions(
         Activation("careless", lambda z: 0.1 * z + 1, lambda z: 0.1)
     )
     kernel = forward.make_forward(sigma, float32, True)
@@ -168,9 +168,9 @@ def test_kernels_are_made_once(numba_cuda):
 
     first, second = (numba_cuda.NumbaCudaBackend("float32") for _ in range(2))
     for sigma in (activations.get("tanh"), SWISH):
-        values = [backend._device_functions(sigma)[0] for backend in (first, second)]
+        values = [backend.device_functions(sigma)[0] for backend in (first, second)]
         assert values[0] is values[1]
-        made = [forward.make_forward(value, first._T, True) for value in values]
+        made = [forward.make_forward(value, first.T, True) for value in values]
         assert made[0] is made[1]
 
 
@@ -190,7 +190,7 @@ def test_an_activation_that_does_not_compile_is_named(numba_cuda, function, deri
     backend = numba_cuda.NumbaCudaBackend("float32")
     sigma = Activation("odd_one", function, derivative)
     with pytest.raises(TypeError, match=f"{role} of activation 'odd_one'"):
-        backend._device_functions(sigma)
+        backend.device_functions(sigma)
 
 
 @pytest.mark.parametrize(
@@ -208,4 +208,4 @@ def test_an_activation_that_does_not_compile_is_named(numba_cuda, function, deri
 def test_numpys_elementwise_functions_compile(numba_cuda, function):
     for dtype in ("float32", "float64"):
         backend = numba_cuda.NumbaCudaBackend(dtype)
-        backend._device_functions(Activation("with_numpy", function, function))
+        backend.device_functions(Activation("with_numpy", function, function))

@@ -117,7 +117,7 @@ def test_what_a_record_needs_is_compiled_beforehand(
     def build(*arguments: Any) -> None:
         raise AssertionError(f"not in the cache: {arguments[:2]}")
 
-    monkeypatch.setattr(compiler, "_build", build)
+    monkeypatch.setattr(compiler, "build", build)
     kernels = Catalogue(np.dtype(np.float32))
     for name in optimizers.names():
         compiler.compile_kernels([kernels.update(optimizers.get(name).rule)], "sm_90a")

@@ -625,7 +625,7 @@ def test_the_page_has_plots_that_can_be_read_aloud(page: str) -> None:
         assert tree.get("aria-labelledby") == title.get("id")
         assert len(title.text or "") > 80
         assert "currentColor" in figure
-        assert report._INK not in figure
+        assert report.INK not in figure
     assert re.search(r"nielsen \[784, 30, 10\] batch 10: Numpy 2\.\d\d, Torch 0\.", figures[0])
     assert "width from 32 to 2048" in figures[2]
 

@@ -210,8 +210,8 @@ def test_bad_arguments(
 def test_a_backend_without_a_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    numpy_entry = backends._BACKENDS["numpy"]
-    monkeypatch.setitem(backends._BACKENDS, "cuda", (lambda: "no CUDA device", numpy_entry[1]))
+    numpy_entry = backends.BACKENDS["numpy"]
+    monkeypatch.setitem(backends.BACKENDS, "cuda", (lambda: "no CUDA device", numpy_entry[1]))
     message = refused(capsys, "train", "--backend", "cuda", "--out", tmp_path)
     assert "backend 'cuda' is not usable here: no CUDA device" in message
 
@@ -233,14 +233,14 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     """Press Ctrl-C during that epoch (from 0)."""
-    run_epoch = Session._run_epoch
+    run_epoch = Session.run_epoch
 
     def stub(self: Any, live: list[Any], *rest: Any) -> list[Course]:
         if len(live[0].history) == epoch:
             raise KeyboardInterrupt
         return run_epoch(self, live, *rest)
 
-    monkeypatch.setattr(Session, "_run_epoch", stub)
+    monkeypatch.setattr(Session, "run_epoch", stub)
 
 
 def test_interrupted(
@@ -382,7 +382,7 @@ def test_info_where_nothing_works(
 
     monkeypatch.setattr(cli.info.metadata, "version", broken)
     monkeypatch.setattr(cli.info.ctypes, "CDLL", missing)
-    monkeypatch.setitem(backends._BACKENDS, "cuda", (worse, lambda dtype: worse()))
+    monkeypatch.setitem(backends.BACKENDS, "cuda", (worse, lambda dtype: worse()))
     assert run("info") == 0
     out = capsys.readouterr().out
     assert re.search("^cupy +not installed$", out, re.M)
@@ -398,7 +398,7 @@ class FakeDriver:
 
     @staticmethod
     def _set(pointer: Any, value: int) -> int:
-        pointer._obj.value = value
+        pointer._obj.value = value  # noqa: SLF001
         return 0
 
     def cuDriverGetVersion(self, version: Any) -> int:

@@ -461,13 +461,13 @@ def test_sigterm_writes_what_there_is(tmp_path: Path) -> None:
 def test_sigterm_while_files_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    draw = cli.train._draw
+    draw = cli.train.draw
 
     def stub(*arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         draw(*arguments)
 
-    monkeypatch.setattr(cli.train, "_draw", stub)
+    monkeypatch.setattr(cli.train, "draw", stub)
     before = signal.getsignal(signal.SIGTERM)
     assert run("train", "--backend", "numpy", "--epochs", 1, "--out", tmp_path) == 143
     assert (tmp_path / "learning_curve.png").exists()

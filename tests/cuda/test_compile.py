@@ -35,7 +35,7 @@ def _sample() -> list[Kernel]:
         for tile in planning.TILES:
             kernels += [c.forward(activations.get("gelu"), tile)]
             kernels += [c.hidden_error(activations.get("gelu"), tile)]
-        for name in catalogue._SIGMAS:
+        for name in catalogue.SIGMAS:
             kernels += [c.forward(activations.get(name), planning.TILES[-1])]
             kernels += [c.hidden_error(activations.get(name), planning.TILES[-1])]
     return list(dict.fromkeys(kernels))
@@ -148,7 +148,7 @@ def test_the_cache_is_used_and_whatever_is_wrong_with_it_compiled_again(
     first = compiler.compile_kernels([kernel], "sm_80")
     (entry,) = tmp_path.iterdir()
     with monkeypatch.context() as patch:
-        patch.setattr(compiler, "_build", lambda *_: pytest.fail("the cache was not used"))
+        patch.setattr(compiler, "build", lambda *_: pytest.fail("the cache was not used"))
         assert compiler.compile_kernels([kernel], "sm_80") == first
 
     kept = cache.read(entry.name)
@@ -239,7 +239,7 @@ def test_every_code_of_serialised_matrix_instructions(code: str) -> None:
     )
     log = f"ptxas info    : 0 bytes gmem\n{warning}\nptxas info    : Used 30 registers"
     with pytest.raises(RuntimeError, match=rf"^gemm\.cu for sm_90a: \({code}\) .* 'f'$"):
-        compiler._refuse_serialised(log, "gemm.cu", "sm_90a")
+        compiler.refuse_serialised(log, "gemm.cu", "sm_90a")
 
 
 class Recorder:
@@ -281,7 +281,7 @@ def test_the_planner_chooses_from_the_catalogue(device: planning.Device, library
     """At any shape, whatever a step launches is among the kernels that are compiled above."""
     runtime = Recorder(replace(device, library=library))
     shapes = np.exp(np.random.default_rng(0).uniform(0, np.log(4096), (300, 3))).astype(int)
-    elementwise = [activations.get(name) for name in catalogue._SIGMAS]
+    elementwise = [activations.get(name) for name in catalogue.SIGMAS]
     for dtype, (m, n, k) in product((np.float32, np.float64), shapes.tolist()):
         backend = CudaBackend(dtype, runtime)
         x, w, z, b = (np.empty(shape, dtype) for shape in ((m, k), (n, k), (m, n), n))

@@ -64,7 +64,7 @@ def test_another_stream() -> None:
     runtime = device_runtime()
     w, b, a = (runtime.array(x) for x in (np.ones((4, 3)), np.zeros(4), np.ones((2, 3))))
     for _ in range(3):
-        with runtime.on(runtime._device.create_stream()):
+        with runtime.on(runtime.cuda_device.create_stream()):
             z, _ = equations.forward(w, b, a)
             copy = runtime.empty(z.shape, z.dtype)
             runtime.copy(z, copy)
@@ -109,7 +109,7 @@ def test_a_users_cost_runs_on_device_arrays() -> None:
 
 
 def test_training_again_takes_no_more_memory() -> None:
-    used = device_runtime()._memory.attributes
+    used = device_runtime().memory.attributes
     trained()
     before = used.used_mem_current
     for _ in range(3):

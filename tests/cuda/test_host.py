@@ -143,7 +143,7 @@ def test_finite_and_squares(runtime: Runtime, size: int, value: float) -> None:
 def test_what_another_stream_fills_is_waited_for(runtime: Runtime) -> None:
     """By the stream that the interface of an array names, and by DLPack's."""
     s = RNG.standard_normal((40, 30))
-    other = runtime._device.create_stream()
+    other = runtime.cuda_device.create_stream()
     for way in ("interface", "dlpack"):
         filled, product = (runtime.empty(s.shape, s.dtype) for _ in range(2))
         runtime.synchronize()
@@ -175,7 +175,7 @@ def test_what_another_stream_fills_is_waited_for(runtime: Runtime) -> None:
 def test_memory_of_another_stream_is_kept_until_it_is_done(runtime: Runtime) -> None:
     s = RNG.standard_normal((40, 30))
     out = runtime.empty(s.shape, s.dtype)
-    stream = runtime._device.create_stream()
+    stream = runtime.cuda_device.create_stream()
     with runtime.on(stream):
         filled = runtime.array(s)
         runtime.copy(filled, out)
@@ -284,8 +284,8 @@ def test_products_of_the_library(
     runtime.clear(out)
     replay()
     assert_close(runtime.to_numpy(out), 0.5 * exact, bound)
-    assert runtime._blas is not None
-    assert "algorithm" in runtime._blas.algorithm(layout, m, n, k, np.dtype(dtype))
+    assert runtime.blas is not None
+    assert "algorithm" in runtime.blas.algorithm(layout, m, n, k, np.dtype(dtype))
 
 
 def test_products_of_unaligned_rows(runtime: Runtime) -> None:
@@ -430,13 +430,13 @@ def test_the_plan_names_the_librarys_algorithm(runtime: Runtime) -> None:
 @pytest.mark.parametrize("engine", ["layered", "resident"])
 def test_which_kernels_are_launched_programmatically(runtime: Runtime, engine: Any) -> None:
     """Those that wait for the kernels before them, where a device has such launches."""
-    runtime._configurations.clear()
+    runtime.configurations.clear()
     X, y = problem(40)
     net = Network([33, 9, 5], backend="cuda", seed=3)
     net.fit(X, y, epochs=1, batch_size=16, learning_rate=0.1, engine=engine)
     found = {
         kernel.file: configuration.programmatic_stream_serialization
-        for (kernel, _), configuration in runtime._configurations.items()
+        for (kernel, _), configuration in runtime.configurations.items()
     }
     assert ("resident.cu" if engine == "resident" else "gather.cu") in found
     there = runtime.device.compute_capability >= (9, 0)
@@ -519,7 +519,7 @@ def test_split_sums(runtime: Runtime) -> None:
 
 def test_a_fork_has_scratch_memory_of_its_own(runtime: Runtime) -> None:
     backend = CudaBackend("float32", runtime)
-    mine, again, other = (b._work("parts", 8) for b in (backend, backend, backend.fork()))
+    mine, again, other = (b.scratch_array("parts", 8) for b in (backend, backend, backend.fork()))
     assert mine.pointer == again.pointer != other.pointer
 
 

@@ -392,11 +392,11 @@ def test_a_long_compilation_is_announced(
 
     events: list[str] = []
     monkeypatch.setattr(resident_cpu.threading, "Timer", Timer)
-    monkeypatch.setattr(resident_cpu, "_compiled", set())
+    monkeypatch.setattr(resident_cpu, "loaded", set())
     train()
-    assert np.dtype("float32") in resident_cpu._compiled
+    assert np.dtype("float32") in resident_cpu.loaded
     assert not caplog.messages
-    monkeypatch.setattr(resident_cpu, "_compiled", set())
+    monkeypatch.setattr(resident_cpu, "loaded", set())
     Timer.long = True
     train()
     assert caplog.messages == [

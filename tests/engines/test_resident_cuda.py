@@ -324,7 +324,7 @@ def test_members_as_rows_of_one_array_are_not_copied() -> None:
         members.append([replace(m, parameters=own, slots=(slots[i],)) for m in member])
     chosen = [3, 1]
     engine = form.engine(backend)
-    engine._gathered = None  # type: ignore[method-assign,assignment]
+    engine.gathered = None  # type: ignore[method-assign,assignment]
     for epoch in range(2):
         engine.run_members([members[i][epoch] for i in chosen], rows.X, rows.Y)
     scattered.train(form.engine(backend))
@@ -599,7 +599,9 @@ def test_bytes_are_resident_where_numbers_are(
 ) -> None:
     """The engine decides about the last bits, so how X is stored must not decide about it."""
     fit = partial(residency.choose, sizes, batch, 4, 0, clusters=(1,), cut=(1, 1))
-    needs = [residency._bytes(sizes, batch, 4, 0, 1, 2, (1, 1), stored, False) for stored in (4, 1)]
+    needs = [
+        residency.block_bytes(sizes, batch, 4, 0, 1, 2, (1, 1), stored, False) for stored in (4, 1)
+    ]
     assert (needs[1] < needs[0]) == less
     tight, ample = (replace(planning.H200, shared_memory=of(needs)) for of in (min, max))
     assert isinstance(fit(tight, stored=1), str) == isinstance(fit(tight, stored=4), str) == less

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backprop_gpu.testing.build import INIT, BuildFailed, _knows
+from backprop_gpu.testing.build import INIT, BuildFailed, knows
 from host_cuda.runtime import SOURCES, HostRuntime, LaunchFailed
 from host_cuda.selftest import endless, runtime, server, transpose
 from machine import ROOT, SUPPORT
@@ -192,7 +192,7 @@ def test_arrays_may_share_memory_in_a_sanitizers_process():
 
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_what_was_not_written_is_never_zero_by_luck(sanitizer):
-    if not _knows(INIT):
+    if not knows(INIT):
         pytest.skip("this g++ cannot fill variables")
     out = np.zeros(1, np.float32)
     arguments = (np.zeros(4, np.float32), out)

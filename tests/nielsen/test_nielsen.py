@@ -164,7 +164,7 @@ def test_three_classes_and_a_short_last_batch(kind, m, engine):
 
 def test_an_epoch_is_one_engine_call(monkeypatch, capsys):
     calls, closed, stacked = [], [], []
-    run, release, stack = LayeredEngine.run_epoch, LayeredEngine.release, samples._stack
+    run, release, stack = LayeredEngine.run_epoch, LayeredEngine.release, samples.stack
 
     def counted(self, member, *arguments, **keywords):
         calls.append(sorted(member.order))
@@ -173,7 +173,7 @@ def test_an_epoch_is_one_engine_call(monkeypatch, capsys):
     monkeypatch.setattr(LayeredEngine, "run_epoch", counted)
     monkeypatch.setattr(LayeredEngine, "release", lambda self: closed.append(release(self)))
     monkeypatch.setattr(
-        samples, "_stack", lambda *given: stacked.append(given[1:3]) or stack(*given)
+        samples, "stack", lambda *given: stacked.append(given[1:3]) or stack(*given)
     )
     made(network).SGD(data()[0], 3, 4, 0.5, test_data=data()[1])
     assert calls == [list(range(23))] * 3

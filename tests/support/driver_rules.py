@@ -66,7 +66,7 @@ class Gpu:
         self.minor = self.attribute(ATTRIBUTE.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
         self._libraries: list[Any] = []
         self.stream = self.new_stream()
-        self._put = self.kernel("put")  # before anybody captures
+        self.put_kernel = self.kernel("put")  # before anybody captures
 
     def attribute(self, which: Any) -> int:
         return do(driver.cuDeviceGetAttribute, which, self.device)
@@ -155,7 +155,7 @@ class Gpu:
 
     def put(self, out: Any, value: float = 1, stream: Any = None, count: int = N) -> Any:
         types = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
-        return self.launch(self._put, (int(out), value, count), types, stream=stream)
+        return self.launch(self.put_kernel, (int(out), value, count), types, stream=stream)
 
     def begin(self, stream: Any = None, mode: Any = GLOBAL) -> None:
         do(driver.cuStreamBeginCapture, self.stream if stream is None else stream, mode)

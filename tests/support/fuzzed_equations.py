@@ -114,7 +114,7 @@ def check(problem: Problem, backend: Backend) -> None:
     """All equations of one layer, k neurons to n and back, on this backend's kernels."""
     subject = backend if backend.name == "numpy" else OnHostArrays(backend)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(equations, "_backend", lambda kind, dtype: subject)
+        patch.setattr(equations, "backend_of", lambda kind, dtype: subject)
         _check(problem)
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from backprop_gpu.cuda.catalogue import Kernel
-from backprop_gpu.testing.build import BuildFailed, _headers, server
+from backprop_gpu.testing.build import BuildFailed, headers, server
 from host_cuda.backend import BackendRuntime
 from host_cuda.mutants import KINDS, Mutant, mutants
 from host_cuda.runtime import KERNELS, LaunchFailed
@@ -79,7 +79,7 @@ def relevant(mutant: Mutant, launches: Launches) -> list[Case]:
         path.name
         for path in KERNELS.glob("*.cu")
         if path.name == mutant.file
-        or KERNELS / mutant.file in _headers(path.read_text(), KERNELS, ())
+        or KERNELS / mutant.file in headers(path.read_text(), KERNELS, ())
     }
     name = re.compile(rf"\b{mutant.inside}\b")
 

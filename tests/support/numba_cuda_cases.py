@@ -38,7 +38,7 @@ def _one_shared_array_a_line() -> None:
     lock = threading.Lock()
 
     def array(self, shape, dtype, alignment=None):
-        line = sys._getframe(1)
+        line = sys._getframe(1)  # noqa: SLF001
         key = (line.f_code.co_filename, line.f_lineno)
         with lock:
             if key not in self._allocations:

@@ -1,5 +1,5 @@
 // What the driver's rules are tried with (driver_rules.py): kernels that keep them or break one.
-#include "../kernels/cuda/primitives/launch.cuh"
+#include "../../kernels/cuda/primitives/launch.cuh"
 
 extern __shared__ alignas(16) unsigned char dynamic_shared[];
 

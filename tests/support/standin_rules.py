@@ -291,7 +291,7 @@ def test_memory_is_touched_before_the_wait(
 def test_no_thread_waits(gpu: Gpu, broken: Any, captured: bool) -> None:
     if captured:
         gpu.begin()
-    error = gpu.launch(gpu._put, (0, 1, 0), PUT, programmatic=True)  # which touches nothing
+    error = gpu.launch(gpu.put_kernel, (0, 1, 0), PUT, programmatic=True)  # which touches nothing
     assert error == CU.CUDA_SUCCESS
     if captured:
         graph = do(driver.cuStreamEndCapture, gpu.stream)

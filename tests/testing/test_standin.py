@@ -210,6 +210,6 @@ def test_a_gpu_is_used_where_home_cannot_be_written() -> None:
         "print(net.backend)\n",
         HOME="/dev/null/nobody",
         XDG_CACHE_HOME="",
-        HOST_CUDA_CACHE=str(build._cache()),  # of g++: it is our users' tests that need it
+        HOST_CUDA_CACHE=str(build.cache_folder()),  # of g++: it is our users' tests that need it
     )
     assert done.stdout == "cuda\n", done.stderr

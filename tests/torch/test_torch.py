@@ -478,13 +478,13 @@ def test_the_gradient_of_a_gradient():
 def test_frozen_layers_get_no_gradient_and_cost_none(monkeypatch):
     calls = []
     for name in ("weight_gradient", "bias_gradient", "hidden_error", "input_error"):
-        method = getattr(equations._OnTorch, name)
+        method = getattr(equations.OnTorch, name)
 
         def counted(self, *arguments, _method=method, _name=name):
             calls.append(_name)
             return _method(self, *arguments)
 
-        monkeypatch.setattr(equations._OnTorch, name, counted)
+        monkeypatch.setattr(equations.OnTorch, name, counted)
     mlp = MLP([3, 4, 4, 2], seed=1)
     for name, p in mlp.named_parameters():
         p.requires_grad_(name in ("2.bias", "4.weight"))
@@ -516,14 +516,14 @@ def test_without_gradients_nothing_is_kept(monkeypatch):
         kept.append(tensor.shape)
         return tensor
 
-    forward, zs = equations._OnTorch.forward, []
+    forward, zs = equations.OnTorch.forward, []
 
     def watched(self, *arguments):
         z, a = forward(self, *arguments)
         zs.append(z)
         return z, a
 
-    monkeypatch.setattr(equations._OnTorch, "forward", watched)
+    monkeypatch.setattr(equations.OnTorch, "forward", watched)
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.no_grad():
@@ -943,7 +943,7 @@ def on_device(monkeypatch):
     """
     runtime = device_runtime()
 
-    class OnCopies(equations._OnCuda):
+    class OnCopies(equations.OnCuda):
         def __init__(self):
             super().__init__(runtime, torch.empty(0, dtype=torch.float64))
             self._backend.scratch = runtime.empty
@@ -973,7 +973,7 @@ def on_device(monkeypatch):
 
     @contextlib.contextmanager
     def chosen(x):
-        yield OnCopies() if x.numel() else equations._TORCH
+        yield OnCopies() if x.numel() else equations.TORCH
 
     monkeypatch.setattr(mlp, "equations_of", chosen)
 
@@ -1004,7 +1004,7 @@ def test_kernels_that_fail_their_check_are_not_used(monkeypatch):
     x = SimpleNamespace(
         device=SimpleNamespace(type="cuda", index=0), dtype=torch.float32, numel=lambda: 1
     )
-    monkeypatch.setattr(equations, "_right", {})
+    monkeypatch.setattr(equations, "PASSED", {})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
     monkeypatch.delenv(self_check.OFF, raising=False)
@@ -1017,16 +1017,16 @@ def test_kernels_that_fail_their_check_are_not_used(monkeypatch):
             pytest.warns(RuntimeWarning, match="failed its check"),
             equations.equations_of(x) as found,
         ):
-            assert found is equations._TORCH
+            assert found is equations.TORCH
         with equations.equations_of(x) as found:  # and no second warning
-            assert found is equations._TORCH
+            assert found is equations.TORCH
         # A capture is not disturbed: there is no check in it.
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         with equations.equations_of(x) as found:
-            assert isinstance(found, equations._OnCuda)
+            assert isinstance(found, equations.OnCuda)
     self_check.forget()
-    assert equations._passed_check(device, x.dtype)
-    assert device in equations._right[torch.float32]
+    assert equations.passed_check(device, x.dtype)
+    assert device in equations.PASSED[torch.float32]
 
 
 @pytest.mark.gpu

@@ -91,8 +91,10 @@ def test_drawing_ahead_changes_nothing(monkeypatch, wave):
 def test_every_order_but_the_first_wave_s_first_is_drawn_ahead(monkeypatch, wave):
     monkeypatch.setattr(planning, "members_a_call", lambda rows, steps: wave)
     drawn, (X, Y) = [], problem()
-    order = FitCourse._order
-    monkeypatch.setattr(FitCourse, "_order", lambda self: drawn.append(self._drawn) or order(self))
+    draw = FitCourse.draw_order
+    monkeypatch.setattr(
+        FitCourse, "draw_order", lambda self: drawn.append(self._drawn) or draw(self)
+    )  # fmt: skip
     members = Population([3, 5, 2], members=3, seed=2, backend="numpy", dtype="float64")
     members.fit(X, Y, batch_size=BATCH, learning_rate=0.1, epochs=3, engine="layered")
     assert [entry is not None for entry in drawn] == [False] * wave + [True] * (9 - wave)
@@ -626,7 +628,7 @@ def test_the_bar_shows_a_number_where_there_is_one():
     courses = [SimpleNamespace(history=History(loss=[loss])) for loss in (np.nan, 2.0, 1.0, np.nan)]
     with ProgressBar(1, False, members=4) as shown:
         seen = []
-        shown._bar.set_postfix = lambda values, refresh: seen.append(values["best loss"])
+        shown.bar.set_postfix = lambda values, refresh: seen.append(values["best loss"])
         shown.epoch_is_over(courses)
     assert seen == ["1.0000"]
 

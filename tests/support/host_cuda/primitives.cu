@@ -1,10 +1,10 @@
 // A kernel for each primitive, for tests/kernels/test_primitives.py.
-#include "../../kernels/cuda/primitives/async_copy.cuh"
-#include "../../kernels/cuda/primitives/cluster.cuh"
-#include "../../kernels/cuda/primitives/last_block.cuh"
-#include "../../kernels/cuda/primitives/launch.cuh"
-#include "../../kernels/cuda/primitives/letters.cuh"
-#include "../../kernels/cuda/primitives/warp.cuh"
+#include "../../../kernels/cuda/primitives/async_copy.cuh"
+#include "../../../kernels/cuda/primitives/cluster.cuh"
+#include "../../../kernels/cuda/primitives/last_block.cuh"
+#include "../../../kernels/cuda/primitives/launch.cuh"
+#include "../../../kernels/cuda/primitives/letters.cuh"
+#include "../../../kernels/cuda/primitives/warp.cuh"
 
 // Of a warp's 32 numbers, what each lane gets. Block 32.
 template <class T> __global__ void sum_of_warp(const T* in, T* out) {

@@ -243,6 +243,10 @@ class Server:
         self._requests: Any = self._process.stdin
         self._answers: Any = self._process.stdout
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def alive(self) -> bool:
         return self._process.poll() is None
 
@@ -296,28 +300,28 @@ class Server:
 
 
 # One for each sanitizer: what costs a second under ThreadSanitizer is a launch's first fibers.
-_servers: dict[Sanitizer, Server] = {}
+SERVERS: dict[Sanitizer, Server] = {}
 
 
 def _ask(sanitizer: Sanitizer, request: bytes, timeout: float | None, what: str) -> bytearray:
     with _one_launch:
-        if sanitizer not in _servers or not _servers[sanitizer].alive():
-            _servers[sanitizer] = Server(sanitizer)
-        return _servers[sanitizer].ask(request, timeout, what)
+        if sanitizer not in SERVERS or not SERVERS[sanitizer].alive():
+            SERVERS[sanitizer] = Server(sanitizer)
+        return SERVERS[sanitizer].ask(request, timeout, what)
 
 
 @atexit.register
-def _stop_servers() -> None:
-    for running in _servers.values():
+def _stopSERVERS() -> None:
+    for running in SERVERS.values():
         running.stop()
 
 
 def _after_fork() -> None:
     global _one_launch
     _one_launch = threading.Lock()
-    for running in _servers.values():
+    for running in SERVERS.values():
         running.forget()
-    _servers.clear()
+    SERVERS.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

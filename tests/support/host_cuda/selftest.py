@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from host_cuda.runtime import SOURCES, HostRuntime, _servers
+from host_cuda.runtime import SERVERS, SOURCES, HostRuntime
 
 
 @functools.cache
@@ -26,7 +26,7 @@ def transpose(run: HostRuntime, m: int = 37, n: int = 50) -> tuple[np.ndarray, n
 def server(sanitizer: str) -> int:
     """The process that launches."""
     transpose(runtime(sanitizer))
-    return _servers[sanitizer]._process.pid
+    return SERVERS[sanitizer].pid
 
 
 def endless(flag: int = 0, timeout: float | None = None) -> None:
