@@ -74,7 +74,6 @@ class Cost:
     #: numbers. The quadratic cost's partner is identity, and the book pairs it with sigmoid.
     default_output: str | None = None
     builtin: bool = False
-    clipped: bool = False
 
     def __init__(
         self,
@@ -153,12 +152,18 @@ class BuiltinCost(Cost):
     name: str
     #: The open interval that ā is moved into: without an end of `domain` where C is finite.
     interior: tuple[float, float]
+    #: Whether C of the partner is `terms_from_z`.
+    from_z: bool = True
 
-    def __init__(self, clipped: bool = False) -> None:
-        """With `clipped` C, but not its gradient, takes a from [ε, 1 - ε], ε being the dtype's,
-        as scikit-learn's log loss does. On a CUDA device C is the exact one all the same.
+    def __init__(self) -> None:
+        """A user's cost is made of a name and functions; of these each has a class."""
+
+    def limits(self, dtype: np.dtype[Any]) -> tuple[float, float]:
+        """What C moves a into before it takes logarithms: ā, but for a subclass that knows better.
+
+        A CUDA device takes ā all the same.
         """
-        self.clipped = clipped
+        return _limits(self.interior, dtype)
 
     def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
         """out = c(a_j, y_j)."""
@@ -205,10 +210,7 @@ class BuiltinCost(Cost):
         activation: Activation,
         scratch: tuple[np.ndarray, np.ndarray],
     ) -> float:
-        if self.clipped:
-            epsilon = float(np.finfo(a.dtype).eps)
-            self.terms(np.clip(a, epsilon, 1.0 - epsilon), y, *scratch)
-        elif z is not None and collapses(activation, self):
+        if z is not None and self.from_z and collapses(activation, self):
             self.terms_from_z(z, a, y, *scratch)
         else:
             self.terms(a, y, *scratch)
@@ -235,12 +237,17 @@ def _rows(a: Array, y: Array) -> tuple[np.ndarray, np.ndarray]:
     return a.astype(dtype), y.astype(dtype)
 
 
-def _clip(a: np.ndarray, interior: tuple[float, float], out: np.ndarray) -> None:
-    """out = ā: the smallest normal number in place of less, the largest below 1 in place of 1."""
-    info = np.finfo(a.dtype)
+def _limits(interior: tuple[float, float], dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Of ā: the smallest normal number in place of less, the largest below 1 in place of 1."""
+    info = np.finfo(dtype)
     lower = float(info.tiny) if interior[0] == 0.0 else -math.inf
     upper = 1.0 - float(info.epsneg) if interior[1] == 1.0 else math.inf
-    np.clip(a, lower, upper, out=out)
+    return lower, upper
+
+
+def _clip(a: np.ndarray, interior: tuple[float, float], out: np.ndarray) -> None:
+    """out = ā."""
+    np.clip(a, *_limits(interior, a.dtype), out=out)
 
 
 class Quadratic(BuiltinCost):
@@ -304,7 +311,7 @@ class BinaryCrossEntropy(BuiltinCost):
 
     def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
         # -(ln(1-a) + y (ln a - ln(1-a)))
-        _clip(a, self.interior, out)
+        np.clip(a, *self.limits(a.dtype), out=out)
         np.negative(out, out=scratch)
         np.log1p(scratch, out=scratch)
         np.log(out, out=out)
@@ -369,7 +376,7 @@ class CategoricalCrossEntropy(BuiltinCost):
     partner = "softmax"
 
     def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
-        _clip(a, self.interior, scratch)
+        np.clip(a, *self.limits(a.dtype), out=scratch)
         np.log(scratch, out=scratch)
         np.multiply(y, scratch, out=out)
         np.negative(out, out=out)
@@ -408,7 +415,7 @@ class Poisson(BuiltinCost):
     partner = "exponential"
 
     def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
-        _clip(a, self.interior, scratch)
+        np.clip(a, *self.limits(a.dtype), out=scratch)
         np.log(scratch, out=scratch)
         np.multiply(y, scratch, out=out)
         np.subtract(a, out, out=out)

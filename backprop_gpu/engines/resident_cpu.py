@@ -212,12 +212,9 @@ class ResidentCpuEngine(Engine):
 
         loop = _loop()
         if block not in self._shapes:
-            info, clipped = np.finfo(self.backend.dtype), self.cost.clipped
+            assert isinstance(self.cost, costs.BuiltinCost)
             collapses = costs.collapses(self.activations[-1], self.cost)
-            high = inf
-            if clipped or self.cost.name == "binary_cross_entropy":
-                high = float(1.0 - (info.eps if clipped else info.epsneg))
-            W = lanes(info.dtype.itemsize)
+            W = lanes(self.backend.dtype.itemsize)
             filled = [-(-n // W) * W for n in self.sizes]
             weights = [n * k for k, n in zip(self.sizes, filled[1:], strict=False)]
             copies = [n * k for k, n in zip(filled, self.sizes[1:], strict=False)]
@@ -235,9 +232,8 @@ class ResidentCpuEngine(Engine):
                 np.array(keeps_z(self.activations, self.cost)),
                 loop.COSTS.index(self.cost.name),
                 collapses,
-                collapses and not clipped,
-                float(info.eps if clipped else info.tiny),
-                high,
+                collapses and self.cost.from_z,
+                *self.cost.limits(self.backend.dtype),
                 block,
             )
         return self._shapes[block]

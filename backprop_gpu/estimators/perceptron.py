@@ -45,6 +45,24 @@ def activation_of(name: str) -> Activation:
     return activations.get(OUR_NAMES.get(name, name))
 
 
+class _Clipped(costs.BuiltinCost):
+    """scikit-learn's log loss: C, but not its gradient, takes a from [ε, 1 - ε] of the dtype."""
+
+    from_z = False
+
+    def limits(self, dtype: np.dtype[Any]) -> tuple[float, float]:
+        epsilon = float(np.finfo(dtype).eps)
+        return epsilon, 1.0 - epsilon
+
+
+class LogisticLogLoss(_Clipped, costs.BinaryCrossEntropy):
+    """Of two classes, or of labels."""
+
+
+class SoftmaxLogLoss(_Clipped, costs.CategoricalCrossEntropy):
+    """Of more classes."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """A perceptron and what it is trained to do.
@@ -74,11 +92,8 @@ class Problem:
 
     @property
     def cost(self) -> Cost:
-        """Ours, clipped as scikit-learn's log loss is; its gradient for all of the losses."""
         if self.loss == "log_loss":
-            softmax = self.names[-1] == "softmax"
-            kind = costs.CategoricalCrossEntropy if softmax else costs.BinaryCrossEntropy
-            return kind(clipped=True)
+            return SoftmaxLogLoss() if self.names[-1] == "softmax" else LogisticLogLoss()
         return costs.get("poisson" if self.loss == "poisson" else "quadratic")
 
 

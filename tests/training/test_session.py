@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backprop_gpu import Network, costs, optimizers, planning
+from backprop_gpu import Network, optimizers, planning
 from backprop_gpu.engines import Hyperparameters, Member
+from backprop_gpu.estimators.perceptron import LogisticLogLoss, SoftmaxLogLoss
 from backprop_gpu.optimizers import Optimizer
 from backprop_gpu.training import Course, Session
 
@@ -67,14 +68,10 @@ def problem(dtype: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def network(dtype: Any, backend: str, output: str = "softmax", scale: float = 1.0) -> Network:
-    kind = {
-        "softmax": costs.CategoricalCrossEntropy,
-        "sigmoid": costs.BinaryCrossEntropy,
-    }[output]
+    cost = SoftmaxLogLoss() if output == "softmax" else LogisticLogLoss()
     net = Network(
-        SIZES, activation=["tanh", output], cost=kind(clipped=True), dtype=dtype,
-        backend=backend, seed=2,
-    )  # fmt: skip
+        SIZES, activation=["tanh", output], cost=cost, dtype=dtype, backend=backend, seed=2
+    )
     net.weights = [w * scale for w in net.weights]
     return net
 
