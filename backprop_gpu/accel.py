@@ -42,7 +42,7 @@ def _report(line: str) -> None:
 
 
 class _Accelerated(ABCMeta):
-    """Decides, of every subclass and of every object, whether it can be ours."""
+    """Decides whether a subclass or an object can be ours."""
 
     _theirs: Any
 
@@ -99,7 +99,7 @@ def _parameters(cls: Any) -> set[str]:
 
 
 class _Reporting:
-    """Says what every fit ran on."""
+    """Logs what every fit ran on."""
 
     def _fit(self, *args: Any, **kwargs: Any) -> Any:
         fitted = super()._fit(*args, **kwargs)  # type: ignore[misc]
@@ -120,7 +120,7 @@ class MLPRegressor(_Reporting, estimators.MLPRegressor, metaclass=_Accelerated):
 
 
 def install(verbose: bool = False) -> None:
-    """Give ours to whoever asks ``sklearn.neural_network`` from now on.
+    """From now on, ``sklearn.neural_network`` has our perceptrons.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def install(verbose: bool = False) -> None:
 
 
 def uninstall() -> None:
-    """Give scikit-learn's own again."""
+    """Put scikit-learn's own perceptrons back."""
     for name in NAMES:
         setattr(sklearn.neural_network, name, getattr(genuine, name))
 

@@ -79,7 +79,7 @@ class Activation:
         return f"<activation {self.name}>"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Registered, it is pickled and copied by its name: most lambdas cannot be."""
+        """A registered one is pickled and copied by name, since most lambdas cannot be pickled."""
         if REGISTRY.get(self.name) is self:
             return get, (self.name,)
         return super().__reduce_ex__(protocol)

@@ -29,7 +29,7 @@ _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def read(name: str) -> bytes | None:
-    """What was last written under this name; None if there is nothing, or not all of it."""
+    """What was last written under this name; None if nothing was, or if it is damaged."""
     try:
         with _opened() as folder:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -49,7 +49,7 @@ def read(name: str) -> bytes | None:
 
 
 def write(name: str, data: bytes) -> None:
-    """Keep it, if that can be done."""
+    """Write `data` under this name, if that is possible."""
     try:
         path = _path()
         try:
@@ -71,7 +71,7 @@ def _discard(entry: Path) -> None:
 
 
 class _NotUsableError(Exception):
-    """Why there is no cache."""
+    """Say once why there is no cache."""
 
 
 @lru_cache(maxsize=32)  # once
@@ -98,7 +98,7 @@ def _path() -> Path:
 
 
 def _make(path: Path) -> None:
-    """The folder and those above it, for this user alone, whatever the umask."""
+    """Make the folder and its parents, for this user alone, whatever the umask."""
     for folder in (*reversed(path.parents), path):
         if not folder.is_dir():
             with suppress(FileExistsError):
@@ -124,7 +124,7 @@ def _opened() -> Iterator[int]:
 
 
 def _whose(info: os.stat_result) -> str | None:
-    """What is wrong with whose this is."""
+    """Why a folder with this owner or mode cannot be trusted, if it cannot."""
     if info.st_uid != os.geteuid():
         return f"belongs to user {info.st_uid}, not to {os.geteuid()}"
     if info.st_mode & _OTHERS_MAY_WRITE:

@@ -93,7 +93,7 @@ class Cost:
         return f"<cost {self.name}>"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Registered, it is pickled and copied by its name: most lambdas cannot be."""
+        """A registered one is pickled and copied by name, since most lambdas cannot be pickled."""
         if REGISTRY.get(self.name) is self:
             return get, (self.name,)
         return super().__reduce_ex__(protocol)
@@ -156,10 +156,10 @@ class BuiltinCost(Cost):
     from_z: bool = True
 
     def __init__(self) -> None:
-        """A user's cost is made of a name and functions; of these each has a class."""
+        """Unlike a user's cost, a built-in one is a class, and takes no functions."""
 
     def limits(self, dtype: np.dtype[Any]) -> tuple[float, float]:
-        """What C moves a into before it takes logarithms: ā, but for a subclass that knows better.
+        """The interval that C moves a into before it takes logarithms: ā's, unless overridden.
 
         A CUDA device takes ā all the same.
         """

@@ -71,7 +71,7 @@ class Dataset:
         return self.classes is not None and self.classes != numbered(len(self.classes))
 
     def standardize_target(self) -> Dataset:
-        """The target of a table with mean 0 and deviation 1, by the rows to train."""
+        """The target of a table, with mean 0 and deviation 1 over the training rows."""
         if self.preprocessing is None or not isinstance(self.preprocessing.target, Number):
             raise ValueError("only the numbers in a table's column can be standardised")
         from sklearn.preprocessing import StandardScaler
@@ -153,7 +153,7 @@ def load(
         raise ValueError(f"{where} has labels for the training rows, but not for the test rows")
     if validation is not None:
         raise ValueError(
-            f"{where} brings {len(X_val)} test rows, which are used for validation: "
+            f"{where} comes with {len(X_val)} test rows, which are used for validation: "
             "a validation share does not apply"
         )
     both, classes, notes = _prepare(_together(held.y, y_val, where), task, "labels")
@@ -375,7 +375,7 @@ def _prepare(
         return (*_as_targets(y), [])
     numbers, classes = encode(y)
     if classes is None and task == "classification":
-        raise ValueError(f"{what}: numbers that are not whole are no classes")
+        raise ValueError(f"{what}: numbers that are not whole cannot be classes")
     if classes is None or task is not None or y.dtype.kind not in "biuf" or y.size != len(y):
         return numbers, classes, []
     values = np.unique(y)
@@ -651,7 +651,7 @@ def _read_archive(
 
 @contextmanager
 def _unpacking(path: Path, info: zipfile.ZipInfo) -> Iterator[None]:
-    """What is wrong with a member, as a line that names it."""
+    """What is wrong with a member, as one line that names it."""
     try:
         yield
     except Exception as error:

@@ -61,7 +61,7 @@ class On:
         return self.put(scale * self.rng.standard_normal(shape))
 
     def out(self, *shape: int) -> Array:
-        """NaN where nothing is written."""
+        """An output filled with NaN, which shows what is not written."""
         return self.put(np.full(shape, np.nan))
 
     def get(self, *arrays: Array) -> list[np.ndarray]:
@@ -237,7 +237,7 @@ def _all_finite(on: On) -> list[np.ndarray]:
 
 
 def _device_cases(runtime: Runtime, dtype: np.dtype[Any]) -> Iterator[tuple[str, Case]]:
-    """Of kernels that the interface of a backend does not name."""
+    """Checks of kernels that no method of a backend launches by itself."""
 
     def convert(on: On, source: str) -> list[np.ndarray]:
         x = on.rng.integers(0, 256, 700).astype(source)
@@ -281,7 +281,7 @@ def launched(device: planning.Device, dtype: np.dtype[Any]) -> list[Kernel]:
 
 
 def _build(runtime: Runtime, dtype: np.dtype[Any]) -> None:
-    """What will be launched, several at a time. What cannot be built fails by itself later."""
+    """Build what will be launched, several at a time; what cannot be built fails later."""
     kernels = launched(runtime.device, dtype)
     if self_check.is_stand_in():
         from .testing import twins

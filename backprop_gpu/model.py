@@ -82,11 +82,11 @@ class Model:
         return Parameters(self.layout, flat)
 
     def read(self, parameters: Parameters) -> np.ndarray:
-        """The flat array, on the host."""
+        """The flat array of the parameters, on the host."""
         return self.backend.to_numpy(parameters.flat)
 
     def write(self, flat: np.ndarray, parameters: Parameters) -> None:
-        """Put a flat array of the host in the place of the parameters."""
+        """Replace the parameters by a flat host array."""
         self.backend.copy(self.backend.asarray(flat), parameters.flat)
 
     def check_data(
@@ -116,7 +116,7 @@ class Model:
     # -- training -----------------------------------------------------------------
 
     def plan(self, run: Run | None = None) -> Plan:
-        """What trains networks of this model so, and why; an engine that fails its check does not.
+        """The plan that trains networks of this model so, with an engine that passes its check.
 
         Raises
         ------
@@ -228,7 +228,7 @@ def losses_and_accuracies(
     Y: Array | None,
     classes: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(C, accuracy) of each member over all rows, (members,) each; NaN without Y or classes."""
+    """(C, accuracy) over all rows, (members,) each; NaN without Y or classes."""
     losses, right = np.zeros(len(members)), np.zeros(len(members))
     for i, rows, cost, outputs in passes.outputs(members, X, Y):
         losses[i] += len(outputs) * cost

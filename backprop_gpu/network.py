@@ -138,12 +138,12 @@ class Network:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """(n_0, …, n_L)."""
+        """The layers' sizes (n_0, …, n_L)."""
         return self.model.sizes
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of parameters and arithmetic."""
+        """The dtype of parameters and arithmetic."""
         return self.model.dtype
 
     @property
@@ -153,7 +153,7 @@ class Network:
 
     @property
     def cost(self) -> Cost:
-        """C."""
+        """The cost C."""
         return self.model.cost
 
     @property

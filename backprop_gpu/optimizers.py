@@ -59,7 +59,7 @@ class Optimizer:
 
     @property
     def rule(self) -> str:
-        """Which of the five rules."""
+        """The name of one of the five rules."""
         raise NotImplementedError
 
     @property
@@ -78,7 +78,7 @@ class Optimizer:
         return self.constants
 
     def coefficients(self, learning_rates: np.ndarray, first_step: int) -> np.ndarray:
-        """One row (c0, c1, c2, c3) a step, float64; steps count from `first_step` + 1."""
+        """One row (c0, c1, c2, c3) per step, float64; steps count from `first_step` + 1."""
         rows = np.zeros((len(learning_rates), COEFFICIENTS))
         rows[:, 0] = learning_rates
         return rows

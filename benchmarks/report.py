@@ -361,7 +361,7 @@ class _Figures:
         self.count = 0
 
     def ratios(self, machine: Machine) -> str:
-        """Bars from 1, one panel a workload, the libraries in one order in all of them."""
+        """Bars from 1, one panel per workload, the libraries in the same order in all of them."""
         names = [name for name in machine.peers if name != OURS]
         places = [p for p in machine.places if _ratios(machine.at(*p))]
         if not places:
@@ -394,7 +394,7 @@ class _Figures:
         return self._svg(figure, caption, f"{caption} {'; '.join(spoken)}.")
 
     def roofline(self, machine: Machine) -> str:
-        """FLOP/s over operations a byte, under what the machine can do."""
+        """FLOP/s over operations per byte, under what the machine can do."""
         from .floor import attainable
 
         if machine.rates is None:

@@ -370,7 +370,7 @@ def test_without_a_gpu(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
         assert "--stand-in runs the check without a GPU" in capsys.readouterr().err
         assert not (tmp_path / "report.json").exists()
     assert cli.main(["check", "--card", "T4"]) == 2
-    assert "give --stand-in" in capsys.readouterr().err
+    assert "add --stand-in" in capsys.readouterr().err
 
 
 def check(card: str, folder: Path, before: str = "") -> tuple[str, dict[str, object]]:

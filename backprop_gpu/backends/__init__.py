@@ -81,7 +81,7 @@ BACKENDS: dict[str, tuple[Callable[[], str | None], Callable[[np.dtype[Any]], Ba
 
 
 class Obstacles(dict[str, "str | None"]):
-    """For every backend why it cannot be used here, or None; looked up when asked for."""
+    """Why each backend cannot be used here, or None; found out when asked for."""
 
     def __init__(self) -> None:
         super().__init__(dict.fromkeys(BACKENDS))

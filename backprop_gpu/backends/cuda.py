@@ -116,7 +116,7 @@ class CudaBackend:
         return type(self)(self.dtype, self.runtime, self._choose, plan)
 
     def scratch_array(self, name: str, size: int, dtype: Any = None, zeros: bool = False) -> Array:
-        """A flat scratch array for one use, kept as long as the backend; at first zeros, or not.
+        """A flat scratch array for one purpose, kept as long as the backend; zeroed first, or not.
 
         Never replaced by a larger one: a captured step may hold its address.
         """
@@ -130,11 +130,11 @@ class CudaBackend:
     # -- launches ---------------------------------------------------------------
 
     def _map(self, kernel: Kernel, count: int, *arguments: Any) -> None:
-        """Over `count` elements."""
+        """Launch over `count` elements."""
         self.runtime.launch(kernel, (kernel.blocks(count), 1, 1), arguments)
 
     def _rows(self, kernel: Kernel, m: int, *arguments: Any) -> None:
-        """A warp per row."""
+        """Launch with a warp per row."""
         self.runtime.launch(kernel, (ceil(m / kernel.block[1]), 1, 1), arguments)
 
     def _scalar(self, value: float) -> Any:
@@ -147,13 +147,13 @@ class CudaBackend:
         )
 
     def algorithm(self, layout: planning.Transposes, m: int, n: int, k: int) -> str:
-        """How the library forms a product, in its own numbers."""
+        """Which algorithm the library takes for a product, by its own numbering."""
         return self.runtime.algorithm(layout, m, n, k, self.dtype)
 
     def _multiply(
         self, layout: planning.Transposes, a: Array, b: Array, out: Array, scale: float = 1.0
     ) -> None:
-        """By the library."""
+        """A product by the library."""
         workspace = self.scratch_array("workspace", WORKSPACE, np.uint8)
         self.runtime.product(layout, a, b, out, scale, workspace)
 
@@ -344,7 +344,7 @@ class CudaBackend:
         )  # fmt: skip
 
     def _of_user(self, function: Callable[..., Any], *arrays: DeviceArray) -> DeviceArray:
-        """function(*arrays), a user's: on CuPy's arrays, or without it on copies on the host."""
+        """A user's function(*arrays), on CuPy arrays or, without CuPy, on copies on the host."""
         cupy = usable_cupy()
         if cupy is None:
             return self.asarray(function(*map(self.to_numpy, arrays)))
@@ -434,7 +434,7 @@ class CudaBackend:
 
 
 class _OnOneStream:
-    """For CuPy on the stream that fills it: for one that is named, CuPy lets the host wait."""
+    """An array for CuPy on the stream that fills it: for a named stream, CuPy blocks the host."""
 
     def __init__(self, array: DeviceArray) -> None:
         self.array = array  # whose memory CuPy's array is in

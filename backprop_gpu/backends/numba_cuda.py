@@ -95,7 +95,7 @@ class NumbaCudaBackend:
     # -- memory -----------------------------------------------------------------
 
     def asarray(self, host: Array, dtype: Any = None) -> Array:
-        """The array on the device; one that is there already, of this dtype, as it is."""
+        """The array on the device; one of this dtype that is already there is returned as it is."""
         dtype = self.dtype if dtype is None else dtype
         if getattr(host, "__cuda_ndarray__", False):
             if host.dtype == dtype and host.is_c_contiguous():
@@ -129,7 +129,7 @@ class NumbaCudaBackend:
         return fork
 
     def _buffer(self, name: str, size: int, dtype: Any) -> Array:
-        """A small array of zeros, kept by name; the kernels before are done with it."""
+        """A small array of zeros, kept by name; earlier kernels are done with it."""
         buffer = self._scratch.get(name)
         if buffer is None:
             buffer = self._scratch[name] = cuda.to_device(np.zeros(size, dtype))

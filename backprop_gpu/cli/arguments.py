@@ -1,4 +1,4 @@
-"""Arguments, and the errors that they make."""
+"""Arguments, and their errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def refused_as_arguments() -> Iterator[None]:
-    """What the package refuses in here was asked for on the command line."""
+    """Within it, what the package refuses becomes a one-line error of the command line."""
     try:
         yield
     except (ValueError, TypeError, OSError, OverflowError) as error:

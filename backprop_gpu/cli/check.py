@@ -48,7 +48,7 @@ def _check(args: argparse.Namespace) -> int:
     from ..cuda import runtime
 
     if args.card is not None and not args.stand_in:
-        raise ArgumentError("--card is of a stand-in: give --stand-in, too")
+        raise ArgumentError("--card names a card of the stand-in: add --stand-in")
     if args.stand_in:
         try:
             with refused_as_arguments():

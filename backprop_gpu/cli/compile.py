@@ -23,10 +23,11 @@ def add(commands: Any) -> None:
         allow_abbrev=False,
         help="compile every kernel, no device needed, and report what each takes",
         description="Compile every CUDA C++ kernel into the cache, with no device present, and "
-        "print what each takes of a multiprocessor: registers a thread, bytes of shared memory a "
-        "block, bytes of stack and spills a thread, and, by the architecture's limits, the blocks "
-        "that it holds at once, the share of its warps that they fill (occupancy) and what allows "
-        "no more. Exits with 1 if a kernel spills registers, has a stack frame or does not fit.",
+        "print what each takes of a multiprocessor: registers per thread, bytes of shared memory "
+        "per block, bytes of stack and spills per thread, and, by the architecture's limits, the "
+        "blocks that it holds at once, the share of its warps that they fill (occupancy) and what "
+        "allows no more. Exits with 1 if a kernel spills registers, has a stack frame or does not "
+        "fit.",
     )
     parser.add_argument(
         "--arch",
@@ -44,7 +45,7 @@ def _compile(args: argparse.Namespace) -> int:
     for arch in architectures:
         if not re.fullmatch(r"sm_\d{2,3}[af]?", arch):
             raise ArgumentError(
-                f"--arch must be such as sm_90a, got {arch!r}; "
+                f"--arch takes names like sm_90a, got {arch!r}; "
                 f"known: {known(compiler.ARCHITECTURES)}"
             )
     start = time.perf_counter()
@@ -95,7 +96,7 @@ def _ledger_line(report: KernelReport) -> str:
 
 
 def _faults(report: KernelReport) -> list[str]:
-    """What a kernel must not have."""
+    """The faults of a kernel: spills, stack, no fit."""
     found = {
         "spills": report.spills > 0,
         "a stack frame": report.stack > 0,

@@ -64,7 +64,7 @@ def add(commands: Any) -> None:
 
 
 def _model_and_data(args: argparse.Namespace) -> tuple[str, str | None]:
-    """Each by position or by its option."""
+    """Take each argument by position or by its option."""
     given = [path for path in (args.model, args.data) if path is not None]
     model, data = args.model_option, args.data_option
     if model is None:

@@ -60,7 +60,7 @@ class DeviceArray:
         return f"DeviceArray(shape={self.shape}, dtype={self.dtype.name})"
 
     def _view(self, offset: int, shape: tuple[int, ...]) -> DeviceArray:
-        """Of `shape`, `offset` elements on."""
+        """A view of `shape` that begins `offset` elements further on."""
         pointer = self.pointer + offset * self.dtype.itemsize
         base = self if self.base is None else self.base
         return DeviceArray(pointer, shape, self.dtype, self.memory, self._ready, base)

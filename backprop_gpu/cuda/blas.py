@@ -50,7 +50,7 @@ class _Heuristic(ctypes.Structure):
 
 @dataclass(frozen=True)
 class _Problem:
-    """A product as cuBLASLt tells them apart: C of (m, n), a sum of k, and how A and B lie."""
+    """What tells one product from another for cuBLASLt: C (m, n), a sum over k, how A and B lie."""
 
     layout: Transposes
     m: int
@@ -96,7 +96,7 @@ class Blas:
 
     @property
     def version(self) -> int:
-        """Such as 130100; 0 where the library does not tell."""
+        """The library's version, such as 130100; 0 where it does not say."""
         get = getattr(self._library, "cublasLtGetVersion", None)
         if get is None:
             return 0
@@ -137,7 +137,7 @@ class Blas:
         )  # fmt: skip
 
     def algorithm(self, layout: Transposes, m: int, n: int, k: int, dtype: np.dtype[Any]) -> str:
-        """Which algorithm a product of aligned arrays takes, in cuBLASLt's own numbers."""
+        """Which algorithm a product of aligned arrays takes, by cuBLASLt's own numbering."""
         plan = self._plan(layout, m, n, k, dtype, ())
         values = []
         for attribute in (_ALGO_ID, _ALGO_TILE, _ALGO_SPLIT_K):

@@ -26,7 +26,7 @@ Dimensions = tuple[int, int, int]
 
 MAP_THREADS = 256
 MAP_BYTES = 16  # of each array, that a thread of an elementwise kernel takes (`map.cuh`)
-WARPS = 4  # rows a block where a warp takes a row
+WARPS = 4  # rows per block where a warp takes a row
 
 _MAP = (MAP_THREADS, 1, 1)
 _ROWS = (32, WARPS, 1)
@@ -61,7 +61,7 @@ class Kernel:
         return math.prod(self.block)
 
     def blocks(self, count: int) -> int:
-        """Of a map, those that `count` elements take."""
+        """How many blocks of a map `count` elements take."""
         return math.ceil(count / (self.threads * self.elements))
 
 
@@ -90,7 +90,7 @@ _rows: list[tuple[Callable[..., Kernel], tuple[Sequence[Any], ...]]] = []
 
 
 def _of(*values: Sequence[Any]) -> Callable[[_Row], _Row]:
-    """Enter a row: what each of its arguments can be, a user's own σ aside."""
+    """Enter a kernel: what each of its arguments can be, apart from a user's own σ."""
 
     def enter(row: _Row) -> _Row:
         _rows.append((row, values))
@@ -183,7 +183,7 @@ class Catalogue:
 
     @_of()
     def mean_of_samples(self) -> Kernel:
-        """Of C_x that are given: a user's."""
+        """C from the C_x that a user's cost has computed."""
         return self._kernel("cost.cu", "mean_cost", _COST, "Given", "false")
 
     @_of()
@@ -196,7 +196,7 @@ class Catalogue:
 
     @_of(("uint8", *_TYPES))
     def convert(self, source: str) -> Kernel:
-        """From the dtype of that name."""
+        """The conversion from the dtype of that name."""
         return self._map(
             self._kernel("convert.cu", "convert", _MAP, _TYPES.get(source, "unsigned char"))
         )
@@ -231,7 +231,7 @@ class Catalogue:
         """A whole epoch, specialised to a network; `residents` has examples."""
         users = {sigma for sigma in sigmas if not sigma.builtin}
         if len(users) > 1:
-            raise ValueError("one activation of a kernel can be a user's, and here are more")
+            raise ValueError("a kernel takes one user's activation, and here are more")
         layers = (
             f"Layer<{tiles.n}, {'User' if sigma in users else _camel(sigma.name)}, {tiles.x}, "
             f"{tiles.j}, {tiles.slices}, {tiles.xb}, {tiles.ju}>"

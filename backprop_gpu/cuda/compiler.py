@@ -49,7 +49,7 @@ class CompilerNotFoundError(ImportError):
 
 @dataclass(frozen=True)
 class KernelReport:
-    """What one kernel takes: threads a block, registers a thread, bytes of the rest.
+    """What one kernel takes: threads per block, registers per thread, bytes of the rest.
 
     ``shared_memory`` is a block's, static and dynamic; ``stack`` and ``spills`` (stores and
     loads) a thread's.
@@ -65,7 +65,7 @@ class KernelReport:
 
     @property
     def occupancy(self) -> Occupancy | None:
-        """None where the architecture's limits are not known."""
+        """The kernel's occupancy; None where the architecture's limits are not known."""
         found = capability(self.arch)
         if found not in LIMITS:
             return None
@@ -141,7 +141,7 @@ def compile_all(arch: str, jobs: int | None = None) -> Iterator[KernelReport]:
 
 
 def example(arch: str) -> planning.Device:
-    """A device of an architecture, of middling size: what its kernels have to fit on."""
+    """A device of middling size of an architecture, which its kernels have to fit on."""
     found = capability(arch)
     return planning.Device(arch, found, 128, 1.5e9, 1e12, shared_memory(found))
 
@@ -267,12 +267,12 @@ def parse_log(log: str, kernels: dict[str, Kernel], arch: str) -> tuple[KernelRe
             symbol = ""
     missing = {kernel.expression for kernel in kernels.values()} - {r.kernel for r in reports}
     if missing:
-        raise RuntimeError(f"the assembler's log does not tell of {sorted(missing)}:\n{log}")
+        raise RuntimeError(f"the assembler's log does not mention {sorted(missing)}:\n{log}")
     return tuple(reports)
 
 
 def folder() -> Path:
-    """Where the sources lie."""
+    """The folder of the sources."""
     return Path(str(resources.files("backprop_gpu.kernels.cuda")))
 
 
@@ -311,7 +311,7 @@ def _ask_version() -> str:
 
 
 def _pack(cubin: Cubin) -> bytes:
-    """A line of JSON, then the code."""
+    """The bytes of a compiled file: a line of JSON, then the code."""
     reports = [asdict(report) for report in cubin.reports]
     return json.dumps({"symbols": cubin.symbols, "reports": reports}).encode() + b"\n" + cubin.code
 

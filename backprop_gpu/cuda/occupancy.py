@@ -2,7 +2,7 @@
 
 Numbers and rules are those of the CUDA C++ Programming Guide (Technical Specifications per
 Compute Capability) and of NVIDIA's ``cuda_occupancy.h``, against which the tests hold them.
-A kernel is taken to use one barrier a block, and the driver to split the memory that L1 and
+A kernel is taken to use one barrier per block, and the driver to split the memory that L1 and
 shared memory have in common in the kernel's favour.
 """
 
@@ -47,7 +47,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Occupancy:
-    """Blocks a multiprocessor, the share of its warps that they fill, and what allows no more.
+    """Blocks per multiprocessor, the share of its warps that they fill, and what allows no more.
 
     ``limit`` is "warps", "registers", "shared memory" or "blocks". A block that fits on no
     multiprocessor has ``blocks`` 0.
@@ -98,7 +98,7 @@ def occupancy(
 
 
 def shared_memory(capability: tuple[int, int]) -> int:
-    """Bytes of shared memory that one block can have, one of `LIMITS`'."""
+    """Bytes of shared memory that a block can have on an architecture in `LIMITS`."""
     return LIMITS[capability].shared_memory * 1024 - _reserved(capability)
 
 
@@ -111,10 +111,10 @@ def capability(arch: str) -> tuple[int, int]:
     """The compute capability of an architecture: (9, 0) of "sm_90a"."""
     match = re.fullmatch(r"sm_(\d+)(\d)[af]?", arch)
     if match is None:
-        raise ValueError(f"an architecture must be such as sm_90a, got {arch!r}")
+        raise ValueError(f"an architecture looks like sm_90a, got {arch!r}")
     return int(match[1]), int(match[2])
 
 
 def _whole(amount: int, unit: int) -> int:
-    """Rounded up to whole units, at least one, which no limit ever turns on."""
+    """Round up to whole units, at least one: no limit ever depends on that one."""
     return max(1, ceil(amount / unit)) * unit

@@ -88,7 +88,7 @@ class Runtime:
         self.device = replace(self.device, clusters=self._clusters())
 
     def _clusters(self) -> tuple[tuple[int, int], ...]:
-        """`Device.clusters`, asked of the driver: some parts of a chip hold no large cluster."""
+        """`Device.clusters`, from the driver: some parts of a chip hold no large cluster."""
         if largest_cluster(self.device) == 1:
             return ()
         kernel = Catalogue(np.dtype(np.float32)).advance()
@@ -110,7 +110,7 @@ class Runtime:
 
     @property
     def library_version(self) -> int:
-        """cuBLASLt's; 0 without it."""
+        """cuBLASLt's version; 0 without it."""
         return 0 if self.blas is None else self.blas.version
 
     # -- streams ------------------------------------------------------------------
@@ -171,12 +171,12 @@ class Runtime:
         return array
 
     def clear(self, array: DeviceArray) -> None:
-        """Every byte of it becomes 0."""
+        """Set every byte of an array to 0."""
         if array.size:
             self._buffer(array).fill(0, stream=self.stream)
 
     def array(self, values: Any, dtype: Any = None) -> DeviceArray:
-        """A copy on the device of what is on the host, or an array that is there already.
+        """A copy on the device of a host array; one that is already there is returned as it is.
 
         `values` is anything that NumPy takes, or an array of another library on this device (by
         ``__cuda_array_interface__`` or DLPack): of it a view where the dtype is the same.
@@ -195,7 +195,7 @@ class Runtime:
         return array
 
     def view(self, array: Any) -> DeviceArray:
-        """Another library's array of this device, without a copy.
+        """Another library's array on this device, without a copy.
 
         What its library has queued to fill it is waited for, on the device, where the array tells
         on which stream that is.
@@ -235,17 +235,17 @@ class Runtime:
     def borrow(
         self, pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any], owner: Any
     ) -> DeviceArray:
-        """C-contiguous memory of somebody else's, in order with this thread's stream."""
+        """An array in somebody else's C-contiguous memory, in order with this thread's stream."""
         return DeviceArray(pointer, shape, dtype, owner, lambda: self.stream)
 
     def _wait(self, handle: int) -> None:
-        """What follows on the stream comes after what is queued on another one by now."""
+        """What is queued on the stream from now on waits for what another one has queued so far."""
         stream = self.stream
         if handle != int(stream.handle):
             stream.wait(self._core.Stream.from_handle(handle))
 
     def upload(self, host: np.ndarray, out: DeviceArray) -> None:
-        """`host` may change as soon as this returns."""
+        """Copy `host` to the device; it may change as soon as this returns."""
         if host.dtype != out.dtype or host.shape != out.shape or not host.flags.c_contiguous:
             raise ValueError(f"{host.dtype} {host.shape} does not fit {out}")
         if out.size:
@@ -257,7 +257,7 @@ class Runtime:
             )
 
     def to_numpy(self, array: DeviceArray) -> np.ndarray:
-        """A copy on the host, when all that was queued before is done."""
+        """A copy on the host, once all that was queued before is done."""
         host = np.empty(array.shape, array.dtype)
         if array.size:
             # To memory that is not pinned the driver returns when all is there.
@@ -340,7 +340,7 @@ class Runtime:
         return function
 
     def _allow(self, function: Any, attribute: Any, value: int) -> None:
-        """On this device: another one's runtime loads, and allows, for itself."""
+        """Load a kernel on this device: each device's runtime loads and configures its own."""
         index = self.cuda_device.device_id
         self._check(self._driver.cuKernelSetAttribute(attribute, value, function.handle, index))
 
@@ -392,7 +392,7 @@ class Runtime:
     # -- time ---------------------------------------------------------------------
 
     def seconds(self, work: Callable[[], None]) -> float:
-        """How long the device takes for what `work` queues."""
+        """Seconds that the device takes for what `work` queues."""
         options = self._core.EventOptions(timing_enabled=True)
         start = self.stream.record(options=options)
         work()
@@ -421,13 +421,13 @@ def runtime(index: int = 0) -> Runtime:
 
 
 def forget() -> None:
-    """Make new ones from here on; who has an old one keeps it."""
+    """Forget the runtimes: new ones are made from here on; whoever holds an old one keeps it."""
     with _making:
         _made.cache_clear()
 
 
 def current() -> Runtime:
-    """Of this thread's current device; without one the first, which becomes it."""
+    """The runtime of this thread's current device; the first device becomes it if there is none."""
     with uninterrupted():
         from cuda.bindings import driver
     driver.cuInit(0)
@@ -443,7 +443,7 @@ def current() -> Runtime:
 
 
 def count() -> int:
-    """The devices that there are. Makes no context.
+    """How many devices there are. Creates no context.
 
     Raises
     ------

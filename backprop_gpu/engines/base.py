@@ -21,7 +21,7 @@ Array = Any
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What an epoch of gradient descent needs beside data and parameters.
+    """What an epoch of gradient descent needs besides data and parameters.
 
     ``coefficients`` is ``optimizer.coefficients(...)``, one row per step.
     """
@@ -35,7 +35,7 @@ class Hyperparameters:
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One network's part in an epoch: what it trains with, beside the rows.
+    """One network's part in an epoch: what it trains with, besides the rows.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class Described(Protocol):
 
 
 class Engine:
-    """Trains members of one model, an epoch a call. For one training, and for one thread.
+    """Trains members of one model, one epoch per call. For one training, and for one thread.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class Engine:
         raise NotImplementedError
 
     def put(self, X: Any, Y: np.ndarray) -> tuple[Array, Array]:
-        """Rows of the host, where the engine reads them."""
+        """Put host rows where the engine reads them."""
         stays = self.reads_bytes and X.dtype == np.uint8
         asarray = self.backend.asarray
         return asarray(X, X.dtype if stays else None), asarray(Y)
@@ -158,7 +158,7 @@ class Engine:
         raise NotImplementedError
 
     def between(self) -> AbstractContextManager[Any]:
-        """Around what the host computes between two epochs."""
+        """A context for what the host computes between two epochs."""
         return nullcontext()
 
     def release(self) -> None:

@@ -72,7 +72,7 @@ class LayeredEngine(Engine):
     def _sums_squares(
         self, parameters: Parameters, squares: np.ndarray, on_step: Callable[[int], None] | None
     ) -> Callable[[int], None]:
-        """Fill `squares`, the first now and each other one when the step before it is over."""
+        """Fill `squares`: the first now, each of the others when the step before it is over."""
         weights = parameters.flat[: parameters.layout.weights_end]
         squares[0] = self.backend.sum_of_squares(weights)
 

@@ -178,5 +178,5 @@ class Passes:
         return total / len(X), out
 
     def zeros_like(self, parameters: Parameters) -> Parameters:
-        """Of the same layout, all 0."""
+        """Zeros in the same layout."""
         return Parameters(parameters.layout, self.backend.zeros((parameters.layout.length,)))

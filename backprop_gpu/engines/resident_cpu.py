@@ -49,7 +49,7 @@ def _loop() -> Any:
 
 @contextmanager
 def _announced(dtype: np.dtype[Any]) -> Iterator[None]:
-    """Around what compiles the loop, or loads it, the first time in a process."""
+    """A context for what compiles or loads the loop the first time in a process."""
     if dtype in loaded:
         yield
         return
@@ -199,7 +199,7 @@ class ResidentCpuEngine(Engine):
         return step_costs
 
     def _workers(self, threads: int) -> ThreadPoolExecutor:
-        """Threads that wait for each other must all have a worker: fewer would wait for ever."""
+        """A pool of at least `threads`: threads that wait for each other all need a worker."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(threads)
         return self._pool
@@ -273,7 +273,7 @@ def _starts(lengths: Sequence[int], first: int = 0) -> list[int]:
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Zeros that begin where a cache line does, so that no vector lies in two."""
+    """Zeros that start on a cache line, so that no vector straddles two."""
     size = math.prod(shape) * dtype.itemsize
     raw = np.zeros(size + 64, np.uint8)
     first = -raw.ctypes.data % 64

@@ -4,7 +4,7 @@ A mini-batch is cut into *parts*, which threads take in turn, and a part into *b
 enough that their activations and errors stay in a core's own cache: forward, BP1, BP2, BP3 and BP4
 of one block follow each other before the next block begins. Each part sums its own gradient; when
 all are there, they are added in order and the parameters updated, each thread doing its share. So
-two waits a step suffice, and the result depends on the number of parts, but not of threads.
+two waits per step suffice, and the result depends on the number of parts, but not of threads.
 
     for each part, for each block of its rows
         gather, forward 1 … L, C, BP1, then for l = L … 1: BP2 of layer l - 1, BP3 and BP4 of l

@@ -17,7 +17,7 @@ Array = Any
 
 
 class ResidentCudaEngine(Engine):
-    """Epochs by ``kernels/cuda/resident.cu``, weights in shared memory, as the plan has cut it."""
+    """Epochs by ``kernels/cuda/resident.cu``, weights in shared memory, cut as the plan says."""
 
     name = "resident"
     reads_bytes = True
@@ -123,7 +123,7 @@ class ResidentCudaEngine(Engine):
         return list(runtime.to_numpy(costs))
 
     def _numbers(self, X: Array) -> Array:
-        """X in the backend's dtype: always the same array for one of uint8, as buffers hold it."""
+        """X in the backend's dtype, converted once for all epochs."""
         if X.dtype == self.backend.dtype:
             return X
         if self._converted is None or self._converted[0] is not X:

@@ -15,7 +15,7 @@ try:
 except ImportError:  # a scikit-learn that has moved it: it is private
 
     class InvalidParameterError(ValueError, TypeError):  # type: ignore[no-redef]
-        """A parameter of an estimator that means nothing."""
+        """An estimator's parameter has a value that means nothing."""
 
 
 STOCHASTIC = ("sgd", "adam")
@@ -129,7 +129,7 @@ def host(array: Any) -> Any:
 
 
 def as_given(result: Any, X: Any) -> Any:
-    """The result where X is: on the device, if it is numbers and X a CuPy array."""
+    """The result where X is: on the device, if it is numeric and X is a CuPy array."""
     if is_cupy(X) and isinstance(result, np.ndarray) and result.dtype.kind in "fiub":
         import cupy
 

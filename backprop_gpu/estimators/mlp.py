@@ -683,7 +683,7 @@ class _Perceptron(
         return tags
 
     def __copy__(self) -> Any:
-        """The parameters are shared, what `fit` has left is not: both train on independently."""
+        """The copy shares hyperparameters, not what `fit` has left: both train on independently."""
         copied = object.__new__(type(self))
         shared = {*self.get_params(deep=False), "_skl_callbacks"}
         for name, value in vars(self).items():
@@ -704,7 +704,7 @@ class _Perceptron(
         super().__setstate__(state)
 
     def __getattr__(self, name: str) -> Any:
-        """Only of what is missing: for scikit-learn's private names say what to use."""
+        """Called only for what is missing: for scikit-learn's private names, say what to use."""
         if name in _INSTEAD:
             raise AttributeError(
                 f"{type(self).__name__} has no {name}, which is private to scikit-learn's own; "

@@ -56,11 +56,11 @@ class _Clipped(costs.BuiltinCost):
 
 
 class LogisticLogLoss(_Clipped, costs.BinaryCrossEntropy):
-    """Of two classes, or of labels."""
+    """The loss of two classes, or of labels."""
 
 
 class SoftmaxLogLoss(_Clipped, costs.CategoricalCrossEntropy):
-    """Of more classes."""
+    """The loss of three classes or more."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class EpsilonOutsideAdam(Adam):
 
 @dataclass
 class State:
-    """What training goes on from: rule, moments, step and learning rate.
+    """What training resumes from: rule, moments, step and learning rate.
 
     ``learning_rate`` and ``learning_rate_init`` are for code that reads or sets those of
     scikit-learn's ``_optimizer``.
@@ -280,7 +280,7 @@ class State:
 
     @classmethod
     def of(cls, data: dict[str, Any]) -> State:
-        """From `data`."""
+        """The state that `data` has written."""
         state = object.__new__(cls)
         rule = data["rule"]
         kind: type[Optimizer] = EpsilonOutsideAdam if "beta1" in rule else Descent
@@ -313,7 +313,7 @@ class State:
         self._rate = float(value)
 
     def iteration_ends(self, samples: int) -> None:
-        """After an epoch, `samples` having been seen in all."""
+        """Tell the state that an epoch is over, and how many `samples` it has seen in all."""
         if self.schedule == "invscaling":
             self._rate = float(self.learning_rate_init) / (samples + 1) ** self.power_t
 

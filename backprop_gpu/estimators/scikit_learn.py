@@ -1,4 +1,4 @@
-"""What the estimators have from scikit-learn's own: its callbacks, and the place it warns from."""
+"""What the estimators take from scikit-learn: its callbacks, and the place it warns from."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class BookNetwork:
         model.write(model.layout.flat(weights, (b[:, 0] for b in biases), model.dtype), parameters)
 
     def _take(self, model: Model, parameters: Parameters) -> None:
-        """Weights and biases become those of the parameters."""
+        """Copy the parameters into the weights and biases."""
         weights, biases = model.layout.views(model.read(parameters))
         self.weights = [w.copy() for w in weights]
         self.biases = [b.reshape(-1, 1).copy() for b in biases]
@@ -388,7 +388,7 @@ class BookCourse(Course):
 
 
 class LoopEngine(Engine):
-    """An epoch as a Python call of `update_mini_batch` a step, for a user's own.
+    """Epochs that call `update_mini_batch` for each step, for a subclass that overrides it.
 
     Parameters
     ----------

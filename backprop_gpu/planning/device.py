@@ -41,7 +41,7 @@ class Device:
         return self.rate(itemsize) * (2.0 if tensor else 1.0)
 
 
-#: (float32, float64) lanes a multiprocessor, by compute capability (CUDA C++ Programming
+#: (float32, float64) lanes per multiprocessor, by compute capability (CUDA C++ Programming
 #: Guide, table of arithmetic throughput). An unlisted minor version uses its major's .0,
 #: an unlisted major one what most have, (128, 2).
 _LANES: dict[tuple[int, int], tuple[int, int]] = {

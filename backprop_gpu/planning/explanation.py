@@ -21,7 +21,7 @@ from .plan import Plan, Work, least_bytes, step_work
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOP/s, bytes/s, and bytes that stay on the chip; ``source`` says where they are from."""
+    """FLOP/s, bytes/s, and bytes that stay on the chip; ``source`` says where these come from."""
 
     product: float
     bandwidth: float
@@ -65,7 +65,7 @@ class Explanation:
 
     @property
     def share(self) -> float | None:
-        """Of the floor: 1 is as fast as this machine can be."""
+        """The share of the floor that was reached: 1 is as fast as this machine can be."""
         if self.floor is None or self.measured is None:
             return None
         return self.floor / self.measured

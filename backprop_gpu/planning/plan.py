@@ -231,7 +231,7 @@ class Plan:
         if not cuts:
             raise ValueError(
                 f"the plan has no resident kernel for {rows} rows and {slots} numbers of optimizer "
-                "state a parameter"
+                "state per parameter"
             )
         return min(cuts, key=lambda cut: cut.seconds_for(members))
 
@@ -371,7 +371,7 @@ def step_work(
     itemsize : int
         Bytes of a number.
     slots : int
-        Numbers of optimizer state a parameter.
+        Numbers of optimizer state per parameter.
     """
     products = {label: str(chosen) for label, chosen in plan.products}
     resident = plan.engine == "resident"
@@ -428,7 +428,7 @@ class Run:
     #: Networks that train at once.
     members: int = 1
     step_callbacks: bool = False
-    #: Numbers of optimizer state a parameter, the most.
+    #: Numbers of optimizer state per parameter, the most.
     slots: int = 0
     #: (batch size, slots) that some members have in place of these.
     others: tuple[tuple[int, int], ...] = ()

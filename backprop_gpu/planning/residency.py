@@ -79,7 +79,7 @@ class Residency:
     """A specialisation of the resident kernel, and the time it is expected to take.
 
     ``stored`` are the bytes of a number of X in device memory, ``slots`` the numbers of optimizer
-    state a parameter; ``shared_memory`` is a block's, in bytes; ``cycles`` a step's, by phase;
+    state per parameter; ``shared_memory`` is a block's, in bytes; ``cycles`` a step's, by phase;
     ``seconds`` are what all ``members`` take for a step, those that wait for a multiprocessor
     included. The ``blocks`` of a network are a cluster unless they are ``apart``; ``at_once`` are
     the networks that the device can run at a time.
@@ -107,7 +107,7 @@ class Residency:
         return 1 if self.apart else self.blocks
 
     def seconds_for(self, members: int) -> float:
-        """What so many networks take for a step."""
+        """Seconds that so many networks take for a step."""
         return self.seconds / ceil(self.members / self.at_once) * ceil(members / self.at_once)
 
     def obstacle(
@@ -187,7 +187,7 @@ def choose(
     itemsize : int
         Bytes of a number.
     slots : int
-        Numbers of optimizer state a parameter.
+        Numbers of optimizer state per parameter.
     members : int
         Networks that train at once, a block or cluster each.
     stored : int, optional
@@ -263,7 +263,7 @@ def choose_as_stored(
     apart: tuple[int, ...],
     cut: tuple[int, ...],
 ) -> Residency | str:
-    """As `choose`, of those that read X with ``stored`` bytes per number."""
+    """As `choose`, among those that read X with ``stored`` bytes per number."""
     ways = [(n, False) for n in clusters] + [(n, True) for n in apart]
     each = [(*way, _at_once(device, *way)) for way in ways if way[0] <= cut[0]]
     allowed = [way for way in each if way[2] > 0]
@@ -315,7 +315,7 @@ def block_bytes(
     stored: int,
     apart: bool,
 ) -> int:
-    """Of ``Memory``."""
+    """Bytes of ``Shared`` in ``resident.cu``, a block's shared memory."""
 
     def row(runs: int) -> int:
         return (runs | 1) * 16
@@ -409,7 +409,7 @@ class _Machine:
         return tuple(layers), tuple(cycles)
 
     def phase(self, units: int, fmas: float, others: float, wavefronts: float) -> float:
-        """Of `units` pieces of work, a thread each; the rest is what a warp's piece issues."""
+        """Cycles of `units` pieces of work, each one thread's; the rest is what a warp issues."""
         warps, rounds = ceil(units / 32), ceil(units / self.threads)
         busiest = max(
             warps * fmas * 32 / self.lanes,
@@ -449,7 +449,7 @@ class _Machine:
         return x, j, cycles
 
     def error(self, batch: int, n: int, next_n: int) -> tuple[int, float]:
-        """(XB, cycles)"""
+        """The (XB, cycles) of BP2."""
         runs = ceil(n / self.per_run)
         candidates = []
         for xb in ERROR_TILES:
@@ -465,7 +465,7 @@ class _Machine:
         return xb, cycles
 
     def update(self, batch: int, n: int, runs: int, slots: int) -> tuple[int, float]:
-        """(JU, cycles)"""
+        """The (JU, cycles) of the update."""
         candidates = []
         for ju in UPDATE_TILES:
             if ju == 1 or self._fits(ju * self.per_run + ju + 3 * self.per_run):

@@ -23,7 +23,7 @@ _users = 0
 
 
 def start(card: str = "H100", seed: int = 0, **options: object) -> Standin:
-    """Put the stand-in under this process, which keeps it until it ends.
+    """Put the stand-in under this process, for as long as it runs.
 
     As `standin.start`, with the package's kernels built by g++ from here on.
 
@@ -91,13 +91,13 @@ def stand_in(card: str = "H100", seed: int = 0, **options: object) -> Iterator[S
 
 
 def running() -> Standin | None:
-    """The stand-in of this process, if there is one and it is wanted."""
+    """The stand-in of this process, if there is one and it is in use."""
     standin = sys.modules.get(f"{__name__}.standin")  # not imported: not running
     return standin.running() if standin is not None and _users else None
 
 
 def is_over() -> bool:
-    """Whether this process's driver is a stand-in that nobody wants any more."""
+    """Whether this process's driver is a stand-in that is no longer in use."""
     standin = sys.modules.get(f"{__name__}.standin")
     return standin is not None and standin.running() is not None and not _users
 

@@ -136,7 +136,7 @@ def _scheduler(sanitizer: Sanitizer) -> Path:
 
 @lru_cache
 def driver(sanitizer: Sanitizer = "plain") -> Path:
-    """The library that stands for the driver, ``libcuda.so.1`` to who asks for that."""
+    """The library that stands for the driver, loaded as ``libcuda.so.1``."""
     sources = ("entry_points", "memory", "streams", "capture", "kernels")
     return _stand_in("libcuda.so.1", sources, sanitizer, ["-ldl", "-pthread"])
 
@@ -212,14 +212,14 @@ def _compiler() -> tuple[str, str]:
 
 
 def compiler_file(name: str) -> str:
-    """Where the compiler has a library of its own."""
+    """Where the compiler keeps a library of its own."""
     command = [_compiler()[0], f"-print-file-name={name}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @lru_cache
 def knows(flag: str) -> bool:
-    """g++ 12 brought `INIT`."""
+    """Whether g++ has a flag: `INIT` came with version 12."""
     command = [_compiler()[0], "-Werror", flag, "-fsyntax-only", "-x", "c++", os.devnull]
     return subprocess.run(command, capture_output=True).returncode == 0
 

@@ -11,7 +11,7 @@ DeviceType = Literal["cpu", "cuda"]
 
 
 class PeerTrainer(Protocol):
-    """One library at work on one problem; everything it prepares ahead is done."""
+    """One library at work on one problem, with everything prepared."""
 
     def run(self) -> None:
         """Train all steps of the problem, in order, from the parameters as they are. Returns when

@@ -1,1 +1,1 @@
-"""CUDA C++ sources, compiled at run time by ``backprop_gpu.compiler``."""
+"""CUDA C++ sources, compiled at run time by ``backprop_gpu.cuda.compiler``."""

@@ -2,7 +2,7 @@
 //
 //   x (count)   ->   parts (blocks of the grid)
 //
-// 256 threads a block, any grid; a thread takes every (256 · grid)-th element. The array is finite
+// 256 threads per block, any grid; a thread takes every (256 · grid)-th element. The array is finite
 // where all parts are 1. It takes the time of its bytes, count · sizeof(T).
 #include "primitives/launch.cuh"
 

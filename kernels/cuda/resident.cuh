@@ -25,7 +25,7 @@ constexpr int at_once = WIDTH % per_run<N> == 0    ? per_run<N>
 // In the parameters' flat array every block starts at a multiple of 32 (parameters.py).
 template <int count> constexpr int aligned = units_of<count, 32> * 32;
 
-// m rows a step; threads, blocks of a network, batches on their way or in use, and bytes of shared
+// m rows per step; threads, blocks of a network, batches on their way or in use, and bytes of shared
 // memory. The blocks are a cluster or, if APART, write to each other through device memory.
 template <int BATCH, int THREADS, int BLOCKS, int STAGES, int BYTES, bool APART = false>
 struct Form {

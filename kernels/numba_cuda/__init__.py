@@ -1,4 +1,4 @@
-"""Numba CUDA kernels for the four equations, one file an equation, written to be read.
+"""Numba CUDA kernels for the four equations, one file per equation, written to be read.
 
 Batches are row-major: a, z, δ of a layer are (m, n), one sample per row; w is
 (n, k), w_jk leading from neuron k of the layer before to neuron j; b is (n,).

@@ -19,7 +19,7 @@ def make_forward(sigma, T, keep_z):
 
         w (n, k), b (n,), a_prev (m, k), z and a (m, n).
 
-        A block makes a TILE × TILE tile of z, one element a thread. It walks along q
+        A block makes a TILE × TILE tile of z, one element per thread. It walks along q
         in steps of TILE; each step brings a tile of a_prev and a tile of w to shared
         memory, read there TILE times. A padded row of w keeps its columns, read by
         neighbouring threads, in different banks.

@@ -427,12 +427,19 @@ class FakeDriver:
 def test_info_with_a_device(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli.info.ctypes, "CDLL", lambda name: FakeDriver())
+    load, status = cli.info.ctypes.CDLL, 0
+
+    def fake(name: str, *rest: Any, **options: Any) -> Any:
+        """What others load meanwhile, they get."""
+        is_driver = name in ("libcuda.so.1", "nvcuda.dll")
+        return FakeDriver(status) if is_driver else load(name, *rest, **options)
+
+    monkeypatch.setattr(cli.info.ctypes, "CDLL", fake)
     assert run("info") == 0
     out = capsys.readouterr().out
     assert "supports CUDA 13.1" in out
     assert "GPU 0  NVIDIA H200, compute capability 9.0, 132 multiprocessors, 140.0 GiB" in out
-    monkeypatch.setattr(cli.info.ctypes, "CDLL", lambda name: FakeDriver(status=100))
+    status = 100
     assert run("info") == 0
     assert "supports CUDA 13.1, but cuInit fails with error 100" in capsys.readouterr().out
 
@@ -528,7 +535,7 @@ def test_compile_for_an_architecture_whose_limits_are_not_known(
 
 def test_compile_errors(fake_compiler: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, "compile", "--arch", "hopper")
-    assert "--arch must be such as sm_90a, got 'hopper'; known: sm_80, sm_90a" in message
+    assert "--arch takes names like sm_90a, got 'hopper'; known: sm_80, sm_90a" in message
     fake_compiler.reports["sm_80"] = RuntimeError("forward.cu does not compile\nline 3")
     assert run("compile") == 1
     assert "forward.cu does not compile\nline 3" in capsys.readouterr().err

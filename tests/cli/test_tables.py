@@ -300,7 +300,7 @@ def test_classes_or_numbers(tmp_path: Path, values: Any, task: str | None, class
 
 def test_halves_are_no_classes(tmp_path: Path) -> None:
     path = csv_of(tmp_path / "a.csv", ["x", "y"], range(5, 9), [0, 0.5, 1, 0])
-    with pytest.raises(ValueError, match="numbers that are not whole are no classes"):
+    with pytest.raises(ValueError, match="numbers that are not whole cannot be classes"):
         datasets.load(path, task="classification")
 
 

@@ -139,5 +139,5 @@ def test_every_architecture_we_compile_for_is_listed() -> None:
 def test_unknown_architectures() -> None:
     with pytest.raises(ValueError, match=r"7\.0 is not listed; known: 7\.5, 8\.0, .*, 12\.1$"):
         occupancy((7, 0), 256, 32)
-    with pytest.raises(ValueError, match="such as sm_90a, got 'hopper'"):
+    with pytest.raises(ValueError, match="looks like sm_90a, got 'hopper'"):
         capability("hopper")

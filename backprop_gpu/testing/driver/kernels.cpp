@@ -4,7 +4,7 @@
 //   backprop_gpu twin 1
 //   arch <sm_90a>
 //   library <path>                            of the kernels and functions that follow
-//   kernel <symbol> <number> <most threads a block> <cluster> <static shared memory>
+//   kernel <symbol> <number> <most threads per block> <cluster> <static shared memory>
 //   function <name of a pointer that the library exports> <address>
 #include <dlfcn.h>
 #include <stdlib.h>
@@ -247,7 +247,7 @@ void check(const Kernel& kernel, Shape& shape, int device) {
   if (count(block) == 0 || count(block) > 1024 || block.z > 64)
     fail(CUDA_ERROR_INVALID_VALUE, "%s: a block of (%u,%u,%u)", name, block.x, block.y, block.z);
   if (count(block) > kernel.threads)
-    fail(CUDA_ERROR_INVALID_VALUE, "%s: %llu threads a block, compiled for at most %u", name,
+    fail(CUDA_ERROR_INVALID_VALUE, "%s: %llu threads per block, compiled for at most %u", name,
          count(block), kernel.threads);
   if (shared > unsigned(own.dynamic_shared))
     fail(CUDA_ERROR_INVALID_VALUE,
