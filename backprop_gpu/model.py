@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import activations, backends, costs, planning, self_check, threads, validation
+from . import activations, backends, costs, engines, planning, self_check, threads, validation
 from .activations import Activation
 from .backends.cuda import CudaBackend
 from .costs import Cost
@@ -125,7 +125,9 @@ class Model:
         """
         if run is None:
             return self._choose_plan(None, None)
-        plan = self._choose_plan(run, self.obstacle("resident", run))
+        validation.one_of("engine", run.engine, ("auto", *engines.names()))
+        wanted = "resident" if run.engine == "auto" else run.engine
+        plan = self._choose_plan(run, self.obstacle(wanted, run))
         failed = self._failed_check(plan, run)
         return plan if failed is None else self._choose_plan(run, failed)
 

@@ -8,11 +8,18 @@ from .layered import LayeredEngine
 from .resident_cpu import ResidentCpuEngine
 from .resident_cuda import ResidentCudaEngine
 
-#: backend -> its engines by name; all have the layered one.
-ENGINES: dict[str, dict[str, type[Engine]]] = {
-    "numpy": {"layered": LayeredEngine, "resident": ResidentCpuEngine},
-    "cuda": {"layered": LayeredEngine, "resident": ResidentCudaEngine},
-    "numba_cuda": {"layered": LayeredEngine},
+_KINDS: dict[str, tuple[type[Engine], ...]] = {
+    "numpy": (LayeredEngine, ResidentCpuEngine),
+    "cuda": (LayeredEngine, ResidentCudaEngine),
+    "numba_cuda": (LayeredEngine,),
 }
+#: backend -> its engines by name; all have the layered one.
+ENGINES = {backend: {kind.name: kind for kind in kinds} for backend, kinds in _KINDS.items()}
 
-__all__ = ["ENGINES", "Engine", "Hyperparameters", "Member"]
+
+def names() -> tuple[str, ...]:
+    """The engines of all backends."""
+    return tuple(dict.fromkeys(name for kinds in ENGINES.values() for name in kinds))
+
+
+__all__ = ["ENGINES", "Engine", "Hyperparameters", "Member", "names"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_array
 
-from .. import validation
+from .. import activations, validation
 
 try:
     from sklearn.utils._param_validation import InvalidParameterError
@@ -19,9 +19,14 @@ except ImportError:  # a scikit-learn that has moved it: it is private
 
 
 STOCHASTIC = ("sgd", "adam")
-#: scikit-learn's hidden activations, then ours.
-ACTIVATIONS = ("identity", "logistic", "tanh", "relu",
-               "leaky_relu", "elu", "gelu", "silu", "softplus")  # fmt: skip
+#: scikit-learn's hidden activations, in its order.
+THEIRS = ("identity", "logistic", "tanh", "relu")
+#: Of ours those that scikit-learn knows by another name, or for outputs alone.
+_OTHERS = ("sigmoid", "exponential", "softmax")
+ACTIVATIONS = THEIRS + tuple(
+    name for name in activations.names()
+    if name not in THEIRS + _OTHERS and activations.get(name).builtin
+)  # fmt: skip
 
 
 def a_name(*names: str) -> tuple[Any, str]:

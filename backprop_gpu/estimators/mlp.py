@@ -45,9 +45,9 @@ from ..planning import Run
 from ..training import Session
 from . import perceptron
 from .checks import (
-    ACTIVATIONS,
     RULES,
     STOCHASTIC,
+    THEIRS,
     a_name,
     as_given,
     check_weights,
@@ -100,7 +100,7 @@ _PARAMETERS = """
     hidden_layer_sizes=()
         No hidden layer: a linear model.
     activation : sequence of str
-        One for each hidden layer; also "leaky_relu", "elu", "gelu", "silu" and "softplus".
+        One for each hidden layer; also ours for hidden layers, such as "gelu" (see `Network`).
     backend : {"auto", "numpy", "cuda", "numba_cuda"}, default "auto"
         As in `Network`. ``plan_`` says what ran, and why.
     dropout : float in [0, 1), default 0
@@ -729,10 +729,10 @@ class _Perceptron(
             from sklearn.neural_network import _multilayer_perceptron as genuine
 
         names = set(self._hidden_names())
-        if len(names) != 1 or not names <= set(ACTIVATIONS[:4]):
+        if len(names) != 1 or not names <= set(THEIRS):
             raise ValueError(
                 "scikit-learn's perceptrons have hidden layers of one activation, one of "
-                f"{', '.join(ACTIVATIONS[:4])}; this one has {sorted(names) or 'no hidden layer'}"
+                f"{', '.join(THEIRS)}; this one has {sorted(names) or 'no hidden layer'}"
             )
         if self.loss == "absolute_error":
             raise ValueError("scikit-learn's MLPRegressor has no loss 'absolute_error'")

@@ -33,36 +33,27 @@ BUILDING = 1.5
 CHUNK_ROWS = 4096
 
 
-def choose_engine(
-    requested: str, backend: str, obstacle: str | None, seconds: float
-) -> tuple[str, str]:
+def choose_engine(requested: str, obstacle: str | None, seconds: float) -> tuple[str, str]:
     """(engine, reason). Never depends on what the process ran before: same run, same bits.
 
     Parameters
     ----------
-    requested : "auto", "layered" or "resident"
-    backend : str
+    requested : str
+        "auto", or an engine's name.
     obstacle : str or None
-        Why the resident engine cannot run this, if it cannot.
+        Why that engine, or the resident one for "auto", cannot run this, if it cannot.
     seconds : float
         How long the layered engine is expected to train.
 
     Raises
     ------
     ValueError
-        For an unknown name, or the resident engine where it cannot run, with the obstacle.
+        For an engine that is asked for and cannot run this, with the obstacle.
     """
-    _check_engine(requested)
-    if backend != "numpy":
-        obstacle = f"it works on NumPy arrays, and the backend is {backend}"
-    if requested == "layered":
-        return "layered", "asked for"
-    if requested == "resident":
+    if requested != "auto":
         if obstacle is not None:
-            raise ValueError(f"engine 'resident' cannot run this: {obstacle}")
-        return "resident", "asked for"
-    if backend != "numpy":
-        return "layered", "one backend call per equation; the only engine of this backend so far"
+            raise ValueError(f"engine {requested!r} cannot run this: {obstacle}")
+        return requested, "asked for"
     if obstacle is not None:
         return "layered", f"one backend call per equation; not resident, because {obstacle}"
     if seconds > LOADING:
@@ -74,10 +65,6 @@ def choose_engine(
     )
 
 
-def _check_engine(requested: str) -> None:
-    validation.one_of("engine", requested, ("auto", "layered", "resident"))
-
-
 def _choose_on_device(
     sizes: Sequence[int],
     itemsize: int,
@@ -86,8 +73,8 @@ def _choose_on_device(
     obstacle: str | None,
 ) -> tuple[str, str]:
     """(engine, reason) for a CUDA device, as `choose_engine` for a CPU."""
-    if run.engine == "layered":
-        return "layered", "asked for"
+    if run.engine not in ("auto", "resident"):
+        return choose_engine(run.engine, obstacle, 0.0)
     m, members = run.batch_size, run.members
     cut: Residency | None = None
     if obstacle is None:
@@ -263,7 +250,7 @@ class Plan:
             if not run.bytes and any(cut.stored < itemsize for cut in planned.cuts):
                 return "its kernel reads an X of uint8"
         try:
-            if self.engine == "layered":
+            if self.engine != "resident":
                 for m in run.batch_sizes:
                     self.batch(m)
             for m, slots in run.kinds if self.engine == "resident" else ():
@@ -285,7 +272,7 @@ class Plan:
         found = [] if planned.work is None else [planned.work.obstacle(m)]
         if device is not None:
             found += [cut.obstacle(self.sizes, m, itemsize, device) for cut in planned.cuts]
-            if self.engine == "layered":
+            if self.engine != "resident":
                 shapes = product_shapes(self.sizes, m)
                 products = dict(planned.products)
                 if len(planned.products) != len(shapes) or products.keys() != shapes.keys():
@@ -477,7 +464,7 @@ def choose_plan(
     run : Run, optional
         Without it is the plan of a network that has not been asked to train.
     obstacle : str, optional
-        Why the resident engine cannot run it, if it cannot.
+        Why the engine that is asked for, or the resident one, cannot run it, if it cannot.
     cores : int
         Of the CPU.
     builtin : bool
@@ -488,12 +475,11 @@ def choose_plan(
     Raises
     ------
     ValueError
-        For an unknown engine, or one that is asked for and cannot run this, with the obstacle.
+        For an engine that is asked for and cannot run this, with the obstacle.
     """
     if run is None:
         reason = "one backend call per equation; `fit` chooses its own"
         return Plan(choice.backend, choice.reason, "layered", reason, captured=False)
-    _check_engine(run.engine)
     itemsize = 4 if dtype == "float32" else 8
     if device is not None:
         engine, reason = _choose_on_device(sizes, itemsize, device, run, obstacle)
@@ -502,7 +488,7 @@ def choose_plan(
         if run.engine == "auto":
             slower = cpu_obstacle(sizes, run.batch_size, itemsize, cores)
         seconds = run.members * layered_seconds(sizes, run.batch_size, run.rows, run.epochs)
-        engine, reason = choose_engine(run.engine, choice.backend, obstacle or slower, seconds)
+        engine, reason = choose_engine(run.engine, obstacle or slower, seconds)
         if engine == "resident" and run.members > 1:
             reason += f"; a thread per network, {min(cores, run.members)} at a time"
         elif engine == "resident":
@@ -521,7 +507,7 @@ def choose_plan(
     captured = device is not None and engine == "layered" and not notes
     if captured:
         notes.append("whole steps are captured in a CUDA graph and replayed")
-    if engine == "layered":
+    if engine != "resident":
         batches = tuple(
             BatchPlan(m, _products(sizes, m, itemsize, device, algorithm)) for m in run.batch_sizes
         )

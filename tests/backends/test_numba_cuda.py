@@ -142,7 +142,9 @@ def test_kernels_compile_and_float32_stays_float32(numba_cuda, dtype):
         if dtype == "float32" and not sums_in_float64:
             assert not doubles, f"{name} computes in double precision: {doubles[:3]}"
         names.add(name)
-    assert len(names) == 22 + 11 + 15 + 4 + 7 + 8 + 9
+    sigmas, named = len(ELEMENTWISE) + 1, len(costs.names())
+    errors = sigmas + named  # each σ' with one cost, and sigmoid's with all and a user's
+    assert len(names) == 3 * sigmas + errors + named + 7 + 2 * named + 9
 
 
 def test_double_precision_would_be_seen(numba_cuda):

@@ -355,14 +355,15 @@ def test_what_it_cannot_run_is_refused_or_left_to_layered(
 
 
 def test_the_planner_loads_it_only_where_that_pays() -> None:
-    short, _ = planning.choose_engine("auto", "numpy", None, seconds=0.1)
-    long, _ = planning.choose_engine("auto", "numpy", None, seconds=60.0)
+    network, (X, Y) = Network([11, 3], backend="numpy"), problem("sigmoid", "quadratic")
+    short, _ = planning.choose_engine("auto", None, seconds=0.1)
+    long, _ = planning.choose_engine("auto", None, seconds=60.0)
     assert (short, long) == ("layered", "resident")
-    assert planning.choose_engine("auto", "cuda", None, 60.0)[0] == "layered"
+    assert planning.choose_engine("auto", "there is none", 60.0)[0] == "layered"
+    with pytest.raises(ValueError, match="engine 'resident' cannot run this: there is none"):
+        planning.choose_engine("resident", "there is none", 1.0)
     with pytest.raises(ValueError, match="unknown engine 'fast'; known: auto, layered, resident"):
-        planning.choose_engine("fast", "numpy", None, 1.0)
-    with pytest.raises(ValueError, match="backend is cuda"):
-        planning.choose_engine("resident", "cuda", None, 1.0)
+        network.fit(X, Y, engine="fast", epochs=1, batch_size=10, learning_rate=0.01)
 
 
 def test_a_long_compilation_is_announced(
