@@ -262,8 +262,8 @@ def check_output_error(backend, dtype, m, n, activation, cost):
     pull = np.abs(reference.COSTS[cost][1](exact_a, np.float64(y)))
     # a and 1 - a are known to ε only, and both may stand in a denominator.
     edge = np.minimum(exact_a, np.abs(1 - exact_a))
-    collapses = cost == "quadratic" or edge.min() == 0.0
-    size = (1 + pull) if collapses else (1 + pull) / np.minimum(edge, 1.0)
+    has_none = cost not in reference.WITH_POLES or edge.min() == 0.0
+    size = (1 + pull) if has_none else (1 + pull) / np.minimum(edge, 1.0)
     if activation == "softmax":
         size = exact_a * (size + np.einsum("xk,xk->x", size, exact_a)[:, None]) + 1
     size = size * np.maximum(1, np.abs(exact_a))

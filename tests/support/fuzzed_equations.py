@@ -162,7 +162,7 @@ def _check(p: Problem) -> None:
     arguments = z_given, a_given, given(2, y), p.sigma, p.cost
     (delta,) = rows(result(equations.output_error, *arguments, shape=(m, n)))
     largest = 1 - eps / 2 if p.cost == "binary_cross_entropy" else np.inf
-    inside = a if p.cost == "quadratic" else np.clip(a, np.finfo(dtype).tiny, largest)
+    inside = np.clip(a, np.finfo(dtype).tiny, largest) if p.cost in reference.WITH_POLES else a
     slope = reference.COSTS[p.cost][1](inside, np.float64(y))
     exact = reference.pull_back(p.sigma, slope, z)
     size = (2 + np.abs(slope).max(axis=1, keepdims=True)) * (1 + np.abs(a) + np.abs(z))

@@ -504,8 +504,8 @@ def error_at_the_edges_of_a_cost(s: Subject, name: str) -> None:
     a = s.exact(np.exp(z))
     info = np.finfo(s.dtype)
     exact = a - y  # of Poisson, which collapses
-    if name == "quadratic":
-        exact = (a - y) * a
+    if name not in reference.WITH_POLES:
+        exact = reference.COSTS[name][1](a, y) * a
     elif name == "categorical_cross_entropy":
         exact = -y
     elif name == "binary_cross_entropy":

@@ -69,6 +69,8 @@ COSTS: dict[str, tuple[Callable[[Array, Array], Array], Callable[[Array, Array],
     "poisson": (lambda a, y: (a - y * np.log(a)).sum(axis=1), lambda a, y: 1 - y / a),
 }
 
+#: The costs that are infinite, or whose slope is, at an end of what they are defined for.
+WITH_POLES = ("binary_cross_entropy", "categorical_cross_entropy", "poisson")
 #: The largest float below 1 and the smallest normal one: where a cost has a pole, a is kept within.
 _BELOW_ONE = {"float32": 1 - 2.0**-24, "float64": 1 - 2.0**-53}
 _SMALLEST = {"float32": 2.0**-126, "float64": 2.0**-1022}
@@ -76,7 +78,7 @@ _SMALLEST = {"float32": 2.0**-126, "float64": 2.0**-1022}
 #: The pairs that make sense, written out rather than asked from the package.
 _ANY = (*ACTIVATIONS, "softmax")
 VALID_PAIRS: tuple[tuple[str, str], ...] = (
-    *((name, "quadratic") for name in _ANY),
+    *((name, cost) for cost in COSTS if cost not in WITH_POLES for name in _ANY),
     *((name, "binary_cross_entropy") for name in ("sigmoid", "softmax")),
     *((name, "categorical_cross_entropy") for name in ("sigmoid", "softmax")),
     *((name, "poisson") for name in ("sigmoid", "softplus", "exponential", "softmax")),
@@ -109,8 +111,8 @@ def output_error(
 ) -> Array:
     """BP1 with the quotients in exact arithmetic, where a is at least `dtype`'s smallest normal."""
     z, y = _double(z, y)
-    if cost == "quadratic":
-        return pull_back(activation, activate(activation, z) - y, z)
+    if cost not in WITH_POLES:
+        return pull_back(activation, COSTS[cost][1](activate(activation, z), y), z)
     a = np.maximum(activate(activation, z), _SMALLEST[np.dtype(dtype).name])
     if activation == "softmax":
         others = 1.0 - np.eye(z.shape[1])
@@ -173,7 +175,7 @@ def backpropagate(
         for delta, before in zip(deltas, a, strict=False)
     ]
     inside = a[-1]
-    if cost != "quadratic":
+    if cost in WITH_POLES:
         inside = np.maximum(inside, _SMALLEST[np.dtype(dtype).name])
     if cost == "binary_cross_entropy":
         inside = np.minimum(inside, _BELOW_ONE[np.dtype(dtype).name])
