@@ -193,6 +193,8 @@ _NAMED: dict[str, Optimizer] = {
     "adam": Adam(),
     "adamw": AdamW(),
 }
+#: The classes, each once.
+KINDS = tuple(dict.fromkeys(map(type, _NAMED.values())))
 
 
 def names() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from . import backends, costs, initializers, optimizers, validation
 from .model import Model, resolve_activations
 from .network import Network
-from .optimizers import Adam, AdamW, Optimizer
+from .optimizers import Optimizer
 from .population import Population, check_room, history_keys, history_metric
 from .training import Callback, History
 from .training.callbacks import check_callbacks
@@ -29,7 +29,7 @@ _NETWORK = (*_SHAPE, "seed")
 _FIT = ("epochs", "batch_size", "learning_rate", "optimizer")
 #: What the optimizers take, named as in their classes.
 _OPTIMIZER = tuple(
-    dict.fromkeys(field.name for kind in (optimizers.SGD, Adam, AdamW) for field in fields(kind))
+    dict.fromkeys(field.name for kind in optimizers.KINDS for field in fields(kind))
 )
 _KNOWN = (*_NETWORK, *_FIT, *_OPTIMIZER)
 _NEEDED = ("sizes", "epochs", "batch_size", "learning_rate")

@@ -293,7 +293,7 @@ def residents(device: Device) -> Iterator[Kernel]:
                 costs.check_pair(activations.get(last), costs.get(name))
                 chosen = [next(sigmas), next(sigmas), last]
                 yield from _resident(device, dtype, small, 7, chosen, name, next(rules))
-    for rule in ("momentum", "nesterov", "adam", "adamw"):
+    for rule in tuple(RULES)[1:]:
         yield from _resident(device, "float32", nielsen, 10, sigmoids, "quadratic", rule, 8)
     yield from _resident(device, "float32", deep, 32, relus, "categorical_cross_entropy", "sgd")
     yield from _resident(device, "float32", deep, 32, relus, "categorical_cross_entropy", "adam", 2)
