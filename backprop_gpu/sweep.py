@@ -28,9 +28,7 @@ _SHAPE = ("sizes", "activation", "cost", "dtype", "backend", "initial_weights")
 _NETWORK = (*_SHAPE, "seed")
 _FIT = ("epochs", "batch_size", "learning_rate", "optimizer")
 #: What the optimizers take, named as in their classes.
-_OPTIMIZER = tuple(
-    dict.fromkeys(field.name for kind in optimizers.KINDS for field in fields(kind))
-)
+_OPTIMIZER = tuple(dict.fromkeys(field.name for kind in optimizers.KINDS for field in fields(kind)))
 _KNOWN = (*_NETWORK, *_FIT, *_OPTIMIZER)
 _NEEDED = ("sizes", "epochs", "batch_size", "learning_rate")
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from backprop_gpu import activations, costs, optimizers
+import kernel_cases
+from backprop_gpu import activations, costs, kernel_checks, optimizers
 from backprop_gpu.cuda import catalogue, compiler
 from backprop_gpu.engines import resident_cpu_loop
 from backprop_gpu.estimators import checks, perceptron
@@ -66,6 +67,8 @@ def test_rules() -> None:
     text = inspect.getsource(numba_update)
     for rule in RULES:
         assert re.search(rf"\b{rule}\b", text), rule
+    for tried in (kernel_cases.OPTIMIZERS, kernel_checks.OPTIMIZERS):
+        assert {optimizer.rule for optimizer in tried.values()} == RULES
 
 
 def test_pytorchs_modules() -> None:

@@ -142,7 +142,7 @@ class Engine:
         on_member: Callable[[int], None] = lambda i: None,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> list[np.ndarray]:
-        """`run_epoch` for several networks of the model: the costs of each.
+        """`run_epoch` for several networks of the model, by default in turn: the costs of each.
 
         What a member gets does not depend, to the bit, on which others are there.
 
@@ -155,7 +155,11 @@ class Engine:
         meanwhile : callable
             As in `run_epoch`, perhaps more than once.
         """
-        raise NotImplementedError
+        costs = []
+        for i, member in enumerate(members):
+            costs.append(self.run_epoch(member, X, Y, meanwhile=meanwhile))
+            on_member(i)
+        return costs
 
     def between(self) -> AbstractContextManager[Any]:
         """A context for what the host computes between two epochs."""

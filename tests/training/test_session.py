@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backprop_gpu import Network, optimizers, planning
-from backprop_gpu.engines import Hyperparameters, Member
+from backprop_gpu import Network, Population, optimizers, planning
+from backprop_gpu.engines import Engine, Hyperparameters, Member
+from backprop_gpu.engines.layered import LayeredEngine
 from backprop_gpu.estimators.perceptron import LogisticLogLoss, SoftmaxLogLoss
 from backprop_gpu.optimizers import Optimizer
 from backprop_gpu.training import Course, Session
@@ -157,3 +158,15 @@ def test_adams_moments_keep_the_digits_of_float32(engine: str, backend: str) -> 
         np.testing.assert_allclose(m[l], 0.1 * gradient, rtol=2e-6, atol=1e-9)
         large = np.abs(gradient) > 1e-4  # of the others the gradient's own rounding is seen
         np.testing.assert_allclose(v[l][large], 0.001 * np.float64(gradient[large]) ** 2, rtol=6e-6)
+
+
+def test_members_of_an_engine_that_trains_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a new engine need not write."""
+    X, Y = problem("float64")
+    both = []
+    for run_members in (LayeredEngine.run_members, Engine.run_members):
+        monkeypatch.setattr(LayeredEngine, "run_members", run_members)
+        members = Population(SIZES, members=3, seed=2, dtype="float64", backend="numpy")
+        members.fit(X, Y, epochs=2, batch_size=7, learning_rate=0.1, engine="layered")
+        both.append([member.weights[0] for member in members])
+    np.testing.assert_array_equal(*both)
