@@ -137,7 +137,7 @@ class BuiltinActivation(Activation):
     def function(self, z: Array) -> np.ndarray:
         """σ(z) in a new array of z's shape."""
         z = _as_float(z)
-        out = np.empty_like(z)
+        out: np.ndarray = np.empty_like(z)
         self.evaluate(z, out, np.empty_like(z))
         return out
 
@@ -145,14 +145,14 @@ class BuiltinActivation(Activation):
     def derivative(self, z: Array) -> np.ndarray:
         """σ'(z) in a new array of z's shape."""
         z = _as_float(z)
-        out = np.empty_like(z)
+        out: np.ndarray = np.empty_like(z)
         self.evaluate_derivative(z, self.function(z), out, np.empty_like(z))
         return out
 
 
 def _as_float(z: Array) -> np.ndarray:
-    z = np.asarray(z)
-    return z if z.dtype.kind == "f" else z.astype(np.float64)
+    found: np.ndarray = np.asarray(z)
+    return found if found.dtype.kind == "f" else found.astype(np.float64)
 
 
 class Sigmoid(BuiltinActivation):

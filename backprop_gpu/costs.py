@@ -214,7 +214,7 @@ class BuiltinCost(Cost):
             self.terms_from_z(z, a, y, *scratch)
         else:
             self.terms(a, y, *scratch)
-        return float(np.add.reduce(scratch[0], axis=None)) / a.shape[0]
+        return float(np.add.reduce(scratch[0], axis=None)) / len(a)
 
     def function(self, a: Array, y: Array) -> np.ndarray:
         a, y = _rows(a, y)
@@ -224,7 +224,8 @@ class BuiltinCost(Cost):
 
     def gradient(self, a: Array, y: Array) -> np.ndarray:
         a, y = _rows(a, y)
-        inside, out = np.empty_like(a), np.ones_like(a)
+        out: np.ndarray = np.ones_like(a)
+        inside = np.empty_like(a)
         _clip(a, self.interior, inside)
         self.error(inside, y, out, np.empty_like(a))
         return out
@@ -272,7 +273,7 @@ class Quadratic(BuiltinCost):
     ) -> float:
         difference = scratch[0]
         np.subtract(a, y, out=difference)
-        return 0.5 * float(np.vdot(difference, difference)) / a.shape[0]
+        return 0.5 * float(np.vdot(difference, difference)) / len(a)
 
     def terms_from_z(
         self, z: np.ndarray, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray

@@ -207,7 +207,7 @@ def _target(frame: tables.Frame, j: int, task: str | None) -> np.ndarray:
     if j not in frame.codes or task == "regression":
         return frame.numeric(j)
     codes, texts = frame.categorical(j)
-    return np.array(texts)[codes]
+    return np.asarray(np.array(texts)[codes])
 
 
 def _split(

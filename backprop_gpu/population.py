@@ -358,7 +358,7 @@ class Population:
         for _, rows, _, a in self._outputs(sound, X):
             classes = validation.predicted(a)
             votes[np.arange(n)[rows], classes] += classes != validation.NO_CLASS
-        winners = votes.argmax(axis=1)
+        winners: np.ndarray = votes.argmax(axis=1)
         winners[~votes.any(axis=1)] = validation.NO_CLASS
         return winners
 

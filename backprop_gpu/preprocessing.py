@@ -167,7 +167,7 @@ class Preprocessing:
         if isinstance(self.target, Number):
             return frame.numeric(j)
         codes, texts = frame.categorical(j)
-        return np.array(texts)[codes]
+        return np.asarray(np.array(texts)[codes])
 
     def to_json(self) -> str:
         """For a model file."""

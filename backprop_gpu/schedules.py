@@ -29,7 +29,8 @@ class ExponentialDecay:
         _check(self, initial="[0, inf)", decay="[0, inf)")
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
-        return self.initial * np.power(self.decay, t)
+        rates: np.ndarray = self.initial * np.power(self.decay, t)
+        return rates
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Warmup:
             validation.number("then", self.then, "[0, inf)", "a number or a schedule")
 
     def __call__(self, t: np.ndarray) -> np.ndarray:
-        return np.minimum(t / self.epochs, 1.0) * evaluate(self.then, t)
+        rates: np.ndarray = np.minimum(t / self.epochs, 1.0) * evaluate(self.then, t)
+        return rates
 
 
 def _check(schedule: Any, **spans: str) -> None:

@@ -83,8 +83,10 @@ class Frame:
         return f"{self.path}: {self.unit} {self.places[row]}, column {shown}"
 
     def missing(self, column: int) -> np.ndarray:
-        gaps = np.isnan(self.numbers[:, column])
-        return gaps & (self.codes[column] == -1) if column in self.codes else gaps
+        gaps: np.ndarray = np.isnan(self.numbers[:, column])
+        if column in self.codes:
+            gaps &= self.codes[column] == -1
+        return gaps
 
     def mixed(self, column: int) -> bool:
         """Whether there are both numbers and texts."""

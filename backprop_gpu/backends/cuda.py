@@ -343,7 +343,7 @@ class CudaBackend:
             (z, a, y, parts, finished, result, step, np.int32(m), np.int32(n)),
         )  # fmt: skip
 
-    def _of_user(self, function: Callable[..., Any], *arrays: DeviceArray) -> DeviceArray:
+    def _of_user(self, function: Callable[..., Any], *arrays: DeviceArray) -> Array:
         """A user's function(*arrays), on CuPy arrays or, without CuPy, on copies on the host."""
         cupy = usable_cupy()
         if cupy is None:

@@ -69,7 +69,8 @@ class NumbaCudaEpoch:
         self.step.copy_to_device(np.zeros(1, np.int32))
 
     def costs(self) -> np.ndarray:
-        return self.step_costs.copy_to_host()[: self.step.copy_to_host()[0]]
+        costs: np.ndarray = self.step_costs.copy_to_host()
+        return costs[: self.step.copy_to_host()[0]]
 
 
 class NumbaCudaBackend:
@@ -341,7 +342,7 @@ class NumbaCudaBackend:
 
     def _gradient_on_host(self, a: Array, y: Array, cost: Cost) -> np.ndarray:
         a, y = a.copy_to_host(), y.copy_to_host()
-        out = np.empty_like(a)
+        out: np.ndarray = np.empty_like(a)
         cost.evaluate_gradient(a, y, out, np.empty_like(a))
         return out
 

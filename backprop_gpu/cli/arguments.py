@@ -60,7 +60,7 @@ def bytes_of(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,18})([KMGT]?)", text.upper())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of bytes, such as 4G")
-    return int(match[1]) * 1024 ** " KMGT".index(match[2] or " ")
+    return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:

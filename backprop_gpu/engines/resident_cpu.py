@@ -252,7 +252,7 @@ class ResidentCpuEngine(Engine):
         def zeros(*shape: int) -> Array:
             return _aligned(shape, dtype)
 
-        return loop.Memory(
+        memory: Memory = loop.Memory(
             zeros(length), zeros(length * (slots > 0)), zeros(length * (slots > 1)),
             zeros(copies), zeros(work.parts, length),
             zeros(*batch), zeros(*batch), zeros(*batch), zeros(threads, filled[-1] * block),
@@ -260,6 +260,7 @@ class ResidentCpuEngine(Engine):
             np.zeros(work.parts), np.zeros((sum(filled[1:]) // W, 2)),
             np.zeros(sum(filled[1:]) // W), np.zeros(1, np.int64),
         )  # fmt: skip
+        return memory
 
     def release(self) -> None:
         self._idle.clear()

@@ -760,7 +760,7 @@ def backpropagate(
     gather(X, shape.sizes[0], rows, a, strip)
     gather(Y, shape.sizes[depth], rows, y, strip)
     forward(shape, memory, thread, count)
-    total = sum_of_costs(
+    total: float = sum_of_costs(
         shape.cost, shape.from_z, memory.z[thread], a, shape.a_at[depth], y, strip, count,
         shape.sizes[depth], shape.low, shape.high,
     )  # fmt: skip

@@ -103,10 +103,11 @@ RULES: dict[str, tuple[Any, str]] = {
 
 
 def invalid(estimator: str, name: str, expected: str, value: Any) -> ValueError:
-    return InvalidParameterError(
+    error: ValueError = InvalidParameterError(
         f"The {name!r} parameter of {estimator} must be {expected}. Got "
         f"{validation.shown(value)} instead."
     )
+    return error
 
 
 def check_weights(sample_weight: Any, X: Any) -> np.ndarray:
@@ -114,7 +115,9 @@ def check_weights(sample_weight: Any, X: Any) -> np.ndarray:
     rows = X.shape[0]
     if isinstance(sample_weight, Real):
         return np.full(rows, sample_weight, X.dtype)
-    weights = check_array(sample_weight, ensure_2d=False, dtype=X.dtype, input_name="sample_weight")
+    weights: np.ndarray = check_array(
+        sample_weight, ensure_2d=False, dtype=X.dtype, input_name="sample_weight"
+    )
     if weights.ndim != 1:
         raise ValueError(f"Sample weights must be 1D array or scalar, got {weights.ndim}D array.")
     if len(weights) != rows:

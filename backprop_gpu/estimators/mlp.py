@@ -477,7 +477,7 @@ class _Perceptron(
                     "the optimization hasn't converged yet.",
                     ConvergenceWarning,
                 )
-            return self.n_iter_ >= self.max_iter
+            return bool(self.n_iter_ >= self.max_iter)
 
         course = kind(
             self._problem, model, parameters, rows, batch_size, self._optimizer, y, next_order,

@@ -217,7 +217,7 @@ def _transposed_product(delta: np.ndarray, a: Array) -> np.ndarray:
     """δᵀ a; a sparse a stays the left factor, which keeps the product one of sparse by dense."""
     if hasattr(a, "toarray"):
         return np.asarray(a.T @ delta).T
-    return delta.T @ a
+    return np.asarray(delta.T @ a)
 
 
 # -- the optimizer -----------------------------------------------------------------------------

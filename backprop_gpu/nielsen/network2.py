@@ -63,7 +63,7 @@ def _cross_entropy(a: np.ndarray, y: np.ndarray, axis: int | None) -> np.ndarray
     """Its sum along an axis: a term that is no number is 0, one that is infinite the largest."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         terms = np.nan_to_num(-y * np.log(a) - (1.0 - y) * np.log(1.0 - a))
-        return np.sum(terms, axis=axis)
+        return np.asarray(np.sum(terms, axis=axis))
 
 
 #: The costs by the names in a file, and what the engine calls them. Nothing else is looked up.
@@ -293,7 +293,7 @@ class Network(BookNetwork):
         """C_x of every sample, (n,)."""
         a, name = self._outputs(data), self._cost_name()
         if name == "quadratic":
-            return 0.5 * ((a - data.Y) ** 2).sum(axis=1)
+            return np.asarray(0.5 * ((a - data.Y) ** 2).sum(axis=1))
         if name is not None:
             return _cross_entropy(a, data.Y, 1)
         pairs = zip(a, data.Y, strict=True)

@@ -159,12 +159,13 @@ class BookNetwork:
         ValueError
             For another shape, a vector (n_0,) among them: adding b would make a matrix of it.
         """
-        a = validation.numbers("a", a, _FLOAT64)
-        if a.ndim != 2 or a.shape[0] != self.sizes[0]:
-            raise ValueError(f"a must be a column of shape ({self.sizes[0]}, 1), got {a.shape}")
+        found: np.ndarray = validation.numbers("a", a, _FLOAT64)
+        if found.ndim != 2 or found.shape[0] != self.sizes[0]:
+            shape = found.shape
+            raise ValueError(f"a must be a column of shape ({self.sizes[0]}, 1), got {shape}")
         for w, b in zip(*self._parameters(), strict=True):
-            a = sigmoid(w @ a + b)
-        return a
+            found = sigmoid(w @ found + b)
+        return found
 
     def backprop(self, x: Any, y: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """(∇_b C_x, ∇_w C_x) of one sample by BP1–BP4 (chapter 2).

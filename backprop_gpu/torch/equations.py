@@ -14,7 +14,6 @@ import torch.fx
 
 from ..activations import Activation
 from ..backends.cuda import CudaBackend
-from ..cuda.arrays import DeviceArray
 from ..cuda.runtime import Runtime, runtime
 from ..self_check import layered_obstacle
 from .modules import IDENTITY, SOFTPLUS_THRESHOLD, Users
@@ -114,7 +113,7 @@ class OnCuda:
         self._backend.scratch = self._scratch
         self._like = like
 
-    def _scratch(self, size: int, dtype: Any) -> DeviceArray:
+    def _scratch(self, size: int, dtype: Any) -> Any:
         dtype = getattr(torch, np.dtype(dtype).name)
         return self._view(torch.empty(size, dtype=dtype, device=self._like.device))
 
