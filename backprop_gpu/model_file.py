@@ -111,7 +111,7 @@ def _describe(file: Any) -> tuple[Layout, list[str], str, np.dtype[Any]]:
         dtype = validation.dtype(description["dtype"])
         if not isinstance(sizes, list) or not isinstance(names, list):
             raise TypeError("sizes and activations must be lists")
-        # Counted before anything is done a layer: a short text can claim a million of them.
+        # Counted before anything is done for each layer: a short text can claim a million of them.
         layers, tensors = len(sizes) - 1, len(file.keys())
         if layers > tensors or len(names) > max(layers, 1):
             raise ValueError(

@@ -23,7 +23,7 @@ from .training.fitting import FitCourse, make_run, resolve_plan
 from .training.progress import ProgressBar
 from .training.settings import Data, Settings, check_data, check_settings
 
-#: Of a member beside its parameters: the network, its generator and so on.
+#: Bytes of a member besides its parameters: the network, its generator and so on.
 _OBJECT_BYTES = 2000
 
 #: How many failed members a warning describes; the others are in `Population.failed`.

@@ -15,7 +15,7 @@ import numpy as np
 from .activations import Activation
 from .costs import Cost, Quadratic
 
-#: Instances of int and np.integer that are none.
+#: Instances of int and np.integer that are not taken for numbers.
 _NO_NUMBERS = (bool, np.timedelta64)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 WARP = 32
 BLOCK_THREADS = 1024
-REGISTERS = 64 * 1024  # of 32 bits, a multiprocessor
+REGISTERS = 64 * 1024  # of 32 bits, per multiprocessor
 REGISTER_UNIT = 256  # a warp's registers come in multiples of it
 PARTITIONS = 4  # of a multiprocessor: each has a quarter of the registers, for its own warps
 

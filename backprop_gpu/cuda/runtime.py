@@ -80,7 +80,7 @@ class Runtime:
             properties.multiprocessor_count,
             # Rates steer the planner only, so a driver that hides them does no harm.
             1e3 * (properties.clock_rate or 1.5e6),
-            # two transfers a clock over the memory bus
+            # two transfers per clock over the memory bus
             2e3 * (properties.memory_clock_rate or 1e6) * properties.global_memory_bus_width / 8,
             properties.max_shared_memory_per_block_optin,
             self.blas is not None,

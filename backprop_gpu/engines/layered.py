@@ -33,7 +33,7 @@ class LayeredEngine(Engine):
     """Forward, BP1–BP4 and the update as calls to a backend, layer by layer."""
 
     name = "layered"
-    #: Of the last two: a trainer whose short last batch has a rule of its own goes to and fro.
+    #: The last two: a trainer whose short last batch has a rule of its own alternates.
     _bounds: tuple[Bound, ...] = ()
     _turns: tuple[Parameters, dict[int, tuple[Array, ...]]] | None = None
 

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from .resident_cpu_loop import Memory, Shape
 
 Array = np.ndarray
-#: More arrivals than any wait is for.
+#: More arrivals than any thread waits for.
 _ABANDONED = 1 << 62
 
 _log = logging.getLogger("backprop_gpu")
 #: Seconds of compilation after which a user is told what takes so long.
 PATIENCE = 2.0
-#: For which dtypes this process has the loop.
+#: The dtypes for which this process has loaded the loop.
 loaded: set[np.dtype[Any]] = set()
 
 
@@ -82,7 +82,7 @@ class ResidentCpuEngine(Engine):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._pool: ThreadPoolExecutor | None = None
-        #: What no epoch uses just now, by what it was made for.
+        #: Memory that no epoch is using, by what it was made for.
         self._idle: dict[Any, list[Memory]] = {}
         self._shapes: dict[int, Shape] = {}
 

@@ -99,7 +99,7 @@ class _Kept(NullCache):
             cache.write(self._name(signature, result.codegen), dumps(result._reduce()))  # noqa: SLF001
 
 
-#: Of all that the functions here are compiled from.
+#: A hash of all that the functions here are compiled from.
 _SOURCES = sha256(
     b"".join(Path(file).read_bytes() for file in (__file__, resident_cpu_product.__file__))
 ).hexdigest()

@@ -35,7 +35,7 @@ class CpuWork:
         return f"{threads}, blocks of {self.block} rows"
 
 
-#: Of a core's own cache, bytes for the activations and errors of a block.
+#: Bytes of a core's own cache that the activations and errors of a block may take.
 CPU_CACHE = 512 * 1024
 
 #: Operations of a step below which the threads' waits cost more than they save.

@@ -21,7 +21,7 @@ class Device:
     #: Whether cuBLAS is installed.
     library: bool = True
     #: (blocks of a cluster, such clusters at once) where each block has all of `shared_memory`.
-    #: Sizes that are not told take no more than the multiprocessors do.
+    #: Of sizes that are not listed, as many as the multiprocessors have room for.
     clusters: tuple[tuple[int, int], ...] = ()
 
     def clusters_at_once(self, size: int) -> int:

@@ -415,7 +415,7 @@ class Run:
     #: Networks that train at once.
     members: int = 1
     step_callbacks: bool = False
-    #: Numbers of optimizer state per parameter, the most.
+    #: The most numbers of optimizer state per parameter.
     slots: int = 0
     #: (batch size, slots) that some members have in place of these.
     others: tuple[tuple[int, int], ...] = ()

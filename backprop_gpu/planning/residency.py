@@ -51,11 +51,11 @@ EFFICIENCY = 0.36
 #: Cycles of a phase until its first result, with the barrier behind it.
 PHASE = 190
 #: The same of a cluster, an estimate: twice a store through distributed shared memory, 250 cycles,
-#: and a look that finds it, 100; and what a phase has taken longer than was thought.
+#: and a look that finds it, 100; and how much longer a phase took than predicted.
 EXCHANGE = 1100
 #: Of blocks that are no cluster: letters on their way to the L2 cache, 300 cycles, then a look that
 #: comes too early by half of its time, on average, and one that finds them, 600 each; and the bytes
-#: a cycle that a look brings of the cache.
+#: per cycle that a look reads from the cache.
 LETTERS = 1200
 LETTER_BYTES = 64
 #: Registers that a thread needs beside its tile.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .standin import Standin
 
 _lock = threading.Lock()
-#: How many want the stand-in just now.
+#: How many callers want the stand-in now.
 _users = 0
 
 

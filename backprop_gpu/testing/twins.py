@@ -23,7 +23,7 @@ from .build import Job, Sanitizer, build_all
 sources: Path = compiler.folder()
 #: C++ that comes before each of them.
 extra_sources = ""
-#: Of what is built from now on.
+#: The sanitizer of what is built from now on.
 sanitizer: Sanitizer = "plain"
 
 # The functions that Numba compiles and the linker inlines on a device.
