@@ -105,8 +105,9 @@ class Way:
 
 
 WAYS = (
-    Way("nielsen", "nielsen.network", SGDTrainer), Way("loop", "sample by sample", LoopTrainer),
-)  # fmt: skip
+    Way("nielsen", "nielsen.network", SGDTrainer),
+    Way("loop", "sample by sample", LoopTrainer),
+)
 
 
 def _disagreement(peer: Peer, workload: Workload, device: DeviceType, steps: int) -> float:

@@ -211,5 +211,6 @@ def test_as_an_extension_of_ipython() -> None:
         "accel.unload_ipython_extension(None); print(n.MLPClassifier.__module__)\n",
     )
     assert out.stdout.split() == [
-        "backprop_gpu.accel", "sklearn.neural_network._multilayer_perceptron",
-    ]  # fmt: skip
+        "backprop_gpu.accel",
+        "sklearn.neural_network._multilayer_perceptron",
+    ]

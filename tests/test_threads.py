@@ -23,7 +23,7 @@ from backprop_gpu import (
     activations,
     equations,
     threads,
-)  # fmt: skip
+)
 from backprop_gpu.nielsen import network2
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

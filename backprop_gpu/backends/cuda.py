@@ -339,9 +339,10 @@ class CudaBackend:
         parts = self.scratch_array("cost parts", blocks * kernel.block[1], np.float64)
         finished = self.scratch_array("finished blocks", 1, np.uint32, zeros=True)
         self.runtime.launch(
-            kernel, (blocks, 1, 1),
+            kernel,
+            (blocks, 1, 1),
             (z, a, y, parts, finished, result, step, np.int32(m), np.int32(n)),
-        )  # fmt: skip
+        )
 
     def _of_user(self, function: Callable[..., Any], *arrays: DeviceArray) -> Array:
         """A user's function(*arrays), on CuPy arrays or, without CuPy, on copies on the host."""
@@ -362,9 +363,10 @@ class CudaBackend:
         sizes = epoch.batch, len(x), x.shape[1], y.shape[1]
         kernel = self._kernels.gather()
         self.runtime.launch(
-            kernel, (kernel.blocks(x.size) + kernel.blocks(y.size), 1, 1),
+            kernel,
+            (kernel.blocks(x.size) + kernel.blocks(y.size), 1, 1),
             (X, Y, epoch.order, epoch.step, x, y, *map(np.int32, sizes)),
-        )  # fmt: skip
+        )
 
     def record_cost(
         self,
@@ -392,9 +394,10 @@ class CudaBackend:
             scale = self.scratch_array("clip scale", 1)
             parts = self._squares(gradients.flat, clip_value)
             self.runtime.launch(
-                self._kernels.clip_scale(), (1, 1, 1),
+                self._kernels.clip_scale(),
+                (1, 1, 1),
                 (parts, scale, np.int32(parts.size), np.float64(optimizer.clip_norm)),
-            )  # fmt: skip
+            )
         first, second = (*slots, None, None)[:2]
         self._map(
             self._kernels.update(optimizer.rule), count,
@@ -409,9 +412,10 @@ class CudaBackend:
         blocks = min(256, ceil(array.size / 256))
         parts = self.scratch_array("norm parts", blocks, np.float64)
         self.runtime.launch(
-            self._kernels.squared_norm(), (blocks, 1, 1),
+            self._kernels.squared_norm(),
+            (blocks, 1, 1),
             (array, parts, np.int64(array.size), self._scalar(limit)),
-        )  # fmt: skip
+        )
         return parts
 
     def advance(self, epoch: CudaEpoch) -> None:

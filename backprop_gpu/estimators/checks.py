@@ -24,9 +24,10 @@ THEIRS = ("identity", "logistic", "tanh", "relu")
 #: Of ours those that scikit-learn knows by another name, or for outputs alone.
 _OTHERS = ("sigmoid", "exponential", "softmax")
 ACTIVATIONS = THEIRS + tuple(
-    name for name in activations.names()
+    name
+    for name in activations.names()
     if name not in THEIRS + _OTHERS and activations.get(name).builtin
-)  # fmt: skip
+)
 
 
 def a_name(*names: str) -> tuple[Any, str]:

@@ -35,8 +35,9 @@ def _restored(kind: Any, value: Any, where: str) -> Any:
             raise ValueError(f"{where} must hold {', '.join(names)}")
         hints = get_type_hints(kind)
         make: Any = kind
-        return make(**{name: _restored(hints[name], value[name], f"{where}.{name}")
-                       for name in names})  # fmt: skip
+        return make(
+            **{name: _restored(hints[name], value[name], f"{where}.{name}") for name in names}
+        )
     arguments = get_args(kind)
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):

@@ -277,9 +277,10 @@ def _linear_of(module: Any, node: Any, place: str, what: Any) -> _Layer | None:
     elif node.target is F.linear:
         weight, bias = (
             operator.attrgetter(str(each.target))(module)
-            if isinstance(each, torch.fx.Node) and each.op == "get_attr" else each
+            if isinstance(each, torch.fx.Node) and each.op == "get_attr"
+            else each
             for each in (_argument(node, 1, "weight"), _argument(node, 2, "bias"))
-        )  # fmt: skip
+        )
         if isinstance(weight, torch.fx.Node) or isinstance(bias, torch.fx.Node):
             raise _unsupported(place, what, "its weight or bias is computed")
     else:

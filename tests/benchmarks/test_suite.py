@@ -544,8 +544,9 @@ def test_compare(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert int(count) > 40  # grows with the suite
     assert (status, text) == (0, f"of {count}: 0 slower and 0 faster beyond their spread")
     assert compared("20261101", "cccc3333") == (
-        1, f"of {count}: {count} slower and 0 faster beyond their spread",
-    )  # fmt: skip
+        1,
+        f"of {count}: {count} slower and 0 faster beyond their spread",
+    )
     assert compared("cccc3333", "aaaa1111")[0] == 0
     assert compared(results, results)[0] == 0
     assert bench("compare", "aaaa1111", "nothing", "--records", results) == 2

@@ -436,9 +436,10 @@ def test_sigterm_writes_what_there_is(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "backprop_gpu", "train", "--backend", "numpy"]
     process = subprocess.Popen(
         [*command, "--epochs", "1000000", "--out", str(tmp_path)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env=os.environ | {"NUMBA_DISABLE_JIT": "1"},  # it compiles for longer than this trains
-    )  # fmt: skip
+    )
     try:
         assert process.stderr is not None
         seen = b""
@@ -627,10 +628,12 @@ def samples(folder: Path) -> dict[str, bytes]:
     text = "id,size,colour,kind\n" + "".join(
         f'{i},{X[i, 0]:.2f},{"red" if i % 2 else "blue"},"k{y[i]}"\n' for i in range(12)
     )
-    parts = archive(folder / "s.npz", x_train=npy(X), y_train=npy(y), x_test=npy(X[:4]),
-                    y_test=npy(y[:4]))  # fmt: skip
-    stored = archive(folder / "t.npz", zipfile.ZIP_STORED, X=npy(X.astype("u1")),
-                     y=npy(np.array(["a", "b"] * 6)))  # fmt: skip
+    parts = archive(
+        folder / "s.npz", x_train=npy(X), y_train=npy(y), x_test=npy(X[:4]), y_test=npy(y[:4])
+    )
+    stored = archive(
+        folder / "t.npz", zipfile.ZIP_STORED, X=npy(X.astype("u1")), y=npy(np.array(["a", "b"] * 6))
+    )
     images = idx(rng.integers(0, 255, (12, 2, 2), dtype=np.uint8))
     return {
         "a.csv": text.encode(),

@@ -51,8 +51,9 @@ def test_a_captured_step_may_hold_cublas() -> None:
     for callbacks in ([], [EveryBatch()]):
         # Tiles are for small products and short sums: cuBLAS is the planner's for one of these.
         net = Network([784, 512, 10], backend="cuda", seed=3)
-        net.fit(X, y, epochs=2, batch_size=250, learning_rate=0.1, engine="layered",
-                callbacks=callbacks)  # fmt: skip
+        net.fit(
+            X, y, epochs=2, batch_size=250, learning_rate=0.1, engine="layered", callbacks=callbacks
+        )
         nets.append(net)
     assert nets[0].plan.captured
     assert "cublas (" in str(nets[0].plan)

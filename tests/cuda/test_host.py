@@ -192,8 +192,9 @@ def test_arrays_that_do_not_fit_are_refused(runtime: Runtime) -> None:
 
     class Columns:
         __cuda_array_interface__ = array.__cuda_array_interface__ | {
-            "shape": (6, 4), "strides": (8, 48),
-        }  # fmt: skip
+            "shape": (6, 4),
+            "strides": (8, 48),
+        }
 
     with pytest.raises(ValueError, match=r"must be C-contiguous, got strides \(8, 48\)"):
         runtime.view(Columns())
@@ -383,9 +384,7 @@ def test_the_layered_engine_launches_what_its_plan_names(
     of = {str(tile): tile for tile in planning.TILES}
     captures = []
     capture = runtime.capture
-    monkeypatch.setattr(
-        runtime, "capture", lambda step: captures.append(step) or capture(step)
-    )  # fmt: skip
+    monkeypatch.setattr(runtime, "capture", lambda step: captures.append(step) or capture(step))
 
     def tiled(tile: str) -> planning.Plan:
         def product(label: str, product: planning.Product) -> planning.Product:

@@ -338,7 +338,7 @@ MINE = Cost("mine", lambda a, y: ((a - y) ** 2).sum(axis=1), lambda a, y: 2 * (a
         ({"cost": MINE}, [], "'mine'"),
         ({}, [EveryBatch()], "callback after every batch"),
     ],
-)  # fmt: skip
+)
 def test_what_it_cannot_run_is_refused_or_left_to_layered(
     options: dict[str, Any], callbacks: list[Callback], why: str
 ) -> None:

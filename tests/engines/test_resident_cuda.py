@@ -164,9 +164,9 @@ def same_training(got: Network, exact: Network, steps: int, what: str) -> None:
 def test_every_activation_cost_and_rule(sigmas: Any, cost: str, rule: str) -> None:
     arguments = {"sigmas": list(sigmas), "cost": cost, "optimizer": rule, "rate": 0.01}
     exact = train("numpy", "layered", dtype="float64", **arguments)
-    dtypes = ("float32", "float64") if SETTINGS.index((sigmas, cost, rule)) % 4 == 0 else (
-        "float32",
-    )  # fmt: skip
+    dtypes = (
+        ("float32", "float64") if SETTINGS.index((sigmas, cost, rule)) % 4 == 0 else ("float32",)
+    )
     for dtype in dtypes:
         net = train(CudaBackend(dtype, runtime()), "resident", dtype=dtype, **arguments)
         assert net.plan.engine == "resident"
@@ -407,8 +407,9 @@ BYTES = tuple(form for form in FORMS if form.bytes)
 
 
 def test_forms_of_bytes_cover_every_way_to_copy() -> None:
-    ways = {(form.cluster > 1, next(n for n in (16, 4, 1) if form.sizes[0] % n == 0))
-            for form in BYTES}  # fmt: skip
+    ways = {
+        (form.cluster > 1, next(n for n in (16, 4, 1) if form.sizes[0] % n == 0)) for form in BYTES
+    }
     assert ways == {(split, unit) for split in (False, True) for unit in (16, 4, 1)}
 
 
@@ -492,8 +493,9 @@ def test_a_population_and_a_sweep_of_bytes(seen: list[np.dtype[Any]]) -> None:
         population = Population([32, 6, 3], members=3, seed=2, backend="cuda")
         population.fit(given, y, engine="resident", **FIT)
         grid = {"sizes": [[32, 6, 3]], "learning_rate": [0.01, 0.001]}
-        swept = sweep(given, y, grid=grid, backend="cuda", engine="resident", seed=4,
-                      epochs=2, batch_size=5)  # fmt: skip
+        swept = sweep(
+            given, y, grid=grid, backend="cuda", engine="resident", seed=4, epochs=2, batch_size=5
+        )
         found.append([*population.members, *swept.networks])
     assert seen == [np.uint8] * 4 + [np.float32] * 4
     for one, other in zip(*found, strict=True):
@@ -653,9 +655,10 @@ def test_the_plan_says_that_rows_are_bytes() -> None:
     def enough(stored_bytes: bool) -> int:
         """Rows from which on building pays."""
         return bisect(
-            range(50_000), False,
+            range(50_000),
+            False,
             key=lambda n: plan(NIELSEN, 10, bytes=stored_bytes, rows=n).engine == "resident",
-        )  # fmt: skip
+        )
 
     assert 0 < enough(True) == enough(False) < 50_000
 

@@ -688,9 +688,10 @@ def test_nan_is_no_improvement(
     """scikit-learn takes it for one, and trains on to `max_iter`."""
     end_epoch = PerceptronCourse.end_epoch
     monkeypatch.setattr(
-        PerceptronCourse, "end_epoch",
+        PerceptronCourse,
+        "end_epoch",
         lambda self, costs, seconds: end_epoch(self, costs * np.nan, seconds),
-    )  # fmt: skip
+    )
     monkeypatch.setattr(MLPClassifier, "_score_of", lambda *arguments: float("nan"))
     est = MLPClassifier(max_iter=50, n_iter_no_change=3, early_stopping=early_stopping).fit(*iris)
     assert est.n_iter_ == 4

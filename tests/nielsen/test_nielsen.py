@@ -117,9 +117,7 @@ def test_the_reference(name, engine, capsys):
     else:
         cost = {"CrossEntropyCost": network2.CrossEntropyCost}[figures["cost"]]
         net = network2.Network(figures["sizes"], cost=cost, backend="numpy")
-        returned = net.SGD(
-            training, *settings, figures["lmbda"], rest, True, True, True, True
-        )  # fmt: skip
+        returned = net.SGD(training, *settings, figures["lmbda"], rest, True, True, True, True)
         for found, expected in zip(returned, figures["returned"], strict=True):
             np.testing.assert_allclose(found, expected, rtol=1e-9)
     assert net.plan.engine == engine
@@ -454,8 +452,9 @@ def test_a_users_cost():
     expected = by_hand(net, training, 2, 4, 0.5, lambda a, y: 0.5 * (a - y), 2.0)
     random.seed(3)
     with pytest.warns(UserWarning, match="Python loop.*cost Halved is neither") as caught:
-        net.SGD(training, 2, 4, 0.5, lmbda=2.0, evaluation_data=evaluation,
-                monitor_evaluation_cost=True)  # fmt: skip
+        net.SGD(
+            training, 2, 4, 0.5, lmbda=2.0, evaluation_data=evaluation, monitor_evaluation_cost=True
+        )
     assert caught[0].filename == __file__
     close(state(net), expected, 1e-12)
     same = made(network2)
@@ -523,9 +522,7 @@ def test_overridden_methods_are_honoured():
     np.random.seed(1)
     net = Cubic(SIZES)
     random.seed(3)
-    expected = by_hand(
-        net, training, 1, 4, 0.5, lambda a, y: (a - y) ** 3 * a * (1 - a)
-    )  # fmt: skip
+    expected = by_hand(net, training, 1, 4, 0.5, lambda a, y: (a - y) ** 3 * a * (1 - a))
     random.seed(3)
     with pytest.warns(UserWarning, match="cost_derivative is not the library's"):
         net.SGD(training, 1, 4, 0.5)

@@ -462,9 +462,10 @@ def cost_of_several_blocks(s: Subject) -> None:
                 backend.asarray(np.full(count, np.nan), np.float64) for count in (8 * blocks, 1)
             )
             backend.runtime.launch(
-                kernel, (blocks, 1, 1),
+                kernel,
+                (blocks, 1, 1),
                 (None, *s.put(a, y), parts, finished, result, step, np.int32(m), np.int32(5)),
-            )  # fmt: skip
+            )
             results.append(float(backend.to_numpy(result)[0]))
         exact = float(reference.COSTS["quadratic"][0](a, y).mean())
         assert abs(results[0] - exact) <= 16 * s.eps * exact, (m, blocks)
@@ -689,9 +690,10 @@ def convert(s: Subject, source: str) -> None:
         out = s.poisoned(count)
         kernel = Catalogue(s.dtype).convert(source)
         backend.runtime.launch(
-            kernel, (kernel.blocks(count), 1, 1),
+            kernel,
+            (kernel.blocks(count), 1, 1),
             (backend.asarray(x, np.dtype(source)), out, np.int64(count)),
-        )  # fmt: skip
+        )
         np.testing.assert_array_equal(backend.to_numpy(out), expected)
 
 

@@ -427,9 +427,7 @@ def test_calls_are_counted(gpu: Gpu, stand_in: standin.Standin) -> None:
     do(driver.cuStreamSynchronize, gpu.stream)
     do(driver.cuMemFree, a)
     found = {kind: stand_in.count(kind) - before[kind] for kind in kinds}
-    assert found == {
-        "allocation": 1, "launch": 2, "copy": 1, "synchronization": 1, "release": 1
-    }  # fmt: skip
+    assert found == {"allocation": 1, "launch": 2, "copy": 1, "synchronization": 1, "release": 1}
 
 
 def test_what_a_broken_context_gives_back(gpu: Gpu, stand_in: standin.Standin) -> None:

@@ -94,7 +94,7 @@ def test_every_order_but_the_first_wave_s_first_is_drawn_ahead(monkeypatch, wave
     draw = FitCourse.draw_order
     monkeypatch.setattr(
         FitCourse, "draw_order", lambda self: drawn.append(self._drawn) or draw(self)
-    )  # fmt: skip
+    )
     members = Population([3, 5, 2], members=3, seed=2, backend="numpy", dtype="float64")
     members.fit(X, Y, batch_size=BATCH, learning_rate=0.1, epochs=3, engine="layered")
     assert [entry is not None for entry in drawn] == [False] * wave + [True] * (9 - wave)
