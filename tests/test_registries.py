@@ -78,4 +78,5 @@ def test_pytorchs_modules() -> None:
     none = {"exponential": "PyTorch has no module for it: `modules.ExponentialModule` is ours"}
     same(modules.MODULES, SIGMAS, none)
     same(modules.SIGMAS.values(), SIGMAS)
+    same(modules.FUNCTIONS.values(), SIGMAS, {"identity": "PyTorch has no function for it"})
     same(equations.SIGMA_OPERATIONS, SIGMAS)
