@@ -250,7 +250,7 @@ def apply_rule(
             np.subtract(p, g, out=p)
             np.multiply(v, mu, out=g)
             np.add(p, g, out=p)
-    else:
+    elif optimizer.rule in ("adam", "adamw"):
         m, v = slots
         beta1, beta2, epsilon = optimizer.constants
         term = scratch(p.shape)[0]
@@ -270,3 +270,5 @@ def apply_rule(
         np.divide(m, term, out=term)
         np.multiply(term, c1, out=term)
         np.subtract(p, term, out=p)
+    else:
+        raise ValueError(f"the numpy backend has no rule {optimizer.rule!r}")
