@@ -690,8 +690,9 @@ def test_why_not_resident(changes: dict[str, Any], reason: str) -> None:
 def test_asked_for() -> None:
     assert plan(NIELSEN, 10, engine="layered").engine == "layered"
     assert plan(NIELSEN, 10, engine="resident", epochs=1, rows=10).engine == "resident"
-    with pytest.raises(ValueError, match="unknown engine 'fast'"):
-        plan(NIELSEN, 10, engine="fast")
+    network = Network([3, 2], backend="cuda")
+    with pytest.raises(ValueError, match="unknown engine 'fast'; known: auto, layered, resident"):
+        network.fit(np.zeros((4, 3)), np.zeros((4, 2)), engine="fast", **FIT)
 
 
 def test_older_devices_have_no_clusters() -> None:
