@@ -692,7 +692,7 @@ def test_asked_for() -> None:
     assert plan(NIELSEN, 10, engine="resident", epochs=1, rows=10).engine == "resident"
     network = Network([3, 2], backend="cuda")
     with pytest.raises(ValueError, match="unknown engine 'fast'; known: auto, layered, resident"):
-        network.fit(np.zeros((4, 3)), np.zeros((4, 2)), engine="fast", **FIT)
+        network.fit(np.zeros((5, 3)), np.zeros((5, 2)), engine="fast", **FIT)
 
 
 def test_older_devices_have_no_clusters() -> None:
