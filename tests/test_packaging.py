@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -74,3 +75,11 @@ def test_tables_of_readme_come_from_the_records() -> None:
     found = records.read(records.RESULTS / records.GPU)
     steps = [record for record in found if record.get("op") == "training"]
     assert report.markdown(steps, "python -m backprop_gpu.benchmarks.gpu_record") in readme
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "kernels/README.md"])
+def test_a_page_names_places_that_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:backprop_gpu|benchmarks|docs|kernels|tests)/[\w./-]*)`", text))
+    assert named
+    assert [place for place in sorted(named) if not (ROOT / place).exists()] == []

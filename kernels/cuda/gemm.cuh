@@ -12,7 +12,7 @@
 // BM / (TM / run): neighbouring threads read neighbouring runs.
 //
 // Kernels name the blocks that a multiprocessor must hold, `least_blocks`: left to itself the
-// assembler aims at more than help, and spills for them. With 64 float sums a thread they are two,
+// assembler aims at more than help, and spills for them. With 64 float sums per thread they are two,
 // 128 registers per thread: one computes while the other waits at its barrier or for memory.
 //
 // The sum over p runs in one fixed order, so the same launch gives the same bits.
