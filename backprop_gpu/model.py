@@ -7,11 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from . import activations, backends, costs, engines, planning, self_check, threads, validation
+from . import (
+    activations,
+    backends,
+    costs,
+    cpu,
+    engines,
+    planning,
+    self_check,
+    threads,
+    validation,
+)
 from .activations import Activation
 from .backends.cuda import CudaBackend
 from .costs import Cost
 from .engines import ENGINES, Engine
+from .engines.compiled_passes import CompiledPasses
 from .engines.passes import Passes
 from .parameters import Layout, Parameters
 from .planning import Choice, Device, Plan, Run
@@ -142,9 +153,11 @@ class Model:
         algorithm = None
         if isinstance(self.backend, CudaBackend) and self.backend.device.library:
             algorithm = self.backend.algorithm
+        compiled = run is not None and obstacle is None and self.choice.backend == "numpy"
+        processor = f"compiled for {cpu.library().description}" if compiled else ""
         return planning.choose_plan(
             self.sizes, self.dtype.name, self.choice, self.device, run, obstacle, threads.cores(),
-            self.cost.builtin, algorithm,
+            self.cost.builtin, algorithm, processor,
         )  # fmt: skip
 
     def _failed_check(self, plan: Plan, run: Run) -> str | None:
@@ -192,7 +205,15 @@ class Model:
 
     def passes(self) -> Passes:
         """New forward and backward passes, for one use: several threads may read at once."""
-        return Passes(self.backend.fork(), self.sizes, self.activations, self.cost)
+        # To compile a user's function takes longer than most readings.
+        compiled = (
+            self.choice.backend == "numpy"
+            and self.cost.builtin
+            and all(activation.builtin for activation in self.activations)
+            and cpu.obstacle(self.activations, self.cost, self.dtype) is None
+        )
+        kind = CompiledPasses if compiled else Passes
+        return kind(self.backend.fork(), self.sizes, self.activations, self.cost)
 
     # -- copies --------------------------------------------------------------------
 

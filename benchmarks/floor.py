@@ -67,7 +67,7 @@ def _parts(workload: Workload, rates: MachineRates, precision: str) -> dict[str,
     }
 
 
-#: Of the rate of a large product, what the CPU's resident loop should reach in tiles whose sums are
+#: Of the rate of a large product, what the CPU's resident engine should reach in tiles whose sums are
 #: loaded and stored once.
 EXPECTED_RATE = 0.85
 #: Seconds that a product, its σ or σ' and what leads to them take beside the arithmetic.
@@ -83,17 +83,14 @@ def expected(workload: Workload, rates: MachineRates) -> float | None:
     if rates.device != "cpu":
         return None
     cores, batch = usable_cores(), workload.batch
-    work = planning.cpu_work(workload.sizes, batch, 4, cores)
+    work = planning.cpu_work(workload.sizes, batch, False, cores)
     busy = min(cores, workload.members) if workload.members > 1 else work.threads
-    blocks = workload.members * work.parts * ceil(ceil(batch / work.parts) / work.block)
+    blocks = workload.members * ceil(batch / work.block)
     calls = blocks * 4 * len(workload.sizes) * EXPECTED_CALL
     arithmetic = workload.flops / (EXPECTED_RATE * rates.products["float32"] / cores)
     rows = workload.members * 4 * batch * (workload.sizes[0] + workload.sizes[-1])
     moved = rows / (rates.bandwidth / 2)  # one core copies at about half of what all do
-    updates = 0.0
-    if work.parts > 1:  # every part's gradient is written, read and added
-        updates = 4 * workload.parameters * (2 * work.parts + 2) / rates.bandwidth * busy
-    return (arithmetic + calls + moved + updates) / busy
+    return (arithmetic + calls + moved) / busy
 
 
 def attainable(intensity: float, product_rate: float, bandwidth: float) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import pickle
 import stat
 import subprocess
 import sys
@@ -12,11 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from backprop_gpu import cache
-from backprop_gpu.engines import resident_cpu_loop
 
 IS_ROOT = os.geteuid() == 0
 
@@ -254,51 +251,3 @@ def test_a_file_that_grows_too_large(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL], check=True, capture_output=True, text=True)
     assert done.stderr.count("File too large") == 1
     assert os.listdir(folder) == ["small"]
-
-
-# -- the resident loop's functions ---------------------------------------------------------------
-
-
-def doubled(v: np.ndarray) -> float:
-    total = 0.0
-    for i in range(len(v)):
-        total += 2.0 * v[i]
-    return total
-
-
-def hits_of(function: Any) -> int:
-    """Calls it as a new process would. Returns how many machine codes came from the cache."""
-    compiled = resident_cpu_loop.compile_cached(function)
-    assert compiled(np.arange(4.0)) == 12.0
-    return sum(compiled.stats.cache_hits.values())
-
-
-def test_a_function_is_compiled_once(folder: Path) -> None:
-    assert [hits_of(doubled) for _ in range(3)] == [0, 1, 1]
-    assert len(os.listdir(folder)) == 1
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_function_is_compiled_again(folder: Path, damage: Callable[[Path], None]) -> None:
-    assert hits_of(doubled) == 0
-    (entry,) = folder.iterdir()
-    damage(entry)
-    assert hits_of(doubled) == 0
-    assert hits_of(doubled) == (damage is not directory)
-
-
-def test_an_entry_that_numba_cannot_read(folder: Path) -> None:
-    assert hits_of(doubled) == 0
-    (entry,) = folder.iterdir()
-    for data in (b"no pickle", pickle.dumps(("not", "what", "it", "wrote")), pickle.dumps(3)):
-        cache.write(entry.name, data)
-        assert hits_of(doubled) == 0
-        assert hits_of(doubled) == 1
-
-
-@pytest.mark.parametrize("obstacle", [unset_home, read_only, below_a_file, a_file, full])
-def test_a_function_runs_without_a_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: Callable[..., None]
-) -> None:
-    obstacle(monkeypatch, tmp_path)
-    assert hits_of(doubled) == hits_of(doubled) == 0

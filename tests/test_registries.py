@@ -9,9 +9,8 @@ from collections.abc import Iterable
 import pytest
 
 import kernel_cases
-from backprop_gpu import activations, costs, kernel_checks, optimizers
+from backprop_gpu import activations, costs, cpu, kernel_checks, optimizers
 from backprop_gpu.cuda import catalogue, compiler
-from backprop_gpu.engines import resident_cpu_loop
 from backprop_gpu.estimators import checks, perceptron
 from backprop_gpu.kernels.numba_cuda import activations as numba_activations
 from backprop_gpu.kernels.numba_cuda import costs as numba_costs
@@ -41,7 +40,7 @@ def same(table: Iterable[str], registry: set[str], but: dict[str, str] | None = 
 def test_activations() -> None:
     same(structs("activations.cuh") - {"User"}, {camel(name) for name in ELEMENTWISE})
     same(numba_activations.ELEMENTWISE, ELEMENTWISE)
-    same(resident_cpu_loop.ACTIVATIONS, SIGMAS)
+    same(cpu.ACTIVATIONS, SIGMAS)
     ours = {perceptron.OUR_NAMES.get(name, name) for name in checks.ACTIVATIONS}
     but = {
         "sigmoid": "an alias: scikit-learn calls it logistic",
@@ -54,7 +53,7 @@ def test_activations() -> None:
 def test_costs() -> None:
     same(structs("costs.cuh"), {camel(name) for name in COSTS})
     same(numba_costs.COSTS, COSTS)
-    same(resident_cpu_loop.COSTS, COSTS)
+    same(cpu.COSTS, COSTS)
     book = set(network2.ENGINE_NAMES.values())
     assert book <= COSTS
     assert COSTS - book == {"categorical_cross_entropy", "poisson"}  # the book has two
@@ -63,7 +62,7 @@ def test_costs() -> None:
 def test_rules() -> None:
     same(structs("rules.cuh"), set(catalogue.RULES.values()))
     same(catalogue.RULES, RULES)
-    same(resident_cpu_loop.RULES, RULES)
+    same(cpu.RULES, RULES)
     text = inspect.getsource(numba_update)
     for rule in RULES:
         assert re.search(rf"\b{rule}\b", text), rule

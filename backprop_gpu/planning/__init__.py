@@ -3,7 +3,7 @@
 import warnings
 from typing import Any
 
-from .cpu import CpuWork, cpu_obstacle, cpu_work, members_a_call, step_flops, steps_a_call
+from .cpu import CpuWork, cpu_work, members_a_call, step_flops, steps_a_call
 from .device import H200, Device
 from .plan import (
     CHUNK_ROWS,
@@ -42,7 +42,6 @@ __all__ = [
     "choose_plan",
     "choose_product",
     "column_splits",
-    "cpu_obstacle",
     "cpu_work",
     "least_bytes",
     "members_a_call",

@@ -19,7 +19,7 @@ from itertools import pairwise
 
 from .. import validation
 from . import residency
-from .cpu import LOADING, CpuWork, cpu_obstacle, cpu_work, layered_seconds
+from .cpu import CpuWork, cpu_work
 from .device import Device
 from .products import Product, Transposes, choose_product, layered_step_seconds
 from .residency import Residency
@@ -33,8 +33,8 @@ BUILDING = 1.5
 CHUNK_ROWS = 4096
 
 
-def choose_engine(requested: str, obstacle: str | None, seconds: float) -> tuple[str, str]:
-    """(engine, reason). Never depends on what the process ran before: same run, same bits.
+def choose_engine(requested: str, obstacle: str | None) -> tuple[str, str]:
+    """(engine, reason). Of the shape alone: a training of one epoch or a hundred has the same bits.
 
     Parameters
     ----------
@@ -42,8 +42,6 @@ def choose_engine(requested: str, obstacle: str | None, seconds: float) -> tuple
         "auto", or an engine's name.
     obstacle : str or None
         Why that engine, or the resident one for "auto", cannot run this, if it cannot.
-    seconds : float
-        How long the layered engine is expected to train.
 
     Raises
     ------
@@ -56,13 +54,7 @@ def choose_engine(requested: str, obstacle: str | None, seconds: float) -> tuple
         return requested, "asked for"
     if obstacle is not None:
         return "layered", f"one backend call per equation; not resident, because {obstacle}"
-    if seconds > LOADING:
-        return "resident", "an epoch is one loop of compiled code"
-    return (
-        "layered",
-        f"one backend call per equation; about {seconds:.1f} s of training do not repay loading "
-        "the resident loop",
-    )
+    return "resident", "an epoch is one call of compiled code"
 
 
 def _choose_on_device(
@@ -74,7 +66,7 @@ def _choose_on_device(
 ) -> tuple[str, str]:
     """(engine, reason) for a CUDA device, as `choose_engine` for a CPU."""
     if run.engine not in ("auto", "resident"):
-        return choose_engine(run.engine, obstacle, 0.0)
+        return choose_engine(run.engine, obstacle)
     m, members = run.batch_size, run.members
     cut: Residency | None = None
     if obstacle is None:
@@ -319,7 +311,7 @@ class Plan:
         return "\n".join(lines)
 
 
-_FORMAT, _VERSION = "backprop_gpu plan", 1
+_FORMAT, _VERSION = "backprop_gpu plan", 2
 
 
 def product_shapes(sizes: Sequence[int], m: int) -> dict[str, tuple[Transposes, int, int, int]]:
@@ -365,7 +357,7 @@ def step_work(
     library = "BLAS" if plan.backend == "numpy" else "our tiled product"
     other = "NumPy" if plan.backend == "numpy" else "a map"
     if resident:
-        other = "the resident loop" if plan.backend == "numpy" else "the resident kernel"
+        other = "compiled code" if plan.backend == "numpy" else "the resident kernel"
     m, found = batch, []
 
     def product(label: str, rows: int, columns: int, summed: int, extra: int) -> None:
@@ -450,6 +442,7 @@ def choose_plan(
     cores: int = 1,
     builtin: bool = True,
     algorithm: Callable[[Transposes, int, int, int], str] | None = None,
+    processor: str = "",
 ) -> Plan:
     """The plan of a training run: which engine, which kernels, and why.
 
@@ -471,6 +464,8 @@ def choose_plan(
         Whether C is one of ours.
     algorithm : callable, optional
         Tells how the library forms an (m, n) product summed over k.
+    processor : str
+        What the CPU's engine is compiled for.
 
     Raises
     ------
@@ -484,15 +479,13 @@ def choose_plan(
     if device is not None:
         engine, reason = _choose_on_device(sizes, itemsize, device, run, obstacle)
     else:
-        slower = None
-        if run.engine == "auto":
-            slower = cpu_obstacle(sizes, run.batch_size, itemsize, cores)
-        seconds = run.members * layered_seconds(sizes, run.batch_size, run.rows, run.epochs)
-        engine, reason = choose_engine(run.engine, obstacle or slower, seconds)
+        engine, reason = choose_engine(run.engine, obstacle)
         if engine == "resident" and run.members > 1:
             reason += f"; a thread per network, {min(cores, run.members)} at a time"
         elif engine == "resident":
-            reason += f"; {cpu_work(sizes, run.batch_size, itemsize, cores)}"
+            reason += f"; {cpu_work(sizes, run.batch_size, run.bytes, cores)}"
+        if engine == "resident":
+            reason += f"; {processor}"
     notes: list[str] = []
     if device is not None and engine == "layered":
         if not builtin:
@@ -513,7 +506,7 @@ def choose_plan(
         )
     elif device is None:
         batches = tuple(
-            BatchPlan(m, work=cpu_work(sizes, m, itemsize, cores))
+            BatchPlan(m, work=cpu_work(sizes, m, run.bytes, cores))
             for m in sorted({m for m, _ in run.kinds}, reverse=True)
         )
     else:

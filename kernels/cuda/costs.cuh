@@ -8,15 +8,13 @@
 // without the rounding of a. Softmax needs two numbers of its row for that.
 #pragma once
 
-#include "primitives/warp.cuh"
-
 // The floats strictly inside (0, 1) or (0, inf): rounding may have put a on the edge.
 template <class T> __device__ T smallest();
-template <> __device__ inline float smallest<float>() { return 1.17549435e-38f; }
-template <> __device__ inline double smallest<double>() { return 2.2250738585072014e-308; }
+template <> __device__ float smallest<float>() { return 1.17549435e-38f; }
+template <> __device__ double smallest<double>() { return 2.2250738585072014e-308; }
 template <class T> __device__ T below_one();
-template <> __device__ inline float below_one<float>() { return 0.99999994f; }
-template <> __device__ inline double below_one<double>() { return 0.99999999999999989; }
+template <> __device__ float below_one<float>() { return 0.99999994f; }
+template <> __device__ double below_one<double>() { return 0.99999999999999989; }
 
 // A NaN stays one.
 template <class T> __device__ T clip_positive(T a) { return a < smallest<T>() ? smallest<T>() : a; }
@@ -68,40 +66,37 @@ struct Poisson {
   template <class T> static __device__ T term_from_z(T z, T a, T y) { return a - y * z; }
 };
 
-// BP1 with softmax, δ_j = q_j - ā_j Σ_k q_k: `add` every output of the row, a lane some of them,
-// then `sum`, then ask for each `error`.
+// BP1 with softmax, δ_j = q_j - ā_j Σ_k q_k: `add` every output of the row, a lane some of them; add
+// the lanes' `sums`; then `finish`, and ask for each `error`.
 template <class T, class Cost> struct SoftmaxRow {
-  T total = 0;  // Σ_k q_k
+  T sums[1] = {};  // Σ_k q_k
   __device__ void add(T a, T y) {
     a = Cost::inside(a);
-    total += Cost::error(a, y, a);
+    sums[0] += Cost::error(a, y, a);
   }
-  __device__ void sum() { total = warp_sum(total); }
+  __device__ void finish() {}
   __device__ T error(T a, T y) const {
     a = Cost::inside(a);
-    return Cost::error(a, y, a) - a * total;
+    return Cost::error(a, y, a) - a * sums[0];
   }
 };
 
 // q = r / (1 - ā). Above ½, where 1 - ā is the sum of the other ā, δ_j is r_j - ā_j Σ_{k≠j} q_k.
 template <class T> struct SoftmaxRow<T, BinaryCrossEntropy> {
-  T below = 0, rest = 0, above = 0;  // Σ q and Σ ā up to ½; r above
+  T sums[3] = {};  // Σ q and Σ ā up to ½; r above
+  T all = 0;       // Σ_k q_k
   __device__ void add(T a, T y) {
     a = clip_positive(a);
     if (a > T(0.5)) {
-      above += a - y;
+      sums[2] += a - y;
     } else {
-      below += (a - y) / (T(1) - a);
-      rest += a;
+      sums[0] += (a - y) / (T(1) - a);
+      sums[1] += a;
     }
   }
-  __device__ void sum() {
-    below = warp_sum(below);
-    rest = warp_sum(rest);
-    above = below + warp_sum(above) / rest;
-  }
+  __device__ void finish() { all = sums[0] + sums[2] / sums[1]; }
   __device__ T error(T a, T y) const {
     a = clip_positive(a);
-    return a > T(0.5) ? a - y - a * below : (a - y) / (T(1) - a) - a * above;
+    return a > T(0.5) ? a - y - a * sums[0] : (a - y) / (T(1) - a) - a * all;
   }
 };

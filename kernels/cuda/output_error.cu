@@ -46,7 +46,8 @@ __global__ void softmax_output_error(const T* a, const T* y, T* delta, int m, in
   const size_t row = size_t(x) * n;
   SoftmaxRow<T, Cost> outputs;
   for (int j = threadIdx.x; j < n; j += 32) outputs.add(a[row + j], y[row + j]);
-  outputs.sum();
+  for (T& sum : outputs.sums) sum = warp_sum(sum);
+  outputs.finish();
   for (int j = threadIdx.x; j < n; j += 32) delta[row + j] = outputs.error(a[row + j], y[row + j]);
 }
 

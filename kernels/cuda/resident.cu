@@ -358,7 +358,8 @@ struct Epoch {
 #pragma unroll 1
           for (int j = lane; j < n; j += 32)
             outputs.add(exp(z[j] - largest) / total, stage().y[x][j]);
-          outputs.sum();
+          for (T& sum : outputs.sums) sum = warp_sum(sum);
+          outputs.finish();
         }
         __syncwarp();  // all lanes have read z_0, which becomes δ_0
 #pragma unroll 1
@@ -448,10 +449,7 @@ struct Epoch {
 #pragma unroll
       for (int v = 0; v < N; ++v) {
         g.x[v] = clip_by_value(g.x[v], clip_value);
-        if (weight) {
-          g.x[v] += l2 * old.x[v];
-          g.x[v] += old.x[v] > T(0) ? l1 : old.x[v] < T(0) ? -l1 : T(0);
-        }
+        if (weight) g.x[v] = penalized(g.x[v], old.x[v], l1, l2);
       }
     }
 #pragma unroll

@@ -54,10 +54,16 @@ struct AdamW {
 };
 
 template <class T> __device__ T largest();
-template <> __device__ inline float largest<float>() { return 3.40282347e+38f; }
-template <> __device__ inline double largest<double>() { return 1.7976931348623157e+308; }
+template <> __device__ float largest<float>() { return 3.40282347e+38f; }
+template <> __device__ double largest<double>() { return 1.7976931348623157e+308; }
 
 template <class T> __device__ T clip_by_value(T g, T limit) {
   return g > limit ? limit : g < -limit ? -limit : g;
 }
 
+
+// What a penalty l1 |w| + ½ l2 w² adds to the gradient of a weight.
+template <class T> __device__ T penalized(T g, T w, T l1, T l2) {
+  g += l2 * w;
+  return g + (w > T(0) ? l1 : w < T(0) ? -l1 : T(0));
+}

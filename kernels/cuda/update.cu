@@ -29,10 +29,7 @@ __global__ void update(T* p, const T* g, T* s0, T* s1, const double* coefficient
     const T old = values.x[i];
     T gradient = clip_by_value(gradients.x[i], clip_value);
     if (clip_scale != nullptr) gradient *= *clip_scale;
-    if (weight) {
-      gradient += l2 * old;
-      gradient += old > T(0) ? l1 : old < T(0) ? -l1 : T(0);
-    }
+    if (weight) gradient = penalized(gradient, old, l1, l2);
     values.x[i] =
         Rule::apply(old, gradient, state0.x[i], state1.x[i], c, d1, d2, epsilon, weight);
   }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -18,16 +16,11 @@ from backprop_gpu import (
     Cost,
     Network,
     activations,
+    cpu,
     optimizers,
     planning,
 )
-from backprop_gpu.engines import (
-    Hyperparameters,
-    Member,
-    resident_cpu,
-    resident_cpu_loop,
-    resident_cpu_product,
-)
+from backprop_gpu.engines import Hyperparameters, Member
 from backprop_gpu.engines.passes import Passes
 from backprop_gpu.parameters import Parameters
 from reference import VALID_PAIRS
@@ -129,10 +122,10 @@ def test_sizes_beside_the_edges_of_strips_and_tiles(
 
 
 DIVISIONS = [
-    planning.CpuWork(block=32, parts=1, threads=1),
-    planning.CpuWork(block=5, parts=1, threads=1),  # 5 does not divide 32
-    planning.CpuWork(block=11, parts=3, threads=2),
-    planning.CpuWork(block=4, parts=8, threads=3),  # the last batch, of 6 rows, has empty parts
+    planning.CpuWork(block=32, threads=1, in_place=True),
+    planning.CpuWork(block=5, threads=1, in_place=False),  # 5 does not divide 32
+    planning.CpuWork(block=11, threads=2, in_place=True),
+    planning.CpuWork(block=4, threads=3, in_place=False),  # of 6 rows, the last, two have none
 ]
 
 
@@ -149,13 +142,16 @@ def test_every_division_of_a_batch(
     assert_same_training(*problem("sigmoid", "quadratic"), "float64", optimizer=optimizer)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("optimizer", [SGD(), Adam(clip_norm=0.1)], ids=["sgd", "adam"])
-def test_threads_do_not_change_a_bit(optimizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_division_changes_a_bit(
+    optimizer: Any, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = []
-    for threads in (1, 2, 4):
-        work = planning.CpuWork(block=3, parts=4, threads=threads)
+    for work in DIVISIONS:
         monkeypatch.setattr(planning.plan, "cpu_work", lambda *_, work=work: work)
-        runs.append(weights_after("resident", *problem("", ""), optimizer=optimizer))
+        options = {"optimizer": optimizer, "dtype": dtype, "sizes": (11, 300, 20, 3)}
+        runs.append(weights_after("resident", *problem("", ""), **options))
     for other in runs[1:]:
         for expected, got in zip(runs[0], other, strict=True):
             np.testing.assert_array_equal(got, expected)
@@ -197,33 +193,6 @@ def test_the_norm_is_that_of_weights_and_biases() -> None:
     options: dict[str, Any] = {"sizes": (11, 3), "activation": "identity"}
     optimizer = SGD(clip_norm=1e-3)
     assert_same_training(np.zeros_like(X), Y, "float64", optimizer=optimizer, **options)
-
-
-def test_an_interrupt_between_two_threads_leaves_none_waiting(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    work = planning.CpuWork(block=3, parts=4, threads=3)
-    monkeypatch.setattr(planning.plan, "cpu_work", lambda *_: work)
-    submit = ThreadPoolExecutor.submit
-
-    def interrupted(pool: Any, function: Any, thread: int, *rest: Any) -> Any:
-        if thread == 2:
-            raise KeyboardInterrupt
-        return submit(pool, function, thread, *rest)
-
-    monkeypatch.setattr(ThreadPoolExecutor, "submit", interrupted)
-    seen: list[str] = []
-
-    def train() -> None:
-        try:
-            weights_after("resident", *problem("", ""))
-        except KeyboardInterrupt:
-            seen.append("interrupt")
-
-    training = Thread(target=train, daemon=True)
-    training.start()
-    training.join(60)
-    assert seen == ["interrupt"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -282,18 +251,6 @@ def test_same_seed_same_bits() -> None:
         np.testing.assert_array_equal(first, second)
 
 
-def test_exponential_is_right_to_the_last_bit_or_two() -> None:
-    """σ, through it, over the whole range of float32, and NaN stays NaN."""
-    z = np.linspace(-87, 88, 200_001, dtype=np.float32).reshape(1, -1)
-    a = z.copy()
-    resident_cpu_loop.activate(resident_cpu_loop.SIGMOID, a[0])
-    exact = 1.0 / (1.0 + np.exp(-z.astype(np.float64)))
-    assert (np.abs(a - exact) / exact).max() < 4 * np.finfo(np.float32).eps
-    extreme = np.array([[-np.inf, -1e9, 1e9, np.inf, np.nan]], np.float32)
-    resident_cpu_loop.activate(resident_cpu_loop.SIGMOID, extreme[0])
-    np.testing.assert_allclose(extreme[0], [0, 0, 1, 1, np.nan], atol=1e-37)
-
-
 def test_a_diverging_cost_is_seen_and_the_weights_kept() -> None:
     X, Y = problem("identity", "quadratic")
     net = Network([11, 9, 3], activation="identity", backend="numpy", seed=0)
@@ -309,43 +266,140 @@ def test_ctrl_c_is_heard_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     net = Network([11, 9, 3], backend="numpy", seed=0)
     before = net.weights
     monkeypatch.setattr(planning, "steps_a_call", lambda *_: 1)
-    run, calls = resident_cpu_loop.run_steps, []
+    train, calls = cpu.Library.train, []
 
     def interrupted(*arguments: Any) -> None:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        run(*arguments)
+        train(*arguments)
 
-    monkeypatch.setattr(resident_cpu_loop, "run_steps", interrupted)
+    monkeypatch.setattr(cpu.Library, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         net.fit(X, Y, epochs=1, batch_size=10, learning_rate=0.1, engine="resident")
     for got, expected in zip(net.weights, before, strict=True):
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize("steps", [1, 3, 100])
+def test_where_a_call_ends_changes_no_bit(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = weights_after("resident", *problem("", ""), optimizer="adam", batch_size=7)
+    monkeypatch.setattr(planning, "steps_a_call", lambda *_: steps)
+    pieces = weights_after("resident", *problem("", ""), optimizer="adam", batch_size=7)
+    for expected, got in zip(whole, pieces, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bytes_train_to_the_bits_of_numbers(dtype: str) -> None:
+    rng = np.random.default_rng(6)
+    X, Y = rng.integers(0, 256, (70, 11), np.uint8), rng.uniform(0.1, 0.9, (70, 3))
+    options: dict[str, Any] = {"dtype": dtype, "learning_rate": 1e-4}
+    numbers = weights_after("resident", X.astype(dtype), Y, **options)
+    for expected, got in zip(numbers, weights_after("resident", X, Y, **options), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
 class EveryBatch(Callback):
-    def on_batch_end(self, network: Network, batch: int) -> None: ...
+    """Reads the network after every step, and halves a weight after the third."""
+
+    def __init__(self) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def on_batch_end(self, network: Network, batch: int) -> None:
+        self.seen.append(network.weights[0].copy())
+        if batch == 2:
+            network.parameters.weights[0][0, 0] /= 2
 
 
-MINE = Cost("mine", lambda a, y: ((a - y) ** 2).sum(axis=1), lambda a, y: 2 * (a - y))
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_callback_after_every_batch_reads_and_writes(optimizer: str) -> None:
+    X, Y = problem("sigmoid", "quadratic")
+    seen = []
+    for engine in ("layered", "resident"):
+        hook, net = EveryBatch(), Network([11, 9, 3], backend="numpy", seed=0, dtype="float64")
+        training: dict[str, Any] = {"epochs": 2, "batch_size": 10, "learning_rate": 0.01}
+        net.fit(X, Y, engine=engine, optimizer=optimizer, callbacks=[hook], **training)
+        assert net.plan.engine == engine
+        seen.append(hook.seen)
+    assert len(seen[0]) == len(seen[1]) == 14
+    for expected, got in zip(*seen, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+def test_the_choice_depends_on_the_shape_only() -> None:
+    network, (X, Y) = Network([11, 3], backend="numpy"), problem("sigmoid", "quadratic")
+    assert planning.choose_engine("auto", None)[0] == "resident"
+    assert planning.choose_engine("auto", "there is none")[0] == "layered"
+    with pytest.raises(ValueError, match="engine 'resident' cannot run this: there is none"):
+        planning.choose_engine("resident", "there is none")
+    training: dict[str, Any] = {"batch_size": 10, "learning_rate": 0.01}
+    with pytest.raises(ValueError, match="unknown engine 'fast'; known: auto, layered, resident"):
+        network.fit(X, Y, engine="fast", epochs=1, **training)
+    for epochs in (1, 100):
+        network.fit(X, Y, epochs=epochs, **training)
+        assert network.plan.engine == "resident"
+        assert cpu.library().description in network.plan.engine_reason
+
+
+LEAKY = 0.3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_users_functions_are_compiled(dtype: str) -> None:
+    mine = Activation(
+        "mine",
+        lambda z: np.where(z > 0, z, LEAKY * np.tanh(z)),
+        lambda z: np.where(z > 0, 1.0, LEAKY * (1 - np.tanh(z) ** 2)),
+    )
+    square = Cost("square", lambda a, y: ((a - y) ** 2).sum(axis=1), lambda a, y: 2 * (a - y))
+    for activation, cost in (
+        (mine, "quadratic"),
+        (mine, square),
+        ([mine, "tanh", "softmax"], square),
+        (["tanh", "gelu", "sigmoid"], square),
+    ):
+        X, Y = problem("sigmoid", "quadratic")
+        assert_same_training(X, Y, dtype, activation=activation, cost=cost)
+
+
+def test_names_in_a_users_function_are_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba takes them for constants."""
+    mine = Activation("mine", lambda z: LEAKY * z, lambda z: LEAKY + 0 * z)
+    X, Y = problem("sigmoid", "quadratic")
+    for value in (0.3, 0.7):
+        monkeypatch.setitem(globals(), "LEAKY", value)
+        assert_same_training(X, Y, "float64", activation=mine)
+
+
+def clipped(z: Any) -> Any:
+    return np.array([min(max(one, 0), 1) for one in np.ravel(z)]).reshape(np.shape(z))
 
 
 @pytest.mark.parametrize(
-    ("options", "callbacks", "why"),
+    ("options", "why"),
     [
-        ({"activation": Activation("square", lambda z: z * z, lambda z: 2 * z)}, [], "'square'"),
-        ({"cost": MINE}, [], "'mine'"),
-        ({}, [EveryBatch()], "callback after every batch"),
+        (
+            {"activation": Activation("clipped", clipped, lambda z: 1.0 * (z > 0))},
+            "activation 'clipped' is not built in, and Numba cannot compile it",
+        ),
+        (
+            {"activation": Activation("odd", lambda z: np.where(np.ndim(z) > 0, z, -z), abs)},
+            "activation 'odd' is not built in, and as Numba compiles it, it gives other numbers",
+        ),
+        (
+            {"cost": Cost("mean", lambda a, y: (a - y).mean(axis=1), lambda a, y: 0 * a + 1)},
+            "cost 'mean' is not built in, and Numba cannot compile it",
+        ),
     ],
 )
 def test_what_it_cannot_run_is_refused_or_left_to_layered(
-    options: dict[str, Any], callbacks: list[Callback], why: str
+    options: dict[str, Any], why: str
 ) -> None:
     X, Y = problem("sigmoid", "quadratic")
     net = Network([11, 3], backend="numpy", seed=0, **options)
     before = net.weights
-    training = {"epochs": 1, "batch_size": 10, "learning_rate": 0.01, "callbacks": callbacks}
+    training = {"epochs": 1, "batch_size": 10, "learning_rate": 0.01}
     with pytest.raises(ValueError, match=f"resident.*{why}"):
         net.fit(X, Y, engine="resident", **training)
     np.testing.assert_array_equal(net.weights[0], before[0])
@@ -354,95 +408,12 @@ def test_what_it_cannot_run_is_refused_or_left_to_layered(
     assert why in net.plan.engine_reason
 
 
-def test_the_planner_loads_it_only_where_that_pays() -> None:
-    network, (X, Y) = Network([11, 3], backend="numpy"), problem("sigmoid", "quadratic")
-    short, _ = planning.choose_engine("auto", None, seconds=0.1)
-    long, _ = planning.choose_engine("auto", None, seconds=60.0)
-    assert (short, long) == ("layered", "resident")
-    assert planning.choose_engine("auto", "there is none", 60.0)[0] == "layered"
-    with pytest.raises(ValueError, match="engine 'resident' cannot run this: there is none"):
-        planning.choose_engine("resident", "there is none", 1.0)
-    with pytest.raises(ValueError, match="unknown engine 'fast'; known: auto, layered, resident"):
-        network.fit(X, Y, engine="fast", epochs=1, batch_size=10, learning_rate=0.01)
-
-
-def test_a_long_compilation_is_announced(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_without_numba_a_users_function_is_left_to_layered(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def train() -> None:
-        net = Network([3, 4, 2], backend="numpy", seed=0)
-        X, Y = np.zeros((4, 3)), np.zeros((4, 2))
-        net.fit(X, Y, epochs=1, batch_size=2, learning_rate=0.1, engine="resident")
-
-    class Timer:
-        """Goes off at once if the compilation is to count as a long one, else never."""
-
-        long = False
-
-        def __init__(self, seconds: float, function: Any, arguments: tuple[Any, ...]) -> None:
-            assert seconds == resident_cpu.PATIENCE
-            self.function, self.arguments = function, arguments
-            events.append("made")
-
-        def start(self) -> None:
-            if self.long:
-                self.function(*self.arguments)
-
-        def cancel(self) -> None:
-            events.append("cancelled")
-
-    events: list[str] = []
-    monkeypatch.setattr(resident_cpu.threading, "Timer", Timer)
-    monkeypatch.setattr(resident_cpu, "loaded", set())
-    train()
-    assert np.dtype("float32") in resident_cpu.loaded
-    assert not caplog.messages
-    monkeypatch.setattr(resident_cpu, "loaded", set())
-    Timer.long = True
-    train()
-    assert caplog.messages == [
-        "compiling the resident loop for float32: ten to twenty seconds, once on this machine"
-    ]
-    train()  # it is told once
-    assert len(caplog.messages) == 1
-    assert events == ["made", "cancelled"] * 2
-
-
-def test_no_blas_thread_spins_beside_the_loops_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Validation between epochs has BLAS to itself, and leaves it as it was."""
-    from threadpoolctl import threadpool_info
-
-    def blas_threads() -> set[int]:
-        return {i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"}
-
-    before, during = blas_threads(), []
-    forward = Passes.forward
-
-    def watched(*arguments: Any) -> None:
-        during.append(blas_threads())
-        forward(*arguments)
-
-    monkeypatch.setattr(Passes, "forward", watched)
-    X, Y = np.zeros((8, 3)), np.zeros((8, 2))
-    Network([3, 4, 2], backend="numpy", seed=0).fit(
-        X, Y, epochs=2, batch_size=2, learning_rate=0.1, engine="resident", validation_data=(X, Y)
-    )
-    assert during == [{1}] * 2
-    assert blas_threads() == before
-
-
-def test_bits_do_not_depend_on_whether_this_process_has_compiled() -> None:
-    """What computes is inlined: a second copy of it has other last bits (`_inlined` says why)."""
-    from numba.core.registry import CPUDispatcher
-
-    called = {
-        name: function.targetoptions
-        for module in (resident_cpu_loop, resident_cpu_product)
-        for name, function in vars(module).items()
-        if isinstance(function, CPUDispatcher)
-    }
-    own = {"run_steps", "convert", "transpose_all", "meet"}  # called from Python, or without floats
-    assert own < set(called)
-    for name, options in called.items():
-        inlined = options.get("forceinline") or options.get("inline") == "always"
-        assert inlined or name in own, name
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")
+    mine = Activation("mine", lambda z: 2 * z, lambda z: 2 + 0 * z)
+    X, Y = problem("sigmoid", "quadratic")
+    net = Network([11, 3], backend="numpy", activation=mine, seed=0)
+    net.fit(X, Y, epochs=1, batch_size=10, learning_rate=0.01)
+    assert "NUMBA_DISABLE_JIT is set" in net.plan.engine_reason

@@ -27,7 +27,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from backprop_gpu import MLPClassifier, MLPRegressor, planning, threads
 from backprop_gpu.estimators.perceptron import PerceptronCourse
-from machine import SUPPORT, device_runtime
+from machine import SUPPORT, device_runtime, without_the_library
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -104,10 +104,9 @@ def test_the_same_loss_curve(digits: Any, activation: str, solver: str, dtype: s
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("solver", ["adam", "sgd"])
 def test_the_same_loss_curve_from_the_resident_engine(
-    digits: Any, solver: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+    digits: Any, solver: str, dtype: str
 ) -> None:
     """It sums in another order; of float32 only a smooth σ keeps the digits."""
-    monkeypatch.setattr(planning.plan, "LOADING", 0.0)
     X, y = digits[0].astype(dtype), digits[1]
     activation = "relu" if dtype == "float64" else "tanh"
     settings = {"activation": activation, "solver": solver, "max_iter": 20, "random_state": 0}
@@ -118,13 +117,14 @@ def test_the_same_loss_curve_from_the_resident_engine(
     )
 
 
-@pytest.mark.parametrize("loading", [0.0, 1e9])
+@pytest.mark.parametrize("engine", ["layered", "resident"])
 def test_scores_between_resident_epochs_wake_no_blas_threads(
-    iris: Any, loading: float, monkeypatch: pytest.MonkeyPatch
+    iris: Any, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from threadpoolctl import threadpool_info
 
-    monkeypatch.setattr(planning.plan, "LOADING", loading)
+    if engine == "layered":
+        without_the_library(monkeypatch)
 
     def blas_threads() -> set[int]:
         return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
@@ -138,7 +138,7 @@ def test_scores_between_resident_epochs_wake_no_blas_threads(
     monkeypatch.setattr(MLPClassifier, "_outputs", watched)
     before = blas_threads()
     MLPClassifier(early_stopping=True, max_iter=2, random_state=0, backend="numpy").fit(*iris)
-    assert during == [{1} if loading == 0.0 else before] * 2
+    assert during == [{1} if engine == "resident" else before] * 2
     assert blas_threads() == before
 
 

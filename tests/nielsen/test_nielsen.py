@@ -14,10 +14,9 @@ import warnings
 import numpy as np
 import pytest
 
-from backprop_gpu import planning
-from backprop_gpu.engines.layered import LayeredEngine
+from backprop_gpu.engines.resident_cpu import ResidentCpuEngine
 from backprop_gpu.nielsen import network, network2, samples
-from machine import ROOT
+from machine import ROOT, without_the_library
 
 REFERENCE = json.loads(
     (ROOT / "tests" / "data" / "nielsen_reference.json").read_text(encoding="utf-8")
@@ -98,8 +97,9 @@ def cross_entropy(a, y):
 
 @pytest.fixture(params=["layered", "resident"])
 def engine(request, monkeypatch):
-    """The engine that "auto" takes, whatever the length of the training."""
-    monkeypatch.setattr(planning.plan, "LOADING", 0.0 if request.param == "resident" else 1e9)
+    """The engine that "auto" takes, with the compiled library and without it."""
+    if request.param == "layered":
+        without_the_library(monkeypatch)
     return request.param
 
 
@@ -162,14 +162,15 @@ def test_three_classes_and_a_short_last_batch(kind, m, engine):
 
 def test_an_epoch_is_one_engine_call(monkeypatch, capsys):
     calls, closed, stacked = [], [], []
-    run, release, stack = LayeredEngine.run_epoch, LayeredEngine.release, samples.stack
+    kind = ResidentCpuEngine
+    run, release, stack = kind.run_epoch, kind.release, samples.stack
 
     def counted(self, member, *arguments, **keywords):
         calls.append(sorted(member.order))
         return run(self, member, *arguments, **keywords)
 
-    monkeypatch.setattr(LayeredEngine, "run_epoch", counted)
-    monkeypatch.setattr(LayeredEngine, "release", lambda self: closed.append(release(self)))
+    monkeypatch.setattr(kind, "run_epoch", counted)
+    monkeypatch.setattr(kind, "release", lambda self: closed.append(release(self)))
     monkeypatch.setattr(
         samples, "stack", lambda *given: stacked.append(given[1:3]) or stack(*given)
     )

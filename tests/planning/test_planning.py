@@ -208,7 +208,7 @@ def test_plan_of_numpy():
     plan = planning.choose_plan(
         [784, 30, 10], "float32", Choice("numpy", "because"), None, training
     )
-    assert str(plan).startswith("backend numpy: because\nengine layered: ")
+    assert str(plan).startswith("backend numpy: because\nengine resident: ")
     assert not plan.captured
     assert plan.products == ()
 
@@ -256,44 +256,29 @@ def test_the_plan_of_a_network():
     assert "backend numpy: asked for" in str(net.plan)
     assert "numpy" in repr(net)
     net.fit([[1, 2, 3]], [1], epochs=1, batch_size=1, learning_rate=0.1, callbacks=[Callback()])
-    assert "engine layered" in str(net.plan)
+    assert "engine resident" in str(net.plan)
 
 
 # -- the CPU's resident engine ------------------------------------------------------------
 
 
 def test_small_steps_stay_on_one_thread_and_large_ones_are_shared() -> None:
-    assert planning.cpu_work((784, 30, 10), 10, 4, 8) == planning.CpuWork(10, 1, 1)
-    shared = planning.cpu_work((784, 128, 128, 10), 128, 4, 4)
-    assert (shared.parts, shared.threads) == (4, 4)
-    # A thread without eight rows has too little to do.
-    assert planning.cpu_work((784, 512, 512, 10), 20, 4, 8).parts == 2
+    assert planning.cpu_work((784, 30, 10), 10, False, 8) == planning.CpuWork(10, 1, True)
+    assert planning.cpu_work((784, 128, 128, 10), 128, False, 4).threads == 4
+    # A thread without two rows has too little to do.
+    assert planning.cpu_work((784, 512, 512, 10), 20, False, 64).threads == 10
+
+
+def test_rows_are_read_in_place_where_few_read_them() -> None:
+    assert planning.cpu_work((784, 30, 10), 10, False, 2).in_place
+    assert not planning.cpu_work((784, 30, 10), 10, True, 2).in_place  # they must be converted
+    assert not planning.cpu_work((784, 30, 10), 512, False, 2).in_place
 
 
 @pytest.mark.parametrize("batch", [1, 31, 200, 1 << 14])
-def test_a_block_fits_a_core_and_divides_a_part_evenly(batch: int) -> None:
-    sizes = (32, 64, 64, 16)
-    work = planning.cpu_work(sizes, batch, 4, 2)
-    rows = -(-batch // work.parts)
-    blocks = -(-rows // work.block)
-    assert work.block * blocks - rows < blocks
-    assert work.block <= max(32, cpu.CPU_CACHE // (2 * 4 * sum(sizes)))
-
-
-def test_gradients_for_every_thread_may_be_too_much() -> None:
-    wide, batch = (4096, 4096, 4096), 512
-    assert planning.cpu_obstacle(wide, batch, 4, 2) is None
-    assert planning.cpu_work(wide, batch, 4, 64).parts == 7
-    reason = planning.cpu_obstacle(wide, batch, 4, 64)
-    assert reason == "a gradient for each of 64 threads would take 8.0 GiB"
-
-    def chosen(engine: str) -> planning.Plan:
-        training = planning.Run(60_000, 10, batch, engine)
-        return planning.choose_plan(
-            wide, "float32", planning.Choice("numpy", ""), None, training, cores=64
-        )
-
-    assert chosen("auto").engine == "layered"
-    assert reason in chosen("auto").engine_reason
-    assert chosen("resident").engine == "resident"  # who asks for it gets it, on fewer threads
-    assert "7 threads" in chosen("resident").engine_reason
+def test_blocks_divide_a_batch_evenly_among_the_threads(batch: int) -> None:
+    work = planning.cpu_work((256, 512, 16), batch, False, 3)
+    blocks = -(-batch // work.block)
+    assert work.block <= cpu.CPU_BLOCK
+    assert blocks % work.threads == 0 or batch < work.threads * 2
+    assert work.block * blocks - batch < max(blocks, work.threads)

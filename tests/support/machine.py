@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from backprop_gpu import cpu
 from backprop_gpu.backends import Obstacles
 from backprop_gpu.cuda.runtime import Runtime, runtime
 from backprop_gpu.testing import standin
@@ -37,3 +38,8 @@ def needs_compiler() -> None:
 def device_runtime() -> Runtime:
     """The device of a test that is marked `gpu`: a GPU, or the stand-in for one."""
     return runtime(0)
+
+
+def without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where the CPU's compiled library could not be built."""
+    monkeypatch.setattr(cpu, "obstacle", lambda *_: "a test does without the library")

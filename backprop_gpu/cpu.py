@@ -1,0 +1,249 @@
+"""The compiled library of `kernels/cpu`: found, loaded, and called by ctypes.
+
+A call lets other Python threads run. The library keeps nothing between two calls but threads that
+sleep, and a forked process starts its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, c_double, c_int32, c_int64, c_void_p
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import costs, python_functions
+from .activations import Activation
+from .costs import Cost
+from .kernels.cpu import build
+from .parameters import Layout
+
+#: In the order of `kernels/cpu/maps.h`.
+ACTIVATIONS = (
+    "sigmoid", "tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "identity",
+    "exponential", "softmax",
+)  # fmt: skip
+COSTS = ("quadratic", "binary_cross_entropy", "categorical_cross_entropy", "poisson")
+RULES = ("sgd", "momentum", "nesterov", "adam", "adamw")
+#: In place of a rule's number: no change, but the gradient.
+GRADIENT = -1
+
+#: What the levels of instructions are called elsewhere.
+LEVELS = {
+    "v4": "AVX-512",
+    "v3": "AVX2 and FMA",
+    "v2": "SSE4.2, without fused multiply-add: other bits than machines that have it",
+    "neon": "NEON",
+}
+
+
+class Layer(Structure):
+    """`AbiLayer` of kernels/cpu/abi.h, which says what each field is; so the next three."""
+
+    _fields_ = (
+        ("inputs", c_int32), ("neurons", c_int32), ("sigma", c_int32), ("from_z", c_int32),
+        ("slices", c_int32), ("share", c_int32), ("w_at", c_int64), ("b_at", c_int64),
+        ("value", c_void_p), ("derivative", c_void_p),
+    )  # fmt: skip
+
+
+class Network(Structure):
+    _fields_ = (
+        ("itemsize", c_int32), ("stored", c_int32), ("depth", c_int32), ("cost", c_int32),
+        ("collapses", c_int32), ("from_z", c_int32), ("low", c_double), ("high", c_double),
+        ("layers", POINTER(Layer)), ("samples", c_void_p), ("gradient", c_void_p),
+    )  # fmt: skip
+
+
+class Member(Structure):
+    _fields_ = (
+        ("batch", c_int32), ("block", c_int32), ("in_place", c_int32), ("rule", c_int32),
+        ("rows", c_int64), ("order", c_void_p), ("coefficients", c_void_p),
+        ("clip_value", c_double), ("clip_norm", c_double), ("l1", c_double), ("l2", c_double),
+        ("d1", c_double), ("d2", c_double), ("epsilon", c_double),
+        ("p", c_void_p), ("state", c_void_p * 2), ("costs", c_void_p), ("squares", c_void_p),
+        ("memory", c_void_p),
+    )  # fmt: skip
+
+
+class Job(Structure):
+    _fields_ = (
+        ("network", POINTER(Network)), ("X", c_void_p), ("Y", c_void_p),
+        ("members", POINTER(Member)), ("count", c_int32), ("teams", c_int32),
+        ("threads", c_int32), ("every_call", c_int32), ("first", c_int64), ("last", c_int64),
+    )  # fmt: skip
+
+
+class Reading(Structure):
+    _fields_ = (
+        ("network", POINTER(Network)), ("X", c_void_p), ("Y", c_void_p), ("p", c_void_p),
+        ("rows", c_int64), ("threads", c_int32), ("block", c_int32), ("outputs", c_void_p),
+        ("costs", c_void_p), ("memory", c_void_p),
+    )  # fmt: skip
+
+
+class NoLibraryError(RuntimeError):
+    """There is no library that could run here; the message says why, and what helps."""
+
+
+class Library:
+    """The library, and the level of instructions that is used of it.
+
+    Parameters
+    ----------
+    path : Path
+    wanted : str
+        A level's name; "" takes the best that the processor has.
+    """
+
+    def __init__(self, path: Path, wanted: str = "") -> None:
+        try:
+            self._functions: Any = ctypes.CDLL(os.fspath(path))
+        except OSError as error:
+            raise NoLibraryError(f"{path} cannot be loaded: {error}") from None
+        self._declare()
+        sizes = (c_int64 * 5)()
+        self._functions.backprop_cpu_sizes(sizes)
+        here = [ctypes.sizeof(structure) for structure in (Layer, Network, Member, Reading, Job)]
+        if self._functions.backprop_cpu_abi() != _ABI or list(sizes) != here:
+            raise NoLibraryError(
+                f"{path} is of another version of backprop_gpu: install it again"
+            )
+        self._number, self.level = self._choose(wanted)
+        self.fma = bool(self._functions.backprop_cpu_fma(self._number))
+        self.description = f"{LEVELS[self.level]} ({self.level})"
+
+    def _declare(self) -> None:
+        functions = self._functions
+        functions.backprop_cpu_level.restype = ctypes.c_char_p
+        functions.backprop_cpu_bytes.restype = ctypes.c_size_t
+        functions.backprop_cpu_bytes.argtypes = (
+            ctypes.c_int, POINTER(Network), POINTER(Member), ctypes.c_int,
+        )  # fmt: skip
+        functions.backprop_cpu_train.argtypes = ctypes.c_int, POINTER(Job)
+        functions.backprop_cpu_reading_bytes.restype = ctypes.c_size_t
+        functions.backprop_cpu_reading_bytes.argtypes = ctypes.c_int, POINTER(Reading)
+        functions.backprop_cpu_read.argtypes = ctypes.c_int, POINTER(Reading)
+
+    def _choose(self, wanted: str) -> tuple[int, str]:
+        names = []
+        for number in range(len(LEVELS) + 1):
+            name = self._functions.backprop_cpu_level(number)
+            if name is None:
+                break
+            names.append(name.decode())
+        runs = {
+            name: number
+            for number, name in enumerate(names)
+            if self._functions.backprop_cpu_runs(number)
+        }
+        if wanted and wanted not in names:
+            raise NoLibraryError(
+                f"BACKPROP_GPU_CPU={wanted!r} is no level of this library: {', '.join(names)}"
+            )
+        if wanted and wanted not in runs:
+            raise NoLibraryError(
+                f"BACKPROP_GPU_CPU={wanted!r}, and this processor has no {LEVELS[wanted]}"
+            )
+        if not runs:
+            raise NoLibraryError(f"this processor has none of {', '.join(names)}")
+        name = wanted or next(iter(runs))
+        return runs[name], name
+
+    def memory(self, network: Network, member: Member, threads: int) -> np.ndarray:
+        """What a member needs, from call to call of an epoch; it may be used for another's."""
+        return _aligned(
+            self._functions.backprop_cpu_bytes(self._number, network, member, threads)
+        )
+
+    def train(self, job: Job) -> None:
+        """Some steps of some members.
+
+        Raises
+        ------
+        RuntimeError
+            If the system has no more threads; nothing has run.
+        """
+        if self._functions.backprop_cpu_train(self._number, job):
+            raise RuntimeError(_NO_THREADS.format(job.teams * job.threads))
+
+    def read(self, reading: Reading) -> None:
+        """Outputs of all rows, and costs; raises as `train`."""
+        memory = _aligned(self._functions.backprop_cpu_reading_bytes(self._number, reading))
+        reading.memory = memory.ctypes.data
+        if self._functions.backprop_cpu_read(self._number, reading):
+            raise RuntimeError(_NO_THREADS.format(reading.threads))
+
+
+_ABI = 1
+_NO_THREADS = "the system has no more threads, or no memory for them: {} are needed"
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Memory that begins at a cache line."""
+    raw = np.empty(size + 64, np.uint8)
+    first = -raw.ctypes.data % 64
+    return raw[first : first + size]
+
+
+@lru_cache(maxsize=1)
+def library() -> Library:
+    """The library of this installation.
+
+    Raises
+    ------
+    NoLibraryError
+        Where there is none, or none that could run here.
+    """
+    record = build.current()
+    if record["library"] is None:
+        raise NoLibraryError(f"the CPU library has not been built: {record['reason']}")
+    path = Path(build.__file__).parent / record["library"]
+    return Library(path, os.environ.get("BACKPROP_GPU_CPU", ""))
+
+
+def obstacle(
+    activations: Sequence[Activation], cost: Cost, dtype: np.dtype[Any]
+) -> str | None:
+    """Why the library cannot compute a network with these, if it cannot."""
+    try:
+        library()
+        for activation in activations:
+            if not activation.builtin:
+                python_functions.activation(activation, dtype)
+        if not cost.builtin:
+            python_functions.cost(cost, dtype)
+    except (NoLibraryError, python_functions.NotCompiledError) as error:
+        return str(error)
+    return None
+
+
+def describe(
+    sizes: Sequence[int], activations: Sequence[Activation], cost: Cost, dtype: np.dtype[Any]
+) -> Network:
+    """A model as the library takes it, for which `obstacle` has found nothing."""
+    layout = Layout(tuple(sizes))
+    layers = (Layer * len(activations))()
+    for l, activation in enumerate(activations):
+        layers[l] = Layer(
+            sizes[l], sizes[l + 1],
+            ACTIVATIONS.index(activation.name) if activation.builtin else -1,
+            activation.derivative_from == "z", 1, sizes[l],
+            layout.weight_starts[l], layout.bias_starts[l],
+            *(() if activation.builtin else python_functions.activation(activation, dtype)),
+        )  # fmt: skip
+    if not isinstance(cost, costs.BuiltinCost):
+        samples, gradient = python_functions.cost(cost, dtype)
+        return Network(
+            dtype.itemsize, dtype.itemsize, len(layers), -1, False, False, 0.0, 0.0, layers,
+            samples, gradient,
+        )  # fmt: skip
+    collapses = costs.collapses(activations[-1], cost)
+    return Network(
+        dtype.itemsize, dtype.itemsize, len(layers), COSTS.index(cost.name), collapses,
+        collapses and cost.from_z, *cost.limits(dtype), layers,
+    )  # fmt: skip

@@ -1,0 +1,637 @@
+// Steps of gradient descent: forward, C, BP1 to BP4 and the rule, as the threads of a team.
+//
+// A step has two phases, and a wait behind each:
+//
+//   A  rows     a thread takes blocks of rows through the network and back: forward, C, BP1, BP2
+//   B  weights  a thread takes chunks of w, of CHUNK inputs by a strip: BP3 and BP4 over the whole
+//               batch, and the rule at once. (Where the gradient's norm is clipped, all chunks'
+//               gradients first, a wait, and then the rule.)
+//
+// Every sum is made by one thread in one order, that of the resident CUDA kernel (resident.cu): so
+// the bits depend on neither threads nor blocks, nor on what trains beside.
+#pragma once
+#include "network.h"
+#include "team.h"
+
+namespace {
+
+template <class T> struct Epoch {
+  const AbiNetwork& network;
+  const AbiMember& member;
+  const Team& team;
+  const int thread;
+  const Memory<T>& memory;
+  const void* const X;
+  const T* const Y;
+  int m = 0;                       // rows of this step
+  const int64_t* order = nullptr;  // of them; where there is none, they follow `first_row`
+  int64_t first_row = 0;
+
+  static constexpr int w = W<T>;
+
+  Layer<T>& last() const { return memory.layers[memory.depth - 1]; }
+  T* scratch() const { return memory.scratch + thread * memory.scratch_length; }
+  ptrdiff_t strip() const { return ptrdiff_t(memory.batch) * w; }  // from one to the next
+
+  // ------------------------------------------------------------------------- into strips and back
+
+  // move(where a number lies in the flat array, where in strips) for every parameter.
+  template <class Move> void each_parameter(Move move) const {
+    for (int l = 0; l < memory.depth; ++l) {
+      const Layer<T>& here = memory.layers[l];
+      for (ptrdiff_t j = 0; j < here.neurons; ++j) {
+        const ptrdiff_t flat = here.described->w_at + j * here.inputs;
+        const ptrdiff_t strip = here.w + j / w * w * here.inputs + j % w;
+        for (ptrdiff_t k = 0; k < here.inputs; ++k) move(flat + k, strip + k * w);
+        move(here.described->b_at + j, here.b + j);
+      }
+    }
+  }
+
+  void begin() const {
+    const void* const flat[] = {member.p, member.state[0], member.state[1]};
+    T* const strips[] = {memory.p, memory.state[0], memory.state[1]};
+    for (int i = 0; i < 3; ++i)
+      if (strips[i]) into_strips(static_cast<const T*>(flat[i]), strips[i]);
+    connect();
+    for (int l = 1; l < memory.depth; ++l)
+      for (int s = 0; s < memory.layers[l].strips; ++s)
+        transpose(memory.layers[l], s, 0, memory.layers[l].inputs);
+  }
+
+  void into_strips(const T* flat, T* strips) const {
+    for (ptrdiff_t at = 0; at < memory.length; ++at) strips[at] = T(0);
+    each_parameter([&](ptrdiff_t at, ptrdiff_t in) { strips[in] = flat[at]; });
+  }
+
+  // Where each row of a layer's inputs and of its δ lies, but for rows of X that are read in place.
+  void connect() const {
+    for (int l = 0; l < memory.depth; ++l) {
+      Layer<T>& here = memory.layers[l];
+      for (int x = 0; x < memory.batch; ++x) {
+        here.delta_rows[x] = here.delta + ptrdiff_t(x) * w;
+        if (l > 0) here.input_rows[x] = memory.layers[l - 1].a + ptrdiff_t(x) * w;
+        else if (memory.x) here.input_rows[x] = memory.x + ptrdiff_t(x) * w;
+      }
+    }
+  }
+
+  void end() const {
+    const bool reads = member.rule == GRADIENT;
+    void* const flat[] = {reads ? member.state[0] : member.p, member.state[0], member.state[1]};
+    const T* const strips[] = {reads ? memory.gradient : memory.p, memory.state[0],
+                               memory.state[1]};
+    for (int i = 0; i < 3; ++i) {
+      T* const to = static_cast<T*>(flat[i]);
+      if (strips[i])
+        each_parameter([&](ptrdiff_t at, ptrdiff_t in) { to[at] = strips[i][in]; });
+    }
+  }
+
+  // A strip of w, inputs k_begin … k_end, into the copy that BP2 reads; k_begin is a multiple of W.
+  void transpose(const Layer<T>& here, int s, int k_begin, int k_end) const {
+    const T* const from = memory.p + here.w + ptrdiff_t(s) * here.inputs * w;
+    const int columns = smaller(w, here.neurons - s * w);
+    for (int k = k_begin; k < k_end; k += w) {
+      T* const to = here.transposed + (ptrdiff_t(k) * here.neurons + ptrdiff_t(s) * w * w);
+      const int rows = smaller(w, k_end - k);
+      for (int j = 0; j < columns; ++j) {
+        for (int i = 0; i < rows; ++i) to[j * w + i] = from[ptrdiff_t(k + i) * w + j];
+        for (int i = rows; i < w; ++i) to[j * w + i] = T(0);
+      }
+    }
+  }
+
+  // --------------------------------------------------------------------------------- phase A: rows
+
+  int64_t row(int x) const { return order ? order[x] : first_row + x; }
+
+  template <class N> void gather(const N* from, int n, int x, T* strips) const {
+    from += row(x) * n;
+    T* to = strips + ptrdiff_t(x) * w;
+    int j = 0;
+    for (; j + w <= n; j += w, to += strip())
+      for (int i = 0; i < w; ++i) to[i] = T(from[j + i]);
+    if (j < n)
+      for (int i = 0; i < w; ++i) to[i] = i < n - j ? T(from[j + i]) : T(0);
+  }
+
+  void gather(int x_begin, int x_end) const {
+    const int inputs = memory.layers[0].inputs;
+    for (int x = x_begin; x < x_end; ++x) {
+      if (Y) gather(Y, last().neurons, x, memory.y);
+      if (!memory.x)
+        memory.layers[0].input_rows[x] = static_cast<const T*>(X) + row(x) * inputs;
+      else if (network.stored == 1)
+        gather(static_cast<const uint8_t*>(X), inputs, x, memory.x);
+      else
+        gather(static_cast<const T*>(X), inputs, x, memory.x);
+    }
+  }
+
+  // out (+)= Σ_k a(x, k) b(k, ·) over inputs k_begin … k_end, for a block's rows and all strips.
+  void product(T* out, ptrdiff_t out_strip, const T* const* rows, ptrdiff_t next, const T* b,
+               ptrdiff_t b_strip, int k_begin, int k_end, int count, int strips,
+               const T* bias) const {
+    for (int s = 0; s < strips; s += STRIPS) {
+      for (int k = k_begin; k < k_end; k += INPUTS_AT_ONCE) {
+        const int end = smaller(k + INPUTS_AT_ONCE, k_end);
+        in_tiles<ROWS>(count, [&](int x, auto r) {
+          with_count<STRIPS>(smaller(STRIPS, strips - s), [&](auto n) {
+            product_tile<T, r.value, n.value>(
+                out + s * out_strip + ptrdiff_t(x) * w, out_strip, k == k_begin, rows + x, next,
+                b + s * b_strip, b_strip, k, end, bias && end == k_end ? bias + s * w : nullptr);
+          });
+        });
+      }
+    }
+  }
+
+  // z = Σ over slices of (Σ_k a_k w_jk) + b, slice by slice, as several threads of a GPU make it.
+  void sliced(const Layer<T>& here, T* z, int x_begin, int count) const {
+    T* const part = scratch();
+    for (int s = 0; s < here.strips; ++s) {
+      const T* const b = memory.p + here.b + s * w;
+      T* const out = z + s * strip();
+      for (int k = 0, slice = 0; slice < here.described->slices; ++slice) {
+        const int end = smaller(k + here.described->share, here.inputs);
+        for (int i = 0; i < count * w; ++i) part[i] = T(0);
+        if (k < end)
+          product(part, 0, here.input_rows + x_begin, here.next,
+                  memory.p + here.w + ptrdiff_t(s) * here.inputs * w, 0, k, end, count, 1, nullptr);
+        for (int i = 0; i < count * w; ++i) out[i] = (slice > 0 ? out[i] : T(0)) + part[i];
+        k = end;
+      }
+      for (int i = 0; i < count * w; ++i) out[i] += b[i % w];
+    }
+  }
+
+  void forward(int l, int x_begin, int x_end) const {
+    const Layer<T>& here = memory.layers[l];
+    const int count = x_end - x_begin;
+    const ptrdiff_t at = ptrdiff_t(x_begin) * w;
+    T* const z = (here.z ? here.z : here.a) + at;
+    if (here.described->slices > 1)
+      sliced(here, z, x_begin, count);
+    else
+      product(z, strip(), here.input_rows + x_begin, here.next, memory.p + here.w,
+              ptrdiff_t(here.inputs) * w, 0, here.inputs, count, here.strips, memory.p + here.b);
+    if (l == memory.depth - 1) return;
+    for (int s = 0; s < here.strips; ++s)
+      activate(here, z + s * strip(), here.a + at + s * strip(), ptrdiff_t(count) * w);
+  }
+
+  void activate(const Layer<T>& here, const T* z, T* a, ptrdiff_t count) const {
+    const int sigma = here.described->sigma;
+    if (sigma >= 0) SIGMAS<T>[sigma].value(z, a, count);
+    else here.described->value(z, a, count);
+  }
+
+  // δ ← δ ⊙ σ'(saved); a user's σ' goes by way of `space`, as large.
+  void pull_back(const Layer<T>& here, const T* saved, T* delta, T* space, ptrdiff_t count) const {
+    const int sigma = here.described->sigma;
+    if (sigma >= 0) return SIGMAS<T>[sigma].pull_back(saved, delta, count);
+    here.described->derivative(saved, space, count);
+    for (ptrdiff_t i = 0; i < count; ++i) delta[i] *= space[i];
+  }
+
+  // BP2: δ of layer l - 1 from that of l.
+  void hidden_error(int l, int x_begin, int x_end) const {
+    const Layer<T>& here = memory.layers[l];
+    const Layer<T>& below = memory.layers[l - 1];
+    const int count = x_end - x_begin;
+    const ptrdiff_t at = ptrdiff_t(x_begin) * w;
+    product(below.delta + at, strip(), here.delta_rows + x_begin, strip(), here.transposed,
+            ptrdiff_t(here.neurons) * w, 0, here.neurons, count, below.strips, nullptr);
+    for (int s = 0; s < below.strips; ++s) {
+      const ptrdiff_t first = at + s * strip();
+      pull_back(below, (below.described->from_z ? below.z : below.a) + first, below.delta + first,
+                scratch(), ptrdiff_t(count) * w);
+    }
+  }
+
+  // C and BP1, from z of the last layer.
+  void output_error(int x_begin, int x_end) const {
+    Layer<T>& here = last();
+    const ptrdiff_t count = ptrdiff_t(x_end - x_begin) * w, at = ptrdiff_t(x_begin) * w;
+    activate_outputs(x_begin, x_end);
+    if (network.cost < 0) return users_error(x_begin, x_end);
+    with_cost(network.cost, [&](auto cost) {
+      if (here.described->sigma == SOFTMAX) {
+        for (int x = x_begin; x < x_end; ++x) softmax_error(cost, x);
+        return;
+      }
+      for (int s = 0; s < here.strips; ++s) elementwise_error(cost, at + s * strip(), count);
+    });
+    fill(x_begin, x_end);
+  }
+
+  void activate_outputs(int x_begin, int x_end) const {
+    Layer<T>& here = last();
+    const bool couples = here.described->sigma == SOFTMAX;
+    for (int x = x_begin; couples && x < x_end; ++x) softmax(x);
+    for (int s = 0; !couples && s < here.strips; ++s) {
+      const ptrdiff_t first = ptrdiff_t(x_begin) * w + s * strip();
+      activate(here, here.z + first, here.a + first, ptrdiff_t(x_end - x_begin) * w);
+    }
+  }
+
+  // What fills up the last strip of δ is 0.
+  void fill(int x_begin, int x_end) const {
+    Layer<T>& here = last();
+    const int s = here.strips - 1, columns = here.neurons - s * w;
+    for (int x = x_begin; x < x_end; ++x)
+      for (int j = columns; j < w; ++j) here.delta[s * strip() + ptrdiff_t(x) * w + j] = T(0);
+  }
+
+  template <class Cost>
+  void elementwise_error(Cost, ptrdiff_t at, ptrdiff_t count) const {
+    Layer<T>& here = last();
+    T *const z = here.z + at, *const a = here.a + at, *const delta = here.delta + at;
+    T* const y = memory.y + at;
+    T *const kept = scratch(), *const space = kept + count;
+    if constexpr (!Cost::row_of_softmax) {
+      if (network.collapses && network.from_z) terms_from_z<Cost>(z, a, y, kept, count);
+    }
+    if (!(network.collapses && network.from_z))
+      terms<Cost>(a, y, kept, T(network.low), T(network.high), count);
+    const int first = int(at / strip()) * w, columns = smaller(w, here.neurons - first);
+    const ptrdiff_t x = at % strip() / w;
+    for (ptrdiff_t i = 0; i < count / w; ++i)
+      for (int j = 0; j < columns; ++j)
+        memory.terms[(x + i) * here.neurons + first + j] = kept[i * w + j];
+    if (network.collapses) return difference(a, y, delta, count);
+    inside<Cost>(a, kept, count);
+    for (ptrdiff_t i = 0; i < count; ++i) delta[i] = T(1);
+    pull_back(here, here.described->from_z ? z : kept, delta, space, count);
+    error<Cost>(kept, y, delta, count);
+  }
+
+  // The sum over LANES lanes, as a warp makes it.
+  template <class N> static N sum_of_lanes(N (&lane)[LANES]) {
+    for (int distance = LANES / 2; distance > 0; distance /= 2)
+      for (int i = 0; i < distance; ++i) lane[i] += lane[i + distance];
+    return lane[0];
+  }
+
+  // Where output j of row x lies.
+  ptrdiff_t place(ptrdiff_t x, int j) const { return j / w * strip() + x * w + j % w; }
+
+  // a_j = e^(z_j - max z) / Σ_k e^(z_k - max z) of a row.
+  void softmax(int x) const {
+    Layer<T>& here = last();
+    T* const z = scratch();
+    T largest = here.z[place(x, 0)], lane[LANES] = {};
+    for (int j = 0; j < here.neurons; ++j) {
+      z[j] = here.z[place(x, j)];
+      largest = z[j] > largest ? z[j] : largest;
+    }
+    for (int j = 0; j < here.neurons; ++j) z[j] = exp(z[j] - largest);
+    for (int j = 0; j < here.neurons; ++j) lane[j % LANES] += z[j];
+    const T total = sum_of_lanes(lane);
+    for (int j = 0; j < here.neurons; ++j) here.a[place(x, j)] = z[j] / total;
+  }
+
+  // The terms and δ of a row of softmax.
+  template <class Cost> void softmax_error(Cost, int x) const {
+    Layer<T>& here = last();
+    const int n = here.neurons;
+    const auto a = [&](int j) { return here.a[place(x, j)]; };
+    const auto y = [&](int j) { return memory.y[place(x, j)]; };
+    T* const terms = memory.terms + ptrdiff_t(x) * n;
+    bool from_z = false;
+    if constexpr (Cost::row_of_softmax) {
+      from_z = network.collapses && network.from_z;
+      T z_max = here.z[place(x, 0)], a_max = a(0);
+      for (int j = 1; j < n; ++j) {
+        const T z = here.z[place(x, j)];
+        z_max = z > z_max ? z : z_max;
+        a_max = a(j) > a_max ? a(j) : a_max;
+      }
+      for (int j = 0; from_z && j < n; ++j)
+        terms[j] = Cost::term_of_row(here.z[place(x, j)], y(j), z_max, a_max);
+    }
+    for (int j = 0; !from_z && j < n; ++j) terms[j] = Cost::term(kept_within_limits(a(j)), y(j));
+    if (network.collapses) {
+      for (int j = 0; j < n; ++j) here.delta[place(x, j)] = a(j) - y(j);
+      return;
+    }
+    SoftmaxRow<T, Cost> outputs, of_lane[LANES];
+    for (int j = 0; j < n; ++j) of_lane[j % LANES].add(a(j), y(j));
+    for (size_t i = 0; i < sizeof(outputs.sums) / sizeof(T); ++i) {
+      T lane[LANES];
+      for (int j = 0; j < LANES; ++j) lane[j] = of_lane[j].sums[i];
+      outputs.sums[i] = sum_of_lanes(lane);
+    }
+    outputs.finish();
+    for (int j = 0; j < n; ++j) here.delta[place(x, j)] = outputs.error(a(j), y(j));
+  }
+
+  T kept_within_limits(T a) const {
+    a = a < T(network.low) ? T(network.low) : a;
+    return a > T(network.high) ? T(network.high) : a;
+  }
+
+  // A user's C. It looks at rows of a and y that lie one after the other.
+  void users_error(int x_begin, int x_end) const {
+    Layer<T>& here = last();
+    const int n = here.neurons, count = x_end - x_begin;
+    const ptrdiff_t numbers = ptrdiff_t(count) * n;
+    const bool couples = here.described->sigma == SOFTMAX;
+    T *const a = scratch(), *const y = a + numbers, *const out = y + numbers;
+    for (int x = 0; x < count; ++x)
+      for (int j = 0; j < n; ++j) {
+        a[ptrdiff_t(x) * n + j] = here.a[place(x_begin + x, j)];
+        y[ptrdiff_t(x) * n + j] = memory.y[place(x_begin + x, j)];
+      }
+    network.samples(a, y, memory.terms + x_begin, count, n);
+    network.gradient(a, y, out, count, n);
+    for (int x = 0; x < count; ++x) {
+      const T *const row = a + ptrdiff_t(x) * n, *const slope = out + ptrdiff_t(x) * n;
+      T lane[LANES] = {};
+      for (int j = 0; couples && j < n; ++j) lane[j % LANES] += slope[j] * row[j];
+      const T mean = sum_of_lanes(lane);
+      for (int j = 0; j < n; ++j)
+        here.delta[place(x_begin + x, j)] = couples ? row[j] * (slope[j] - mean) : slope[j];
+    }
+    fill(x_begin, x_end);
+    if (couples) return;
+    const ptrdiff_t length = ptrdiff_t(count) * w, at = ptrdiff_t(x_begin) * w;
+    for (int s = 0; s < here.strips; ++s) {
+      const ptrdiff_t first = at + s * strip();
+      pull_back(here, (here.described->from_z ? here.z : here.a) + first, here.delta + first,
+                scratch(), length);
+    }
+    fill(x_begin, x_end);  // 0 times an infinite slope is no 0
+  }
+
+  // Σ C_x of the mini-batch, by one thread.
+  double sum_of_costs() const {
+    const ptrdiff_t count = network.cost < 0 ? m : ptrdiff_t(m) * last().neurons;
+    double lane[LANES] = {};
+    ptrdiff_t e = 0;
+    for (; e + LANES <= count; e += LANES)
+      for (int i = 0; i < LANES; ++i) lane[i] += double(memory.terms[e + i]);
+    for (int i = 0; e < count; ++i, ++e) lane[i] += double(memory.terms[e]);
+    return sum_of_lanes(lane);
+  }
+
+  void rows_phase() const {
+    const int blocks = int(units_of(m, member.block));
+    for (int number = thread; number < blocks; number += team.threads) {
+      const int x = int(ptrdiff_t(m) * number / blocks), end = int(ptrdiff_t(m) * (number + 1) / blocks);
+      gather(x, end);
+      for (int l = 0; l < memory.depth; ++l) forward(l, x, end);
+      output_error(x, end);
+      for (int l = memory.depth - 1; l > 0; --l) hidden_error(l, x, end);
+    }
+  }
+
+  // a^L of rows that follow `first`, and Σ C_x where Y is given.
+  void read(int64_t first, int count, T* outputs, double* cost) {
+    first_row = first;
+    m = count;
+    gather(0, count);
+    for (int l = 0; l < memory.depth; ++l) forward(l, 0, count);
+    if (Y) {
+      output_error(0, count);
+      *cost = sum_of_costs();
+    } else {
+      activate_outputs(0, count);
+    }
+    const int n = last().neurons;
+    for (int x = 0; x < count; ++x)
+      for (int j = 0; j < n; ++j) outputs[(first + x) * n + j] = last().a[place(x, j)];
+  }
+
+  // ------------------------------------------------------------------------------ phase B: weights
+
+  // What a step's gradient does to numbers of p and of the states.
+  struct Change {
+    bool adjusts;  // by a penalty, or a limit of each component
+    T clip_value, l1, l2, c[4], d1, d2, epsilon;
+
+    Change(const AbiMember& member, const double* coefficients)
+        : adjusts(T(member.clip_value) <= largest<T>() || T(member.l1) != T(0) ||
+                  T(member.l2) != T(0)),
+          clip_value(T(member.clip_value)), l1(T(member.l1)), l2(T(member.l2)), d1(T(member.d1)),
+          d2(T(member.d2)), epsilon(T(member.epsilon)) {
+      for (int i = 0; i < 4; ++i) c[i] = T(coefficients[i]);
+    }
+  };
+
+  // The rule, for `rows` rows of a strip that begin at `at`; g has them `g_row` apart.
+  template <class Rule>
+  __attribute__((noinline)) void apply(const Change& change, ptrdiff_t at, const T* g,
+                                       ptrdiff_t g_row, T scale, int rows, bool weight) const {
+    T* p = memory.p + at;
+    T* v = Rule::slots > 0 ? memory.state[0] + at : nullptr;
+    T* u = Rule::slots > 1 ? memory.state[1] + at : nullptr;
+    Strip<T> c[4];
+    for (int i = 0; i < 4; ++i) c[i] = Strip<T>(change.c[i]);
+    const Strip<T> d1(change.d1), d2(change.d2), epsilon(change.epsilon), scales(scale);
+    for (int i = 0; i < rows; ++i, p += w, g += g_row) {
+      Strip<T> step = Strip<T>::load(g) * scales, first = Strip<T>::zero(), second = first;
+      if (change.adjusts) {
+        alignas(64) T numbers[w];
+        step.store(numbers);
+        for (int j = 0; j < w; ++j) {
+          numbers[j] = clip_by_value(numbers[j], change.clip_value);
+          if (weight) numbers[j] = penalized(numbers[j], p[j], change.l1, change.l2);
+        }
+        step = Strip<T>::load(numbers);
+      }
+      if constexpr (Rule::slots > 0) first = Strip<T>::load(v);
+      if constexpr (Rule::slots > 1) second = Strip<T>::load(u);
+      Rule::apply(Strip<T>::load(p), step, first, second, c, d1, d2, epsilon, weight).store(p);
+      if constexpr (Rule::slots > 0) first.store(v), v += w;
+      if constexpr (Rule::slots > 1) second.store(u), u += w;
+    }
+  }
+
+  void apply(const Change& change, ptrdiff_t at, const T* g, ptrdiff_t g_row, T scale, int rows,
+             bool weight) const {
+    with_rule(member.rule, [&](auto rule) {
+      apply<decltype(rule)>(change, at, g, g_row, scale, rows, weight);
+    });
+  }
+
+  // body(layer's number, strip, strips, inputs from, to) for the chunks that are this thread's.
+  template <class Body> INLINE void each_chunk(Body body) const {
+    int number = 0;
+    for (int l = 0; l < memory.depth; ++l) {
+      const Layer<T>& here = memory.layers[l];
+      for (int s = 0; s < here.strips; s += STRIPS)
+        for (int k = 0; k < here.inputs; k += CHUNK)
+          if (number++ % team.threads == thread)
+            body(l, s, smaller(STRIPS, here.strips - s), k, smaller(k + CHUNK, here.inputs));
+    }
+  }
+
+  int chunk_number(const Layer<T>& here, int s, int k) const {
+    return here.first_chunk + s * int(units_of(here.inputs, CHUNK)) + k / CHUNK;
+  }
+
+  // BP4 of S strips and inputs k_begin … k_end: Σ_x δ a, a row an input, S · W numbers.
+  template <int S>
+  void sums_of_chunk(const Layer<T>& here, int s, int k_begin, int k_end, T* sums) const {
+    const T* const delta = here.delta + s * strip();
+    for (int x = 0; x < m; x += ROWS_AT_ONCE)
+      for (int k = k_begin; k < k_end; k += w)
+        in_tiles<INPUTS>(smaller(w, k_end - k), [&](int i, auto r) {
+          gradient_tile<T, r.value, S>(sums + ptrdiff_t(k - k_begin + i) * S * w, x == 0,
+                                       here.input_rows, k / w * here.next + i, delta, strip(), x,
+                                       smaller(x + ROWS_AT_ONCE, m));
+        });
+  }
+
+  // BP3 of a strip: Σ_x δ.
+  void sums_of_biases(const Layer<T>& here, int s, T* sums) const {
+    const T* const delta = here.delta + s * strip();
+    Strip<T> sum = Strip<T>::zero();
+    for (int x = 0; x < m; ++x) sum += Strip<T>::load(delta + ptrdiff_t(x) * w);
+    sum.store(sums);
+  }
+
+  // Where the norm is clipped, first to the gradient, each component within its limit.
+  void keep(ptrdiff_t at, const T* sums, ptrdiff_t row, T share, int rows) const {
+    T* const to = memory.gradient + at;
+    for (int i = 0; i < rows; ++i)
+      for (int j = 0; j < w; ++j)
+        to[i * w + j] = clip_by_value(sums[i * row + j] * share, T(member.clip_value));
+  }
+
+  // Rows of X that the next step reads, a chunk's columns of them.
+  void prefetch(int k_begin, int k_end, int next_rows) const {
+    const ptrdiff_t row = ptrdiff_t(memory.layers[0].inputs) * network.stored;
+    const char* const bytes = static_cast<const char*>(X);
+    for (int x = 0; x < next_rows; ++x) {
+      const char* const from = bytes + order[m + x] * row;
+      for (ptrdiff_t at = ptrdiff_t(k_begin) * network.stored; at < ptrdiff_t(k_end) * network.stored;
+           at += 64)
+        __builtin_prefetch(from + at, 0, 2);
+    }
+  }
+
+  double sum_of_squares(const T* p, ptrdiff_t count) const {
+    double lane[w] = {};
+    for (ptrdiff_t i = 0; i < count; i += w)
+      for (int j = 0; j < w; ++j) lane[j] += double(p[i + j]) * double(p[i + j]);
+    double sum = 0;
+    for (double one : lane) sum += one;
+    return sum;
+  }
+
+  // Σ (g / largest)² and the largest: the square of the largest itself might overflow.
+  void add_norm(const T* g, ptrdiff_t count, double (&norm)[2]) const {
+    double top = 0, sum = 0;
+    for (ptrdiff_t i = 0; i < count; ++i) {
+      const double size = g[i] < T(0) ? -double(g[i]) : double(g[i]);
+      top = size > top ? size : top;
+    }
+    if (!(top > 0 && top <= largest<double>())) top = 0;
+    for (ptrdiff_t i = 0; i < count && top > 0; ++i) sum += (double(g[i]) / top) * (double(g[i]) / top);
+    norm[0] = top;
+    norm[1] = sum;
+  }
+
+  // What the gradient is multiplied by to be of the norm `clip_norm` at most.
+  double norm_scale() const {
+    const int count = 2 * memory.chunks;
+    double top = 0, sum = 0;
+    for (int i = 0; i < count; i += 2) top = memory.norms[i] > top ? memory.norms[i] : top;
+    if (top == 0) return 1;
+    for (int i = 0; i < count; i += 2) {
+      const double relative = memory.norms[i] / top;
+      sum += memory.norms[i + 1] * relative * relative;
+    }
+    const double norm = top * sqrt(sum);
+    return norm > member.clip_norm ? member.clip_norm / norm : 1;
+  }
+
+  void weights_phase(const double* coefficients, int next_rows) const {
+    const Change change(member, coefficients);
+    const T share = T(1) / T(m);
+    each_chunk([&](int l, int s_begin, int strips, int k, int end) {
+      const Layer<T>& here = memory.layers[l];
+      alignas(64) T sums[CHUNK * STRIPS * w], of_biases[w];
+      if (l == 0 && s_begin == 0) prefetch(k, end, next_rows);
+      with_count<STRIPS>(
+          strips, [&](auto n) { sums_of_chunk<n.value>(here, s_begin, k, end, sums); });
+      for (int i = 0; i < strips; ++i) {
+        const int s = s_begin + i;
+        const ptrdiff_t at = here.w + (ptrdiff_t(s) * here.inputs + k) * w, b = here.b + s * w;
+        if (member.squares)
+          memory.squares[chunk_number(here, s, k)] =
+              sum_of_squares(memory.p + at, ptrdiff_t(end - k) * w);
+        if (k == 0) sums_of_biases(here, s, of_biases);
+        if (memory.gradient) {
+          keep(at, sums + i * w, strips * w, share, end - k);
+          if (k == 0) keep(b, of_biases, w, share, 1);
+          if (member.rule >= 0) norm_of_chunk(here, s, k, end);
+          continue;
+        }
+        apply(change, at, sums + i * w, strips * w, share, end - k, true);
+        if (k == 0) apply(change, b, of_biases, w, share, 1, false);
+        if (l > 0) transpose(here, s, k, end);
+      }
+    });
+    if (!memory.gradient || member.rule < 0) return;
+    meet(team);
+    const T scale = T(norm_scale());
+    each_chunk([&](int l, int s_begin, int strips, int k, int end) {
+      const Layer<T>& here = memory.layers[l];
+      for (int s = s_begin; s < s_begin + strips; ++s) {
+        const ptrdiff_t at = here.w + (ptrdiff_t(s) * here.inputs + k) * w, b = here.b + s * w;
+        apply(change, at, memory.gradient + at, w, scale, end - k, true);
+        if (k == 0) apply(change, b, memory.gradient + b, w, scale, 1, false);
+        if (l > 0) transpose(here, s, k, end);
+      }
+    });
+  }
+
+  void norm_of_chunk(const Layer<T>& here, int s, int k, int end) const {
+    const T* const g = memory.gradient + here.w + (ptrdiff_t(s) * here.inputs + k) * w;
+    double of_weights[2], of_biases[2] = {0, 0};
+    add_norm(g, ptrdiff_t(end - k) * w, of_weights);
+    if (k == 0) add_norm(memory.gradient + here.b + s * w, w, of_biases);
+    double* const norm = memory.norms + 2 * chunk_number(here, s, k);
+    const bool biases = of_biases[0] > of_weights[0];
+    const double* const more = biases ? of_biases : of_weights;
+    const double* const less = biases ? of_weights : of_biases;
+    const double relative = more[0] > 0 ? less[0] / more[0] : 0;
+    norm[0] = more[0];
+    norm[1] = more[1] + less[1] * relative * relative;
+  }
+
+  // ------------------------------------------------------------------------------------- the steps
+
+  void run(int64_t first, int64_t last_step, bool whole) {
+    const int64_t steps = units_of(member.rows, member.batch);
+    if (last_step > steps) last_step = steps;
+    if (first >= last_step) return;
+    if ((first == 0 || whole) && thread == 0) begin();
+    meet(team);
+    for (int64_t step = first; step < last_step; ++step) {
+      order = member.order + step * member.batch;
+      const int64_t left = member.rows - step * member.batch;
+      m = int(left < member.batch ? left : member.batch);
+      const int64_t behind = left - m;
+      rows_phase();
+      meet(team);
+      if (thread == team.threads - 1) member.costs[step] = sum_of_costs() / m;
+      const int next_rows = int(behind < member.batch ? behind : member.batch);
+      weights_phase(member.coefficients + 4 * step, next_rows);
+      meet(team);
+      if (thread == 0 && member.squares) {
+        double sum = 0;
+        for (int i = 0; i < memory.chunks; ++i) sum += memory.squares[i];
+        member.squares[step] = sum;
+      }
+    }
+    if ((last_step == steps || whole) && thread == 0) end();
+    meet(team);
+  }
+};
+
+}  // namespace

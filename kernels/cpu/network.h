@@ -1,0 +1,108 @@
+// Where a network, and what a step makes of it, lie in a member's memory.
+#pragma once
+#include "abi.h"
+#include "maps.h"
+#include "product.h"
+
+namespace {
+
+// Inputs of a chunk of w: what phase B hands out, so many inputs by a strip.
+constexpr int CHUNK = 128;
+// Inputs of which w, and rows of which a and δ, stay in a core's L1 cache while tiles read them.
+constexpr int INPUTS_AT_ONCE = 256, ROWS_AT_ONCE = 192;
+// A warp's: a row's sums, and the cost's, are made in so many lanes and these added as it does.
+constexpr int LANES = 32;
+
+INLINE ptrdiff_t units_of(ptrdiff_t count, ptrdiff_t unit) { return (count + unit - 1) / unit; }
+INLINE int smaller(int a, int b) { return a < b ? a : b; }
+
+// In place of a rule: parameters are only read, and other threads read them, too.
+enum { READING = -2 };
+
+// Hands out memory at multiples of 64 bytes; where there is none, it counts.
+struct Arena {
+  char* begin;
+  size_t used = 0;
+  template <class N> N* take(ptrdiff_t count) {
+    N* found = begin ? reinterpret_cast<N*>(begin + used) : nullptr;
+    used += size_t(units_of(count * ptrdiff_t(sizeof(N)), 64)) * 64;
+    return found;
+  }
+};
+
+template <class T> struct Layer {
+  const AbiLayer* described;
+  int inputs, neurons, strips;  // strips of neurons
+  int first_chunk;              // the number of its first
+  ptrdiff_t w, b;               // where they begin in p, the states and the gradient
+  T* transposed;                // w once more, as BP2 reads it: strips of inputs, a row a neuron
+  T *z, *a, *delta;             // (strips, batch, W); z is null where nobody needs it
+  ptrdiff_t next;               // between two runs of W of an input row
+  const T **input_rows, **delta_rows;  // (batch), where they begin
+};
+
+template <class T> struct Memory {
+  int depth, batch, chunks = 0;
+  ptrdiff_t length = 0;  // of p
+  Layer<T>* layers;  // each thread has them for itself
+  T *p, *state[2], *gradient;  // in strips; null where there is none
+  T *x, *y;                    // rows in strips; x is null where they are read in place
+  T* terms;                    // of the cost, (batch, n_L); a user's has one a row
+  double *squares, *norms;     // (chunks), (chunks, 2)
+  T* scratch;                  // (threads, scratch_length)
+  ptrdiff_t scratch_length;
+  size_t bytes;
+
+  Memory(Arena arena, const AbiNetwork& network, const AbiMember& member, int threads, int thread)
+      : depth(network.depth), batch(member.batch) {
+    constexpr int w = W<T>;
+    const bool counts = !arena.begin;
+    layers = arena.take<Layer<T>>(ptrdiff_t(threads) * depth);
+    if (!counts) layers += ptrdiff_t(thread) * depth;
+    for (int l = 0; l < depth; ++l) {
+      const AbiLayer& described = network.layers[l];
+      const ptrdiff_t strips = units_of(described.neurons, w);
+      const ptrdiff_t numbers = strips * w * batch;
+      Layer<T> here{};
+      here.described = &described;
+      here.inputs = described.inputs;
+      here.neurons = described.neurons;
+      here.strips = int(strips);
+      here.first_chunk = chunks;
+      chunks += int(strips * units_of(described.inputs, CHUNK));
+      here.w = length;
+      length += strips * w * described.inputs;
+      here.b = length;
+      length += strips * w;
+      if (l > 0 && member.rule != READING)
+        here.transposed = arena.take<T>(units_of(described.inputs, w) * w * described.neurons);
+      if (described.from_z || l == depth - 1) here.z = arena.take<T>(numbers);
+      here.a = arena.take<T>(numbers);
+      here.delta = arena.take<T>(numbers);
+      here.next = l > 0 || !member.in_place ? ptrdiff_t(batch) * w : w;
+      here.input_rows = arena.take<const T*>(batch);
+      here.delta_rows = arena.take<const T*>(batch);
+      if (!counts) layers[l] = here;
+    }
+    const ptrdiff_t inputs = units_of(network.layers[0].inputs, w) * w;
+    const ptrdiff_t outputs = units_of(network.layers[depth - 1].neurons, w) * w;
+    p = member.rule == READING ? nullptr : arena.take<T>(length);
+    for (int i = 0; i < 2; ++i)
+      state[i] = member.rule >= 0 && member.state[i] ? arena.take<T>(length) : nullptr;
+    const bool clips = member.rule >= 0 && member.clip_norm <= largest<double>();
+    gradient = clips || member.rule == GRADIENT ? arena.take<T>(length) : nullptr;
+    x = member.in_place ? nullptr : arena.take<T>(inputs * batch);
+    y = arena.take<T>(outputs * batch);
+    terms = arena.take<T>(outputs * batch);
+    squares = arena.take<double>(chunks);
+    norms = arena.take<double>(2 * ptrdiff_t(chunks));
+    // Two or three arrays as large as a block's outputs and one row; or the parts of z.
+    const ptrdiff_t of_outputs = outputs * (3 * ptrdiff_t(member.block) + 1);
+    const ptrdiff_t of_parts = STRIPS * w * ptrdiff_t(member.block);
+    scratch_length = of_outputs > of_parts ? of_outputs : of_parts;
+    scratch = arena.take<T>(threads * scratch_length);
+    bytes = arena.used;
+  }
+};
+
+}  // namespace

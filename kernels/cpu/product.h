@@ -1,0 +1,169 @@
+// The two products of a step, in tiles that stay in registers.
+//
+//   product      out(x, ·) = Σ_k a(x, k) b(k, ·)   forward: b is w^lᵀ; BP2: a is δ^l, b is w^l
+//   gradient     g(k, ·)   = Σ_x a(x, k) δ(x, ·)   BP4
+//
+// A matrix is in strips of W columns (64 bytes), each stored row after row,
+//
+//   M (r, n)  →  strip s, row x, lane j:  element  (s · r + x) · W + j
+//
+// and what fills up the last strip is 0. `a` is given by where its rows begin and by how far two
+// runs of W numbers of a row are apart, so that it may be in strips or lie in the data as it came.
+//
+// Tiling. A tile is ROWS × STRIPS rows of a strip, all sums in registers, none of them spilled:
+// each step of its loop loads STRIPS rows of b and one number of a for every row, and makes
+// ROWS · STRIPS fused multiply-adds. Every sum runs over all of k, or x, in order: a loop that is
+// cut keeps its sums in `out` meanwhile, and the bits do not depend on where it is cut.
+//
+// Roof. 2 fused multiply-adds of a register a cycle, if ROWS · STRIPS of them (of 64 / REGISTER
+// registers each) hide their latency of 4 cycles and loads, at most 2 a cycle, keep up.
+#pragma once
+#include "vector.h"
+
+namespace {
+
+#if REGISTER == 64
+constexpr int ROWS = 12, STRIPS = 2, INPUTS = 8;
+#elif REGISTER == 32
+constexpr int ROWS = 6, STRIPS = 1, INPUTS = 6;
+#elif defined(__aarch64__)
+constexpr int ROWS = 6, STRIPS = 1, INPUTS = 6;
+#else
+constexpr int ROWS = 2, STRIPS = 1, INPUTS = 2;
+#endif
+
+template <int N> struct Count {
+  static constexpr int value = N;
+};
+
+// body(Count<n>), n = 1 … MOST.
+template <int MOST, class Body> INLINE void with_count(int n, Body body) {
+  if constexpr (MOST > 1) {
+    if (n < MOST) return with_count<MOST - 1>(n, body);
+  }
+  body(Count<MOST>());
+}
+
+// body(first, Count<n>) for tiles of at most MOST that make up `count`, of sizes as even as can be.
+template <int MOST, class Body> INLINE void in_tiles(int count, Body body) {
+  int tiles = (count + MOST - 1) / MOST;
+  for (int first = 0; first < count; --tiles) {
+    const int here = (count - first + tiles - 1) / tiles;
+    with_count<MOST>(here, [&](auto n) { body(first, n); });
+    first += here;
+  }
+}
+
+// Rows of a matrix: row x begins at rows[x], and its runs of W numbers are `next` apart.
+template <class T> struct Rows {
+  const T* const* begin;
+  ptrdiff_t next;
+};
+
+// out(x, ·) for R rows and S strips; k from k_begin, a multiple of W, to k_end. Without `fresh` the
+// sums begin with what is in out. `bias`, where it is not null, is added at the end.
+template <class T, int R, int S>
+__attribute__((noinline)) void product_tile(T* out, ptrdiff_t out_strip, bool fresh,
+                                            const T* const* rows, ptrdiff_t next, const T* b,
+                                            ptrdiff_t b_strip, int k_begin, int k_end,
+                                            const T* bias) {
+  constexpr int w = W<T>;
+  Strip<T> sum[R][S];
+  const T* a[R];
+#pragma GCC unroll 16
+  for (int x = 0; x < R; ++x) a[x] = rows[x] + k_begin / w * next;
+  if (fresh) {
+#pragma GCC unroll 16
+    for (int x = 0; x < R; ++x)
+#pragma GCC unroll 2
+      for (int s = 0; s < S; ++s) sum[x][s] = Strip<T>::zero();
+  } else {
+#pragma GCC unroll 16
+    for (int x = 0; x < R; ++x)
+#pragma GCC unroll 2
+      for (int s = 0; s < S; ++s) sum[x][s] = Strip<T>::load(out + s * out_strip + x * w);
+  }
+  b += ptrdiff_t(k_begin) * w;
+  const auto add = [&](int v) __attribute__((always_inline)) {
+    Strip<T> factor[S];
+#pragma GCC unroll 2
+    for (int s = 0; s < S; ++s) factor[s] = Strip<T>::load(b + s * b_strip);
+#pragma GCC unroll 16
+    for (int x = 0; x < R; ++x) {
+      const Strip<T> value(a[x][v]);
+#pragma GCC unroll 2
+      for (int s = 0; s < S; ++s) sum[x][s] = fused(value, factor[s], sum[x][s]);
+    }
+    b += w;
+  };
+  int k = k_begin;
+  for (; k_end - k >= w; k += w) {
+#pragma GCC unroll 4
+    for (int v = 0; v < w; ++v) add(v);
+#pragma GCC unroll 16
+    for (int x = 0; x < R; ++x) a[x] += next;
+  }
+#pragma GCC unroll 1
+  for (int v = 0; v < k_end - k; ++v) add(v);
+  if (bias) {
+#pragma GCC unroll 16
+    for (int x = 0; x < R; ++x)
+#pragma GCC unroll 2
+      for (int s = 0; s < S; ++s) sum[x][s] += Strip<T>::load(bias + s * w);
+  }
+#pragma GCC unroll 16
+  for (int x = 0; x < R; ++x)
+#pragma GCC unroll 2
+    for (int s = 0; s < S; ++s) sum[x][s].store(out + s * out_strip + x * w);
+}
+
+// g(k, ·) of R inputs and S strips, rows S · W apart in `out`, summed over x from x_begin to x_end;
+// `at` is where the first input lies in a row. Without `fresh` the sums begin with what is there.
+template <class T, int R, int S>
+__attribute__((noinline)) void gradient_tile(T* out, bool fresh, const T* const* rows, ptrdiff_t at,
+                                             const T* delta, ptrdiff_t delta_strip, int x_begin,
+                                             int x_end) {
+  constexpr int w = W<T>;
+  Strip<T> sum[R][S];
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i)
+#pragma GCC unroll 2
+    for (int s = 0; s < S; ++s)
+      sum[i][s] = fresh ? Strip<T>::zero() : Strip<T>::load(out + (i * S + s) * w);
+  const auto add = [&](int x) __attribute__((always_inline)) {
+    const T* a = rows[x] + at;
+    Strip<T> factor[S];
+#pragma GCC unroll 2
+    for (int s = 0; s < S; ++s) factor[s] = Strip<T>::load(delta + s * delta_strip + x * w);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      const Strip<T> value(a[i]);
+#pragma GCC unroll 2
+      for (int s = 0; s < S; ++s) sum[i][s] = fused(value, factor[s], sum[i][s]);
+    }
+  };
+  // In pieces of 8, 4, 2 and 1: a short loop's exit is mispredicted in every tile.
+  int x = x_begin;
+#pragma GCC unroll 1
+  for (; x_end - x >= 8; x += 8)
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) add(x + i);
+  const int left = x_end - x;
+  if (left & 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) add(x + i);
+    x += 4;
+  }
+  if (left & 2) {
+    add(x);
+    add(x + 1);
+    x += 2;
+  }
+  if (left & 1) add(x);
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i)
+#pragma GCC unroll 2
+    for (int s = 0; s < S; ++s) sum[i][s].store(out + (i * S + s) * w);
+}
+
+}  // namespace
