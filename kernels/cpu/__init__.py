@@ -1,0 +1,1 @@
+"""C++ sources of the CPU engine: ``build.py`` compiles them, ``backend.py`` installs the result."""
