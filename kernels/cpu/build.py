@@ -38,6 +38,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parent
 RECORD = HERE / "build.json"
+LEVEL = HERE / "level.cpp"
 
 #: What `build.json` says; the keys are those that `_built` and `_failed` give.
 Record = dict[str, Any]
@@ -65,7 +66,7 @@ _LEVELS: dict[str, dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     },
     "aarch64": {"neon": ((), ("-mcpu=generic",))},
 }
-#: What library.cpp is compiled for.
+#: What the other files are compiled for, once.
 _BASELINE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "x86_64": (("-march=x86-64",), ("-mcpu=x86_64",)),
     "aarch64": ((), ("-mcpu=generic",)),
@@ -255,9 +256,9 @@ def _tools() -> list[str | None]:
 
 
 def sources() -> list[Path]:
-    """The two files that are compiled, and what they include, each once."""
+    """What is compiled, and what that includes, each once."""
     found: list[Path] = []
-    waiting = [HERE / "level.cpp", HERE / "library.cpp"]
+    waiting = [LEVEL, *_once()]
     while waiting:
         path = waiting.pop().resolve()
         if path in found or not path.is_file():
@@ -268,6 +269,11 @@ def sources() -> list[Path]:
             beside = path.parent / name
             waiting.append(beside if beside.is_file() else KERNELS / name)
     return sorted(found)
+
+
+def _once() -> list[Path]:
+    """What is compiled once, and not for each level."""
+    return sorted(path for path in HERE.glob("*.cpp") if path != LEVEL)
 
 
 def _fingerprint() -> str:
@@ -329,7 +335,7 @@ def _found() -> tuple[Compiler | None, list[str]]:
     """The first compiler of this system that works, and what is wrong with those before it."""
     if not levels():
         raise BuildError(f"it is for x86-64 and aarch64, and this machine is {machine()}")
-    tried = []
+    tried: list[str] = []
     if chosen := os.environ.get("CXX"):
         commands = [tuple(shlex.split(chosen, posix=_SYSTEM != "Windows"))]
     else:
@@ -379,7 +385,7 @@ def _ziglang() -> Compiler:
 
 
 def _flags(compiler: Compiler, level: str | None) -> list[str]:
-    """What one file is compiled with: a level's, or library.cpp's."""
+    """What a file is compiled with, for a level or for every processor."""
     pair = _BASELINE[machine()] if level is None else _LEVELS[machine()][level]
     flags = [*_target(compiler), *_FLAGS, *pair[compiler.zig], f"-I{KERNELS}"]
     if os.environ.get("BACKPROP_GPU_REQUIRE_COMPILERS"):
@@ -413,10 +419,11 @@ def _build(compiler: Compiler) -> Record:
         folder = Path(name)
         with _caches(folder) as environment, ThreadPoolExecutor(2) as pool:
             # The widest first: it takes longest.
-            jobs = [
-                pool.submit(_compile, compiler, level, folder, environment)
-                for level in (*reversed(levels()), None)
+            files = [
+                *((LEVEL, level) for level in reversed(levels())),
+                *((x, None) for x in _once()),
             ]
+            jobs = [pool.submit(_compile, compiler, *file, folder, environment) for file in files]
             try:
                 objects = [job.result() for job in jobs]
             finally:
@@ -456,10 +463,9 @@ def _build(compiler: Compiler) -> Record:
 
 
 def _compile(
-    compiler: Compiler, level: str | None, folder: Path, environment: dict[str, str]
+    compiler: Compiler, source: Path, level: str | None, folder: Path, environment: dict[str, str]
 ) -> str:
-    source = HERE / ("library.cpp" if level is None else "level.cpp")
-    target = folder / f"{level or 'library'}.o"
+    target = folder / f"{level or source.stem}.o"
     what = f"{compiler.name} could not compile {source.name}" + (f" for {level}" if level else "")
     flags = _flags(compiler, level)
     command = [*compiler.command, *flags, "-c", str(source), "-o", str(target)]
@@ -508,7 +514,7 @@ def _run(command: Sequence[str], what: str, environment: dict[str, str] | None =
         raise BuildError(f"{what}: {error}") from error
     if done.returncode == 0:
         return done.stdout
-    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     first = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "")
     raise BuildError(f"{what}: {first or f'it exits with {done.returncode}'}"[:600])
 
@@ -554,6 +560,16 @@ def _write(record: Record) -> None:
     os.replace(temporary, RECORD)
 
 
+def described(record: Record) -> str:
+    """A record in a line."""
+    if not record["library"]:
+        return str(record["reason"])
+    return (
+        f"{HERE / record['library']}: {', '.join(record['levels'])}, by {record['compiler']} "
+        f"({record['version']}) in {record['seconds']} s"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Build the compiled CPU engine's library.")
     parser.add_argument("--show", action="store_true", help="say what is there, and build nothing")
@@ -561,14 +577,8 @@ def main() -> int:
         record = current()
     else:
         record = ensure(installing=True, editable=read().get("editable", True))
-    if record["library"] is None:
-        print(record["reason"], file=sys.stderr)
-        return 1
-    print(
-        f"{HERE / record['library']}: {', '.join(record['levels'])}, by {record['compiler']} "
-        f"({record['version']}) in {record['seconds']} s"
-    )
-    return 0
+    print(described(record), file=sys.stdout if record["library"] else sys.stderr)
+    return 0 if record["library"] else 1
 
 
 if __name__ == "__main__":
