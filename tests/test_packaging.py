@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -21,15 +22,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     # From a copy, so that a build folder left in the tree cannot lend the wheel its files.
     source = tmp_path_factory.mktemp("source")
     for name in ("backprop_gpu", "benchmarks", "kernels"):
-        ignored = shutil.ignore_patterns("__pycache__")
+        ignored = shutil.ignore_patterns("__pycache__", "libbackprop_cpu.*", "build.json")
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     out = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source],
         check=True,
         capture_output=True,
+        # tests/test_native_build.py builds with one
+        env=os.environ | {"BACKPROP_GPU_NO_COMPILER": "1"},
     )
     (path,) = out.glob("*.whl")
     return zipfile.ZipFile(path)
@@ -44,10 +47,11 @@ def test_the_wheel_holds_every_source(wheel: zipfile.ZipFile) -> None:
     expected |= {
         f"backprop_gpu/{path.relative_to(ROOT).as_posix()}"
         for folder in ("kernels", "benchmarks")
-        for pattern in ("*.py", "*.cu", "*.cuh", "README.md", "*.jsonl")
+        for pattern in ("*.py", "*.cu", "*.cuh", "*.cpp", "*.h", "README.md", "*.jsonl")
         for path in (ROOT / folder).rglob(pattern)
     }
     assert expected <= set(wheel.namelist()), expected - set(wheel.namelist())
+    assert "backprop_gpu/kernels/cpu/level.cpp" in expected
     assert "backprop_gpu/kernels/cuda/gemm.cuh" in expected
     assert "backprop_gpu/benchmarks/peers/__init__.py" in expected
     assert "backprop_gpu/benchmarks/results/bench.jsonl" in expected

@@ -1,1 +1,1 @@
-"""C++ for the CPU: an epoch in one call, from the formulas that the CUDA kernels share."""
+"""C++ sources of the CPU engine: ``build.py`` compiles them, ``backend.py`` installs the result."""
