@@ -31,7 +31,7 @@ template <class T> struct Epoch {
 
   Layer<T>& last() const { return memory.layers[memory.depth - 1]; }
   T* scratch() const { return memory.scratch + thread * memory.scratch_length; }
-  ptrdiff_t strip() const { return ptrdiff_t(memory.batch) * w; }  // from one to the next
+  ptrdiff_t strip() const { return memory.height * w; }  // from one to the next
 
   // ------------------------------------------------------------------------- into strips and back
 
@@ -39,12 +39,14 @@ template <class T> struct Epoch {
   template <class Move> void each_parameter(Move move) const {
     for (int l = 0; l < memory.depth; ++l) {
       const Layer<T>& here = memory.layers[l];
-      for (ptrdiff_t j = 0; j < here.neurons; ++j) {
-        const ptrdiff_t flat = here.described->w_at + j * here.inputs;
-        const ptrdiff_t strip = here.w + j / w * w * here.inputs + j % w;
-        for (ptrdiff_t k = 0; k < here.inputs; ++k) move(flat + k, strip + k * w);
-        move(here.described->b_at + j, here.b + j);
+      for (ptrdiff_t first = 0; first < here.neurons; first += w) {
+        const int columns = smaller(w, int(here.neurons - first));
+        for (ptrdiff_t k = 0; k < here.inputs; ++k)
+          for (ptrdiff_t j = 0; j < columns; ++j)
+            move(here.described->w_at + (first + j) * here.inputs + k,
+                 here.w + first * here.inputs + k * w + j);
       }
+      for (ptrdiff_t j = 0; j < here.neurons; ++j) move(here.described->b_at + j, here.b + j);
     }
   }
 
@@ -106,35 +108,39 @@ template <class T> struct Epoch {
 
   int64_t row(int x) const { return order ? order[x] : first_row + x; }
 
-  template <class N> void gather(const N* from, int n, int x, T* strips) const {
-    from += row(x) * n;
-    T* to = strips + ptrdiff_t(x) * w;
-    int j = 0;
-    for (; j + w <= n; j += w, to += strip())
-      for (int i = 0; i < w; ++i) to[i] = T(from[j + i]);
-    if (j < n)
-      for (int i = 0; i < w; ++i) to[i] = i < n - j ? T(from[j + i]) : T(0);
+  // Rows of n numbers into strips; each row whole, as the processor's own prefetching likes it.
+  template <class N> void gather(const N* from, int n, int x_begin, int x_end, T* strips) const {
+    for (int x = x_begin; x < x_end; ++x) {
+      const N* const of_row = from + row(x) * n;
+      T* to = strips + ptrdiff_t(x) * w;
+      int j = 0;
+      for (; j + w <= n; j += w, to += strip()) copy_run(of_row + j, to);
+      for (int i = 0; j < n && i < w; ++i) to[i] = i < n - j ? T(of_row[j + i]) : T(0);
+    }
+  }
+
+  INLINE static void copy_run(const T* from, T* to) { Strip<T>::load_anywhere(from).store(to); }
+  INLINE static void copy_run(const uint8_t* __restrict from, T* __restrict to) {
+    for (int i = 0; i < w; ++i) to[i] = T(from[i]);
   }
 
   void gather(int x_begin, int x_end) const {
     const int inputs = memory.layers[0].inputs;
-    for (int x = x_begin; x < x_end; ++x) {
-      if (Y) gather(Y, last().neurons, x, memory.y);
-      if (!memory.x)
-        memory.layers[0].input_rows[x] = static_cast<const T*>(X) + row(x) * inputs;
-      else if (network.stored == 1)
-        gather(static_cast<const uint8_t*>(X), inputs, x, memory.x);
-      else
-        gather(static_cast<const T*>(X), inputs, x, memory.x);
-    }
+    if (Y) gather(Y, last().neurons, x_begin, x_end, memory.y);
+    if (memory.x && network.stored == 1)
+      gather(static_cast<const uint8_t*>(X), inputs, x_begin, x_end, memory.x);
+    else if (memory.x)
+      gather(static_cast<const T*>(X), inputs, x_begin, x_end, memory.x);
+    for (int x = x_begin; !memory.x && x < x_end; ++x)
+      memory.layers[0].input_rows[x] = static_cast<const T*>(X) + row(x) * inputs;
   }
 
   // out (+)= Σ_k a(x, k) b(k, ·) over inputs k_begin … k_end, for a block's rows and all strips.
   void product(T* out, ptrdiff_t out_strip, const T* const* rows, ptrdiff_t next, const T* b,
                ptrdiff_t b_strip, int k_begin, int k_end, int count, int strips,
                const T* bias) const {
-    for (int s = 0; s < strips; s += STRIPS) {
-      for (int k = k_begin; k < k_end; k += INPUTS_AT_ONCE) {
+    for (int k = k_begin; k < k_end; k += INPUTS_AT_ONCE) {
+      for (int s = 0; s < strips; s += STRIPS) {
         const int end = smaller(k + INPUTS_AT_ONCE, k_end);
         in_tiles<ROWS>(count, [&](int x, auto r) {
           with_count<STRIPS>(smaller(STRIPS, strips - s), [&](auto n) {
@@ -408,11 +414,12 @@ template <class T> struct Epoch {
 
   // What a step's gradient does to numbers of p and of the states.
   struct Change {
+    T share;       // of a row of the mini-batch in the gradient
     bool adjusts;  // by a penalty, or a limit of each component
     T clip_value, l1, l2, c[4], d1, d2, epsilon;
 
-    Change(const AbiMember& member, const double* coefficients)
-        : adjusts(T(member.clip_value) <= largest<T>() || T(member.l1) != T(0) ||
+    Change(const AbiMember& member, const double* coefficients, int m)
+        : share(T(1) / T(m)), adjusts(T(member.clip_value) <= largest<T>() || T(member.l1) != T(0) ||
                   T(member.l2) != T(0)),
           clip_value(T(member.clip_value)), l1(T(member.l1)), l2(T(member.l2)), d1(T(member.d1)),
           d2(T(member.d2)), epsilon(T(member.epsilon)) {
@@ -420,32 +427,38 @@ template <class T> struct Epoch {
     }
   };
 
+  // The rule, for a row of a strip.
+  template <class Rule>
+  INLINE void change_row(ptrdiff_t at, Strip<T> g, const Strip<T> (&c)[4], const Change& change,
+                         bool weight) const {
+    T* const p = memory.p + at;
+    Strip<T> v = Strip<T>::zero(), u = v;
+    if constexpr (Rule::slots > 0) v = Strip<T>::load(memory.state[0] + at);
+    if constexpr (Rule::slots > 1) u = Strip<T>::load(memory.state[1] + at);
+    const Strip<T> d1(change.d1), d2(change.d2), epsilon(change.epsilon);
+    Rule::apply(Strip<T>::load(p), g, v, u, c, d1, d2, epsilon, weight).store(p);
+    if constexpr (Rule::slots > 0) v.store(memory.state[0] + at);
+    if constexpr (Rule::slots > 1) u.store(memory.state[1] + at);
+  }
+
   // The rule, for `rows` rows of a strip that begin at `at`; g has them `g_row` apart.
   template <class Rule>
   __attribute__((noinline)) void apply(const Change& change, ptrdiff_t at, const T* g,
                                        ptrdiff_t g_row, T scale, int rows, bool weight) const {
-    T* p = memory.p + at;
-    T* v = Rule::slots > 0 ? memory.state[0] + at : nullptr;
-    T* u = Rule::slots > 1 ? memory.state[1] + at : nullptr;
     Strip<T> c[4];
     for (int i = 0; i < 4; ++i) c[i] = Strip<T>(change.c[i]);
-    const Strip<T> d1(change.d1), d2(change.d2), epsilon(change.epsilon), scales(scale);
-    for (int i = 0; i < rows; ++i, p += w, g += g_row) {
-      Strip<T> step = Strip<T>::load(g) * scales, first = Strip<T>::zero(), second = first;
+    for (int i = 0; i < rows; ++i, at += w, g += g_row) {
+      Strip<T> step = Strip<T>::load(g) * Strip<T>(scale);
       if (change.adjusts) {
         alignas(64) T numbers[w];
         step.store(numbers);
         for (int j = 0; j < w; ++j) {
           numbers[j] = clip_by_value(numbers[j], change.clip_value);
-          if (weight) numbers[j] = penalized(numbers[j], p[j], change.l1, change.l2);
+          if (weight) numbers[j] = penalized(numbers[j], memory.p[at + j], change.l1, change.l2);
         }
         step = Strip<T>::load(numbers);
       }
-      if constexpr (Rule::slots > 0) first = Strip<T>::load(v);
-      if constexpr (Rule::slots > 1) second = Strip<T>::load(u);
-      Rule::apply(Strip<T>::load(p), step, first, second, c, d1, d2, epsilon, weight).store(p);
-      if constexpr (Rule::slots > 0) first.store(v), v += w;
-      if constexpr (Rule::slots > 1) second.store(u), u += w;
+      change_row<Rule>(at, step, c, change, weight);
     }
   }
 
@@ -461,8 +474,8 @@ template <class T> struct Epoch {
     int number = 0;
     for (int l = 0; l < memory.depth; ++l) {
       const Layer<T>& here = memory.layers[l];
-      for (int s = 0; s < here.strips; s += STRIPS)
-        for (int k = 0; k < here.inputs; k += CHUNK)
+      for (int k = 0; k < here.inputs; k += CHUNK)
+        for (int s = 0; s < here.strips; s += STRIPS)
           if (number++ % team.threads == thread)
             body(l, s, smaller(STRIPS, here.strips - s), k, smaller(k + CHUNK, here.inputs));
     }
@@ -485,6 +498,50 @@ template <class T> struct Epoch {
         });
   }
 
+  // BP4 and the rule of R inputs from k on, while the sums are in registers: short batches.
+  template <class Rule, int S, int R>
+  INLINE void changed_tile(const Layer<T>& here, const T* delta, ptrdiff_t p_at, int k, int run,
+                           const Change& change) const {
+    Strip<T> sum[R][S];
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < S; ++j) sum[i][j] = Strip<T>::zero();
+    add_rows<T, R, S>(sum, here.input_rows, run, delta, strip(), 0, m);
+    __asm__ volatile("" ::: "memory");  // what follows is read now: the sums need all registers
+    const Strip<T> share(change.share);
+    Strip<T> c[4];
+    for (int i = 0; i < 4; ++i) c[i] = Strip<T>(change.c[i]);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < S; ++j)
+        change_row<Rule>(p_at + (ptrdiff_t(j) * here.inputs + k + i) * w, sum[i][j] * share, c,
+                         change, true);
+  }
+
+  // All of a chunk but a last run of less than W inputs, which is what it returns.
+  template <class Rule, int S>
+  __attribute__((noinline)) int changed_chunk(const Layer<T>& here, int s, int k_begin, int k_end,
+                                              const Change& change) const {
+    constexpr int most = INPUTS < w ? INPUTS : w, tiles = (w + most - 1) / most;
+    constexpr int large = (w + tiles - 1) / tiles, small = w / tiles, larger = w % tiles;
+    const T* const delta = here.delta + s * strip();
+    const ptrdiff_t p_at = here.w + ptrdiff_t(s) * here.inputs * w;
+    int k = k_begin;
+    for (; k_end - k >= w; k += w) {
+      const ptrdiff_t run = k / w * here.next;
+      for (int x = 0; s == 0 && x < m; ++x) __builtin_prefetch(here.input_rows[x] + run + here.next);
+#pragma GCC unroll 1
+      for (int i = 0; i < larger; ++i)
+        changed_tile<Rule, S, large>(here, delta, p_at, k + i * large, run + i * large, change);
+#pragma GCC unroll 1
+      for (int i = larger * large; i < w; i += small)
+        changed_tile<Rule, S, small>(here, delta, p_at, k + i, run + i, change);
+    }
+    return k;
+  }
+
   // BP3 of a strip: Σ_x δ.
   void sums_of_biases(const Layer<T>& here, int s, T* sums) const {
     const T* const delta = here.delta + s * strip();
@@ -505,8 +562,10 @@ template <class T> struct Epoch {
   void prefetch(int k_begin, int k_end, int next_rows) const {
     const ptrdiff_t row = ptrdiff_t(memory.layers[0].inputs) * network.stored;
     const char* const bytes = static_cast<const char*>(X);
+    const int outputs = last().neurons;
     for (int x = 0; x < next_rows; ++x) {
       const char* const from = bytes + order[m + x] * row;
+      if (k_begin == 0) __builtin_prefetch(Y + order[m + x] * outputs, 0, 2);
       for (ptrdiff_t at = ptrdiff_t(k_begin) * network.stored; at < ptrdiff_t(k_end) * network.stored;
            at += 64)
         __builtin_prefetch(from + at, 0, 2);
@@ -550,28 +609,37 @@ template <class T> struct Epoch {
   }
 
   void weights_phase(const double* coefficients, int next_rows) const {
-    const Change change(member, coefficients);
-    const T share = T(1) / T(m);
+    const Change change(member, coefficients, m);
+    const T share = change.share;
+    const bool at_once = m <= ROWS_AT_ONCE && !memory.gradient && !change.adjusts;
     each_chunk([&](int l, int s_begin, int strips, int k, int end) {
       const Layer<T>& here = memory.layers[l];
       alignas(64) T sums[CHUNK * STRIPS * w], of_biases[w];
-      if (l == 0 && s_begin == 0) prefetch(k, end, next_rows);
-      with_count<STRIPS>(
-          strips, [&](auto n) { sums_of_chunk<n.value>(here, s_begin, k, end, sums); });
+      if (l == 0 && s_begin == 0 && member.in_place) prefetch(k, end, next_rows);
+      int rest = k;  // inputs from there on are not done yet
+      if (member.squares)
+        for (int s = s_begin; s < s_begin + strips; ++s)
+          memory.squares[chunk_number(here, s, k)] =
+              sum_of_squares(memory.p + here.w + (ptrdiff_t(s) * here.inputs + k) * w,
+                             ptrdiff_t(end - k) * w);
+      with_count<STRIPS>(strips, [&](auto n) {
+        if (at_once)
+          with_rule(member.rule, [&](auto rule) {
+            rest = changed_chunk<decltype(rule), n.value>(here, s_begin, k, end, change);
+          });
+        if (rest < end) sums_of_chunk<n.value>(here, s_begin, rest, end, sums);
+      });
       for (int i = 0; i < strips; ++i) {
         const int s = s_begin + i;
-        const ptrdiff_t at = here.w + (ptrdiff_t(s) * here.inputs + k) * w, b = here.b + s * w;
-        if (member.squares)
-          memory.squares[chunk_number(here, s, k)] =
-              sum_of_squares(memory.p + at, ptrdiff_t(end - k) * w);
+        const ptrdiff_t at = here.w + (ptrdiff_t(s) * here.inputs + rest) * w, b = here.b + s * w;
         if (k == 0) sums_of_biases(here, s, of_biases);
         if (memory.gradient) {
-          keep(at, sums + i * w, strips * w, share, end - k);
+          keep(at, sums + i * w, strips * w, share, end - rest);
           if (k == 0) keep(b, of_biases, w, share, 1);
           if (member.rule >= 0) norm_of_chunk(here, s, k, end);
           continue;
         }
-        apply(change, at, sums + i * w, strips * w, share, end - k, true);
+        apply(change, at, sums + i * w, strips * w, share, end - rest, true);
         if (k == 0) apply(change, b, of_biases, w, share, 1, false);
         if (l > 0) transpose(here, s, k, end);
       }

@@ -36,13 +36,14 @@ template <class T> struct Layer {
   int first_chunk;              // the number of its first
   ptrdiff_t w, b;               // where they begin in p, the states and the gradient
   T* transposed;                // w once more, as BP2 reads it: strips of inputs, a row a neuron
-  T *z, *a, *delta;             // (strips, batch, W); z is null where nobody needs it
+  T *z, *a, *delta;             // (strips, height, W); z is null where nobody needs it
   ptrdiff_t next;               // between two runs of W of an input row
   const T **input_rows, **delta_rows;  // (batch), where they begin
 };
 
 template <class T> struct Memory {
   int depth, batch, chunks = 0;
+  ptrdiff_t height;      // rows of a strip: odd, or all strips would share a few of a cache's sets
   ptrdiff_t length = 0;  // of p
   Layer<T>* layers;  // each thread has them for itself
   T *p, *state[2], *gradient;  // in strips; null where there is none
@@ -54,7 +55,7 @@ template <class T> struct Memory {
   size_t bytes;
 
   Memory(Arena arena, const AbiNetwork& network, const AbiMember& member, int threads, int thread)
-      : depth(network.depth), batch(member.batch) {
+      : depth(network.depth), batch(member.batch), height(member.batch | 1) {
     constexpr int w = W<T>;
     const bool counts = !arena.begin;
     layers = arena.take<Layer<T>>(ptrdiff_t(threads) * depth);
@@ -62,7 +63,7 @@ template <class T> struct Memory {
     for (int l = 0; l < depth; ++l) {
       const AbiLayer& described = network.layers[l];
       const ptrdiff_t strips = units_of(described.neurons, w);
-      const ptrdiff_t numbers = strips * w * batch;
+      const ptrdiff_t numbers = strips * w * height;
       Layer<T> here{};
       here.described = &described;
       here.inputs = described.inputs;
@@ -79,7 +80,7 @@ template <class T> struct Memory {
       if (described.from_z || l == depth - 1) here.z = arena.take<T>(numbers);
       here.a = arena.take<T>(numbers);
       here.delta = arena.take<T>(numbers);
-      here.next = l > 0 || !member.in_place ? ptrdiff_t(batch) * w : w;
+      here.next = l > 0 || !member.in_place ? height * w : w;
       here.input_rows = arena.take<const T*>(batch);
       here.delta_rows = arena.take<const T*>(batch);
       if (!counts) layers[l] = here;
@@ -91,8 +92,8 @@ template <class T> struct Memory {
       state[i] = member.rule >= 0 && member.state[i] ? arena.take<T>(length) : nullptr;
     const bool clips = member.rule >= 0 && member.clip_norm <= largest<double>();
     gradient = clips || member.rule == GRADIENT ? arena.take<T>(length) : nullptr;
-    x = member.in_place ? nullptr : arena.take<T>(inputs * batch);
-    y = arena.take<T>(outputs * batch);
+    x = member.in_place ? nullptr : arena.take<T>(inputs * height);
+    y = arena.take<T>(outputs * height);
     terms = arena.take<T>(outputs * batch);
     squares = arena.take<double>(chunks);
     norms = arena.take<double>(2 * ptrdiff_t(chunks));

@@ -98,6 +98,8 @@ __attribute__((noinline)) void product_tile(T* out, ptrdiff_t out_strip, bool fr
   };
   int k = k_begin;
   for (; k_end - k >= w; k += w) {
+#pragma GCC unroll 16
+    for (int x = 0; x < R; ++x) __builtin_prefetch(a[x] + next);
 #pragma GCC unroll 4
     for (int v = 0; v < w; ++v) add(v);
 #pragma GCC unroll 16
@@ -117,6 +119,41 @@ __attribute__((noinline)) void product_tile(T* out, ptrdiff_t out_strip, bool fr
     for (int s = 0; s < S; ++s) sum[x][s].store(out + s * out_strip + x * w);
 }
 
+// sum(i, ·) += Σ_x a(x, i) δ(x, ·) for R inputs, `at` being where the first lies in a row.
+template <class T, int R, int S>
+INLINE void add_rows(Strip<T> (&sum)[R][S], const T* const* rows, ptrdiff_t at, const T* delta,
+                     ptrdiff_t delta_strip, int x_begin, int x_end) {
+  constexpr int w = W<T>;
+  const auto add = [&](int x) __attribute__((always_inline)) {
+    const T* a = rows[x] + at;
+    Strip<T> factor[S];
+#pragma GCC unroll 2
+    for (int s = 0; s < S; ++s) factor[s] = Strip<T>::load(delta + s * delta_strip + x * w);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      const Strip<T> value(a[i]);
+#pragma GCC unroll 2
+      for (int s = 0; s < S; ++s) sum[i][s] = fused(value, factor[s], sum[i][s]);
+    }
+  };
+  // In pieces of 4, 2 and 1: a short loop's exit is mispredicted in every tile.
+  int x = x_begin;
+#pragma GCC unroll 1
+  for (; x_end - x >= 4; x += 4) {
+    add(x);
+    add(x + 1);
+    add(x + 2);
+    add(x + 3);
+  }
+  const int left = x_end - x;
+  if (left & 2) {
+    add(x);
+    add(x + 1);
+    x += 2;
+  }
+  if (left & 1) add(x);
+}
+
 // g(k, ·) of R inputs and S strips, rows S · W apart in `out`, summed over x from x_begin to x_end;
 // `at` is where the first input lies in a row. Without `fresh` the sums begin with what is there.
 template <class T, int R, int S>
@@ -130,36 +167,7 @@ __attribute__((noinline)) void gradient_tile(T* out, bool fresh, const T* const*
 #pragma GCC unroll 2
     for (int s = 0; s < S; ++s)
       sum[i][s] = fresh ? Strip<T>::zero() : Strip<T>::load(out + (i * S + s) * w);
-  const auto add = [&](int x) __attribute__((always_inline)) {
-    const T* a = rows[x] + at;
-    Strip<T> factor[S];
-#pragma GCC unroll 2
-    for (int s = 0; s < S; ++s) factor[s] = Strip<T>::load(delta + s * delta_strip + x * w);
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) {
-      const Strip<T> value(a[i]);
-#pragma GCC unroll 2
-      for (int s = 0; s < S; ++s) sum[i][s] = fused(value, factor[s], sum[i][s]);
-    }
-  };
-  // In pieces of 8, 4, 2 and 1: a short loop's exit is mispredicted in every tile.
-  int x = x_begin;
-#pragma GCC unroll 1
-  for (; x_end - x >= 8; x += 8)
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) add(x + i);
-  const int left = x_end - x;
-  if (left & 4) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) add(x + i);
-    x += 4;
-  }
-  if (left & 2) {
-    add(x);
-    add(x + 1);
-    x += 2;
-  }
-  if (left & 1) add(x);
+  add_rows<T, R, S>(sum, rows, at, delta, delta_strip, x_begin, x_end);
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 2

@@ -116,6 +116,12 @@ template <class T> struct Strip {
     for (int i = 0; i < count; ++i) s.r[i] = reinterpret_cast<const Register<T>*>(from)[i];
     return s;
   }
+  static INLINE Strip load_anywhere(const T* from) {  // needs no alignment
+    typedef Register<T> Loose __attribute__((aligned(sizeof(T)), may_alias));
+    Strip s;
+    for (int i = 0; i < count; ++i) s.r[i] = reinterpret_cast<const Loose*>(from)[i];
+    return s;
+  }
   INLINE void store(T* to) const {
     for (int i = 0; i < count; ++i) reinterpret_cast<Register<T>*>(to)[i] = r[i];
   }

@@ -156,7 +156,7 @@ def test_adams_moments_keep_the_digits_of_float32(engine: str, backend: str) -> 
     m, v = (net.model.layout.views(net.model.backend.to_numpy(slot))[0] for slot in course.slots)
     for l, (gradient, _) in enumerate(g):
         np.testing.assert_allclose(m[l], 0.1 * gradient, rtol=2e-6, atol=1e-9)
-        large = np.abs(gradient) > 1e-4  # of the others the gradient's own rounding is seen
+        large = np.abs(gradient) > 1e-3  # of the others the gradient's own rounding is seen
         np.testing.assert_allclose(v[l][large], 0.001 * np.float64(gradient[large]) ** 2, rtol=6e-6)
 
 
