@@ -110,9 +110,7 @@ class Library:
         self._functions.backprop_cpu_sizes(sizes)
         here = [ctypes.sizeof(structure) for structure in (Layer, Network, Member, Reading, Job)]
         if self._functions.backprop_cpu_abi() != _ABI or list(sizes) != here:
-            raise NoLibraryError(
-                f"{path} is of another version of backprop_gpu: install it again"
-            )
+            raise NoLibraryError(f"{path} is of another version of backprop_gpu: install it again")
         self._number, self.level = self._choose(wanted)
         self.fma = bool(self._functions.backprop_cpu_fma(self._number))
         self.description = f"{LEVELS[self.level]} ({self.level})"
@@ -156,9 +154,7 @@ class Library:
 
     def memory(self, network: Network, member: Member, threads: int) -> np.ndarray:
         """What a member needs, from call to call of an epoch; it may be used for another's."""
-        return _aligned(
-            self._functions.backprop_cpu_bytes(self._number, network, member, threads)
-        )
+        return _aligned(self._functions.backprop_cpu_bytes(self._number, network, member, threads))
 
     def train(self, job: Job) -> None:
         """Some steps of some members.
@@ -206,9 +202,7 @@ def library() -> Library:
     return Library(path, os.environ.get("BACKPROP_GPU_CPU", ""))
 
 
-def obstacle(
-    activations: Sequence[Activation], cost: Cost, dtype: np.dtype[Any]
-) -> str | None:
+def obstacle(activations: Sequence[Activation], cost: Cost, dtype: np.dtype[Any]) -> str | None:
     """Why the library cannot compute a network with these, if it cannot."""
     try:
         library()

@@ -115,7 +115,7 @@ def _attempt(
 
 
 def _elementwise(function: Any, number: Any) -> Any:
-    from numba import carray, cfunc, types
+    from numba import carray, cfunc, types  # type: ignore[attr-defined]
 
     pointer = types.CPointer(number)
 
@@ -131,7 +131,7 @@ def _of_rows(dimensions: int) -> Callable[[Any, Any], Any]:
     """For functions of (a, y) whose result has so many dimensions."""
 
     def of_rows(function: Any, number: Any) -> Any:
-        from numba import carray, cfunc, types
+        from numba import carray, cfunc, types  # type: ignore[attr-defined]
 
         pointer = types.CPointer(number)
 
@@ -154,7 +154,7 @@ def _key(function: Any, seen: tuple[Any, ...] = ()) -> Any:
     if not isinstance(function, FunctionType) or function in seen:
         return _value_key(function, seen)
     names = inspect.getclosurevars(function)
-    used = sorted((names.nonlocals | names.globals).items())
+    used = sorted({**names.nonlocals, **names.globals}.items())
     values = tuple((name, _value_key(value, (*seen, function))) for name, value in used)
     return function.__code__, _value_key(function.__defaults__, seen), values
 

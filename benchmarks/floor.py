@@ -67,8 +67,8 @@ def _parts(workload: Workload, rates: MachineRates, precision: str) -> dict[str,
     }
 
 
-#: Of the rate of a large product, what the CPU's resident engine should reach in tiles whose sums are
-#: loaded and stored once.
+#: Of the rate of a large product, what the CPU's resident engine should reach in tiles whose sums
+#: are loaded and stored once.
 EXPECTED_RATE = 0.85
 #: Seconds that a product, its σ or σ' and what leads to them take beside the arithmetic.
 EXPECTED_CALL = 0.15e-6

@@ -21,7 +21,6 @@ from backprop_gpu import (
     planning,
 )
 from backprop_gpu.engines import Hyperparameters, Member
-from backprop_gpu.engines.passes import Passes
 from backprop_gpu.parameters import Parameters
 from reference import VALID_PAIRS
 

@@ -103,9 +103,7 @@ def test_the_same_loss_curve(digits: Any, activation: str, solver: str, dtype: s
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("solver", ["adam", "sgd"])
-def test_the_same_loss_curve_from_the_resident_engine(
-    digits: Any, solver: str, dtype: str
-) -> None:
+def test_the_same_loss_curve_from_the_resident_engine(digits: Any, solver: str, dtype: str) -> None:
     """It sums in another order; of float32 only a smooth σ keeps the digits."""
     X, y = digits[0].astype(dtype), digits[1]
     activation = "relu" if dtype == "float64" else "tanh"

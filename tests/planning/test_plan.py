@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backprop_gpu import Callback, Cost, Network, Population, cpu, planning, self_check
+from backprop_gpu import Cost, Network, Population, cpu, planning, self_check
 from backprop_gpu.planning import BatchPlan, CpuWork, Plan, Run, residency
 
 NIELSEN = (784, 30, 10)
@@ -172,7 +172,7 @@ def test_an_engine_does_what_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> N
         ("layered on a device", {}, ValueError, "plan is for backend 'cuda'"),
         ("layered", {"batch_size": 7}, ValueError, "no mini-batch of 7 rows"),
         ("resident", {"batch_size": 7}, ValueError, "no mini-batch of 7 rows"),
-            ],
+    ],
 )
 def test_a_plan_for_something_else(
     plan: Any, options: Any, error: type[Exception], message: str
