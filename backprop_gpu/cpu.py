@@ -7,6 +7,7 @@ sleep, and a forked process starts its own.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_double, c_int32, c_int64, c_void_p
@@ -16,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from . import costs, python_functions
+from . import costs, kernels, python_functions
 from .activations import Activation
 from .costs import Cost
-from .kernels.cpu import build
 from .parameters import Layout
 
 #: In the order of `kernels/cpu/maps.h`.
@@ -41,7 +41,7 @@ LEVELS = {
 }
 
 
-class Layer(Structure):
+class AbiLayer(Structure):
     """`AbiLayer` of kernels/cpu/abi.h, which says what each field is; so the next three."""
 
     _fields_ = (
@@ -51,15 +51,15 @@ class Layer(Structure):
     )  # fmt: skip
 
 
-class Network(Structure):
+class AbiNetwork(Structure):
     _fields_ = (
         ("itemsize", c_int32), ("stored", c_int32), ("depth", c_int32), ("cost", c_int32),
         ("collapses", c_int32), ("from_z", c_int32), ("low", c_double), ("high", c_double),
-        ("layers", POINTER(Layer)), ("samples", c_void_p), ("gradient", c_void_p),
+        ("layers", POINTER(AbiLayer)), ("samples", c_void_p), ("gradient", c_void_p),
     )  # fmt: skip
 
 
-class Member(Structure):
+class AbiMember(Structure):
     _fields_ = (
         ("batch", c_int32), ("block", c_int32), ("in_place", c_int32), ("rule", c_int32),
         ("rows", c_int64), ("order", c_void_p), ("coefficients", c_void_p),
@@ -70,17 +70,17 @@ class Member(Structure):
     )  # fmt: skip
 
 
-class Job(Structure):
+class AbiJob(Structure):
     _fields_ = (
-        ("network", POINTER(Network)), ("X", c_void_p), ("Y", c_void_p),
-        ("members", POINTER(Member)), ("count", c_int32), ("teams", c_int32),
+        ("network", POINTER(AbiNetwork)), ("X", c_void_p), ("Y", c_void_p),
+        ("members", POINTER(AbiMember)), ("count", c_int32), ("teams", c_int32),
         ("threads", c_int32), ("every_call", c_int32), ("first", c_int64), ("last", c_int64),
     )  # fmt: skip
 
 
-class Reading(Structure):
+class AbiReading(Structure):
     _fields_ = (
-        ("network", POINTER(Network)), ("X", c_void_p), ("Y", c_void_p), ("p", c_void_p),
+        ("network", POINTER(AbiNetwork)), ("X", c_void_p), ("Y", c_void_p), ("p", c_void_p),
         ("rows", c_int64), ("threads", c_int32), ("block", c_int32), ("outputs", c_void_p),
         ("costs", c_void_p), ("memory", c_void_p),
     )  # fmt: skip
@@ -90,7 +90,7 @@ class NoLibraryError(RuntimeError):
     """There is no library that could run here; the message says why, and what helps."""
 
 
-class Library:
+class CpuLibrary:
     """The library, and the level of instructions that is used of it.
 
     Parameters
@@ -108,7 +108,10 @@ class Library:
         self._declare()
         sizes = (c_int64 * 5)()
         self._functions.backprop_cpu_sizes(sizes)
-        here = [ctypes.sizeof(structure) for structure in (Layer, Network, Member, Reading, Job)]
+        here = [
+            ctypes.sizeof(structure)
+            for structure in (AbiLayer, AbiNetwork, AbiMember, AbiReading, AbiJob)
+        ]
         if self._functions.backprop_cpu_abi() != _ABI or list(sizes) != here:
             raise NoLibraryError(f"{path} is of another version of backprop_gpu: install it again")
         self._number, self.level = self._choose(wanted)
@@ -120,12 +123,12 @@ class Library:
         functions.backprop_cpu_level.restype = ctypes.c_char_p
         functions.backprop_cpu_bytes.restype = ctypes.c_size_t
         functions.backprop_cpu_bytes.argtypes = (
-            ctypes.c_int, POINTER(Network), POINTER(Member), ctypes.c_int,
+            ctypes.c_int, POINTER(AbiNetwork), POINTER(AbiMember), ctypes.c_int,
         )  # fmt: skip
-        functions.backprop_cpu_train.argtypes = ctypes.c_int, POINTER(Job)
+        functions.backprop_cpu_train.argtypes = ctypes.c_int, POINTER(AbiJob)
         functions.backprop_cpu_reading_bytes.restype = ctypes.c_size_t
-        functions.backprop_cpu_reading_bytes.argtypes = ctypes.c_int, POINTER(Reading)
-        functions.backprop_cpu_read.argtypes = ctypes.c_int, POINTER(Reading)
+        functions.backprop_cpu_reading_bytes.argtypes = ctypes.c_int, POINTER(AbiReading)
+        functions.backprop_cpu_read.argtypes = ctypes.c_int, POINTER(AbiReading)
 
     def _choose(self, wanted: str) -> tuple[int, str]:
         names = []
@@ -152,11 +155,11 @@ class Library:
         name = wanted or next(iter(runs))
         return runs[name], name
 
-    def memory(self, network: Network, member: Member, threads: int) -> np.ndarray:
+    def memory(self, network: AbiNetwork, member: AbiMember, threads: int) -> np.ndarray:
         """What a member needs, from call to call of an epoch; it may be used for another's."""
         return _aligned(self._functions.backprop_cpu_bytes(self._number, network, member, threads))
 
-    def train(self, job: Job) -> None:
+    def train(self, job: AbiJob) -> None:
         """Some steps of some members.
 
         Raises
@@ -167,7 +170,7 @@ class Library:
         if self._functions.backprop_cpu_train(self._number, job):
             raise RuntimeError(_NO_THREADS.format(job.teams * job.threads))
 
-    def read(self, reading: Reading) -> None:
+    def read(self, reading: AbiReading) -> None:
         """Outputs of all rows, and costs; raises as `train`."""
         memory = _aligned(self._functions.backprop_cpu_reading_bytes(self._number, reading))
         reading.memory = memory.ctypes.data
@@ -187,7 +190,7 @@ def _aligned(size: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def library() -> Library:
+def library() -> CpuLibrary:
     """The library of this installation.
 
     Raises
@@ -195,11 +198,19 @@ def library() -> Library:
     NoLibraryError
         Where there is none, or none that could run here.
     """
-    record = build.current()
+    folder = Path(kernels.__file__).parent / "cpu"
+    try:
+        record = json.loads((folder / "build.json").read_bytes())
+    except (OSError, ValueError):
+        record = {"editable": True}
+    if record.get("editable"):  # its sources may have changed
+        from .kernels.cpu import build
+
+        record = build.current()
     if record["library"] is None:
-        raise NoLibraryError(f"the CPU library has not been built: {record['reason']}")
-    path = Path(build.__file__).parent / record["library"]
-    return Library(path, os.environ.get("BACKPROP_GPU_CPU", ""))
+        raise NoLibraryError(record["reason"])
+    path = folder / record["library"]
+    return CpuLibrary(path, os.environ.get("BACKPROP_GPU_CPU", ""))
 
 
 def obstacle(activations: Sequence[Activation], cost: Cost, dtype: np.dtype[Any]) -> str | None:
@@ -218,12 +229,12 @@ def obstacle(activations: Sequence[Activation], cost: Cost, dtype: np.dtype[Any]
 
 def describe(
     sizes: Sequence[int], activations: Sequence[Activation], cost: Cost, dtype: np.dtype[Any]
-) -> Network:
+) -> AbiNetwork:
     """A model as the library takes it, for which `obstacle` has found nothing."""
     layout = Layout(tuple(sizes))
-    layers = (Layer * len(activations))()
+    layers = (AbiLayer * len(activations))()
     for l, activation in enumerate(activations):
-        layers[l] = Layer(
+        layers[l] = AbiLayer(
             sizes[l], sizes[l + 1],
             ACTIVATIONS.index(activation.name) if activation.builtin else -1,
             activation.derivative_from == "z", 1, sizes[l],
@@ -232,12 +243,12 @@ def describe(
         )  # fmt: skip
     if not isinstance(cost, costs.BuiltinCost):
         samples, gradient = python_functions.cost(cost, dtype)
-        return Network(
+        return AbiNetwork(
             dtype.itemsize, dtype.itemsize, len(layers), -1, False, False, 0.0, 0.0, layers,
             samples, gradient,
         )  # fmt: skip
     collapses = costs.collapses(activations[-1], cost)
-    return Network(
+    return AbiNetwork(
         dtype.itemsize, dtype.itemsize, len(layers), COSTS.index(cost.name), collapses,
         collapses and cost.from_z, *cost.limits(dtype), layers,
     )  # fmt: skip

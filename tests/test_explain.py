@@ -77,7 +77,7 @@ def test_work_of_a_step_by_hand(folder: Path) -> None:
 def test_engine_and_kernels(folder: Path) -> None:
     found = of_cpu()
     assert found.plan.engine == "resident"
-    assert {w.kernel for w in found.work} == {"the resident loop"}
+    assert {w.kernel for w in found.work} == {"compiled code"}
     short = of_cpu(rows=10, epochs=1)
     assert short.plan.engine == "layered"
     assert {w.kernel for w in short.work} == {"BLAS", "NumPy"}

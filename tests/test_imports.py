@@ -91,10 +91,10 @@ class Finder:
 sys.meta_path.insert(0, Finder())
 X, Y = np.zeros((8, 3)), np.zeros((8, 2))
 
+mine = backprop_gpu.Activation("mine", lambda z: z / 2, lambda z: 0.5 + 0 * z)  # for Numba
+
 def work():
-    net = backprop_gpu.Network([3, 4, 2], seed=0)
-    if net.backend != "numpy":
-        net = backprop_gpu.Network([3, 4, 2], seed=0, backend="numpy")
+    net = backprop_gpu.Network([3, 4, 2], activation=mine, seed=0, backend="numpy")
     history = net.fit(
         X, Y, epochs=2, batch_size=2, learning_rate=0.1, engine="resident", progress=True
     )

@@ -405,7 +405,7 @@ def test_what_is_missing_is_named(name):
 
 
 def test_an_engine_that_cannot_run_one_setting_is_refused_for_all():
-    half = Activation("half", lambda z: z / 2, lambda z: 0 * z + 0.5)
+    half = Activation("half", lambda z: z.astype(z.dtype) / 2, lambda z: 0 * z + 0.5)
     with pytest.raises(ValueError, match=r"setting 1 \(activation=.*'resident' cannot run this"):
         run(settings=[{}, {"activation": half}], seeds=3, engine="resident")
 
@@ -423,6 +423,6 @@ def test_costs_are_compared_by_accuracy():
 
 
 def test_each_population_has_a_plan_of_its_own():
-    mine = Activation("half", lambda z: z / 2, lambda z: 0 * z + 0.5)
+    mine = Activation("half", lambda z: z.astype(z.dtype) / 2, lambda z: 0 * z + 0.5)  # of arrays
     result = run(grid={"activation": ["sigmoid", mine]}, engine="auto")
     assert [net.plan.engine for net in result.networks] == ["resident", "layered"]

@@ -45,7 +45,7 @@ class CompiledPasses(Passes):
         block = min(_BLOCK, n)
         blocks = -(-n // block)
         a, costs = np.empty((n, self.sizes[-1]), self.backend.dtype), np.zeros(blocks)
-        reading = cpu.Reading(
+        reading = cpu.AbiReading(
             ctypes.pointer(self._network), X.ctypes.data, None if Y is None else Y.ctypes.data,
             parameters.flat.ctypes.data, n, min(threads.cores(), -(-blocks // 2)), block,
             a.ctypes.data, None if Y is None else costs.ctypes.data,
@@ -59,14 +59,14 @@ class CompiledPasses(Passes):
         work = planning.cpu_work(self.sizes, len(X), False, threads.cores())
         order, coefficients, cost = np.arange(len(X)), np.zeros((1, 4)), np.zeros(1)
         state = (ctypes.c_void_p * 2)(gradients.flat.ctypes.data, None)
-        part = cpu.Member(
+        part = cpu.AbiMember(
             len(X), work.block, work.in_place, cpu.GRADIENT, len(X), order.ctypes.data,
             coefficients.ctypes.data, inf, inf, 0.0, 0.0, 0.0, 0.0, 0.0,
             parameters.flat.ctypes.data, state, cost.ctypes.data, None,
         )  # fmt: skip
         memory = self._library.memory(self._network, part, work.threads)
         part.memory = memory.ctypes.data
-        job = cpu.Job(
+        job = cpu.AbiJob(
             ctypes.pointer(self._network), X.ctypes.data, Y.ctypes.data, ctypes.pointer(part),
             1, 1, work.threads, True, 0, 1,
         )  # fmt: skip

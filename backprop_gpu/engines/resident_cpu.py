@@ -89,8 +89,8 @@ class ResidentCpuEngine(Engine):
         steps = [_steps(member) for member in members]
         # What the library reads and writes, and Python must keep until it is done.
         kept = [self._part(member, threads) for member in members]
-        described = (cpu.Member * len(members))(*(part for part, *_ in kept))
-        job = cpu.Job(
+        described = (cpu.AbiMember * len(members))(*(part for part, *_ in kept))
+        job = cpu.AbiJob(
             ctypes.pointer(network), X.ctypes.data, Y.ctypes.data, described,
             len(members), min(teams, len(members)), threads, on_step is not None,
         )  # fmt: skip
@@ -115,7 +115,7 @@ class ResidentCpuEngine(Engine):
         flat, state = member.parameters.flat, (ctypes.c_void_p * 2)()
         for i, slot in enumerate(member.slots):
             state[i] = slot.ctypes.data
-        part = cpu.Member(
+        part = cpu.AbiMember(
             m, work.block, work.in_place, cpu.RULES.index(optimizer.rule), len(order),
             order.ctypes.data, coefficients.ctypes.data, *clips, optimizer.l1, optimizer.l2,
             *optimizer.kernel_constants, flat.ctypes.data, state, costs_of_one.ctypes.data,

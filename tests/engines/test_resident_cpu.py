@@ -265,7 +265,7 @@ def test_ctrl_c_is_heard_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     net = Network([11, 9, 3], backend="numpy", seed=0)
     before = net.weights
     monkeypatch.setattr(planning, "steps_a_call", lambda *_: 1)
-    train, calls = cpu.Library.train, []
+    train, calls = cpu.CpuLibrary.train, []
 
     def interrupted(*arguments: Any) -> None:
         calls.append(1)
@@ -273,7 +273,7 @@ def test_ctrl_c_is_heard_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         train(*arguments)
 
-    monkeypatch.setattr(cpu.Library, "train", interrupted)
+    monkeypatch.setattr(cpu.CpuLibrary, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         net.fit(X, Y, epochs=1, batch_size=10, learning_rate=0.1, engine="resident")
     for got, expected in zip(net.weights, before, strict=True):

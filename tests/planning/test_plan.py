@@ -145,14 +145,14 @@ def test_a_population_by_its_plan() -> None:
 def test_an_engine_does_what_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many cores there are."""
     asked: list[tuple[int, ...]] = []
-    train = cpu.Library.train
+    train = cpu.CpuLibrary.train
 
-    def watched(library: cpu.Library, job: cpu.Job) -> None:
+    def watched(library: cpu.CpuLibrary, job: cpu.AbiJob) -> None:
         member = job.members[0]
         asked.append((member.block, job.threads, member.in_place))
         train(library, job)
 
-    monkeypatch.setattr(cpu.Library, "train", watched)
+    monkeypatch.setattr(cpu.CpuLibrary, "train", watched)
     run = Run(len(X), 2, 53, "resident")
     for work in (CpuWork(53, 1, True), CpuWork(9, 3, False)):
         plan = replace(network().model.plan(run), batches=(BatchPlan(53, work=work),), threads=3)

@@ -229,6 +229,8 @@ def _condition(file: _File, begin: int, end: int, verdicts: tuple[str, ...]) -> 
 def _loop(file: _File, i: int) -> Iterator[Place]:
     """for (…; a < b; a += step)"""
     tokens = file.tokens
+    if len(file.split(i + 2, file.partner[i + 1], ";")) < 3:
+        return  # for (T& x : all of them)
     _, (begin, end), (step, close) = file.split(i + 2, file.partner[i + 1], ";")
     (relation,) = file.siblings(begin, end, *_RELATIONS)
     yield "boundary", *file.slice(relation, relation + 1), _RELATIONS[tokens[relation]]
