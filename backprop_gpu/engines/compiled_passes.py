@@ -60,7 +60,7 @@ class CompiledPasses(Passes):
         order, coefficients, cost = np.arange(len(X)), np.zeros((1, 4)), np.zeros(1)
         state = (ctypes.c_void_p * 2)(gradients.flat.ctypes.data, None)
         part = cpu.AbiMember(
-            len(X), work.block, work.in_place, cpu.GRADIENT, len(X), order.ctypes.data,
+            len(X), work.block, work.in_place, cpu.GRADIENT, False, 0, len(X), order.ctypes.data,
             coefficients.ctypes.data, inf, inf, 0.0, 0.0, 0.0, 0.0, 0.0,
             parameters.flat.ctypes.data, state, cost.ctypes.data, None,
         )  # fmt: skip

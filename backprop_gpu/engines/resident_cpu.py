@@ -116,7 +116,8 @@ class ResidentCpuEngine(Engine):
         for i, slot in enumerate(member.slots):
             state[i] = slot.ctypes.data
         part = cpu.AbiMember(
-            m, work.block, work.in_place, cpu.RULES.index(optimizer.rule), len(order),
+            m, work.block, work.in_place, cpu.RULES.index(optimizer.rule),
+            work.by_neurons and threads > 1, 0, len(order),
             order.ctypes.data, coefficients.ctypes.data, *clips, optimizer.l1, optimizer.l2,
             *optimizer.kernel_constants, flat.ctypes.data, state, costs_of_one.ctypes.data,
             None if settings.squares is None else settings.squares.ctypes.data,

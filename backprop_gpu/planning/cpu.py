@@ -20,30 +20,38 @@ class CpuWork:
         That work on one network.
     in_place : bool
         Whether rows of X are read where they lie, and not first copied into strips.
+    by_neurons : bool
+        Whether threads share out the neurons of layer 1, and not its rows.
     """
 
     block: int
     threads: int
     in_place: bool
+    by_neurons: bool = False
 
     def obstacle(self, rows: int) -> str | None:
         """Why a mini-batch of so many rows cannot be divided so, if it cannot."""
-        if 1 <= self.threads <= 4096 and 1 <= self.block <= rows:
+        fits = 1 <= self.threads <= 4096 and 1 <= self.block <= rows
+        if fits and (self.in_place or not self.by_neurons):
             return None
         return f"{self} do not divide {rows} rows"
 
     def __str__(self) -> str:
         threads = f"{self.threads} threads" if self.threads > 1 else "one thread"
         place = ", read in place" if self.in_place else ""
-        return f"{threads}, blocks of {self.block} rows{place}"
+        first = ", layer 1 by neurons" if self.by_neurons else ""
+        return f"{threads}, blocks of {self.block} rows{place}{first}"
 
 
 #: Rows of a block: few enough that their activations and errors stay in a core's own cache, and a
 #: multiple of what the products hold in registers.
 CPU_BLOCK = 36
 
-#: Operations of a step below which the threads' waits cost more than they save.
+#: Operations of a step below which the threads' waits cost more than they save: by rows; by neurons.
 CPU_SERIAL = 2e6
+CPU_SERIAL_BY_NEURONS = 6e5
+#: Neurons of layer 1 that a thread has at a time: two strips of float32, more of float64.
+CPU_NEURONS = 16
 
 #: Rows of a mini-batch up to which reading them twice where they lie costs less than copying them.
 CPU_IN_PLACE = 32
@@ -51,9 +59,13 @@ CPU_IN_PLACE = 32
 
 def cpu_work(sizes: Sequence[int], batch: int, bytes: bool, cores: int) -> CpuWork:
     """How a mini-batch of `batch` rows is divided. `bytes`: X is of uint8, which is copied."""
-    threads = 1 if step_flops(sizes, batch) <= CPU_SERIAL else max(1, min(cores, batch // 2))
-    blocks = threads * math.ceil(batch / (threads * CPU_BLOCK))
-    return CpuWork(math.ceil(batch / blocks), threads, batch <= CPU_IN_PLACE and not bytes)
+    in_place = batch <= CPU_IN_PLACE and not bytes
+    by_neurons = in_place and cores > 1 and sizes[1] > CPU_NEURONS
+    serial = step_flops(sizes, batch) <= (CPU_SERIAL_BY_NEURONS if by_neurons else CPU_SERIAL)
+    shares = math.ceil(sizes[1] / CPU_NEURONS) if by_neurons else batch // 2
+    threads = 1 if serial else max(1, min(cores, shares))
+    blocks = min(batch, threads * math.ceil(batch / (threads * CPU_BLOCK)))
+    return CpuWork(math.ceil(batch / blocks), threads, in_place, by_neurons and threads > 1)
 
 
 def steps_a_call(parameters: int, batch_size: int) -> int:

@@ -1,6 +1,6 @@
 // Steps of gradient descent: forward, C, BP1 to BP4 and the rule, as the threads of a team.
 //
-// A step has two phases, and a wait behind each:
+// A step has two phases, and a wait behind each (by neurons, A has two, and layer 1 is first):
 //
 //   A  rows     a thread takes blocks of rows through the network and back: forward, C, BP1, BP2
 //   B  weights  a thread takes chunks of w, of CHUNK inputs by a strip: BP3 and BP4 over the whole
@@ -131,8 +131,14 @@ template <class T> struct Epoch {
       gather(static_cast<const uint8_t*>(X), inputs, x_begin, x_end, memory.x);
     else if (memory.x)
       gather(static_cast<const T*>(X), inputs, x_begin, x_end, memory.x);
-    for (int x = x_begin; !memory.x && x < x_end; ++x)
-      memory.layers[0].input_rows[x] = static_cast<const T*>(X) + row(x) * inputs;
+    if (!memory.x && !member.by_neurons) find_rows(x_begin, x_end);
+  }
+
+  // Where rows of X lie that are read in place.
+  void find_rows(int x_begin, int x_end) const {
+    const Layer<T>& first = memory.layers[0];
+    for (int x = x_begin; x < x_end; ++x)
+      first.input_rows[x] = static_cast<const T*>(X) + row(x) * first.inputs;
   }
 
   // out (+)= Σ_k a(x, k) b(k, ·) over inputs k_begin … k_end, for a block's rows and all strips.
@@ -154,11 +160,11 @@ template <class T> struct Epoch {
   }
 
   // z = Σ over slices of (Σ_k a_k w_jk) + b, slice by slice, as several threads of a GPU make it.
-  void sliced(const Layer<T>& here, T* z, int x_begin, int count) const {
+  void sliced(const Layer<T>& here, T* z, int x_begin, int count, int s_begin, int s_end) const {
     T* const part = scratch();
-    for (int s = 0; s < here.strips; ++s) {
+    for (int s = s_begin; s < s_end; ++s) {
       const T* const b = memory.p + here.b + s * w;
-      T* const out = z + s * strip();
+      T* const out = z + (s - s_begin) * strip();
       for (int k = 0, slice = 0; slice < here.described->slices; ++slice) {
         const int end = smaller(k + here.described->share, here.inputs);
         for (int i = 0; i < count * w; ++i) part[i] = T(0);
@@ -173,17 +179,23 @@ template <class T> struct Epoch {
   }
 
   void forward(int l, int x_begin, int x_end) const {
+    forward(l, x_begin, x_end, 0, memory.layers[l].strips);
+  }
+
+  // Of some strips of neurons.
+  void forward(int l, int x_begin, int x_end, int s_begin, int s_end) const {
     const Layer<T>& here = memory.layers[l];
     const int count = x_end - x_begin;
-    const ptrdiff_t at = ptrdiff_t(x_begin) * w;
+    const ptrdiff_t at = ptrdiff_t(x_begin) * w + s_begin * strip();
+    const ptrdiff_t w_strip = ptrdiff_t(here.inputs) * w;
     T* const z = (here.z ? here.z : here.a) + at;
     if (here.described->slices > 1)
-      sliced(here, z, x_begin, count);
+      sliced(here, z, x_begin, count, s_begin, s_end);
     else
-      product(z, strip(), here.input_rows + x_begin, here.next, memory.p + here.w,
-              ptrdiff_t(here.inputs) * w, 0, here.inputs, count, here.strips, memory.p + here.b);
+      product(z, strip(), here.input_rows + x_begin, here.next, memory.p + here.w + s_begin * w_strip,
+              w_strip, 0, here.inputs, count, s_end - s_begin, memory.p + here.b + s_begin * w);
     if (l == memory.depth - 1) return;
-    for (int s = 0; s < here.strips; ++s)
+    for (int s = 0; s < s_end - s_begin; ++s)
       activate(here, z + s * strip(), here.a + at + s * strip(), ptrdiff_t(count) * w);
   }
 
@@ -382,12 +394,19 @@ template <class T> struct Epoch {
     return sum_of_lanes(lane);
   }
 
+  // Layer 1 of all rows, by strips: w^1 stays with the thread that changes it.
+  void neurons_phase() const {
+    find_rows(0, m);
+    for (int s = thread * STRIPS; s < memory.layers[0].strips; s += team.threads * STRIPS)
+      forward(0, 0, m, s, smaller(s + STRIPS, memory.layers[0].strips));
+  }
+
   void rows_phase() const {
     const int blocks = int(units_of(m, member.block));
     for (int number = thread; number < blocks; number += team.threads) {
       const int x = int(ptrdiff_t(m) * number / blocks), end = int(ptrdiff_t(m) * (number + 1) / blocks);
       gather(x, end);
-      for (int l = 0; l < memory.depth; ++l) forward(l, x, end);
+      for (int l = member.by_neurons ? 1 : 0; l < memory.depth; ++l) forward(l, x, end);
       output_error(x, end);
       for (int l = memory.depth - 1; l > 0; --l) hidden_error(l, x, end);
     }
@@ -476,7 +495,7 @@ template <class T> struct Epoch {
       const Layer<T>& here = memory.layers[l];
       for (int k = 0; k < here.inputs; k += CHUNK)
         for (int s = 0; s < here.strips; s += STRIPS)
-          if (number++ % team.threads == thread)
+          if ((member.by_neurons ? s / STRIPS : number++) % team.threads == thread)
             body(l, s, smaller(STRIPS, here.strips - s), k, smaller(k + CHUNK, here.inputs));
     }
   }
@@ -685,6 +704,10 @@ template <class T> struct Epoch {
       const int64_t left = member.rows - step * member.batch;
       m = int(left < member.batch ? left : member.batch);
       const int64_t behind = left - m;
+      if (member.by_neurons) {
+        neurons_phase();
+        meet(team);
+      }
       rows_phase();
       meet(team);
       if (thread == team.threads - 1) member.costs[step] = sum_of_costs() / m;

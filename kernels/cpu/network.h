@@ -81,7 +81,10 @@ template <class T> struct Memory {
       here.a = arena.take<T>(numbers);
       here.delta = arena.take<T>(numbers);
       here.next = l > 0 || !member.in_place ? height * w : w;
-      here.input_rows = arena.take<const T*>(batch);
+      // By neurons, each thread finds the rows of X for itself.
+      const bool own = l == 0 && member.by_neurons;
+      here.input_rows = arena.take<const T*>(ptrdiff_t(batch) * (own ? threads : 1));
+      if (own && !counts) here.input_rows += ptrdiff_t(batch) * thread;
       here.delta_rows = arena.take<const T*>(batch);
       if (!counts) layers[l] = here;
     }
