@@ -239,7 +239,7 @@ def test_the_planner_hears_of_all_members():
         ).engine_reason
         for members in (1, 1000)
     ]
-    assert "one thread, blocks of 10 rows" in engines[0]
+    assert "2 threads, blocks of 5 rows" in engines[0]
     assert "a thread per network, 4 at a time" in engines[1]
 
 

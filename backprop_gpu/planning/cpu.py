@@ -47,7 +47,8 @@ class CpuWork:
 #: multiple of what the products hold in registers.
 CPU_BLOCK = 36
 
-#: Operations of a step below which the threads' waits cost more than they save: by rows; by neurons.
+#: Operations of a step below which the threads' waits cost more than they save, by rows and by
+#: neurons.
 CPU_SERIAL = 2e6
 CPU_SERIAL_BY_NEURONS = 6e5
 #: Neurons of layer 1 that a thread has at a time: two strips of float32, more of float64.

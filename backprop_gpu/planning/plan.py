@@ -506,7 +506,7 @@ def choose_plan(
         )
     elif device is None:
         batches = tuple(
-            BatchPlan(m, work=cpu_work(sizes, m, run.bytes, cores))
+            BatchPlan(m, work=cpu_work(sizes, m, run.bytes, cores if run.members == 1 else 1))
             for m in sorted({m for m, _ in run.kinds}, reverse=True)
         )
     else:

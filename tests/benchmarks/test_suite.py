@@ -278,19 +278,20 @@ def test_the_floor_is_the_longer_of_two() -> None:
 
 
 def test_what_is_expected_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand: the arithmetic of one core, three layers' calls, and the rows."""
+    """By hand: the arithmetic of a core, three layers' calls for each block, and the rows."""
     monkeypatch.setattr(floor, "usable_cores", lambda: 2)
     load = WORKLOADS["nielsen"][0]
     rates = MachineRates("cpu", 4e10, {"float32": 4e11}, 1e-6, on_chip=0)
     arithmetic = 958_800 / (floor.EXPECTED_RATE * 2e11)
     rows = 4 * 10 * 794 / 2e10
+    shared = (arithmetic + 24 * floor.EXPECTED_CALL + rows) / 2
+    assert floor.expected(load, rates) == pytest.approx(shared)
     alone = arithmetic + 12 * floor.EXPECTED_CALL + rows
-    assert floor.expected(load, rates) == pytest.approx(alone)
     assert floor.expected(replace(load, members=6), rates) == pytest.approx(3 * alone)
     assert floor.expected(load, replace(rates, device="cuda")) is None
-    shared = WORKLOADS["classic"][0]  # two threads, and gradients to be added
-    least = shared.flops / (floor.EXPECTED_RATE * 4e11)
-    assert least < floor.expected(shared, rates) < 2 * least
+    large = WORKLOADS["classic"][0]
+    least = large.flops / (floor.EXPECTED_RATE * 4e11)
+    assert least < floor.expected(large, rates) < 2 * least
     assert floor.attainable(20.0, 100.0, 10.0) == 100.0
 
 
