@@ -46,12 +46,14 @@ class AbiLayer(Structure):
 
     _fields_ = (
         ("inputs", c_int32), ("neurons", c_int32), ("sigma", c_int32), ("from_z", c_int32),
-        ("slices", c_int32), ("share", c_int32), ("w_at", c_int64), ("b_at", c_int64),
+        ("w_at", c_int64), ("b_at", c_int64),
         ("value", c_void_p), ("derivative", c_void_p),
     )  # fmt: skip
 
 
 class AbiNetwork(Structure):
+    #: Who runs a user's C.
+    called: python_functions.CalledCost | None = None
     _fields_ = (
         ("itemsize", c_int32), ("stored", c_int32), ("depth", c_int32), ("cost", c_int32),
         ("collapses", c_int32), ("from_z", c_int32), ("low", c_double), ("high", c_double),
@@ -214,15 +216,13 @@ def library() -> CpuLibrary:
     return CpuLibrary(path, os.environ.get("BACKPROP_GPU_CPU", ""))
 
 
-def obstacle(activations: Sequence[Activation], cost: Cost, dtype: np.dtype[Any]) -> str | None:
+def obstacle(activations: Sequence[Activation], dtype: np.dtype[Any]) -> str | None:
     """Why the library cannot compute a network with these, if it cannot."""
     try:
         library()
         for activation in activations:
             if not activation.builtin:
                 python_functions.activation(activation, dtype)
-        if not cost.builtin:
-            python_functions.cost(cost, dtype)
     except (NoLibraryError, python_functions.NotCompiledError) as error:
         return str(error)
     return None
@@ -238,16 +238,18 @@ def describe(
         layers[l] = AbiLayer(
             sizes[l], sizes[l + 1],
             ACTIVATIONS.index(activation.name) if activation.builtin else -1,
-            activation.derivative_from == "z", 1, sizes[l],
+            activation.derivative_from == "z",
             layout.weight_starts[l], layout.bias_starts[l],
             *(() if activation.builtin else python_functions.activation(activation, dtype)),
         )  # fmt: skip
     if not isinstance(cost, costs.BuiltinCost):
-        samples, gradient = python_functions.cost(cost, dtype)
-        return AbiNetwork(
+        called = python_functions.CalledCost(cost, dtype)
+        network = AbiNetwork(
             dtype.itemsize, dtype.itemsize, len(layers), -1, False, False, 0.0, 0.0, layers,
-            samples, gradient,
+            *called.addresses,
         )  # fmt: skip
+        network.called = called
+        return network
     collapses = costs.collapses(activations[-1], cost)
     return AbiNetwork(
         dtype.itemsize, dtype.itemsize, len(layers), COSTS.index(cost.name), collapses,

@@ -210,7 +210,7 @@ class Model:
             self.choice.backend == "numpy"
             and self.cost.builtin
             and all(activation.builtin for activation in self.activations)
-            and cpu.obstacle(self.activations, self.cost, self.dtype) is None
+            and cpu.obstacle(self.activations, self.dtype) is None
         )
         kind = CompiledPasses if compiled else Passes
         return kind(self.backend.fork(), self.sizes, self.activations, self.cost)

@@ -1,16 +1,18 @@
-"""A user's σ or C in Python as C functions over whole arrays: Numba compiles them.
+"""A user's σ or C in Python as C functions, for the CPU's compiled library.
 
-Numba is needed, and imported, for this alone.
+σ is called for every number, so Numba compiles it: Numba is needed, and imported, for this alone. C
+is called twice for a block of rows: Python runs it, as it is.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import inspect
+import math
 import os
 import threading
 from collections.abc import Callable
-from ctypes import CFUNCTYPE, c_int64, c_void_p
+from ctypes import CFUNCTYPE, c_char, c_int64, c_void_p, cast
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -22,9 +24,13 @@ from .imports import uninterrupted
 
 Array = np.ndarray
 
+#: Where σ is tried in both languages.
+_PROBE = np.array([-1.5, -0.25, 0.5, 2.0])
 #: What was compiled, by `_key`; kept, since the library has their addresses.
 _compiled: dict[Any, Any] = {}
 _lock = threading.Lock()
+_OF_NUMBERS = CFUNCTYPE(None, c_void_p, c_void_p, c_int64)
+_OF_ROWS = CFUNCTYPE(None, c_void_p, c_void_p, c_void_p, c_int64, c_int64)
 
 
 class NotCompiledError(RuntimeError):
@@ -38,115 +44,55 @@ def activation(activation: Activation, dtype: np.dtype[Any]) -> tuple[int, int]:
     ------
     NotCompiledError
     """
-    probe = np.array([-1.5, -0.25, 0.5, 2.0], dtype)
-    what = f"activation {activation.name!r}"
-    value, derivative = (
-        _compile(function, dtype, _elementwise, (probe,), probe.shape, what)
-        for function in (activation.function, activation.derivative)
-    )
+    found = []
+    for function in (activation.function, activation.derivative):
+        compiled = _compile(function, dtype)
+        if isinstance(compiled, str):
+            what = f"activation {activation.name!r}"
+            raise NotCompiledError(f"{what} is not built in, and {compiled}")
+        found.append(int(compiled.address))
+    value, derivative = found
     return value, derivative
 
 
-def cost(cost: Cost, dtype: np.dtype[Any]) -> tuple[int, int]:
-    """The addresses of C_x and ∇C as C functions (a, y, out, rows, columns).
-
-    Raises
-    ------
-    NotCompiledError
-    """
-    a = np.array([[0.2, 0.7, 0.4], [0.5, 0.1, 0.9]], dtype)
-    y = np.array([[0.0, 1.0, 0.25], [0.75, 0.5, 0.0]], dtype)
-    what = f"cost {cost.name!r}"
-    return (
-        _compile(cost.function, dtype, _of_rows(1), (a, y), (2,), what),
-        _compile(cost.gradient, dtype, _of_rows(2), (a, y), (2, 3), what),
-    )
-
-
-def _compile(
-    function: Callable[..., Any],
-    dtype: np.dtype[Any],
-    wrap: Callable[[Any, Any], Any],
-    arguments: tuple[Array, ...],
-    shape: tuple[int, ...],
-    what: str,
-) -> int:
+def _compile(function: Callable[..., Any], dtype: np.dtype[Any]) -> Any:
+    """The compiled function or, in words, why there is none."""
     if importlib.util.find_spec("numba") is None:
-        raise NotCompiledError(f"{what} is not built in, and numba is not there to compile it")
+        return "numba is not there to compile it"
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
-        raise NotCompiledError(f"{what} is not built in, and NUMBA_DISABLE_JIT is set")
-    key = _key(function), dtype, wrap.__qualname__, shape
+        return "NUMBA_DISABLE_JIT is set"
+    key = _key(function), dtype
     with _lock:
         if key not in _compiled:
             with uninterrupted():
-                _compiled[key] = _attempt(function, dtype, wrap, arguments, shape)
-        found = _compiled[key]
-    if isinstance(found, str):
-        raise NotCompiledError(f"{what} is not built in, and {found}")
-    return int(found.address)
+                _compiled[key] = _attempt(function, dtype)
+        return _compiled[key]
 
 
-def _attempt(
-    function: Callable[..., Any],
-    dtype: np.dtype[Any],
-    wrap: Callable[[Any, Any], Any],
-    arguments: tuple[Array, ...],
-    shape: tuple[int, ...],
-) -> Any:
-    """The compiled function or, in words, why there is none."""
-    import numba
+def _attempt(function: Callable[..., Any], dtype: np.dtype[Any]) -> Any:
+    from numba import carray, cfunc, njit, types  # type: ignore[attr-defined]
 
-    number = numba.types.float32 if dtype == np.float32 else numba.types.float64
+    pointer = types.CPointer(types.float32 if dtype == np.float32 else types.float64)
+    z = _PROBE.astype(dtype)
     try:
-        found = wrap(numba.njit(function, error_model="numpy"), number)
+        of_one = njit(function, error_model="numpy")
+
+        def loop(z: Any, out: Any, count: Any) -> None:
+            values, results = carray(z, (count,)), carray(out, (count,))
+            for i in range(count):
+                results[i] = of_one(values[i])
+
+        found = cfunc(types.void(pointer, pointer, types.int64))(loop)
     except Exception as error:  # Numba has many
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         return f"Numba cannot compile it: {first}"[:300]
-    out = np.empty(shape, dtype)
-    sizes = (out.size,) if len(arguments) == 1 else arguments[0].shape
-    kinds = [c_void_p] * (len(arguments) + 1) + [c_int64] * len(sizes)
-    pointers = [array.ctypes.data for array in (*arguments, out)]
-    CFUNCTYPE(None, *kinds)(found.address)(*pointers, *sizes)
+    out = np.empty_like(z)
+    _OF_NUMBERS(int(found.address or 0))(z.ctypes.data, out.ctypes.data, z.size)
     with np.errstate(all="ignore"):
-        expected = np.asarray(function(*arguments), np.float64)
+        expected = np.asarray(function(z), np.float64)
     if not np.allclose(out, expected, rtol=1e-4, atol=1e-6, equal_nan=True):
-        return f"as Numba compiles it, it gives other numbers: {out.ravel()[:3]}"
+        return f"as Numba compiles it, it gives other numbers: {out}, not {expected}"
     return found
-
-
-def _elementwise(function: Any, number: Any) -> Any:
-    from numba import carray, cfunc, types  # type: ignore[attr-defined]
-
-    pointer = types.CPointer(number)
-
-    def loop(z: Any, out: Any, count: Any) -> None:
-        values, results = carray(z, (count,)), carray(out, (count,))
-        for i in range(count):
-            results[i] = function(values[i])
-
-    return cfunc(types.void(pointer, pointer, types.int64))(loop)
-
-
-def _of_rows(dimensions: int) -> Callable[[Any, Any], Any]:
-    """For functions of (a, y) whose result has so many dimensions."""
-
-    def of_rows(function: Any, number: Any) -> Any:
-        from numba import carray, cfunc, types  # type: ignore[attr-defined]
-
-        pointer = types.CPointer(number)
-
-        def samples(a: Any, y: Any, out: Any, rows: Any, columns: Any) -> None:
-            shape = (rows, columns)
-            carray(out, (rows,))[:] = function(carray(a, shape), carray(y, shape))
-
-        def gradient(a: Any, y: Any, out: Any, rows: Any, columns: Any) -> None:
-            shape = (rows, columns)
-            carray(out, shape)[:, :] = function(carray(a, shape), carray(y, shape))
-
-        signature = types.void(pointer, pointer, pointer, types.int64, types.int64)
-        return cfunc(signature)(samples if dimensions == 1 else gradient)
-
-    return of_rows
 
 
 def _key(function: Any, seen: tuple[Any, ...] = ()) -> Any:
@@ -169,3 +115,57 @@ def _value_key(value: Any, seen: tuple[Any, ...]) -> Any:
     if isinstance(value, (bool, int, float, complex, str, bytes, np.generic, type(None))):
         return type(value), value
     return value.__name__ if isinstance(value, ModuleType) else id(value)
+
+
+class CalledCost:
+    """A user's C and ∇C as C functions (a, y, out, rows, columns) that call Python.
+
+    Nothing can be raised through the library: the first exception is kept, what is asked for after
+    it is NaN, and `check` raises it.
+    """
+
+    def __init__(self, cost: Cost, dtype: np.dtype[Any]) -> None:
+        self._cost, self._dtype = cost, dtype
+        self._error: BaseException | None = None
+        self._functions = _OF_ROWS(self._samples), _OF_ROWS(self._gradient)
+        self.addresses = tuple(cast(function, c_void_p).value for function in self._functions)
+
+    def check(self) -> None:
+        """Raise what a call has raised, once."""
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _samples(self, a: int, y: int, out: int, rows: int, columns: int) -> None:
+        def work(a: Array, y: Array, out: Array) -> None:
+            out[...] = self._cost.samples(a, y)
+
+        self._call(work, (a, y, out), (rows, columns), (rows,))
+
+    def _gradient(self, a: int, y: int, out: int, rows: int, columns: int) -> None:
+        def work(a: Array, y: Array, out: Array) -> None:
+            self._cost.evaluate_gradient(a, y, out, out)
+
+        self._call(work, (a, y, out), (rows, columns), (rows, columns))
+
+    def _call(
+        self,
+        work: Callable[[Array, Array, Array], None],
+        places: tuple[int, int, int],
+        shape: tuple[int, ...],
+        out_shape: tuple[int, ...],
+    ) -> None:
+        a, y = (self._array(place, shape) for place in places[:2])
+        out = self._array(places[2], out_shape)
+        try:
+            if self._error is None:
+                with np.errstate(all="ignore"):
+                    work(a, y, out)
+                return
+        except BaseException as error:  # Ctrl-C, too
+            self._error = error
+        out.fill(np.nan)
+
+    def _array(self, place: int, shape: tuple[int, ...]) -> Array:
+        memory = (c_char * (math.prod(shape) * self._dtype.itemsize)).from_address(place)
+        return np.ndarray(shape, self._dtype, memoryview(memory))

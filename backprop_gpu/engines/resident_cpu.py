@@ -37,7 +37,7 @@ class ResidentCpuEngine(Engine):
 
     @classmethod
     def obstacle(cls, model: Described, run: Run) -> str | None:
-        return cpu.obstacle(model.activations, model.cost, model.dtype)
+        return cpu.obstacle(model.activations, model.dtype)
 
     def run_epoch(
         self,
@@ -98,6 +98,8 @@ class ResidentCpuEngine(Engine):
         for first in range(0, max(steps), at_once):  # between two calls Ctrl-C is heard
             job.first, job.last = first, first + at_once
             self._library.train(job)
+            if network.called is not None:
+                network.called.check()
             if on_step is not None:
                 on_step(first)
         for _, memory, key, *_ in kept:

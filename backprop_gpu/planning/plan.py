@@ -487,6 +487,8 @@ def choose_plan(
         if engine == "resident":
             reason += f"; {processor}"
     notes: list[str] = []
+    if device is None and engine == "resident" and not builtin:
+        notes.append("a user's cost runs in Python, twice for each block of rows")
     if device is not None and engine == "layered":
         if not builtin:
             notes.append(

@@ -16,8 +16,6 @@ struct AbiLayer {
   int32_t inputs, neurons;
   int32_t sigma;   // its number in SIGMAS (maps.h), or -1 for a user's
   int32_t from_z;  // whether σ' takes z
-  int32_t slices;  // a z is the sum of so many sums, over `share` inputs each; the last may have less
-  int32_t share;
   int64_t w_at, b_at;  // where w and b begin in the flat arrays
   // A user's σ and σ': (z, out, count).
   void (*value)(const void*, void*, int64_t);

@@ -7,8 +7,8 @@
 //               batch, and the rule at once. (Where the gradient's norm is clipped, all chunks'
 //               gradients first, a wait, and then the rule.)
 //
-// Every sum is made by one thread in one order, that of the resident CUDA kernel (resident.cu): so
-// the bits depend on neither threads nor blocks, nor on what trains beside.
+// Every sum is made by one thread in one order: so the bits depend on neither threads nor blocks, nor
+// on what trains beside.
 #pragma once
 #include "network.h"
 #include "team.h"
@@ -141,40 +141,20 @@ template <class T> struct Epoch {
       first.input_rows[x] = static_cast<const T*>(X) + row(x) * first.inputs;
   }
 
-  // out (+)= Σ_k a(x, k) b(k, ·) over inputs k_begin … k_end, for a block's rows and all strips.
+  // out = Σ_k a(x, k) b(k, ·) + bias for a block's rows and so many strips.
   void product(T* out, ptrdiff_t out_strip, const T* const* rows, ptrdiff_t next, const T* b,
-               ptrdiff_t b_strip, int k_begin, int k_end, int count, int strips,
-               const T* bias) const {
-    for (int k = k_begin; k < k_end; k += INPUTS_AT_ONCE) {
+               ptrdiff_t b_strip, int inputs, int count, int strips, const T* bias) const {
+    for (int k = 0; k < inputs; k += INPUTS_AT_ONCE) {
       for (int s = 0; s < strips; s += STRIPS) {
-        const int end = smaller(k + INPUTS_AT_ONCE, k_end);
+        const int end = smaller(k + INPUTS_AT_ONCE, inputs);
         in_tiles<ROWS>(count, [&](int x, auto r) {
           with_count<STRIPS>(smaller(STRIPS, strips - s), [&](auto n) {
             product_tile<T, r.value, n.value>(
-                out + s * out_strip + ptrdiff_t(x) * w, out_strip, k == k_begin, rows + x, next,
-                b + s * b_strip, b_strip, k, end, bias && end == k_end ? bias + s * w : nullptr);
+                out + s * out_strip + ptrdiff_t(x) * w, out_strip, k == 0, rows + x, next,
+                b + s * b_strip, b_strip, k, end, bias && end == inputs ? bias + s * w : nullptr);
           });
         });
       }
-    }
-  }
-
-  // z = Σ over slices of (Σ_k a_k w_jk) + b, slice by slice, as several threads of a GPU make it.
-  void sliced(const Layer<T>& here, T* z, int x_begin, int count, int s_begin, int s_end) const {
-    T* const part = scratch();
-    for (int s = s_begin; s < s_end; ++s) {
-      const T* const b = memory.p + here.b + s * w;
-      T* const out = z + (s - s_begin) * strip();
-      for (int k = 0, slice = 0; slice < here.described->slices; ++slice) {
-        const int end = smaller(k + here.described->share, here.inputs);
-        for (int i = 0; i < count * w; ++i) part[i] = T(0);
-        if (k < end)
-          product(part, 0, here.input_rows + x_begin, here.next,
-                  memory.p + here.w + ptrdiff_t(s) * here.inputs * w, 0, k, end, count, 1, nullptr);
-        for (int i = 0; i < count * w; ++i) out[i] = (slice > 0 ? out[i] : T(0)) + part[i];
-        k = end;
-      }
-      for (int i = 0; i < count * w; ++i) out[i] += b[i % w];
     }
   }
 
@@ -189,11 +169,8 @@ template <class T> struct Epoch {
     const ptrdiff_t at = ptrdiff_t(x_begin) * w + s_begin * strip();
     const ptrdiff_t w_strip = ptrdiff_t(here.inputs) * w;
     T* const z = (here.z ? here.z : here.a) + at;
-    if (here.described->slices > 1)
-      sliced(here, z, x_begin, count, s_begin, s_end);
-    else
-      product(z, strip(), here.input_rows + x_begin, here.next, memory.p + here.w + s_begin * w_strip,
-              w_strip, 0, here.inputs, count, s_end - s_begin, memory.p + here.b + s_begin * w);
+    product(z, strip(), here.input_rows + x_begin, here.next, memory.p + here.w + s_begin * w_strip,
+            w_strip, here.inputs, count, s_end - s_begin, memory.p + here.b + s_begin * w);
     if (l == memory.depth - 1) return;
     for (int s = 0; s < s_end - s_begin; ++s)
       activate(here, z + s * strip(), here.a + at + s * strip(), ptrdiff_t(count) * w);
@@ -220,7 +197,7 @@ template <class T> struct Epoch {
     const int count = x_end - x_begin;
     const ptrdiff_t at = ptrdiff_t(x_begin) * w;
     product(below.delta + at, strip(), here.delta_rows + x_begin, strip(), here.transposed,
-            ptrdiff_t(here.neurons) * w, 0, here.neurons, count, below.strips, nullptr);
+            ptrdiff_t(here.neurons) * w, here.neurons, count, below.strips, nullptr);
     for (int s = 0; s < below.strips; ++s) {
       const ptrdiff_t first = at + s * strip();
       pull_back(below, (below.described->from_z ? below.z : below.a) + first, below.delta + first,

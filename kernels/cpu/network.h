@@ -50,7 +50,7 @@ template <class T> struct Memory {
   T *x, *y;                    // rows in strips; x is null where they are read in place
   T* terms;                    // of the cost, (batch, n_L); a user's has one a row
   double *squares, *norms;     // (chunks), (chunks, 2)
-  T* scratch;                  // (threads, scratch_length)
+  T* scratch;                  // (threads, scratch_length): three times a block's outputs
   ptrdiff_t scratch_length;
   size_t bytes;
 
@@ -100,10 +100,7 @@ template <class T> struct Memory {
     terms = arena.take<T>(outputs * batch);
     squares = arena.take<double>(chunks);
     norms = arena.take<double>(2 * ptrdiff_t(chunks));
-    // Two or three arrays as large as a block's outputs and one row; or the parts of z.
-    const ptrdiff_t of_outputs = outputs * (3 * ptrdiff_t(member.block) + 1);
-    const ptrdiff_t of_parts = STRIPS * w * ptrdiff_t(member.block);
-    scratch_length = of_outputs > of_parts ? of_outputs : of_parts;
+    scratch_length = 3 * outputs * ptrdiff_t(member.block);
     scratch = arena.take<T>(threads * scratch_length);
     bytes = arena.used;
   }

@@ -51,46 +51,38 @@ INLINE float fused(float a, float b, float c) { return a * b + c; }
 INLINE double fused(double a, double b, double c) { return a * b + c; }
 #endif
 
-#if defined(__FMA__) && REGISTER == 64 && defined(__AVX512F__)
-INLINE Register<float> fused(Register<float> a, Register<float> b, Register<float> c) {
-  return _mm512_fmadd_ps(a, b, c);
-}
-INLINE Register<double> fused(Register<double> a, Register<double> b, Register<double> c) {
-  return _mm512_fmadd_pd(a, b, c);
-}
+#if defined(__AVX512F__) && REGISTER == 64
+#define FUSED_FLOATS(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define FUSED_DOUBLES(a, b, c) _mm512_fmadd_pd(a, b, c)
 #elif defined(__FMA__) && REGISTER == 32
-INLINE Register<float> fused(Register<float> a, Register<float> b, Register<float> c) {
-  return _mm256_fmadd_ps(a, b, c);
-}
-INLINE Register<double> fused(Register<double> a, Register<double> b, Register<double> c) {
-  return _mm256_fmadd_pd(a, b, c);
-}
+#define FUSED_FLOATS(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define FUSED_DOUBLES(a, b, c) _mm256_fmadd_pd(a, b, c)
 #elif defined(__FMA__) && REGISTER == 16
-INLINE Register<float> fused(Register<float> a, Register<float> b, Register<float> c) {
-  return _mm_fmadd_ps(a, b, c);
-}
-INLINE Register<double> fused(Register<double> a, Register<double> b, Register<double> c) {
-  return _mm_fmadd_pd(a, b, c);
-}
+#define FUSED_FLOATS(a, b, c) _mm_fmadd_ps(a, b, c)
+#define FUSED_DOUBLES(a, b, c) _mm_fmadd_pd(a, b, c)
 #elif defined(__aarch64__) && REGISTER == 16
-INLINE Register<float> fused(Register<float> a, Register<float> b, Register<float> c) {
-  return (Register<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
-}
-INLINE Register<double> fused(Register<double> a, Register<double> b, Register<double> c) {
-  return (Register<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
-}
-#else
-template <class R> INLINE R fused_lanes(R a, R b, R c) {
+#define FUSED_FLOATS(a, b, c) vfmaq_f32(c, a, b)
+#define FUSED_DOUBLES(a, b, c) vfmaq_f64(c, a, b)
+#elif !defined(__FMA__)
+#define FUSED_FLOATS(a, b, c) ((a) * (b) + (c))
+#define FUSED_DOUBLES(a, b, c) ((a) * (b) + (c))
+#else  // wider than the machine's: for tests of the bits
+template <class R> INLINE R each_lane(R a, R b, R c) {
   for (size_t i = 0; i < sizeof(R) / sizeof(a[0]); ++i) c[i] = fused(a[i], b[i], c[i]);
   return c;
 }
+#define FUSED_FLOATS(a, b, c) each_lane(a, b, c)
+#define FUSED_DOUBLES(a, b, c) each_lane(a, b, c)
+#endif
+
 INLINE Register<float> fused(Register<float> a, Register<float> b, Register<float> c) {
-  return has_fma ? fused_lanes(a, b, c) : a * b + c;
+  return FUSED_FLOATS(a, b, c);
 }
 INLINE Register<double> fused(Register<double> a, Register<double> b, Register<double> c) {
-  return has_fma ? fused_lanes(a, b, c) : a * b + c;
+  return FUSED_DOUBLES(a, b, c);
 }
-#endif
+#undef FUSED_FLOATS
+#undef FUSED_DOUBLES
 
 INLINE float sqrt(float x) { return __builtin_sqrtf(x); }
 INLINE double sqrt(double x) { return __builtin_sqrt(x); }

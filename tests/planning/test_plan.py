@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backprop_gpu import Cost, Network, Population, cpu, planning, self_check
+from backprop_gpu import Activation, Network, Population, cpu, planning, self_check
 from backprop_gpu.planning import BatchPlan, CpuWork, Plan, Run, residency
 
 NIELSEN = (784, 30, 10)
@@ -189,8 +189,8 @@ def test_a_plan_of_another_network() -> None:
     for other, message in (
         (Network([6, 4, 3], backend="numpy"), r"this network has \(6, 4, 3\)"),
         (network(dtype="float64"), "this network has 'float64'"),
-        (network(cost=Cost("own", lambda a, y: a.mean(axis=1), lambda a, y: a - y)),
-         "cost 'own' is not built in"),
+        (network(activation=Activation("own", lambda z: z.astype(z.dtype), lambda z: 1 + 0 * z)),
+         "activation 'own' is not built in"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             other.fit(X, np.eye(3)[y], batch_size=8, plan=PLANS["resident"], **FIT)
