@@ -204,9 +204,10 @@ def library() -> CpuLibrary:
     folder = Path(kernels.__file__).parent / "cpu"
     try:
         record = json.loads((folder / "build.json").read_bytes())
-    except (OSError, ValueError):
-        record = {"editable": True}
-    if record.get("editable"):  # its sources may have changed
+        editable = record["editable"] or "library" not in record
+    except (OSError, ValueError, LookupError, TypeError):
+        editable = True
+    if editable:  # its sources may have changed
         from .kernels.cpu import build
 
         record = build.current()

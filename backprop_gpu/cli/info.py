@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from .. import backends, planning
+from .. import backends, cpu, planning
 from ..version import __version__
-from .shown import cpu, obstacle_of, print_aligned
+from .shown import obstacle_of, print_aligned, processor
 
 #: What is looked up: a title and the names of distributions that may provide it.
 _PACKAGES = (
@@ -43,11 +43,12 @@ def _info(args: argparse.Namespace) -> int:
         ("backprop_gpu", __version__),
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         *((title, _version(names)) for title, names in _PACKAGES),
+        ("CPU library", _library()),
         ("CUDA driver", version),
     ]
     print_aligned(rows)
     print("devices")
-    print_aligned([("CPU", cpu()[5:-1]), *devices], "  ")
+    print_aligned([("CPU", processor()[5:-1]), *devices], "  ")
     print("backends")
     obstacles = {name: obstacle_of(name) for name in backends.names()}
     print_aligned(
@@ -60,6 +61,13 @@ def _info(args: argparse.Namespace) -> int:
     choice = planning.choose_backend("auto", obstacles)
     print(f"backend auto takes {choice.backend}: {choice.reason}")
     return 0
+
+
+def _library() -> str:
+    try:
+        return cpu.library().description
+    except cpu.NoLibraryError as error:
+        return f"none, so NumPy does its work: {error}"
 
 
 def _version(names: Sequence[str]) -> str:

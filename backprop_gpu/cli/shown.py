@@ -22,10 +22,10 @@ def device_of(network: Network) -> str:
             f"{device.name}, compute capability {major}.{minor}, "
             f"{device.multiprocessors} multiprocessors"
         )
-    return cpu()
+    return processor()
 
 
-def cpu() -> str:
+def processor() -> str:
     """The processor's name, and its cores."""
     name = platform.processor() or platform.machine()
     try:

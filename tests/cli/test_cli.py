@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import backprop_gpu
-from backprop_gpu import Network, backends, cli, datasets
+from backprop_gpu import Network, backends, cli, cpu, datasets
 from backprop_gpu.cuda.compiler import KernelReport
 from backprop_gpu.preprocessing import Category
 from backprop_gpu.training import Course, Session
@@ -363,6 +363,8 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(rf"^backprop_gpu +{re.escape(backprop_gpu.__version__)}$", out, re.M)
     assert re.search(r"^numpy +" + re.escape(np.__version__) + "$", out, re.M)
     assert re.search(r"^  numpy +usable$", out, re.M)
+    level = re.escape(cpu.library().description)
+    assert re.search(rf"^CPU library +{level}$", out, re.M)
     assert re.search(r"^backend auto takes (cuda|numpy): ", out, re.M)
     for name in backends.names():
         assert re.search(rf"^  {name} +(usable|not usable: .+)$", out, re.M)
@@ -388,6 +390,19 @@ def test_info_where_nothing_works(
     assert re.search("^cupy +not installed$", out, re.M)
     assert re.search("^CUDA driver +not found", out, re.M)
     assert "backend auto takes numpy: cuda is not usable: RuntimeError: driver on fire" in out
+
+
+def test_info_without_the_library(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none() -> Any:
+        raise cpu.NoLibraryError("no C++20 compiler works here: set CXX")
+
+    monkeypatch.setattr(cpu, "library", none)
+    assert run("info") == 0
+    assert re.search(
+        "^CPU library +none, so NumPy does its work: no C.* set CXX$", capsys.readouterr().out, re.M
+    )
 
 
 class FakeDriver:
