@@ -19,18 +19,21 @@ if (
     # there when the script runs.
     del sys.path[0]
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from . import activations, costs, equations, optimizers, schedules
-from .activations import Activation
-from .costs import Cost
-from .gradient_check import GradientReport
-from .network import Network
-from .optimizers import SGD, Adam, AdamW
-from .population import Population
-from .sweep import SweepResult, sweep
-from .training import Callback, EarlyStopping, History
 from .version import __version__
+
+if TYPE_CHECKING:
+    from . import activations, costs, equations, optimizers, schedules
+    from .activations import Activation
+    from .costs import Cost
+    from .estimators import MLPClassifier, MLPRegressor
+    from .gradient_check import GradientReport
+    from .network import Network
+    from .optimizers import SGD, Adam, AdamW
+    from .population import Population
+    from .sweeps import SweepResult, sweep
+    from .training import Callback, EarlyStopping, History
 
 __all__ = [
     "SGD",
@@ -57,6 +60,15 @@ __all__ = [
 ]
 
 
+#: Where each name is, which is imported when it is first asked for: `Network` alone needs a third
+#: of the whole, and the estimators import scikit-learn.
+_MODULES = {
+    "SGD": "optimizers", "Activation": "activations", "Adam": "optimizers", "AdamW": "optimizers",
+    "Callback": "training", "Cost": "costs", "EarlyStopping": "training",
+    "GradientReport": "gradient_check", "History": "training", "MLPClassifier": "estimators",
+    "MLPRegressor": "estimators", "Network": "network", "Population": "population",
+    "SweepResult": "sweeps", "sweep": "sweeps",
+}  # fmt: skip
 #: Modules that have moved.
 _MOVED = {
     "catalogue": "cuda.catalogue", "compiler": "cuda.compiler", "occupancy": "cuda.occupancy",
@@ -66,11 +78,12 @@ _MOVED = {
 
 
 def __getattr__(name: str) -> Any:
-    """The estimators, which import scikit-learn, when they are first asked for."""
-    if name in ("MLPClassifier", "MLPRegressor"):
-        from . import estimators
-
-        return getattr(estimators, name)
+    if name in _MODULES:
+        found = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = found
+        return found
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
     if name in _MOVED:
         message = f"backprop_gpu.{name} is backprop_gpu.{_MOVED[name]} now"
         warnings.warn(message, DeprecationWarning, stacklevel=2)

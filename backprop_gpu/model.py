@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -14,18 +14,19 @@ from . import (
     cpu,
     engines,
     planning,
-    self_check,
     threads,
     validation,
 )
 from .activations import Activation
-from .backends.cuda import CudaBackend
 from .costs import Cost
-from .engines import ENGINES, Engine
+from .engines import Engine
 from .engines.compiled_passes import CompiledPasses
 from .engines.passes import Passes
 from .parameters import Layout, Parameters
 from .planning import Choice, Device, Plan, Run
+
+if TYPE_CHECKING:
+    from .backends.cuda import CudaBackend
 
 Array = Any
 
@@ -136,7 +137,7 @@ class Model:
         """
         if run is None:
             return self._choose_plan(None, None)
-        validation.one_of("engine", run.engine, ("auto", *engines.names()))
+        validation.one_of("engine", run.engine, ("auto", *engines.NAMES))
         wanted = "resident" if run.engine == "auto" else run.engine
         plan = self._choose_plan(run, self.obstacle(wanted, run))
         failed = self._failed_check(plan, run)
@@ -144,15 +145,15 @@ class Model:
 
     def obstacle(self, engine: str, run: Run) -> str | None:
         """Why an engine cannot train networks of this model so, if it cannot."""
-        kind = ENGINES[self.choice.backend].get(engine)
+        kind = engines.find(engine, self.choice.backend)
         if kind is None:
             return f"backend {self.choice.backend} has no engine {engine!r}"
         return kind.obstacle(self, run)
 
     def _choose_plan(self, run: Run | None, obstacle: str | None) -> Plan:
         algorithm = None
-        if isinstance(self.backend, CudaBackend) and self.backend.device.library:
-            algorithm = self.backend.algorithm
+        if self.device is not None and self.device.library:
+            algorithm = cast("CudaBackend", self.backend).algorithm
         compiled = run is not None and obstacle is None and self.choice.backend == "numpy"
         processor = f"compiled for {cpu.library().description}" if compiled else ""
         return planning.choose_plan(
@@ -161,10 +162,12 @@ class Model:
         )  # fmt: skip
 
     def _failed_check(self, plan: Plan, run: Run) -> str | None:
-        if plan.engine != "resident" or not isinstance(self.backend, CudaBackend):
+        if plan.engine != "resident" or self.device is None:
             return None
+        from . import self_check
+
         return self_check.resident_obstacle(
-            self.backend, self.activations, self.cost, plan, run.rules
+            cast("CudaBackend", self.backend), self.activations, self.cost, plan, run.rules
         )
 
     def check_plan(self, plan: Any, run: Run) -> Plan:
@@ -198,7 +201,8 @@ class Model:
 
     def engine(self, plan: Plan) -> Engine:
         """A new engine, for one training by a plan."""
-        kind = ENGINES[self.choice.backend][plan.engine]
+        kind = engines.find(plan.engine, self.choice.backend)
+        assert kind is not None, "the plan was chosen or checked for this backend"
         return kind(self.backend, self.sizes, self.activations, self.cost, plan)
 
     # -- reading -------------------------------------------------------------------
@@ -239,6 +243,7 @@ class _Obstacles(backends.Obstacles):
         found = super().__getitem__(name)
         if found is not None or name != "cuda":
             return found
+        from . import self_check
         from .cuda import runtime
 
         return self_check.layered_obstacle(runtime.current(), self._dtype)

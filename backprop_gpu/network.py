@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import gradient_check, initializers, model_file, optimizers, planning, threads, validation
+from . import initializers, optimizers, planning, threads, validation
 from .activations import Activation
 from .costs import Cost
-from .gradient_check import GradientReport
 from .model import Model
 from .optimizers import Optimizer
-from .planning.explanation import Explanation, explain
 from .schedules import Schedule
 from .training import Callback, History, fitting
 
 if TYPE_CHECKING:
+    from .gradient_check import GradientReport
+    from .planning.explanation import Explanation
     from .preprocessing import Preprocessing
 
 
@@ -330,6 +330,8 @@ class Network:
         See `gradient_check.check_gradients`.
         """
         X, Y = self.model.check_data(X, Y)
+        from . import gradient_check
+
         return gradient_check.check_gradients(
             self.model, self.parameters, X, Y, tolerance=tolerance, max_weights=max_weights
         )
@@ -373,6 +375,8 @@ class Network:
             slots=optimizer.slots,
             clips_norm=optimizer.clip_norm is not None,
         )
+        from .planning.explanation import explain
+
         return explain(
             self.sizes, batch_size, self.dtype, self.model.plan(run), self.model.device,
             optimizer.slots,
@@ -382,6 +386,8 @@ class Network:
 
     def save(self, path: Any) -> None:
         """Write the network to a safetensors file, replacing what is there in one step."""
+        from . import model_file
+
         model_file.save(path, self.model, self.parameters, self.preprocessing)
 
     @classmethod
@@ -396,6 +402,8 @@ class Network:
             If the file is cut short, is no model of this library, has another version,
             or names an activation or cost that is not registered.
         """
+        from . import model_file
+
         saved = model_file.load(path)
         with model_file.naming(path):
             network = cls(**saved.arguments, backend=backend, seed=seed)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 #: The ids of what is being trained just now.
 _trained: set[int] = set()
@@ -67,6 +69,8 @@ class _OneBlasThread:
         with self._lock:
             if not self._held:
                 if self._thread is None:
+                    from concurrent.futures import ThreadPoolExecutor
+
                     self._thread = ThreadPoolExecutor(1, "backprop_gpu-blas")
                 self._thread.submit(self._begin).result()
             self._held += 1

@@ -5,21 +5,24 @@ This module knows which there are for each backend.
 
 from .base import Engine, Hyperparameters, Member
 from .layered import LayeredEngine
-from .resident_cpu import ResidentCpuEngine
-from .resident_cuda import ResidentCudaEngine
 
-_KINDS: dict[str, tuple[type[Engine], ...]] = {
-    "numpy": (LayeredEngine, ResidentCpuEngine),
-    "cuda": (LayeredEngine, ResidentCudaEngine),
-    "numba_cuda": (LayeredEngine,),
-}
-#: backend -> its engines by name; all have the layered one.
-ENGINES = {backend: {kind.name: kind for kind in kinds} for backend, kinds in _KINDS.items()}
+#: The engines of all backends.
+NAMES = ("layered", "resident")
 
 
-def names() -> tuple[str, ...]:
-    """The engines of all backends."""
-    return tuple(dict.fromkeys(name for kinds in ENGINES.values() for name in kinds))
+def find(name: str, backend: str) -> type[Engine] | None:
+    """The engine of that name for a backend, if there is one."""
+    if name == "layered":
+        return LayeredEngine
+    if backend == "numpy":
+        from .resident_cpu import ResidentCpuEngine
+
+        return ResidentCpuEngine
+    if backend == "cuda":
+        from .resident_cuda import ResidentCudaEngine
+
+        return ResidentCudaEngine
+    return None
 
 
-__all__ = ["ENGINES", "Engine", "Hyperparameters", "Member", "names"]
+__all__ = ["NAMES", "Engine", "Hyperparameters", "Member", "find"]

@@ -37,28 +37,31 @@ class ProgressBar(Progress):
     """
 
     def __init__(self, epochs: int, shown: bool, members: int = 1) -> None:
+        self._many = members > 1
+        self.bar: Any = None
+        if not shown:
+            return
         with uninterrupted():
             from tqdm.auto import tqdm
-
-        unit = "epoch" if members == 1 else "member epoch"
-        self.bar = tqdm(total=epochs, unit=unit, disable=not shown)
-        self._many = members > 1
+        self.bar = tqdm(total=epochs, unit="member epoch" if self._many else "epoch")
 
     def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
     def describe(self, text: str) -> None:
-        self.bar.set_description(text, refresh=False)
+        if self.bar is not None:
+            self.bar.set_description(text, refresh=False)
 
     def member_is_over(self) -> None:
-        if self._many:  # its epoch ends long before the others'
+        if self.bar is not None and self._many:  # its epoch ends long before the others'
             self.bar.update()
 
     def epoch_is_over(self, ran: Sequence[Any]) -> None:
-        if not ran:
+        if self.bar is None or not ran:
             return
         history = min(
             (course.history for course in ran),
@@ -78,6 +81,6 @@ class ProgressBar(Progress):
 
     def ended(self, course: Any, lost: int) -> None:
         left = course.settings.epochs - len(course.history) - lost
-        if self._many and left:
+        if self.bar is not None and self._many and left:
             self.bar.total -= left
             self.bar.refresh()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -29,7 +28,6 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -380,7 +378,9 @@ def _probe(command: tuple[str, ...]) -> tuple[Compiler | None, str]:
 def _ziglang() -> Compiler:
     """The compiler in the package. Its C driver links: that of C++ would first compile a libc++."""
     zig = (sys.executable, "-m", "ziglang")
-    version = importlib.metadata.version("ziglang")
+    from importlib import metadata  # in every process that loads an editable installation
+
+    version = metadata.version("ziglang")
     return Compiler((*zig, "c++"), (*zig, "cc"), version, ("-lm", "-lpthread"), zig=True)
 
 
@@ -417,6 +417,8 @@ def _build(compiler: Compiler) -> Record:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix=".build-", dir=HERE) as name:
         folder = Path(name)
+        from concurrent.futures import ThreadPoolExecutor
+
         with _caches(folder) as environment, ThreadPoolExecutor(2) as pool:
             # The widest first: it takes longest.
             files = [

@@ -438,7 +438,6 @@ def test_sigterm_writes_what_there_is(tmp_path: Path) -> None:
         [*command, "--epochs", "1000000", "--out", str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=os.environ | {"NUMBA_DISABLE_JIT": "1"},  # it compiles for longer than this trains
     )
     try:
         assert process.stderr is not None

@@ -626,7 +626,7 @@ def test_nan_is_no_improvement(monitor, bad, pattern, best):
 
 def test_the_bar_shows_a_number_where_there_is_one():
     courses = [SimpleNamespace(history=History(loss=[loss])) for loss in (np.nan, 2.0, 1.0, np.nan)]
-    with ProgressBar(1, False, members=4) as shown:
+    with ProgressBar(1, True, members=4) as shown:
         seen = []
         shown.bar.set_postfix = lambda values, refresh: seen.append(values["best loss"])
         shown.epoch_is_over(courses)
