@@ -9,7 +9,7 @@ came of it, and says when it is over. Trainers differ in their courses, and in n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -131,7 +131,6 @@ class Session:
             live = list(self.courses)
             while live:
                 ran = self.run_epoch(live, progress)
-                self._validate(ran)
                 progress.epoch_is_over(ran)
                 live = []
                 for course in ran:
@@ -160,6 +159,8 @@ class Session:
             for course, failure in zip(live, failures, strict=True):
                 if failure is not None:
                     self._put_back(course)
+            well = [course for course, failure in zip(live, failures, strict=True) if not failure]
+            scores = self._validate(well)
         except BaseException:  # Ctrl-C too: a network between two epochs is a usable one
             for course in live:
                 self._put_back(course)
@@ -168,6 +169,8 @@ class Session:
         for course, cost, failure in zip(live, costs, failures, strict=True):
             if failure is None:
                 course.end_epoch(cost, seconds)
+                if self.validation is not None:
+                    course.validated(*next(scores))
                 ran.append(course)
                 continue
             course.failure = failure
@@ -221,15 +224,15 @@ class Session:
             for course in live
         ]
 
-    def _validate(self, ran: list[Course]) -> None:
+    def _validate(self, ran: list[Course]) -> Iterator[tuple[float, float]]:
+        """(C, accuracy) of each on the validation data, if there is any."""
         if self.validation is None or not ran:
-            return
+            return iter(())
         with self.engine.between():
             losses, accuracies = losses_and_accuracies(
                 self.passes, [course.parameters for course in ran], *self.validation
             )
-        for course, loss, accuracy in zip(ran, losses.tolist(), accuracies.tolist(), strict=True):
-            course.validated(loss, accuracy)
+        return zip(losses.tolist(), accuracies.tolist(), strict=True)
 
 
 def _draw(courses: Iterable[Course], ahead: int) -> None:

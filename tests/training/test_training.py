@@ -25,6 +25,7 @@ from backprop_gpu import (
     planning,
     schedules,
 )
+from backprop_gpu.training import session
 from backprop_gpu.training.fitting import FitCourse
 from backprop_gpu.training.progress import ProgressBar
 from reference import backpropagate
@@ -857,6 +858,28 @@ def test_ctrl_c_leaves_the_last_whole_epoch(backend, epoch):
     assert interrupt.ends == 1
     net.fit(X, Y, epochs=1, batch_size=BATCH, learning_rate=0.1)
     assert net.predict(X).shape == (ROWS, 2)
+
+
+def test_ctrl_c_while_it_validates_leaves_the_last_whole_epoch(monkeypatch):
+    """The weights are those of the last figures in the history."""
+    X, Y = problem()
+    net, saved, calls = network(), [], []
+    judge = session.losses_and_accuracies
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return judge(*arguments)
+
+    monkeypatch.setattr(session, "losses_and_accuracies", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        net.fit(
+            X, Y, epochs=9, batch_size=BATCH, learning_rate=0.1, validation_data=(X, Y),
+            callbacks=[lambda n, h: saved.append(flat(n))],
+        )  # fmt: skip
+    assert len(net.history.loss) == len(net.history.val_loss) == len(saved) == 2
+    np.testing.assert_array_equal(flat(net), saved[-1])
 
 
 def test_ctrl_c_with_early_stopping_leaves_the_best():
