@@ -6,6 +6,7 @@ is checked before it is read, and takes no more memory than `reading.Budget` all
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import zipfile
 from collections.abc import Iterator
@@ -480,14 +481,26 @@ def _as_they_are(array: np.ndarray) -> str:
 # -- the digits -----------------------------------------------------------------------
 
 
-def _digits() -> Table:
+def _rows_of_digits() -> tuple[np.ndarray, np.ndarray]:
+    """As `sklearn.datasets.load_digits`; to import that takes longer than to train with them."""
+    found = importlib.util.find_spec("sklearn")
+    if found is not None and found.origin is not None:
+        path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            rows = np.loadtxt(path, delimiter=",")
+            return rows[:, :-1], rows[:, -1].astype(int)
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    order = np.random.default_rng(DIGITS_ORDER).permutation(len(digits.target))
+    X, y = load_digits(return_X_y=True)
+    return X, y
+
+
+def _digits() -> Table:
+    X, y = _rows_of_digits()
+    order = np.random.default_rng(DIGITS_ORDER).permutation(len(y))
     return Table(
-        digits.data[order] / 16.0,
-        digits.target[order],
+        X[order] / 16.0,
+        y[order],
         None,
         "scikit-learn's handwritten digits, in a fixed random order",
         "features scaled by 1/16",

@@ -7,7 +7,6 @@ over.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -16,14 +15,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 #: Those of a clone, or those that were installed with the package.
-RESULTS = Path(str(resources.files("backprop_gpu.benchmarks"))) / "results"
+RESULTS = Path(__file__).parent / "benchmarks" / "results"
 #: The file of ``backprop-gpu bench``.
 BENCH = "bench.jsonl"
 #: That of ``python -m backprop_gpu.benchmarks.gpu_record``.
@@ -49,12 +47,14 @@ def provenance() -> Record:
 
     ``run`` is its UTC time, the same for all that is measured together.
     """
+    from importlib import metadata
+
     now = datetime.now(UTC)
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
             continue
     return {
         "run": now.strftime("%Y%m%dT%H%M%SZ"),

@@ -7,7 +7,6 @@ import ctypes
 import os
 import platform
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 from .. import backends, cpu, planning
@@ -71,6 +70,8 @@ def _library() -> str:
 
 
 def _version(names: Sequence[str]) -> str:
+    from importlib import metadata
+
     for name in names:
         try:
             return metadata.version(name) + ("" if name == names[0] else f" ({name})")

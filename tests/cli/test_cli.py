@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -374,7 +375,7 @@ def test_info_where_nothing_works(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object) -> Any:
-        raise cli.info.metadata.PackageNotFoundError
+        raise metadata.PackageNotFoundError
 
     def worse() -> Any:
         raise RuntimeError("driver on fire")
@@ -382,7 +383,7 @@ def test_info_where_nothing_works(
     def missing(name: str) -> Any:
         raise OSError(name)
 
-    monkeypatch.setattr(cli.info.metadata, "version", broken)
+    monkeypatch.setattr(metadata, "version", broken)
     monkeypatch.setattr(cli.info.ctypes, "CDLL", missing)
     monkeypatch.setitem(backends.BACKENDS, "cuda", (worse, lambda dtype: worse()))
     assert run("info") == 0
