@@ -64,7 +64,7 @@ class AbiNetwork(Structure):
 class AbiMember(Structure):
     _fields_ = (
         ("batch", c_int32), ("block", c_int32), ("in_place", c_int32), ("rule", c_int32),
-        ("by_neurons", c_int32), ("unused", c_int32),
+        ("by_inputs", c_int32), ("unused", c_int32),
         ("rows", c_int64), ("order", c_void_p), ("coefficients", c_void_p),
         ("clip_value", c_double), ("clip_norm", c_double), ("l1", c_double), ("l2", c_double),
         ("d1", c_double), ("d2", c_double), ("epsilon", c_double), ("slices", c_void_p),

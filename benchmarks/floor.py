@@ -83,7 +83,7 @@ def expected(workload: Workload, rates: MachineRates) -> float | None:
     if rates.device != "cpu":
         return None
     cores, batch = usable_cores(), workload.batch
-    work = planning.cpu_work(workload.sizes, batch, False, cores if workload.members == 1 else 1)
+    work = planning.cpu_work(workload.sizes, batch, 4, False, cores if workload.members == 1 else 1)
     busy = min(cores, workload.members) if workload.members > 1 else work.threads
     blocks = workload.members * ceil(batch / work.block)
     calls = blocks * 4 * len(workload.sizes) * EXPECTED_CALL

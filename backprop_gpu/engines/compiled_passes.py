@@ -56,7 +56,9 @@ class CompiledPasses(Passes):
     def gradients(self, parameters: Parameters, X: Array, Y: Array) -> Parameters:
         gradients = self.zeros_like(parameters)
         X, Y = self.backend.asarray(X), self.backend.asarray(Y)
-        work = planning.cpu_work(self.sizes, len(X), False, threads.cores())
+        work = planning.cpu_work(
+            self.sizes, len(X), self.backend.dtype.itemsize, False, threads.cores()
+        )
         order, coefficients, cost = np.arange(len(X)), np.zeros((1, 4)), np.zeros(1)
         state = (ctypes.c_void_p * 2)(gradients.flat.ctypes.data, None)
         part = cpu.AbiMember(

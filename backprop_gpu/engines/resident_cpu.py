@@ -120,9 +120,10 @@ class ResidentCpuEngine(Engine):
             state[i] = slot.ctypes.data
         part = cpu.AbiMember(
             m, work.block, work.in_place, cpu.RULES.index(optimizer.rule),
-            work.by_neurons and threads > 1, 0, len(order),
+            work.by_inputs and threads > 1, 0, len(order),
             order.ctypes.data, coefficients.ctypes.data, *clips, optimizer.l1, optimizer.l2,
-            *optimizer.kernel_constants, slices.ctypes.data, flat.ctypes.data, state, costs_of_one.ctypes.data,
+            *optimizer.kernel_constants, slices.ctypes.data, flat.ctypes.data, state,
+            costs_of_one.ctypes.data,
             None if settings.squares is None else settings.squares.ctypes.data,
         )  # fmt: skip
         key = work, m, len(member.slots), optimizer.clip_norm is None, threads

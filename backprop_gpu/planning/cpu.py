@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from . import residency
+
 
 @dataclass(frozen=True)
 class CpuWork:
@@ -20,26 +22,26 @@ class CpuWork:
         That work on one network.
     in_place : bool
         Whether rows of X are read where they lie, and not first copied into strips.
-    by_neurons : bool
-        Whether threads share out the neurons of layer 1, and not its rows.
+    by_inputs : bool
+        Whether threads share out the inputs of layer 1, by slices of its sums, and not its rows.
     """
 
     block: int
     threads: int
     in_place: bool
-    by_neurons: bool = False
+    by_inputs: bool = False
 
     def obstacle(self, rows: int) -> str | None:
         """Why a mini-batch of so many rows cannot be divided so, if it cannot."""
         fits = 1 <= self.threads <= 4096 and 1 <= self.block <= rows
-        if fits and (self.in_place or not self.by_neurons):
+        if fits and (self.in_place or not self.by_inputs):
             return None
         return f"{self} do not divide {rows} rows"
 
     def __str__(self) -> str:
         threads = f"{self.threads} threads" if self.threads > 1 else "one thread"
         place = ", read in place" if self.in_place else ""
-        first = ", layer 1 by neurons" if self.by_neurons else ""
+        first = ", layer 1 by inputs" if self.by_inputs else ""
         return f"{threads}, blocks of {self.block} rows{place}{first}"
 
 
@@ -47,26 +49,25 @@ class CpuWork:
 #: multiple of what the products hold in registers.
 CPU_BLOCK = 36
 
-#: Operations of a step below which the threads' waits cost more than they save, by rows and by
-#: neurons.
+#: Operations of a step below which the waits of threads that share its rows cost more than they
+#: save.
 CPU_SERIAL = 2e6
-CPU_SERIAL_BY_NEURONS = 6e5
-#: Neurons of layer 1 that a thread has at a time: two strips of float32, more of float64.
-CPU_NEURONS = 16
+#: Operations of a step for each thread that share its inputs.
+CPU_BY_INPUTS = 3e5
 
 #: Rows of a mini-batch up to which reading them twice where they lie costs less than copying them.
 CPU_IN_PLACE = 32
 
 
-def cpu_work(sizes: Sequence[int], batch: int, bytes: bool, cores: int) -> CpuWork:
+def cpu_work(sizes: Sequence[int], batch: int, itemsize: int, bytes: bool, cores: int) -> CpuWork:
     """How a mini-batch of `batch` rows is divided. `bytes`: X is of uint8, which is copied."""
     in_place = batch <= CPU_IN_PLACE and not bytes
-    by_neurons = in_place and cores > 1 and sizes[1] > CPU_NEURONS
-    serial = step_flops(sizes, batch) <= (CPU_SERIAL_BY_NEURONS if by_neurons else CPU_SERIAL)
-    shares = math.ceil(sizes[1] / CPU_NEURONS) if by_neurons else batch // 2
-    threads = 1 if serial else max(1, min(cores, shares))
+    flops, slices = step_flops(sizes, batch), residency.all_slices(sizes, batch, itemsize)[0]
+    by_inputs = in_place and slices > 1
+    shares = min(slices, int(flops / CPU_BY_INPUTS)) if by_inputs else batch // 2
+    threads = max(1, min(cores, shares)) if by_inputs or flops > CPU_SERIAL else 1
     blocks = min(batch, threads * math.ceil(batch / (threads * CPU_BLOCK)))
-    return CpuWork(math.ceil(batch / blocks), threads, in_place, by_neurons and threads > 1)
+    return CpuWork(math.ceil(batch / blocks), threads, in_place, by_inputs and threads > 1)
 
 
 def steps_a_call(parameters: int, batch_size: int) -> int:

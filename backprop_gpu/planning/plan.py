@@ -483,7 +483,7 @@ def choose_plan(
         if engine == "resident" and run.members > 1:
             reason += f"; a thread per network, {min(cores, run.members)} at a time"
         elif engine == "resident":
-            reason += f"; {cpu_work(sizes, run.batch_size, run.bytes, cores)}"
+            reason += f"; {cpu_work(sizes, run.batch_size, itemsize, run.bytes, cores)}"
         if engine == "resident":
             reason += f"; {processor}"
     notes: list[str] = []
@@ -508,7 +508,9 @@ def choose_plan(
         )
     elif device is None:
         batches = tuple(
-            BatchPlan(m, work=cpu_work(sizes, m, run.bytes, cores if run.members == 1 else 1))
+            BatchPlan(
+                m, work=cpu_work(sizes, m, itemsize, run.bytes, cores if run.members == 1 else 1)
+            )
             for m in sorted({m for m, _ in run.kinds}, reverse=True)
         )
     else:

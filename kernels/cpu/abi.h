@@ -42,7 +42,7 @@ struct AbiMember {
   int32_t block;     // rows that a thread takes through the network at a time
   int32_t in_place;  // whether rows of X are read where they lie; else they are copied into strips
   int32_t rule;      // its number in RULES, or GRADIENT
-  int32_t by_neurons;  // whether a thread has strips of layer 1 and not rows there; rows in place
+  int32_t by_inputs;  // whether a thread has slices of z^1's sums, and not rows; of rows in place
   int32_t unused;
   int64_t rows;      // of the epoch: the length of `order`
   const int64_t* order;

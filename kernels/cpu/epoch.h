@@ -1,11 +1,14 @@
 // Steps of gradient descent: forward, C, BP1 to BP4 and the rule, as the threads of a team.
 //
-// A step has two phases, and a wait behind each (by neurons, A has two, and layer 1 is first):
+// A step has two phases, and a wait behind each:
 //
 //   A  rows     a thread takes blocks of rows through the network and back: forward, C, BP1, BP2
 //   B  weights  a thread takes chunks of w, of CHUNK inputs by a strip: BP3 and BP4 over the whole
 //               batch, and the rule at once. (Where the gradient's norm is clipped, all chunks'
 //               gradients first, a wait, and then the rule.)
+//
+// By inputs, there is one before them, for layer 1 of a small batch: a thread makes the slices of z^1
+// that are over its inputs, and in phase B changes w^1 there. So it alone reads those columns of X.
 //
 // Every sum is made by one thread in one order, that of the resident CUDA kernel: so the bits depend
 // on neither threads nor blocks, nor on what trains beside, nor on which of the two it is. (Of the
@@ -132,7 +135,7 @@ template <class T> struct Epoch {
       gather(static_cast<const uint8_t*>(X), inputs, x_begin, x_end, memory.x);
     else if (memory.x)
       gather(static_cast<const T*>(X), inputs, x_begin, x_end, memory.x);
-    if (!memory.x && !member.by_neurons) find_rows(x_begin, x_end);
+    if (!memory.x && !memory.by_inputs) find_rows(x_begin, x_end);
   }
 
   // Where rows of X lie that are read in place.
@@ -150,35 +153,55 @@ template <class T> struct Epoch {
     const bool cut = slice < inputs;
     const int at_once = cut ? slice : INPUTS_AT_ONCE;
     for (int k = 0; k < inputs; k += at_once) {
-      for (int s = 0; s < strips; s += STRIPS) {
-        const int end = smaller(k + at_once, inputs);
-        in_tiles<ROWS>(count, [&](int x, auto r) {
-          with_count<STRIPS>(smaller(STRIPS, strips - s), [&](auto n) {
-            product_tile<T, r.value, n.value>(
-                out + s * out_strip + ptrdiff_t(x) * w, out_strip, k == 0, cut, rows + x,
-                next, b + s * b_strip, b_strip, k, end, bias && end == inputs ? bias + s * w : nullptr);
-          });
-        });
-      }
+      const int end = smaller(k + at_once, inputs);
+      add_product(out, out_strip, k == 0, cut, rows, next, b, b_strip, k, end, count, strips,
+                  end == inputs ? bias : nullptr);
     }
   }
 
-  void forward(int l, int x_begin, int x_end) const {
-    forward(l, x_begin, x_end, 0, memory.layers[l].strips);
+  // Inputs k to `end` of it.
+  void add_product(T* out, ptrdiff_t out_strip, bool fresh, bool slice, const T* const* rows,
+                   ptrdiff_t next, const T* b, ptrdiff_t b_strip, int k, int end, int count,
+                   int strips, const T* bias) const {
+    for (int s = 0; s < strips; s += STRIPS)
+      in_tiles<ROWS>(count, [&](int x, auto r) {
+        with_count<STRIPS>(smaller(STRIPS, strips - s), [&](auto n) {
+          product_tile<T, r.value, n.value>(out + s * out_strip + ptrdiff_t(x) * w, out_strip, fresh,
+                                            slice, rows + x, next, b + s * b_strip, b_strip, k, end,
+                                            bias ? bias + s * w : nullptr);
+        });
+      });
   }
 
-  // Of some strips of neurons.
-  void forward(int l, int x_begin, int x_end, int s_begin, int s_end) const {
+  void forward(int l, int x_begin, int x_end) const {
     const Layer<T>& here = memory.layers[l];
     const int count = x_end - x_begin;
-    const ptrdiff_t at = ptrdiff_t(x_begin) * w + s_begin * strip();
-    const ptrdiff_t w_strip = ptrdiff_t(here.inputs) * w;
+    const ptrdiff_t at = ptrdiff_t(x_begin) * w;
     T* const z = (here.z ? here.z : here.a) + at;
-    product(z, strip(), here.input_rows + x_begin, here.next, memory.p + here.w + s_begin * w_strip,
-            w_strip, here.inputs, here.slice, count, s_end - s_begin, memory.p + here.b + s_begin * w);
+    if (l == 0 && memory.by_inputs)
+      add_slices(here, at, z, count);
+    else
+      product(z, strip(), here.input_rows + x_begin, here.next, memory.p + here.w,
+              ptrdiff_t(here.inputs) * w, here.inputs, here.slice, count, here.strips,
+              memory.p + here.b);
     if (l == memory.depth - 1) return;
-    for (int s = 0; s < s_end - s_begin; ++s)
+    for (int s = 0; s < here.strips; ++s)
       activate(here, z + s * strip(), here.a + at + s * strip(), ptrdiff_t(count) * w);
+  }
+
+  // z^1 = Σ of its slices + b^1.
+  void add_slices(const Layer<T>& here, ptrdiff_t at, T* z, int count) const {
+    const ptrdiff_t slice = here.strips * strip(), parts = units_of(here.inputs, here.slice);
+    for (int s = 0; s < here.strips; ++s) {
+      const Strip<T> bias = Strip<T>::load(memory.p + here.b + s * w);
+      const T* const first = memory.parts + at + s * strip();
+      for (ptrdiff_t i = 0; i < ptrdiff_t(count) * w; i += w) {
+        Strip<T> sum = Strip<T>::load(first + i);
+        for (ptrdiff_t part = 1; part < parts; ++part) sum += Strip<T>::load(first + part * slice + i);
+        sum += bias;
+        sum.store(z + s * strip() + i);
+      }
+    }
   }
 
   void activate(const Layer<T>& here, const T* z, T* a, ptrdiff_t count) const {
@@ -376,11 +399,19 @@ template <class T> struct Epoch {
     return sum_of_lanes(lane);
   }
 
-  // Layer 1 of all rows, by strips: w^1 stays with the thread that changes it.
-  void neurons_phase() const {
+  // The first of this thread's slices of z^1, or of the thread behind it.
+  int first_slice(int of_thread) const {
+    const Layer<T>& first = memory.layers[0];
+    return int(units_of(first.inputs, first.slice) * of_thread / team.threads);
+  }
+
+  void inputs_phase() const {
+    const Layer<T>& first = memory.layers[0];
     find_rows(0, m);
-    for (int s = thread * STRIPS; s < memory.layers[0].strips; s += team.threads * STRIPS)
-      forward(0, 0, m, s, smaller(s + STRIPS, memory.layers[0].strips));
+    for (int i = first_slice(thread); i < first_slice(thread + 1); ++i)
+      add_product(memory.parts + i * first.strips * strip(), strip(), true, true, first.input_rows,
+                  first.next, memory.p + first.w, ptrdiff_t(first.inputs) * w, i * first.slice,
+                  smaller((i + 1) * first.slice, first.inputs), m, first.strips, nullptr);
   }
 
   void rows_phase() const {
@@ -388,7 +419,7 @@ template <class T> struct Epoch {
     for (int number = thread; number < blocks; number += team.threads) {
       const int x = int(ptrdiff_t(m) * number / blocks), end = int(ptrdiff_t(m) * (number + 1) / blocks);
       gather(x, end);
-      for (int l = member.by_neurons ? 1 : 0; l < memory.depth; ++l) forward(l, x, end);
+      for (int l = 0; l < memory.depth; ++l) forward(l, x, end);
       output_error(x, end);
       for (int l = memory.depth - 1; l > 0; --l) hidden_error(l, x, end);
     }
@@ -475,11 +506,19 @@ template <class T> struct Epoch {
     int number = 0;
     for (int l = 0; l < memory.depth; ++l) {
       const Layer<T>& here = memory.layers[l];
-      for (int k = 0; k < here.inputs; k += CHUNK)
+      const bool own = l == 0 && memory.by_inputs;
+      const int end = own ? first_input(thread + 1) : here.inputs;
+      for (int k = own ? first_input(thread) : 0; k < end; k += CHUNK)
         for (int s = 0; s < here.strips; s += STRIPS)
-          if ((member.by_neurons ? s / STRIPS : number++) % team.threads == thread)
-            body(l, s, smaller(STRIPS, here.strips - s), k, smaller(k + CHUNK, here.inputs));
+          if (own || number++ % team.threads == thread)
+            body(l, s, smaller(STRIPS, here.strips - s), k, smaller(k + CHUNK, end));
     }
+  }
+
+  // Where this thread's slices begin, or those of the thread behind it: in whole runs of W.
+  int first_input(int of_thread) const {
+    const Layer<T>& first = memory.layers[0];
+    return of_thread == team.threads ? first.inputs : first_slice(of_thread) * first.slice / w * w;
   }
 
   int chunk_number(const Layer<T>& here, int s, int k) const {
@@ -686,8 +725,8 @@ template <class T> struct Epoch {
       const int64_t left = member.rows - step * member.batch;
       m = int(left < member.batch ? left : member.batch);
       const int64_t behind = left - m;
-      if (member.by_neurons) {
-        neurons_phase();
+      if (memory.by_inputs) {
+        inputs_phase();
         meet(team);
       }
       rows_phase();

@@ -51,6 +51,8 @@ template <class T> struct Memory {
   Layer<T>* layers;  // each thread has them for itself
   T *p, *state[2], *gradient;  // in strips; null where there is none
   T *x, *y;                    // rows in strips; x is null where they are read in place
+  bool by_inputs;              // whether threads share out layer 1 by slices of its inputs
+  T* parts = nullptr;          // its slices' sums, (slices, strips, height, W)
   T* terms;                    // of the cost, (batch, n_L); a user's has one a row
   double *squares, *norms;     // (chunks), (chunks, 2)
   T* scratch;                  // (threads, scratch_length): three times a block's outputs
@@ -61,6 +63,10 @@ template <class T> struct Memory {
       : depth(network.depth), batch(member.batch), height(member.batch | 1) {
     constexpr int w = W<T>;
     const bool counts = !arena.begin;
+    const bool clips = member.rule >= 0 && member.clip_norm <= largest<double>();
+    const bool keeps = clips || member.rule == GRADIENT;
+    // Sums over chunks of w must not depend on who has which inputs.
+    by_inputs = member.by_inputs && !keeps && !member.squares;
     layers = arena.take<Layer<T>>(ptrdiff_t(threads) * depth);
     if (!counts) layers += ptrdiff_t(thread) * depth;
     for (int l = 0; l < depth; ++l) {
@@ -86,8 +92,9 @@ template <class T> struct Memory {
       here.a = arena.take<T>(numbers);
       here.delta = arena.take<T>(numbers);
       here.next = l > 0 || !member.in_place ? height * w : w;
-      // By neurons, each thread finds the rows of X for itself.
-      const bool own = l == 0 && member.by_neurons;
+      const bool own = l == 0 && by_inputs;
+      if (own) parts = arena.take<T>(units_of(here.inputs, here.slice) * numbers);
+      // Each thread then finds the rows of X for itself.
       here.input_rows = arena.take<const T*>(ptrdiff_t(batch) * (own ? threads : 1));
       if (own && !counts) here.input_rows += ptrdiff_t(batch) * thread;
       here.delta_rows = arena.take<const T*>(batch);
@@ -98,8 +105,7 @@ template <class T> struct Memory {
     p = member.rule == READING ? nullptr : arena.take<T>(length);
     for (int i = 0; i < 2; ++i)
       state[i] = member.rule >= 0 && member.state[i] ? arena.take<T>(length) : nullptr;
-    const bool clips = member.rule >= 0 && member.clip_norm <= largest<double>();
-    gradient = clips || member.rule == GRADIENT ? arena.take<T>(length) : nullptr;
+    gradient = keeps ? arena.take<T>(length) : nullptr;
     x = member.in_place ? nullptr : arena.take<T>(inputs * height);
     y = arena.take<T>(outputs * height);
     terms = arena.take<T>(outputs * batch);

@@ -126,8 +126,8 @@ DIVISIONS = [
     planning.CpuWork(block=5, threads=1, in_place=False),  # 5 does not divide 32
     planning.CpuWork(block=11, threads=2, in_place=True),
     planning.CpuWork(block=4, threads=3, in_place=False),  # of 6 rows, the last, two have none
-    planning.CpuWork(block=16, threads=2, in_place=True, by_neurons=True),
-    planning.CpuWork(block=32, threads=3, in_place=True, by_neurons=True),  # more than strips
+    planning.CpuWork(block=16, threads=2, in_place=True, by_inputs=True),
+    planning.CpuWork(block=32, threads=3, in_place=True, by_inputs=True),  # more than strips
 ]
 
 

@@ -51,7 +51,7 @@ BUILDS = {
     "clang": Build("clang++", "v3", AVX2),
     "gcc, NEON": Build("aarch64-linux-gnu-g++", "neon", ("-static",), "", ("qemu-aarch64",)),
 }
-#: Threads, rows in a block, and whether layer 1 is shared out by its neurons.
+#: Threads, rows in a block, and whether layer 1 is shared out by its inputs.
 SHARED_OUT = (
     ("1", "11"),
     ("2", "3"),

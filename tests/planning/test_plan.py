@@ -231,7 +231,7 @@ LAYERS = json.loads(PLANS["resident on a device"].to_json())["plan"]["batches"][
         ("resident", {"block": 0}),
         ("resident", {"block": 9}),
         ("resident", {"threads": 1 << 20}),
-        ("resident", {"by_neurons": True, "in_place": False}),
+        ("resident", {"by_inputs": True, "in_place": False}),
         ("resident", {"rows": 0}),
         ("resident", {"work": None}),
         ("resident", {"batches": []}),

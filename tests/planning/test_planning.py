@@ -263,30 +263,30 @@ def test_the_plan_of_a_network():
 
 
 def test_small_steps_stay_on_one_thread_and_large_ones_are_shared() -> None:
-    assert planning.cpu_work((64, 30, 10), 10, False, 8) == planning.CpuWork(10, 1, True)
-    assert planning.cpu_work((784, 128, 128, 10), 128, False, 4).threads == 4
+    assert planning.cpu_work((64, 30, 10), 10, 4, False, 8) == planning.CpuWork(10, 1, True)
+    assert planning.cpu_work((784, 128, 128, 10), 128, 4, False, 4).threads == 4
     # A thread without two rows has too little to do.
-    assert planning.cpu_work((784, 512, 512, 10), 40, False, 64).threads == 20
+    assert planning.cpu_work((784, 512, 512, 10), 40, 4, False, 64).threads == 20
 
 
-def test_a_small_batch_is_shared_by_neurons() -> None:
-    shared = planning.cpu_work((784, 30, 10), 10, False, 8)
-    assert shared == planning.CpuWork(5, 2, True, by_neurons=True)
-    assert planning.cpu_work((784, 512, 10), 10, False, 8).threads == 8
-    assert planning.cpu_work((784, 30, 10), 10, False, 1) == planning.CpuWork(10, 1, True)
-    assert planning.cpu_work((784, 30, 10), 10, True, 8).threads == 1
-    assert not planning.cpu_work((784, 512, 10), 33, False, 8).by_neurons
+def test_a_small_batch_is_shared_by_inputs() -> None:
+    shared = planning.cpu_work((784, 30, 10), 10, 4, False, 8)
+    assert shared == planning.CpuWork(4, 3, True, by_inputs=True)  # 3e5 operations a thread
+    assert planning.cpu_work((784, 512, 10), 10, 4, False, 8).threads == 4  # slices
+    assert planning.cpu_work((784, 30, 10), 10, 4, False, 1) == planning.CpuWork(10, 1, True)
+    assert planning.cpu_work((784, 30, 10), 10, 4, True, 8).threads == 1
+    assert not planning.cpu_work((784, 512, 10), 33, 4, False, 8).by_inputs
 
 
 def test_rows_are_read_in_place_where_few_read_them() -> None:
-    assert planning.cpu_work((784, 30, 10), 10, False, 2).in_place
-    assert not planning.cpu_work((784, 30, 10), 10, True, 2).in_place  # they must be converted
-    assert not planning.cpu_work((784, 30, 10), 512, False, 2).in_place
+    assert planning.cpu_work((784, 30, 10), 10, 4, False, 2).in_place
+    assert not planning.cpu_work((784, 30, 10), 10, 4, True, 2).in_place  # they must be converted
+    assert not planning.cpu_work((784, 30, 10), 512, 4, False, 2).in_place
 
 
 @pytest.mark.parametrize("batch", [1, 31, 200, 1 << 14])
 def test_blocks_divide_a_batch_evenly_among_the_threads(batch: int) -> None:
-    work = planning.cpu_work((256, 512, 16), batch, False, 3)
+    work = planning.cpu_work((256, 512, 16), batch, 4, False, 3)
     blocks = -(-batch // work.block)
     assert work.block <= cpu.CPU_BLOCK
     assert blocks % work.threads == 0 or batch < 36

@@ -52,7 +52,7 @@ const Training TRAININGS[] = {
 
 int64_t aligned(int64_t count) { return (count + 31) / 32 * 32; }
 
-template <class T> uint64_t run(const Training& training, int threads, int block, bool by_neurons) {
+template <class T> uint64_t run(const Training& training, int threads, int block, bool by_inputs) {
   Random random;
   AbiLayer layers[LAYERS] = {};
   int64_t length = 0;
@@ -101,7 +101,7 @@ template <class T> uint64_t run(const Training& training, int threads, int block
   AbiMember member = {};
   member.batch = batch;
   member.block = block;
-  member.in_place = member.by_neurons = by_neurons;
+  member.in_place = member.by_inputs = by_inputs;
   member.rule = training.rule;
   member.rows = ROWS;
   member.order = order;
@@ -149,9 +149,9 @@ template <class T> uint64_t run(const Training& training, int threads, int block
 
 int main(int count, char** arguments) {
   const int threads = count > 1 ? atoi(arguments[1]) : 1, block = count > 2 ? atoi(arguments[2]) : 11;
-  const bool by_neurons = count > 3;
+  const bool by_inputs = count > 3;
   for (const Training& training : TRAININGS)
     printf("%016llx\n", (unsigned long long)(training.itemsize == 4
-                                                 ? run<float>(training, threads, block, by_neurons)
-                                                 : run<double>(training, threads, block, by_neurons)));
+                                                 ? run<float>(training, threads, block, by_inputs)
+                                                 : run<double>(training, threads, block, by_inputs)));
 }
