@@ -67,7 +67,7 @@ class AbiMember(Structure):
         ("by_neurons", c_int32), ("unused", c_int32),
         ("rows", c_int64), ("order", c_void_p), ("coefficients", c_void_p),
         ("clip_value", c_double), ("clip_norm", c_double), ("l1", c_double), ("l2", c_double),
-        ("d1", c_double), ("d2", c_double), ("epsilon", c_double),
+        ("d1", c_double), ("d2", c_double), ("epsilon", c_double), ("slices", c_void_p),
         ("p", c_void_p), ("state", c_void_p * 2), ("costs", c_void_p), ("squares", c_void_p),
         ("memory", c_void_p),
     )  # fmt: skip
@@ -181,7 +181,7 @@ class CpuLibrary:
             raise RuntimeError(_NO_THREADS.format(reading.threads))
 
 
-_ABI = 1
+_ABI = 2
 _NO_THREADS = "the system has no more threads, or no memory for them: {} are needed"
 
 

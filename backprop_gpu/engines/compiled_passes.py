@@ -61,7 +61,7 @@ class CompiledPasses(Passes):
         state = (ctypes.c_void_p * 2)(gradients.flat.ctypes.data, None)
         part = cpu.AbiMember(
             len(X), work.block, work.in_place, cpu.GRADIENT, False, 0, len(X), order.ctypes.data,
-            coefficients.ctypes.data, inf, inf, 0.0, 0.0, 0.0, 0.0, 0.0,
+            coefficients.ctypes.data, inf, inf, 0.0, 0.0, 0.0, 0.0, 0.0, None,
             parameters.flat.ctypes.data, state, cost.ctypes.data, None,
         )  # fmt: skip
         memory = self._library.memory(self._network, part, work.threads)

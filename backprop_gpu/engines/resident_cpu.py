@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import cpu, planning
-from ..planning import Run
+from ..planning import Run, residency
 from ..threads import one_blas_thread
 from .base import Described, Engine, Member
 
@@ -115,20 +115,21 @@ class ResidentCpuEngine(Engine):
         costs_of_one = np.empty(_steps(member))
         clips = (inf if c is None else c for c in (optimizer.clip_value, optimizer.clip_norm))
         flat, state = member.parameters.flat, (ctypes.c_void_p * 2)()
+        slices = np.array(residency.all_slices(self.sizes, m, flat.itemsize), np.int32)
         for i, slot in enumerate(member.slots):
             state[i] = slot.ctypes.data
         part = cpu.AbiMember(
             m, work.block, work.in_place, cpu.RULES.index(optimizer.rule),
             work.by_neurons and threads > 1, 0, len(order),
             order.ctypes.data, coefficients.ctypes.data, *clips, optimizer.l1, optimizer.l2,
-            *optimizer.kernel_constants, flat.ctypes.data, state, costs_of_one.ctypes.data,
+            *optimizer.kernel_constants, slices.ctypes.data, flat.ctypes.data, state, costs_of_one.ctypes.data,
             None if settings.squares is None else settings.squares.ctypes.data,
         )  # fmt: skip
         key = work, m, len(member.slots), optimizer.clip_norm is None, threads
         idle = self._idle.get(key)
         memory = idle.pop() if idle else self._library.memory(self._network, part, threads)
         part.memory = memory.ctypes.data
-        return part, memory, key, order, coefficients, costs_of_one
+        return part, memory, key, order, coefficients, slices, costs_of_one
 
     def _work(self, member: Member) -> planning.CpuWork:
         return self.plan.work(member.hyperparameters.batch_size)

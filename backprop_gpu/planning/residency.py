@@ -205,10 +205,7 @@ def choose(
         # Where there are clusters they have been measured, and blocks apart have not.
         clusters, apart = CLUSTERS, APART if largest_cluster(device) == 1 else ()
     if cut is None:
-        cut = tuple(
-            slices(k, batch * n, itemsize, PARTS if l else FIRST_PARTS)
-            for l, (k, n) in enumerate(pairwise(sizes))
-        )
+        cut = all_slices(sizes, batch, itemsize)
 
     def fitting(stored: int) -> Residency | str:
         return choose_as_stored(
@@ -221,6 +218,14 @@ def choose(
         return found
     read_as_stored = fitting(stored)
     return found if isinstance(read_as_stored, str) else read_as_stored
+
+
+def all_slices(sizes: Sequence[int], batch: int, itemsize: int) -> tuple[int, ...]:
+    """The slices of each layer, on a device and on a CPU: one order of the sums, and one result."""
+    return tuple(
+        slices(k, batch * n, itemsize, PARTS if l else FIRST_PARTS)
+        for l, (k, n) in enumerate(pairwise(sizes))
+    )
 
 
 def slices(fan_in: int, outputs: int, itemsize: int, parts: int) -> int:

@@ -6,7 +6,7 @@
 
 extern "C" {
 
-enum { ABI_VERSION = 1 };
+enum { ABI_VERSION = 2 };
 
 // In place of a rule: no change, but the gradient, in state[0].
 enum { GRADIENT = -1 };
@@ -48,6 +48,7 @@ struct AbiMember {
   const int64_t* order;
   const double* coefficients;  // (steps, 4)
   double clip_value, clip_norm, l1, l2, d1, d2, epsilon;
+  const int32_t* slices;    // a layer's: into how many its sums of z are cut; null: no layer's
   void *p, *state[2];       // flat; a state is null where the rule has none
   double *costs, *squares;  // (steps); Σ w² before each step, or null
   void* memory;             // of as many bytes as `backprop_cpu_bytes` says, at a multiple of 64

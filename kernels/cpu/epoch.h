@@ -7,8 +7,9 @@
 //               batch, and the rule at once. (Where the gradient's norm is clipped, all chunks'
 //               gradients first, a wait, and then the rule.)
 //
-// Every sum is made by one thread in one order: so the bits depend on neither threads nor blocks, nor
-// on what trains beside.
+// Every sum is made by one thread in one order, that of the resident CUDA kernel: so the bits depend
+// on neither threads nor blocks, nor on what trains beside, nor on which of the two it is. (Of the
+// two, as long as no function is a user's.)
 #pragma once
 #include "network.h"
 #include "team.h"
@@ -141,17 +142,21 @@ template <class T> struct Epoch {
       first.input_rows[x] = static_cast<const T*>(X) + row(x) * first.inputs;
   }
 
-  // out = Σ_k a(x, k) b(k, ·) + bias for a block's rows and so many strips.
+  // out = Σ_k a(x, k) b(k, ·) + bias for a block's rows and so many strips, the sum in slices of so
+  // many inputs. One that is not cut is carried on: what its tiles read stays in the L1 cache.
   void product(T* out, ptrdiff_t out_strip, const T* const* rows, ptrdiff_t next, const T* b,
-               ptrdiff_t b_strip, int inputs, int count, int strips, const T* bias) const {
-    for (int k = 0; k < inputs; k += INPUTS_AT_ONCE) {
+               ptrdiff_t b_strip, int inputs, int slice, int count, int strips,
+               const T* bias) const {
+    const bool cut = slice < inputs;
+    const int at_once = cut ? slice : INPUTS_AT_ONCE;
+    for (int k = 0; k < inputs; k += at_once) {
       for (int s = 0; s < strips; s += STRIPS) {
-        const int end = smaller(k + INPUTS_AT_ONCE, inputs);
+        const int end = smaller(k + at_once, inputs);
         in_tiles<ROWS>(count, [&](int x, auto r) {
           with_count<STRIPS>(smaller(STRIPS, strips - s), [&](auto n) {
             product_tile<T, r.value, n.value>(
-                out + s * out_strip + ptrdiff_t(x) * w, out_strip, k == 0, rows + x, next,
-                b + s * b_strip, b_strip, k, end, bias && end == inputs ? bias + s * w : nullptr);
+                out + s * out_strip + ptrdiff_t(x) * w, out_strip, k == 0, cut, rows + x,
+                next, b + s * b_strip, b_strip, k, end, bias && end == inputs ? bias + s * w : nullptr);
           });
         });
       }
@@ -170,7 +175,7 @@ template <class T> struct Epoch {
     const ptrdiff_t w_strip = ptrdiff_t(here.inputs) * w;
     T* const z = (here.z ? here.z : here.a) + at;
     product(z, strip(), here.input_rows + x_begin, here.next, memory.p + here.w + s_begin * w_strip,
-            w_strip, here.inputs, count, s_end - s_begin, memory.p + here.b + s_begin * w);
+            w_strip, here.inputs, here.slice, count, s_end - s_begin, memory.p + here.b + s_begin * w);
     if (l == memory.depth - 1) return;
     for (int s = 0; s < s_end - s_begin; ++s)
       activate(here, z + s * strip(), here.a + at + s * strip(), ptrdiff_t(count) * w);
@@ -197,7 +202,7 @@ template <class T> struct Epoch {
     const int count = x_end - x_begin;
     const ptrdiff_t at = ptrdiff_t(x_begin) * w;
     product(below.delta + at, strip(), here.delta_rows + x_begin, strip(), here.transposed,
-            ptrdiff_t(here.neurons) * w, here.neurons, count, below.strips, nullptr);
+            ptrdiff_t(here.neurons) * w, here.neurons, here.neurons, count, below.strips, nullptr);
     for (int s = 0; s < below.strips; ++s) {
       const ptrdiff_t first = at + s * strip();
       pull_back(below, (below.described->from_z ? below.z : below.a) + first, below.delta + first,

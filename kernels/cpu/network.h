@@ -10,6 +10,8 @@ namespace {
 constexpr int CHUNK = 128;
 // Inputs of which w, and rows of which a and δ, stay in a core's L1 cache while tiles read them.
 constexpr int INPUTS_AT_ONCE = 256, ROWS_AT_ONCE = 192;
+// Numbers in 16 bytes: the slices of a sum are so many runs of them.
+template <class T> constexpr int RUN = 16 / sizeof(T);
 // A warp's: a row's sums, and the cost's, are made in so many lanes and these added as it does.
 constexpr int LANES = 32;
 
@@ -34,6 +36,7 @@ template <class T> struct Layer {
   const AbiLayer* described;
   int inputs, neurons, strips;  // strips of neurons
   int first_chunk;              // the number of its first
+  int slice;                    // inputs of a slice of the sums of z
   ptrdiff_t w, b;               // where they begin in p, the states and the gradient
   T* transposed;                // w once more, as BP2 reads it: strips of inputs, a row a neuron
   T *z, *a, *delta;             // (strips, height, W); z is null where nobody needs it
@@ -70,6 +73,8 @@ template <class T> struct Memory {
       here.neurons = described.neurons;
       here.strips = int(strips);
       here.first_chunk = chunks;
+      const ptrdiff_t runs = units_of(described.inputs, RUN<T>);
+      here.slice = int(units_of(runs, member.slices ? member.slices[l] : 1) * RUN<T>);
       chunks += int(strips * units_of(described.inputs, CHUNK));
       here.w = length;
       length += strips * w * described.inputs;

@@ -13,7 +13,9 @@
 // Tiling. A tile is ROWS × STRIPS rows of a strip, all sums in registers, none of them spilled:
 // each step of its loop loads STRIPS rows of b and one number of a for every row, and makes
 // ROWS · STRIPS fused multiply-adds. Every sum runs over all of k, or x, in order: a loop that is
-// cut keeps its sums in `out` meanwhile, and the bits do not depend on where it is cut.
+// cut keeps its sums in `out` meanwhile, and the bits do not depend on where it is cut. But z's may
+// be in slices, each summed from 0, which are added one after the other: as on a CUDA device, where
+// threads take one each.
 //
 // Roof. 2 fused multiply-adds of a register a cycle, if ROWS · STRIPS of them (of 64 / REGISTER
 // registers each) hide their latency of 4 cycles and loads, at most 2 a cycle, keep up.
@@ -60,11 +62,12 @@ template <class T> struct Rows {
   ptrdiff_t next;
 };
 
-// out(x, ·) for R rows and S strips; k from k_begin, a multiple of W, to k_end. Without `fresh` the
-// sums begin with what is in out. `bias`, where it is not null, is added at the end.
+// out(x, ·) for R rows and S strips; k from k_begin to k_end. Without `fresh` the sums begin with what
+// is in out, and k_begin is a multiple of W; or, if this is a `slice` of them, they begin with 0 and
+// are added to what is in out. `bias`, where it is not null, is added at the end.
 template <class T, int R, int S>
 __attribute__((noinline)) void product_tile(T* out, ptrdiff_t out_strip, bool fresh,
-                                            const T* const* rows, ptrdiff_t next, const T* b,
+                                            bool slice, const T* const* rows, ptrdiff_t next, const T* b,
                                             ptrdiff_t b_strip, int k_begin, int k_end,
                                             const T* bias) {
   constexpr int w = W<T>;
@@ -72,7 +75,7 @@ __attribute__((noinline)) void product_tile(T* out, ptrdiff_t out_strip, bool fr
   const T* a[R];
 #pragma GCC unroll 16
   for (int x = 0; x < R; ++x) a[x] = rows[x] + k_begin / w * next;
-  if (fresh) {
+  if (fresh || slice) {
 #pragma GCC unroll 16
     for (int x = 0; x < R; ++x)
 #pragma GCC unroll 2
@@ -97,6 +100,12 @@ __attribute__((noinline)) void product_tile(T* out, ptrdiff_t out_strip, bool fr
     b += w;
   };
   int k = k_begin;
+  if (k % w > 0) {  // a slice begins within a run of W
+#pragma GCC unroll 1
+    for (int v = k % w; v < w && k < k_end; ++v, ++k) add(v);
+#pragma GCC unroll 16
+    for (int x = 0; x < R; ++x) a[x] += next;
+  }
   for (; k_end - k >= w; k += w) {
 #pragma GCC unroll 16
     for (int x = 0; x < R; ++x) __builtin_prefetch(a[x] + next);
@@ -107,6 +116,15 @@ __attribute__((noinline)) void product_tile(T* out, ptrdiff_t out_strip, bool fr
   }
 #pragma GCC unroll 1
   for (int v = 0; v < k_end - k; ++v) add(v);
+  if (slice) {
+#pragma GCC unroll 16
+    for (int x = 0; x < R; ++x)
+#pragma GCC unroll 2
+      for (int s = 0; s < S; ++s) {
+        const T* const total = out + s * out_strip + x * w;
+        sum[x][s] = (fresh ? Strip<T>::zero() : Strip<T>::load(total)) + sum[x][s];
+      }
+  }
   if (bias) {
 #pragma GCC unroll 16
     for (int x = 0; x < R; ++x)

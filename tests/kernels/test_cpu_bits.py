@@ -20,14 +20,14 @@ KERNELS = ROOT / "kernels" / "cpu"
 HASHES = [
     "f913a6861be7fa69",
     "e7f3d6a3746cac90",
-    "41ce7fc6d3583202",
-    "2611407da1247f6b",
+    "767b3af35302d45e",
+    "cd79d10cc2e95537",
     "c1e9af77e9d9deea",
     "16b32e85d293fc9c",
-    "807f366f32942f4d",
+    "96397403416a6a7d",
     "103fcd79df905915",
     "7222e85016ad86e3",
-    "e2f678c0a7a4be84",
+    "3aeca80daeb70aec",
 ]
 
 

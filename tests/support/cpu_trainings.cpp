@@ -34,19 +34,20 @@ struct Training {
   int itemsize, sigma, output, cost, rule;
   double l2, clip_norm;
   int sizes[LAYERS + 1];
+  int32_t slices[LAYERS] = {1, 1, 1};
 };
 
 const Training TRAININGS[] = {
     {4, 0, 0, 0, 0, 0, INFINITY, {37, 20, 9, 5}},      // sigmoid, quadratic, SGD
     {8, 0, 0, 1, 1, 0, INFINITY, {37, 20, 9, 5}},      // binary cross entropy, momentum
-    {4, 2, 10, 2, 3, 0, INFINITY, {300, 33, 16, 10}},  // relu, softmax, Adam
-    {8, 1, 10, 2, 4, 0, 0.5, {300, 33, 16, 10}},       // tanh, AdamW, norm clipped
+    {4, 2, 10, 2, 3, 0, INFINITY, {300, 33, 16, 10}, {16, 2, 4}},  // relu, softmax, Adam
+    {8, 1, 10, 2, 4, 0, 0.5, {300, 33, 16, 10}, {4, 1, 2}},        // tanh, AdamW, norm clipped
     {4, 5, 8, 0, 2, 0.1, INFINITY, {17, 48, 31, 2}},   // gelu, identity, Nesterov, L2
     {8, 5, 8, 0, 3, 0, INFINITY, {17, 48, 31, 2}},
-    {4, 6, 9, 3, 0, 0, 0.1, {9, 15, 17, 3}},           // silu, exponential, Poisson
+    {4, 6, 9, 3, 0, 0, 0.1, {9, 15, 17, 3}, {2, 1, 4}},            // silu, exponential, Poisson
     {8, 4, 7, 0, 0, 0.2, INFINITY, {9, 15, 17, 3}},    // elu, softplus
     {4, 7, 10, 1, 3, 0, INFINITY, {5, 64, 16, 18}},    // softplus, softmax, binary
-    {8, 3, 10, 0, 1, 0, INFINITY, {5, 64, 16, 18}},    // leaky relu, softmax, quadratic
+    {8, 3, 10, 0, 1, 0, INFINITY, {5, 64, 16, 18}, {1, 8, 2}},     // leaky relu, softmax, quadratic
 };
 
 int64_t aligned(int64_t count) { return (count + 31) / 32 * 32; }
@@ -111,6 +112,7 @@ template <class T> uint64_t run(const Training& training, int threads, int block
   member.d1 = adam ? 0.1 : 0.9;
   member.d2 = adam ? 0.001 : 0;
   member.epsilon = adam ? 1e-3 : 0;
+  member.slices = training.slices;
   member.p = p;
   for (int i = 0; i < 2; ++i) member.state[i] = (adam || i < (training.rule > 0)) ? state[i] : nullptr;
   member.costs = costs;
