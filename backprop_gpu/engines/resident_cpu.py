@@ -122,7 +122,8 @@ class ResidentCpuEngine(Engine):
             m, work.block, work.in_place, cpu.RULES.index(optimizer.rule),
             work.by_neurons and threads > 1, 0, len(order),
             order.ctypes.data, coefficients.ctypes.data, *clips, optimizer.l1, optimizer.l2,
-            *optimizer.kernel_constants, slices.ctypes.data, flat.ctypes.data, state, costs_of_one.ctypes.data,
+            *optimizer.kernel_constants, slices.ctypes.data, flat.ctypes.data, state,
+            costs_of_one.ctypes.data,
             None if settings.squares is None else settings.squares.ctypes.data,
         )  # fmt: skip
         key = work, m, len(member.slots), optimizer.clip_norm is None, threads

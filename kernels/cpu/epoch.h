@@ -7,9 +7,9 @@
 //               batch, and the rule at once. (Where the gradient's norm is clipped, all chunks'
 //               gradients first, a wait, and then the rule.)
 //
-// Every sum is made by one thread in one order, that of the resident CUDA kernel: so the bits depend
-// on neither threads nor blocks, nor on what trains beside, nor on which of the two it is. (Of the
-// two, as long as no function is a user's.)
+// Every sum is made by one thread in one order: so the bits depend on neither threads nor blocks, nor
+// on what trains beside. The order is that of the resident CUDA kernel, which as g++ compiles it has
+// the same bits; on a card that has not run yet.
 #pragma once
 #include "network.h"
 #include "team.h"
