@@ -157,13 +157,7 @@ def build(
     """(cubin, symbols, log of the assembler)."""
     from cuda.core import Linker, LinkerOptions, ObjectCode, Program, ProgramOptions
 
-    options: dict[str, Any] = {
-        "arch": arch,
-        "std": "c++17",
-        "name": file,
-        "include_path": [str(folder())],
-        "lineinfo": True,
-    }
+    options = options_of(file, arch)
     source = (folder() / file).read_text(encoding="utf-8")
     log = io.StringIO()
     try:
@@ -184,7 +178,11 @@ def build(
             linker = Linker(
                 *objects,
                 options=LinkerOptions(
-                    arch=arch, link_time_optimization=True, ptxas_options=["-v"], verbose=True
+                    arch=arch,
+                    link_time_optimization=True,
+                    ptxas_options=["-v"],
+                    verbose=True,
+                    fma=options["fma"],
                 ),
             )
             built = linker.link("cubin")
@@ -198,6 +196,18 @@ def build(
         {name: symbol.decode() for name, symbol in symbols.items()},
         log.getvalue(),
     )
+
+
+def options_of(file: str, arch: str) -> dict[str, Any]:
+    """What the front end is told for a file, whatever is to come out."""
+    return {
+        "arch": arch,
+        "std": "c++17",
+        "name": file,
+        "include_path": [str(folder())],
+        "lineinfo": True,
+        "fma": file not in catalogue.ROUNDED,
+    }
 
 
 def _user_code(activation: Activation, arch: str) -> tuple[bytes, ...]:

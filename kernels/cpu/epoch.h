@@ -10,9 +10,9 @@
 // By inputs, there is one before them, for layer 1 of a small batch: a thread makes the slices of z^1
 // that are over its inputs, and in phase B changes w^1 there. So it alone reads those columns of X.
 //
-// Every sum is made by one thread in one order, that of the resident CUDA kernel: so the bits depend
-// on neither threads nor blocks, nor on what trains beside, nor on which of the two it is. (Of the
-// two, as long as no function is a user's.)
+// Every sum is made by one thread in one order: so the bits depend on neither threads nor blocks, nor
+// on what trains beside. The order is that of the resident CUDA kernel, which as g++ compiles it has
+// the same bits; on a card that has not run yet.
 #pragma once
 #include "network.h"
 #include "team.h"

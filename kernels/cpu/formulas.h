@@ -13,7 +13,7 @@ INLINE double number(long long x) { return __builtin_bit_cast(double, x); }
 }  // namespace
 
 namespace {
-#include "elementary.h"
+#include "../cuda/elementary.cuh"
 #include "../cuda/activations.cuh"
 #include "../cuda/costs.cuh"
 #include "../cuda/rules.cuh"

@@ -33,19 +33,20 @@
 //   BP3, BP4    a thread makes JU × a run of ∂C/∂w^l and changes that of w^l; all layers at once
 //
 // Every sum runs in one fixed order, so the same launch gives the same bits, whichever members
-// are beside. Rows of a short last batch from m on hold what was there; δ is never read there.
+// are beside. The CPU's engine (kernels/cpu) adds in this order, too, and has the same bits as this
+// file compiled by g++; on a card that has not run yet. For it a multiply-add is written out where it
+// is meant, and the compiler makes none of its own (-fmad=false). Rows of a short last batch from m on
+// hold what was there; δ is never read there.
 //
 // A loop that hands out pieces of work is not unrolled: a thread passes it once or a few times, and
 // what is inside is long. Left to itself the compiler makes four of each, which take registers, the
 // instruction cache, and twice the time to compile.
-#include "activations.cuh"
-#include "costs.cuh"
+#include "formulas.cuh"
 #include "primitives/async_copy.cuh"
 #include "primitives/cluster.cuh"
 #include "primitives/letters.cuh"
 #include "primitives/warp.cuh"
 #include "resident.cuh"
-#include "rules.cuh"
 
 extern __shared__ __align__(16) unsigned char dynamic_shared[];
 
@@ -294,7 +295,7 @@ struct Epoch {
 #pragma unroll
           for (int p = 0; p < L::x; ++p)
 #pragma unroll
-            for (int q = 0; q < L::j; ++q) sum[p][q] += a[p].x[v] * w[q].x[v];
+            for (int q = 0; q < L::j; ++q) sum[p][q] = fused(a[p].x[v], w[q].x[v], sum[p][q]);
       }
 #pragma unroll
       for (int p = 0; p < L::x; ++p) {
@@ -351,20 +352,20 @@ struct Epoch {
         largest = warp_max(largest);
         T total = 0;
 #pragma unroll 1
-        for (int j = lane; j < n; j += 32) total += exp(z[j] - largest);
+        for (int j = lane; j < n; j += 32) total += formulas::exp(z[j] - largest);
         total = warp_sum(total);
         SoftmaxRow<T, Cost> outputs;
         if constexpr (!Objective::collapses) {
 #pragma unroll 1
           for (int j = lane; j < n; j += 32)
-            outputs.add(exp(z[j] - largest) / total, stage().y[x][j]);
+            outputs.add(formulas::exp(z[j] - largest) / total, stage().y[x][j]);
           for (T& sum : outputs.sums) sum = warp_sum(sum);
           outputs.finish();
         }
         __syncwarp();  // all lanes have read z_0, which becomes δ_0
 #pragma unroll 1
         for (int j = lane; j < n; j += 32) {
-          const T a = exp(z[j] - largest) / total, y = stage().y[x][j];
+          const T a = formulas::exp(z[j] - largest) / total, y = stage().y[x][j];
           if constexpr (Objective::collapses) {
             here.a[x][j] = Cost::term_of_row(z[j], y, largest, T(1) / total);
             z[j] = a - y;
@@ -421,7 +422,7 @@ struct Epoch {
         for (int i = 0; i < L::xb; ++i) {
           const T delta = next.delta[min(x + i * x_tiles, BATCH - 1)][j];
 #pragma unroll
-          for (int v = 0; v < V; ++v) sum[i][v] += delta * w.x[v];
+          for (int v = 0; v < V; ++v) sum[i][v] = fused(delta, w.x[v], sum[i][v]);
         }
       }
 #pragma unroll
@@ -481,7 +482,8 @@ struct Epoch {
 #pragma unroll
           for (int d = 0; d < D; ++d)
 #pragma unroll
-            for (int v = 0; v < V; ++v) sum[i + d][v] += delta.x[d] * a.x[v];
+            for (int v = 0; v < V; ++v)
+              sum[i + d][v] = fused(delta.x[d], a.x[v], sum[i + d][v]);
         }
       }
 #pragma unroll

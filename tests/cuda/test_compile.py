@@ -113,6 +113,36 @@ def _ptx(kernel: Kernel) -> str:
     return text.decode()
 
 
+@pytest.mark.parametrize("rounded", [True, False])
+def test_the_resident_kernel_rounds_as_a_cpu(
+    rounded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The assembler fuses no .rn, and nothing is approximate or flushed to 0."""
+    from cuda.bindings import nvrtc
+    from cuda.core import ProgramOptions
+
+    if not rounded:
+        monkeypatch.setattr(catalogue, "ROUNDED", ())
+    kernels = list(catalogue.residents(compiler.example("sm_90a")))
+    rules = {name: [k for k in kernels if f", {name}," in k.expression] for name in ("Adam", "Sgd")}
+    options = ProgramOptions(**compiler.options_of("resident.cu", "sm_90a"))
+    source = (compiler.folder() / "resident.cu").read_text("utf-8")
+    names = [found[0].expression for found in rules.values()]
+    _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"resident.cu", 0, [], [])
+    for name in names:
+        nvrtc.nvrtcAddNameExpression(program, name.encode())
+    words = options.as_bytes("nvrtc")
+    assert nvrtc.nvrtcCompileProgram(program, len(words), words)[0] == 0
+    ptx = b" " * nvrtc.nvrtcGetPTXSize(program)[1]
+    nvrtc.nvrtcGetPTX(program, ptx)
+    text = ptx.decode()
+    assert re.search(r"\bfma\.rn\.f32", text)
+    assert re.search(r"\bdiv\.rn\.f32", text)
+    assert re.search(r"\bsqrt\.rn\.f32", text)
+    assert not re.search(r"\.approx|\.ftz|\.full", text)
+    assert bool(re.search(r"\b(add|sub|mul)\.f(32|64)", text)) != rounded
+
+
 def test_every_source_is_in_the_catalogue() -> None:
     folder = compiler.folder()
     listed = {*catalogue.everything(), *catalogue.residents(planning.H200)}

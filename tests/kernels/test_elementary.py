@@ -1,4 +1,4 @@
-"""elementary.h: error against references, edges, and equal bits from two compilers."""
+"""elementary.cuh: error against references, edges, and equal bits from two compilers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def build(folder, compiler, flags):
             *FLAGS,
             *flags,
             str(SUPPORT / "elementary.cpp"),
-            f"-I{KERNELS / 'cpu'}",
+            f"-I{KERNELS / 'cuda'}",
             "-o",
             str(path),
         ],
@@ -265,7 +265,7 @@ def test_every_loop_is_vectorized(folder, compiler, report, text, level):
             f"-march=x86-64-{level}",
             report,
             str(SUPPORT / "elementary.cpp"),
-            f"-I{KERNELS / 'cpu'}",
+            f"-I{KERNELS / 'cuda'}",
             "-o",
             str(folder / "level.so"),
         ],

@@ -1,4 +1,4 @@
-// Loops over kernels/cpu/elementary.h, for its test.
+// Loops over kernels/cuda/elementary.cuh, for its test.
 #define __device__ inline __attribute__((always_inline))
 namespace elementary {
 __device__ int bits(float x) { int i; __builtin_memcpy(&i, &x, sizeof i); return i; }
@@ -12,7 +12,7 @@ __device__ double fused(double a, double b, double c) { return __builtin_fma(a, 
 __device__ float fused(float a, float b, float c) { return a * b + c; }
 __device__ double fused(double a, double b, double c) { return a * b + c; }
 #endif
-#include "elementary.h"
+#include "elementary.cuh"
 template <class T> __device__ T sigmoid(T x) { return T(1) / (T(1) + exp(-x)); }
 }  // namespace elementary
 

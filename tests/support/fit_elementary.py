@@ -1,4 +1,4 @@
-"""How the coefficients of elementary.h were made: python fit_elementary.py prints them.
+"""How the coefficients of elementary.cuh were made: python fit_elementary.py prints them.
 
 Each is a polynomial of least greatest relative error, by the exchange of Remez in 60 digits,
 then rounded to the nearest float or double.

@@ -1,7 +1,7 @@
 // exp, expm1, log, log1p, tanh and erfc for float and double. The same source gives the same
 // bits on every machine with fma: only + - * /, fused, comparisons and integers, in a fixed
 // order. No table and no branch: a loop over an array becomes SIMD code. Compile with
-// -ffp-contract=off (CUDA: --fmad=false). The coefficients come from tests/support/fit_elementary.py.
+// -ffp-contract=off (CUDA: -fmad=false). The coefficients come from tests/support/fit_elementary.py.
 //
 // Include it inside a namespace that has defined, for float and double,
 //   fused(a, b, c)   a b + c, rounded once
