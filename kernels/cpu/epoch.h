@@ -496,8 +496,8 @@ template <class T> struct Epoch {
 
   // BP4 and the rule of R inputs from k on, while the sums are in registers: short batches.
   template <class Rule, int S, int R>
-  INLINE void changed_tile(const Layer<T>& here, const T* delta, ptrdiff_t p_at, int k, int run,
-                           const Change& change) const {
+  INLINE void changed_tile(const Layer<T>& here, const T* delta, ptrdiff_t p_at, int k,
+                           ptrdiff_t run, const Change& change) const {
     Strip<T> sum[R][S];
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i)
