@@ -529,8 +529,8 @@ template <class T> struct Epoch {
       const ptrdiff_t run = k / w * here.next;
       for (int x = 0; s == 0 && x < m; ++x) __builtin_prefetch(here.input_rows[x] + run + here.next);
 #pragma GCC unroll 1
-      for (int i = 0; i < larger; ++i)
-        changed_tile<Rule, S, large>(here, delta, p_at, k + i * large, run + i * large, change);
+      for (int i = 0; i < larger * large; i += large)
+        changed_tile<Rule, S, large>(here, delta, p_at, k + i, run + i, change);
 #pragma GCC unroll 1
       for (int i = larger * large; i < w; i += small)
         changed_tile<Rule, S, small>(here, delta, p_at, k + i, run + i, change);

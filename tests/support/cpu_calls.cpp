@@ -504,6 +504,7 @@ template <class T> void groups(const char* type) {
 }  // namespace
 
 int main(int count, char** arguments) {
+  setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);
   about_itself();
   groups<float>("float");
   groups<double>("double");
