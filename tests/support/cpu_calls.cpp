@@ -2,7 +2,8 @@
 // they wrote. A call that is shared out to threads in another way must write the same bits; where it
 // does not, the program says so and exits with 1. "forks" as an argument asks for a fork, too.
 //
-// Built with -Dpthread_create=create_thread, so that the system can run out of threads.
+// Built with -Dpthread_create=create_thread -Dposix_memalign=take_memory, so that the system can run
+// out of threads and memory.
 #include <errno.h>
 #include <math.h>
 #include <pthread.h>
@@ -41,6 +42,12 @@ int backprop_cpu_train(int, const AbiJob*);
 int backprop_cpu_read(int, const AbiReading*);
 
 #undef pthread_create
+#undef posix_memalign
+int posix_memalign(void**, size_t, size_t);
+static bool has_memory = true;
+int take_memory(void** found, size_t alignment, size_t size) {
+  return has_memory ? posix_memalign(found, alignment, size) : ENOMEM;
+}
 int pthread_create(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*);
 static int threads_left = -1;
 int create_thread(pthread_t* thread, const pthread_attr_t* attributes, void* (*work)(void*),
@@ -129,6 +136,7 @@ struct Way {
   bool in_place = false, by_neurons = false;
   int piece = 0;
   bool every_call = false;
+  bool without_memory = false;  // for what a call needs
 };
 const Way WAYS[] = {{1, 1000},
                     {1, 4, true},
@@ -271,7 +279,10 @@ template <class T> uint64_t train(const Settings& settings, const Way& way) {
   const int64_t steps = int64_t(training.costs.size()), piece = way.piece ? way.piece : steps + 5;
   for (; job.first < steps; job.first = job.last) {
     job.last = job.first + piece;
-    if (backprop_cpu_train(level, &job) == 0) continue;
+    has_memory = !way.without_memory;
+    const int failed = backprop_cpu_train(level, &job);
+    has_memory = true;
+    if (!failed) continue;
     demand(training.hash() == before, "something was written");
     return 0;
   }
@@ -449,6 +460,7 @@ void pool() {
   for (pthread_t& thread : threads)
     demand(pthread_create(&thread, nullptr, trains_again, &wanted) == 0, "no thread");
   for (pthread_t& thread : threads) pthread_join(thread, nullptr);
+  demand(train<float>(settings, {2, 3, false, false, 0, false, true}) == 0, "without memory");
   // Before this, 9 threads were at work at most: of 12 more, some cannot be had.
   threads_left = 2;
   demand(train<float>(settings, {40, 1}) == 0, "more threads than there are");
