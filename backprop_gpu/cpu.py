@@ -214,6 +214,11 @@ def library() -> CpuLibrary:
     if record["library"] is None:
         raise NoLibraryError(record["reason"])
     path = folder / record["library"]
+    # The system maps a file that was cut off, and the process dies where it reads beyond the end.
+    if path.is_file() and path.stat().st_size < record.get("size", 0):
+        raise NoLibraryError(
+            f"{path} is damaged, since it is too short: install backprop_gpu again"
+        )
     return CpuLibrary(path, os.environ.get("BACKPROP_GPU_CPU", ""))
 
 

@@ -450,7 +450,7 @@ def _build(compiler: Compiler) -> Record:
                 ],
                 f"the library that {compiler.name} made cannot be loaded",
             )
-        digest = hashlib.sha256(built.read_bytes()).hexdigest()
+        data = built.read_bytes()
         os.replace(built, HERE / LIBRARY)
     return {
         "library": LIBRARY,
@@ -459,7 +459,8 @@ def _build(compiler: Compiler) -> Record:
         "compiler": compiler.name,
         "version": compiler.version,
         "platform": sysconfig.get_platform(),
-        "library_sha256": digest,
+        "library_sha256": hashlib.sha256(data).hexdigest(),
+        "size": len(data),
         "seconds": round(time.perf_counter() - began, 1),
     }
 

@@ -540,8 +540,8 @@ template <class T> struct Epoch {
 
   // BP4 and the rule of R inputs from k on, while the sums are in registers: short batches.
   template <class Rule, int S, int R>
-  INLINE void changed_tile(const Layer<T>& here, const T* delta, ptrdiff_t p_at, int k, int run,
-                           const Change& change) const {
+  INLINE void changed_tile(const Layer<T>& here, const T* delta, ptrdiff_t p_at, int k,
+                           ptrdiff_t run, const Change& change) const {
     Strip<T> sum[R][S];
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i)
@@ -573,8 +573,8 @@ template <class T> struct Epoch {
       const ptrdiff_t run = k / w * here.next;
       for (int x = 0; s == 0 && x < m; ++x) __builtin_prefetch(here.input_rows[x] + run + here.next);
 #pragma GCC unroll 1
-      for (int i = 0; i < larger; ++i)
-        changed_tile<Rule, S, large>(here, delta, p_at, k + i * large, run + i * large, change);
+      for (int i = 0; i < larger * large; i += large)
+        changed_tile<Rule, S, large>(here, delta, p_at, k + i, run + i, change);
 #pragma GCC unroll 1
       for (int i = larger * large; i < w; i += small)
         changed_tile<Rule, S, small>(here, delta, p_at, k + i, run + i, change);

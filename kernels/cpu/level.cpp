@@ -43,7 +43,7 @@ template <class T> struct Reading {
   const AbiReading& reading;
   const AbiMember reader = reader_of(reading);
   const Memory<T> counted{Arena{nullptr}, *reading.network, reader, 1, 0};
-  const size_t shared = units_of(counted.length * ptrdiff_t(sizeof(T)), 64) * 64;
+  const size_t shared = size_t(units_of(counted.length * ptrdiff_t(sizeof(T)), 64)) * 64;
 
   size_t bytes() const { return shared + size_t(reading.threads) * counted.bytes; }
 

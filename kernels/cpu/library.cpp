@@ -39,7 +39,7 @@ struct Processor {
     if (basic & bit_OSXSAVE) {
       unsigned low, high;
       __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-      saved = low | (unsigned long long)(high) << 32;
+      saved = low | static_cast<unsigned long long>(high) << 32;
     }
   }
 };

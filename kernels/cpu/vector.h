@@ -22,7 +22,9 @@
 #endif
 #endif
 
+#ifndef INLINE
 #define INLINE inline __attribute__((always_inline))
+#endif
 
 namespace {
 

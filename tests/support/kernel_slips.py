@@ -195,8 +195,8 @@ class Survivor:
         return (self.file, self.code, self.broken) == (mutant.file, mutant.code, mutant.broken)
 
 
-def survivors() -> list[Survivor]:
-    entries = tomllib.loads(Path(__file__).with_name("kernel_survivors.toml").read_text())
+def survivors(name: str = "kernel_survivors.toml") -> list[Survivor]:
+    entries = tomllib.loads(Path(__file__).with_name(name).read_text())
     return [Survivor(**entry) for entry in entries["survivor"]]
 
 
@@ -204,9 +204,11 @@ def reason(mutant: Mutant, known: Sequence[Survivor]) -> str | None:
     return next((entry.reason for entry in known if entry.matches(mutant)), None)
 
 
-def report(outcomes: Sequence[Outcome]) -> tuple[str, bool]:
+def report(
+    outcomes: Sequence[Outcome], known: Sequence[Survivor] | None = None
+) -> tuple[str, bool]:
     """The table, and whether the tests are good enough."""
-    known = survivors()
+    known = survivors() if known is None else known
     counted = [outcome for outcome in outcomes if outcome.how != "no C++"]
     lines = [f"{'mutation':<58} {'mutants':>8} {'caught':>7}"]
     for kind, description in KINDS.items():
@@ -246,10 +248,8 @@ def _regex(text: str) -> re.Pattern[str]:
         raise argparse.ArgumentTypeError(f"no regular expression: {error}") from error
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python tests/support/kernel_slips.py", description=__doc__.partition("\n")[0]
-    )
+def parser_of(prog: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=description.partition("\n")[0])
     parser.add_argument(
         "--sample", type=_positive, metavar="N", help="only N mutants, drawn at random"
     )
@@ -260,9 +260,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--listed", action="store_true", help="try the listed survivors again")
     parser.add_argument("--list", action="store_true", help="show the mutants and end")
     parser.add_argument("--jobs", type=_positive, default=os.cpu_count() or 1, help="processes")
-    args = parser.parse_args(arguments)
+    return parser
 
-    chosen = [m for m in mutants(KERNELS) if args.only is None or args.only.search(str(m))]
+
+def choose(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, all_of_them: Sequence[Mutant]
+) -> list[Mutant]:
+    """Those that the arguments ask for."""
+    chosen = [m for m in all_of_them if args.only is None or args.only.search(str(m))]
     if not chosen:
         parser.error(f"no mutant matches --only {args.only.pattern!r}; --list shows them all")
     if args.sample is not None:
@@ -271,6 +276,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = random.Random(seed).sample(chosen, min(args.sample, len(chosen)))
     if args.list:
         print("\n".join(map(str, chosen)))
+    return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = parser_of("python tests/support/kernel_slips.py", __doc__)
+    args = parser.parse_args(arguments)
+    chosen = choose(parser, args, mutants(KERNELS))
+    if args.list:
         return 0
     start, listed = time.monotonic(), survivors()
     # All cases would have to pass on each of those, in all three runs: most of the time.

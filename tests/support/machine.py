@@ -35,6 +35,21 @@ def needs_compiler() -> None:
         pytest.skip(f"CUDA kernels on the CPU: {missing}")
 
 
+def needs_tools(*names: str) -> None:
+    """The test skips where one of these programs is missing; where all must be there, it fails."""
+    for name in names:
+        if shutil.which(name) is None:
+            assert not os.environ.get("BACKPROP_GPU_REQUIRE_COMPILERS"), f"{name} is missing"
+            pytest.skip(f"{name} is missing")
+
+
+def needs_avx2() -> None:
+    """The test skips where the processor does not run what is built for x86-64-v3."""
+    processor = Path("/proc/cpuinfo")
+    if not (processor.exists() and "avx2" in processor.read_text()):
+        pytest.skip("this processor has no AVX2")
+
+
 def device_runtime() -> Runtime:
     """The device of a test that is marked `gpu`: a GPU, or the stand-in for one."""
     return runtime(0)

@@ -51,10 +51,10 @@ class Mutant:
         return f"{self.file}:{self.line} [{self.kind}] {self.code}   {self.old!r} -> {self.new!r}"
 
 
-def mutants(folder: Path) -> list[Mutant]:
+def mutants(folder: Path, *patterns: str) -> list[Mutant]:
     """All of them, of every source in a folder of kernels, in the order of files and lines."""
     found = []
-    for path in sorted(folder.rglob("*.cu*")):
+    for path in sorted(path for each in patterns or ("*.cu*",) for path in folder.rglob(each)):
         file = _File(path.read_text())
         name = str(path.relative_to(folder))
         for kind, at, old, new in sorted(set(_of(file))):
@@ -100,7 +100,8 @@ _OTHER_SIZE = {
 }  # fmt: skip
 
 
-#: Calls that threads wait in for each other; a TransactionBarrier's `wait` is another.
+#: Calls that threads wait in for each other; a TransactionBarrier's `wait` is another, and `meet`
+#: is the CPU's.
 BARRIERS = ("__syncthreads", "__syncwarp", "cluster_barrier")
 
 
@@ -177,7 +178,7 @@ def _of(file: _File) -> Iterator[Place]:
     tokens = file.tokens
     for i, token in enumerate(tokens):
         previous = tokens[i - 1] if i else ""
-        if token in BARRIERS and tokens[i + 1 : i + 4] == ["(", ")", ";"]:
+        if token in (*BARRIERS, "meet") and _is_call(file, i):
             yield "barrier", *file.slice(i, file.partner[i + 1] + 1), "((void)0)"
         elif previous == "." and token == "wait":
             begin = file.back_to(i, ";", "{", "}")
@@ -208,6 +209,13 @@ def _of(file: _File) -> Iterator[Place]:
                 yield "sign", *file.slice(i, i + 1), " "
 
 
+def _is_call(file: _File, i: int) -> bool:
+    """Whether `name(…);` begins there; a declaration has its type before the name."""
+    return file.tokens[i - 1] in (";", "{", "}", ")") and (
+        file.tokens[i + 1] == "(" and file.tokens[file.partner[i + 1] + 1] == ";"
+    )
+
+
 def _condition(file: _File, begin: int, end: int, verdicts: tuple[str, ...]) -> Iterator[Place]:
     tokens = file.tokens[begin:end]
     of_numbers = "T" in tokens or "limit" in tokens  # a corner of σ, not a bound of an array
@@ -228,17 +236,32 @@ def _condition(file: _File, begin: int, end: int, verdicts: tuple[str, ...]) -> 
 
 def _loop(file: _File, i: int) -> Iterator[Place]:
     """for (…; a < b; a += step)"""
-    tokens = file.tokens
     if len(file.split(i + 2, file.partner[i + 1], ";")) < 3:
         return  # for (T& x : all of them)
     _, (begin, end), (step, close) = file.split(i + 2, file.partner[i + 1], ";")
-    (relation,) = file.siblings(begin, end, *_RELATIONS)
+    if begin == end:
+        return  # for (;;)
+    parts = file.split(begin, end, "&&")  # for (…; asked && a < b; …)
+    bounds = [part for part in parts if file.siblings(*part, *_RELATIONS)]
+    if len(parts) > 1:
+        for part in parts:
+            if part not in bounds:
+                yield "condition", *file.slice(*part), "true"
+    for begin, end in bounds:
+        yield from _bound(file, begin, end, step, close)
+
+
+def _bound(file: _File, begin: int, end: int, step: int, close: int) -> Iterator[Place]:
+    """a < b of such a loop"""
+    tokens = file.tokens
+    relation = file.siblings(begin, end, *_RELATIONS)[0]
     yield "boundary", *file.slice(relation, relation + 1), _RELATIONS[tokens[relation]]
     at, left = file.slice(begin, relation)
     if tokens[relation] == ">":  # halving
         yield "last tile", *file.slice(relation + 1, end), "1"
     else:
         by = file.slice(step + 2, close)[1] if tokens[step + 1] == "+=" else "1"
+        by = by.partition(",")[0]
         yield "last tile", at, left, f"{left} + {by}"
 
 

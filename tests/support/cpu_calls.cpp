@@ -1,0 +1,528 @@
+// Calls of the CPU's library, as Python makes them. Each line is a group of them and a hash of what
+// they wrote. A call that is shared out to threads in another way must write the same bits; where it
+// does not, the program says so and exits with 1. "forks" as an argument asks for a fork, too.
+//
+// Built with -Dpthread_create=create_thread -Dposix_memalign=take_memory, so that the system can run
+// out of threads and memory.
+#include <errno.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <memory>
+#include <vector>
+
+#include "level.h"
+
+#define STRING_OF(name) STRING(name)
+#define STRING(name) #name
+
+#if defined(__x86_64__)  // library.cpp knows three, and one is built
+#define ABSENT(name) extern const Level backprop_cpu_##name __attribute__((weak)); \
+  const Level backprop_cpu_##name = {#name, 0, nullptr, nullptr, nullptr, nullptr};
+ABSENT(v2)
+ABSENT(v3)
+ABSENT(v4)
+#endif
+
+extern "C" {
+int backprop_cpu_abi(void);
+void backprop_cpu_sizes(int64_t sizes[5]);
+const char* backprop_cpu_level(int number);
+int backprop_cpu_runs(int number);
+int backprop_cpu_fma(int number);
+size_t backprop_cpu_bytes(int, const AbiNetwork*, const AbiMember*, int);
+size_t backprop_cpu_reading_bytes(int, const AbiReading*);
+int backprop_cpu_train(int, const AbiJob*);
+int backprop_cpu_read(int, const AbiReading*);
+
+#undef pthread_create
+#undef posix_memalign
+int posix_memalign(void**, size_t, size_t);
+static bool has_memory = true;
+int take_memory(void** found, size_t alignment, size_t size) {
+  return has_memory ? posix_memalign(found, alignment, size) : ENOMEM;
+}
+int pthread_create(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*);
+static int threads_left = -1;
+int create_thread(pthread_t* thread, const pthread_attr_t* attributes, void* (*work)(void*),
+                  void* argument) {
+  if (threads_left == 0) return EAGAIN;
+  threads_left -= threads_left > 0;
+  return pthread_create(thread, attributes, work, argument);
+}
+}
+
+namespace {
+
+int level = -1;
+
+void demand(bool holds, const char* what, const char* of = "") {
+  if (holds) return;
+  printf("FAILED: %s %s\n", what, of);
+  exit(1);
+}
+
+struct Random {
+  uint64_t state = 1;
+  double next() {  // in [-1, 1)
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return double(int64_t(state)) / 9223372036854775808.0;
+  }
+};
+
+struct Hash {
+  uint64_t value = 14695981039346656037u;
+  template <class N> void add(const std::vector<N>& numbers) {
+    for (N one : numbers) {
+      if (one != one) one = N(NAN);  // a NaN's sign is the processor's affair
+      unsigned char bytes[sizeof(N)];
+      memcpy(bytes, &one, sizeof(N));
+      for (unsigned char byte : bytes) value = (value ^ byte) * 1099511628211u;
+    }
+  }
+};
+
+// A user's functions. C's are of rows that lie one after the other.
+template <class T> void users_value(const void* z, void* out, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const T one = static_cast<const T*>(z)[i];
+    static_cast<T*>(out)[i] = one / (1 + one * one);
+  }
+}
+template <class T> void users_slope(const void* z, void* out, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const T one = static_cast<const T*>(z)[i], d = 1 + one * one;
+    static_cast<T*>(out)[i] = (1 - one * one) / (d * d);
+  }
+}
+template <class T>
+void users_samples(const void* a, const void* y, void* out, int64_t rows, int64_t columns) {
+  for (int64_t x = 0; x < rows; ++x) {
+    T sum = 0;
+    for (int64_t j = x * columns; j < (x + 1) * columns; ++j) {
+      const T d = static_cast<const T*>(a)[j] - static_cast<const T*>(y)[j];
+      sum += d * d * d * d;
+    }
+    static_cast<T*>(out)[x] = sum;
+  }
+}
+template <class T>
+void users_gradient(const void* a, const void* y, void* out, int64_t rows, int64_t columns) {
+  for (int64_t j = 0; j < rows * columns; ++j) {
+    const T d = static_cast<const T*>(a)[j] - static_cast<const T*>(y)[j];
+    static_cast<T*>(out)[j] = 4 * d * d * d;
+  }
+}
+
+struct Settings {
+  std::vector<int> sizes = {11, 20, 9, 3};
+  int sigma = 0, output = 0, cost = 0;  // -1 is a user's
+  int rule = 0, batch = 11, rows = 45;
+  double clip_value = INFINITY, clip_norm = INFINITY, l1 = 0, l2 = 0;
+  bool bytes = false, squares = false;
+  double scale = 0.3;  // of the parameters
+  uint64_t seed = 1;
+};
+
+// How a training is shared out. `piece` steps are a call; 0 is all of them.
+struct Way {
+  int threads, block;
+  bool in_place = false, by_inputs = false;
+  int piece = 0;
+  bool every_call = false;
+  bool without_memory = false;  // for what a call needs
+};
+const Way WAYS[] = {{1, 1000},
+                    {1, 4, true},
+                    {2, 3},
+                    {5, 1, false, false, 1},
+                    {3, 5, true, false, 2, true},
+                    {2, 7, true, true},
+                    {3, 1, true, true, 3}};
+
+int64_t aligned(int64_t count) { return (count + 31) / 32 * 32; }
+
+// A network and its data. All arrays end where their memory does.
+template <class T> struct Problem {
+  const Settings settings;
+  std::vector<AbiLayer> layers;
+  AbiNetwork network = {};
+  int64_t length = 0;
+  std::vector<T> X, Y, p;
+  std::vector<uint8_t> bytes;
+
+  explicit Problem(const Settings& given) : settings(given) {
+    const int depth = int(settings.sizes.size()) - 1, outputs = settings.sizes.back();
+    for (int l = 0; l < depth; ++l) {
+      AbiLayer layer = {};
+      layer.inputs = settings.sizes[size_t(l)];
+      layer.neurons = settings.sizes[size_t(l) + 1];
+      layer.sigma = l == depth - 1 ? settings.output : settings.sigma;
+      layer.from_z = layer.sigma == 5 || layer.sigma == 6 || layer.sigma < 0;
+      layer.value = users_value<T>;
+      layer.derivative = users_slope<T>;
+      layer.w_at = length;
+      length += aligned(int64_t(layer.inputs) * layer.neurons);
+      layers.push_back(layer);
+    }
+    for (AbiLayer& layer : layers) {
+      layer.b_at = length;
+      length += aligned(layer.neurons);
+    }
+    Random random{settings.seed};
+    for (int i = 0; i < settings.rows * settings.sizes[0]; ++i) {
+      X.push_back(settings.bytes ? T(int(128 + 127 * random.next())) : T(random.next()));
+      if (settings.bytes) bytes.push_back(uint8_t(X.back()));
+    }
+    for (int i = 0; i < settings.rows * outputs; ++i)
+      Y.push_back(T(0.5 + 0.4 * random.next()) / T(outputs));
+    p.assign(size_t(length), T(0));
+    for (const AbiLayer& layer : layers) {
+      for (int64_t i = 0; i < int64_t(layer.inputs) * layer.neurons; ++i)
+        p[size_t(layer.w_at + i)] = T(settings.scale * random.next());
+      for (int64_t i = 0; i < layer.neurons; ++i)
+        p[size_t(layer.b_at + i)] = T(settings.scale * random.next());
+    }
+    const int output = settings.output, cost = settings.cost;
+    network.itemsize = sizeof(T);
+    network.depth = depth;
+    network.cost = cost;
+    network.collapses = (output == 0 && cost == 1) || (output == 10 && cost == 2) ||
+                        (output == 8 && cost == 0) || (output == 9 && cost == 3);
+    network.from_z = network.collapses && cost != 0;
+    const bool single = sizeof(T) == 4;
+    network.low = cost <= 0 ? -INFINITY : single ? 1.17549435e-38 : 2.2250738585072014e-308;
+    network.high = cost != 1 ? INFINITY : single ? 0.99999994 : 0.99999999999999989;
+    network.layers = layers.data();
+    network.samples = users_samples<T>;
+    network.gradient = users_gradient<T>;
+  }
+
+  const void* stored(bool as_bytes) {
+    network.stored = as_bytes ? 1 : int(sizeof(T));
+    return as_bytes ? static_cast<const void*>(bytes.data()) : X.data();
+  }
+};
+
+// What a training of one network reads and writes.
+template <class T> struct Training {
+  const Settings settings;
+  AbiMember member = {};
+  std::vector<int64_t> order;
+  std::vector<int32_t> slices;
+  std::vector<double> coefficients, costs, squares;
+  std::vector<T> p, state[2];
+  std::unique_ptr<char, void (*)(void*)> memory{nullptr, free};
+
+  Training(const Problem<T>& problem, const Settings& given, const Way& way) : settings(given) {
+    const int steps = (settings.rows + settings.batch - 1) / settings.batch;
+    for (int i = 0; i < settings.rows; ++i) order.push_back((i * 7 + 3) % settings.rows);
+    for (int i = 0; i < steps; ++i)
+      for (double one : {0.05, 0.01, 1.0 + 0.1 * i, 0.001}) coefficients.push_back(one);
+    const bool adam = settings.rule >= 3, reads = settings.rule == GRADIENT;
+    costs.assign(size_t(steps), 0);
+    if (settings.squares) squares.assign(size_t(steps), 0);
+    p = problem.p;
+    for (T& one : p) one *= T(1) + T(settings.seed) / 8;
+    for (int i = 0; i < 2; ++i)
+      if (adam || i < (settings.rule > 0) || (reads && i == 0)) state[i].assign(p.size(), T(0));
+    member.batch = settings.batch;
+    member.block = way.block < settings.batch ? way.block : settings.batch;
+    member.in_place = way.in_place && !settings.bytes;
+    member.by_inputs = way.by_inputs && !settings.bytes;
+    member.rule = settings.rule;
+    member.rows = settings.rows;
+    member.order = order.data();
+    member.coefficients = coefficients.data();
+    member.clip_value = settings.clip_value;
+    member.clip_norm = settings.clip_norm;
+    member.l1 = settings.l1;
+    member.l2 = settings.l2;
+    member.d1 = adam ? 0.1 : 0.9;
+    member.d2 = adam ? 0.001 : 0;
+    member.epsilon = adam ? 1e-3 : 0;
+    for (size_t l = 1; l < settings.sizes.size(); ++l) slices.push_back(l == 1 ? 3 : 1 + int(l % 2));
+    member.slices = slices.data();
+    member.p = p.data();
+    for (int i = 0; i < 2; ++i) member.state[i] = state[i].empty() ? nullptr : state[i].data();
+    member.costs = costs.data();
+    member.squares = squares.empty() ? nullptr : squares.data();
+    const size_t size = backprop_cpu_bytes(level, &problem.network, &member, way.threads);
+    void* found = nullptr;
+    demand(posix_memalign(&found, 64, size) == 0, "memory");
+    memset(found, 0xfe, size);  // nothing is read before it is written
+    memory.reset(static_cast<char*>(found));
+    member.memory = found;
+  }
+
+  uint64_t hash() const {
+    Hash hash;
+    hash.add(p);
+    for (const auto& slot : state) hash.add(slot);
+    hash.add(costs);
+    hash.add(squares);
+    return hash.value;
+  }
+};
+
+// The hash of what a training wrote; 0 if there were no threads for it, and nothing was written.
+template <class T> uint64_t train(const Settings& settings, const Way& way) {
+  Problem<T> problem(settings);
+  Training<T> training(problem, settings, way);
+  const uint64_t before = training.hash();
+  const void* const X = problem.stored(settings.bytes);
+  AbiJob job = {&problem.network, X, problem.Y.data(), &training.member, 1, 1, way.threads,
+                way.every_call, 0, 0};
+  const int64_t steps = int64_t(training.costs.size()), piece = way.piece ? way.piece : steps + 5;
+  for (; job.first < steps; job.first = job.last) {
+    job.last = job.first + piece;
+    has_memory = !way.without_memory;
+    const int failed = backprop_cpu_train(level, &job);
+    has_memory = true;
+    if (!failed) continue;
+    demand(training.hash() == before, "something was written");
+    return 0;
+  }
+  return training.hash();
+}
+
+template <class T> uint64_t each_way(const Settings& settings, const char* name) {
+  const uint64_t alone = train<T>(settings, WAYS[0]);
+  for (size_t i = 1; i < sizeof(WAYS) / sizeof(WAYS[0]); ++i)
+    demand(train<T>(settings, WAYS[i]) == alone, "other bits when shared out:", name);
+  return alone;
+}
+
+// Every σ, C and rule, and sizes beside the edges of strips, tiles, chunks and cuts.
+template <class T> std::vector<Settings> settings_of(const char* group) {
+  std::vector<Settings> found;
+  const auto add = [&](auto change) {
+    Settings settings;
+    change(settings);
+    found.push_back(settings);
+  };
+  if (!strcmp(group, "activations")) {
+    for (int sigma = -1; sigma < 10; ++sigma)
+      for (double scale : {0.3, 4.0})
+        add([&](Settings& s) { s.sigma = sigma, s.scale = scale, s.batch = 9; });
+  } else if (!strcmp(group, "costs")) {
+    for (int output = -1; output <= 10; ++output)
+      for (int cost = -1; cost < 4; ++cost)
+        for (int n : {3, 41})
+          add([&](Settings& s) {
+            s.sizes = {5, 6, n}, s.output = output, s.cost = cost, s.rows = 23, s.scale = 0.8;
+          });
+  } else if (!strcmp(group, "saturated")) {  // a is 0 or 1, and z large
+    for (int cost = 0; cost < 4; ++cost)
+      for (int output : {0, 1, 2, 9, 10})
+        add([&](Settings& s) {
+          s.sizes = {5, 4}, s.output = output, s.cost = cost, s.rows = 9, s.scale = 300;
+        });
+  } else if (!strcmp(group, "rules")) {
+    for (int rule = 0; rule < 5; ++rule)
+      for (int form = 0; form < 7; ++form)
+        add([&](Settings& s) {
+          s.sizes = {140, 21, 3}, s.rule = rule, s.squares = form % 2;
+          if (form == 1) s.l1 = 0.01;
+          if (form == 2) s.l2 = 0.02;
+          if (form == 3) s.clip_value = 0.003;
+          if (form == 4) s.clip_norm = 0.05;
+          if (form == 5) s.clip_norm = 0.05, s.clip_value = 0.003, s.l1 = 0.01, s.l2 = 0.02;
+          if (form == 6) s.clip_norm = 100;
+        });
+    for (double scale : {0.0, 1e30})  // norms of 0 and beyond what a square can be
+      add([&](Settings& s) {
+        s.sigma = s.output = 8, s.scale = scale, s.sizes = {3, 2}, s.clip_norm = 0.1;
+      });
+    for (int batch : {11, 45, 1})
+      add([&](Settings& s) { s.rule = GRADIENT, s.batch = s.rows = batch, s.sizes = {140, 21, 3}; });
+    add([&](Settings& s) { s.rule = GRADIENT, s.batch = s.rows = 11, s.clip_value = 0.003; });
+  } else if (!strcmp(group, "shapes")) {
+    const std::vector<int> shapes[] = {{1, 1},       {1, 1, 1},       {17, 1, 3},  {300, 40, 20, 10},
+                                       {33, 270, 3}, {140, 33, 16},   {8, 15, 17}, {16, 16, 16},
+                                       {31, 32, 33}, {257, 129, 128}};
+    for (const auto& sizes : shapes)
+      add([&](Settings& s) { s.sizes = sizes, s.rows = 25; });
+    for (int batch : {1, 2, 5, 6, 12, 13, 24, 25, 1000})
+      add([&](Settings& s) { s.batch = batch, s.rows = 25, s.rule = 1; });
+    for (int batch : {192, 193, 200})
+      add([&](Settings& s) { s.batch = batch, s.rows = 390, s.sizes = {37, 18, 3}; });
+    add([](Settings& s) { s.rows = 1; });
+    add([](Settings& s) { s.sizes = std::vector<int>(51, 3), s.rows = 12, s.sigma = 1, s.scale = 1; });
+  } else {  // bytes
+    for (int n : {1, 11, 64, 70})
+      add([&](Settings& s) {
+        s.sizes = {n, 9, 3}, s.bytes = true, s.scale = 0.02, s.sigma = 2, s.squares = true;
+      });
+  }
+  return found;
+}
+
+// a^L of rows and C, by blocks.
+template <class T> uint64_t read(const Settings& settings, int threads, int block) {
+  Problem<T> problem(settings);
+  const void* const X = problem.stored(settings.bytes);
+  std::vector<T> outputs(size_t(settings.rows) * size_t(settings.sizes.back()), T(0));
+  std::vector<double> costs(size_t((settings.rows + block - 1) / block), 0);
+  Hash hash;
+  for (bool wants_cost : {true, false}) {
+    AbiReading reading = {&problem.network, X,       wants_cost ? problem.Y.data() : nullptr,
+                          problem.p.data(), settings.rows, threads,
+                          block,            outputs.data(), wants_cost ? costs.data() : nullptr,
+                          nullptr};
+    const size_t size = backprop_cpu_reading_bytes(level, &reading);
+    demand(posix_memalign(&reading.memory, 64, size) == 0, "memory");
+    memset(reading.memory, 0xfe, size);
+    demand(backprop_cpu_read(level, &reading) == 0, "no threads");
+    free(reading.memory);
+    hash.add(outputs);
+  }
+  hash.add(costs);
+  return hash.value;
+}
+
+template <class T> uint64_t readings() {
+  Hash hash;
+  for (int output = -1; output <= 10; ++output)
+    for (int cost = -1; cost < 4; ++cost)
+      for (int block : {4, 45}) {
+        Settings settings;
+        settings.output = output, settings.cost = cost, settings.bytes = cost == 2;
+        settings.sigma = output < 10 ? output : 4;
+        if (settings.bytes) settings.scale = 0.02;
+        const uint64_t alone = read<T>(settings, 1, block);
+        for (int threads : {2, 3})
+          demand(read<T>(settings, threads, block) == alone, "other outputs by several threads");
+        hash.add(std::vector<double>{double(alone >> 32), double(unsigned(alone))});
+      }
+  return hash.value;
+}
+
+// Members with batches, rules and orders of their own; beside each other as alone.
+template <class T> uint64_t population(int teams, int threads, bool by_inputs) {
+  Settings shared;
+  Problem<T> problem(shared);
+  std::vector<std::unique_ptr<Training<T>>> trainings;
+  std::vector<AbiMember> members;
+  for (int i = 0; i < 7; ++i) {
+    Settings settings = shared;
+    settings.rule = i % 5, settings.batch = 4 + 3 * i, settings.rows = 45 - i;
+    settings.seed = uint64_t(i);
+    if (i == 3) settings.clip_norm = 0.01;
+    if (i == 4) settings.squares = true;
+    const Way way = {threads, 1 + i, by_inputs || i % 2 == 0, by_inputs};
+    trainings.push_back(std::make_unique<Training<T>>(problem, settings, way));
+    members.push_back(trainings.back()->member);
+  }
+  AbiJob job = {&problem.network, problem.stored(false), problem.Y.data(), members.data(),
+                int(members.size()), teams, threads, 0, 0, 0};
+  for (; job.last < 12; job.first = job.last) {
+    job.last += 4;
+    demand(backprop_cpu_train(level, &job) == 0, "no threads");
+  }
+  Hash hash;
+  for (const auto& training : trainings) {
+    hash.add(training->p);
+    hash.add(training->costs);
+    hash.add(training->squares);
+    for (const auto& slot : training->state) hash.add(slot);
+  }
+  return hash.value;
+}
+
+template <class T> uint64_t populations() {
+  const uint64_t alone = population<T>(1, 1, false);
+  const int shared_out[][2] = {{1, 3}, {2, 1}, {3, 1}, {2, 2}, {7, 1}, {1, 4}};
+  for (const auto& [teams, threads] : shared_out)
+    for (bool by_inputs : {false, true})
+      demand(population<T>(teams, threads, by_inputs) == alone, "other bits beside others");
+  return alone;
+}
+
+// Trainings, one after the other and in several threads at once: each as alone.
+void* trains_again(void* wanted) {
+  Settings settings;
+  settings.rule = 3;
+  for (int i = 0; i < 15; ++i)
+    demand(train<float>(settings, {2 + i % 3, 2, true, i % 2 == 0}) == *static_cast<uint64_t*>(wanted),
+           "other bits beside another thread's");
+  return nullptr;
+}
+
+void pool() {
+  Settings settings;
+  settings.rule = 3;
+  uint64_t wanted = train<float>(settings, WAYS[0]);
+  pthread_t threads[3];
+  for (pthread_t& thread : threads)
+    demand(pthread_create(&thread, nullptr, trains_again, &wanted) == 0, "no thread");
+  for (pthread_t& thread : threads) pthread_join(thread, nullptr);
+  demand(train<float>(settings, {2, 3, false, false, 0, false, true}) == 0, "without memory");
+  // Before this, 9 threads were at work at most: of 12 more, some cannot be had.
+  threads_left = 2;
+  demand(train<float>(settings, {40, 1}) == 0, "more threads than there are");
+  demand(threads_left == 0, "a thread that there is was not taken");
+  demand(train<float>(settings, {4, 1}) == wanted, "other bits after a refusal");
+  threads_left = -1;
+  demand(train<float>(settings, {40, 1}) == wanted, "other bits on many threads");
+  threads_left = 0;  // they wait, and serve again
+  demand(train<float>(settings, {40, 1}) == wanted, "other bits on the same threads");
+}
+
+void in_a_fork() {
+  Settings settings;
+  const uint64_t wanted = train<float>(settings, {2, 3});
+  threads_left = -1;
+  const pid_t child = fork();
+  if (child == 0) _exit(train<float>(settings, {2, 3}) == wanted ? 0 : 1);
+  int status = 1;
+  demand(child > 0 && waitpid(child, &status, 0) == child && status == 0, "a forked child");
+  demand(train<float>(settings, {2, 3}) == wanted, "other bits after a fork");
+}
+
+void about_itself() {
+  for (int i = 0; i < 4 && backprop_cpu_level(i); ++i)
+    if (!strcmp(backprop_cpu_level(i), STRING_OF(LEVEL))) level = i;
+  demand(level >= 0, "it has no level", STRING_OF(LEVEL));
+  int levels = 0;
+  while (backprop_cpu_level(levels)) ++levels;
+  demand(levels == (level ? 3 : levels) && !backprop_cpu_level(-1), "levels");
+  demand(backprop_cpu_runs(level) == 1, "the processor does not run it");
+  for (int beyond : {-1, levels}) demand(!backprop_cpu_runs(beyond) && !backprop_cpu_fma(beyond), "none");
+  demand(backprop_cpu_fma(level) == (strcmp(STRING_OF(LEVEL), "v2") != 0), "fma");
+  int64_t sizes[5];
+  backprop_cpu_sizes(sizes);
+  const int64_t wanted[] = {sizeof(AbiLayer), sizeof(AbiNetwork), sizeof(AbiMember),
+                            sizeof(AbiReading), sizeof(AbiJob)};
+  demand(!memcmp(sizes, wanted, sizeof(sizes)) && backprop_cpu_abi() == ABI_VERSION, "sizes");
+}
+
+template <class T> void groups(const char* type) {
+  for (const char* group : {"activations", "costs", "saturated", "rules", "shapes", "bytes"}) {
+    Hash hash;
+    for (const Settings& settings : settings_of<T>(group)) {
+      const uint64_t one = each_way<T>(settings, group);
+      hash.add(std::vector<double>{double(one >> 32), double(unsigned(one))});
+    }
+    printf("%s %s %016llx\n", type, group, (unsigned long long)hash.value);
+  }
+  printf("%s readings %016llx\n", type, (unsigned long long)readings<T>());
+  printf("%s populations %016llx\n", type, (unsigned long long)populations<T>());
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);
+  about_itself();
+  groups<float>("float");
+  groups<double>("double");
+  if (count > 1 && !strcmp(arguments[1], "forks")) in_a_fork();
+  pool();
+}

@@ -1,0 +1,78 @@
+"""Builds `cpu_calls.cpp`, which calls the CPU's library as Python does, with that one's sources."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from machine import ROOT, SUPPORT
+
+KERNELS = ROOT / "kernels" / "cpu"
+#: What the program prints: a group of calls, and the hash of what they wrote.
+HASHES = {
+    "float activations": "3c77d8c808e8a144",
+    "float costs": "5f877ed9386de943",
+    "float saturated": "6a10508a56b1fd3d",
+    "float rules": "a6696eeafd661f2c",
+    "float shapes": "06c8d6903a1d6afe",
+    "float bytes": "544cd6cc9b646a21",
+    "float readings": "6f159371bb95adb5",
+    "float populations": "bb51326da7b529b5",
+    "double activations": "c81682e3e3e03a7b",
+    "double costs": "88e6fc15d0c78228",
+    "double saturated": "60e84ef3704e5180",
+    "double rules": "a9c7dcb738c6444f",
+    "double shapes": "509139ce6fe559c1",
+    "double bytes": "c0bcd418f7883e82",
+    "double readings": "7f541c524d488141",
+    "double populations": "2ba41b8816c28568",
+}
+
+FLAGS = (
+    "-std=c++20", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fno-math-errno",
+    "-fno-trapping-math", "-fno-exceptions", "-fno-rtti", "-Dpthread_create=create_thread",
+    "-Dposix_memalign=take_memory",
+)  # fmt: skip
+
+#: The program's line of each group, in its order: what a run is compared with while it runs.
+LINES = [" ".join(item) for item in HASHES.items()]
+
+
+@dataclass(frozen=True)
+class Build:
+    """A compiler and its flags for one level, and how the program is run."""
+
+    compiler: str
+    level: str
+    flags: tuple[str, ...]
+    arguments: tuple[str, ...] = ("forks",)
+
+    def make(self, folder: Path) -> str:
+        """The program, compiled into a folder."""
+        program = str(folder / "calls")
+        names = ("level.cpp", "team.cpp", "library.cpp")
+        command = [
+            self.compiler, *FLAGS, *self.flags, f"-DLEVEL={self.level}", f"-I{KERNELS}",
+            str(SUPPORT / "cpu_calls.cpp"), *(str(KERNELS / name) for name in names),
+            "-o", program, "-lpthread",
+        ]  # fmt: skip
+        subprocess.run(command, check=True)
+        return program
+
+    def run(self, program: str) -> subprocess.CompletedProcess[str]:
+        command = [program, *self.arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+#: A sanitizer's checks stand in every function: with all of them inlined, g++ takes minutes.
+_SMALL = ("-march=x86-64-v3", "-DINLINE=inline", "-g1")
+_ADDRESS = (*_SMALL, "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+#: A forked process that starts threads is beyond ThreadSanitizer.
+_THREAD = (*_SMALL, "-O1", "-fsanitize=thread")
+BUILDS = {
+    "gcc, addresses and undefined behaviour": Build("g++", "v3", _ADDRESS),
+    "gcc, threads": Build("g++", "v3", _THREAD, ()),
+    "clang, addresses and undefined behaviour": Build("clang++", "v3", _ADDRESS),
+    "clang, threads": Build("clang++", "v3", _THREAD, ()),
+}
