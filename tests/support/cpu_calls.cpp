@@ -44,7 +44,7 @@ int backprop_cpu_read(int, const AbiReading*);
 #undef pthread_create
 #undef posix_memalign
 int posix_memalign(void**, size_t, size_t);
-static bool has_memory = true;
+static thread_local bool has_memory = true;
 int take_memory(void** found, size_t alignment, size_t size) {
   return has_memory ? posix_memalign(found, alignment, size) : ENOMEM;
 }
@@ -314,7 +314,7 @@ template <class T> std::vector<Settings> settings_of(const char* group) {
   } else if (!strcmp(group, "costs")) {
     for (int output = -1; output <= 10; ++output)
       for (int cost = -1; cost < 4; ++cost)
-        for (int n : {3, 41})
+        for (int n : {3, 16, 41})
           add([&](Settings& s) {
             s.sizes = {5, 6, n}, s.output = output, s.cost = cost, s.rows = 23, s.scale = 0.8;
           });
@@ -336,6 +336,9 @@ template <class T> std::vector<Settings> settings_of(const char* group) {
           if (form == 5) s.clip_norm = 0.05, s.clip_value = 0.003, s.l1 = 0.01, s.l2 = 0.02;
           if (form == 6) s.clip_norm = 100;
         });
+    add([&](Settings& s) {  // the largest is not the last layer's
+      s.sizes = {140, 21, 3}, s.sigma = s.output = 8, s.scale = 2, s.clip_norm = 0.05;
+    });
     for (double scale : {0.0, 1e30})  // norms of 0 and beyond what a square can be
       add([&](Settings& s) {
         s.sigma = s.output = 8, s.scale = scale, s.sizes = {3, 2}, s.clip_norm = 0.1;

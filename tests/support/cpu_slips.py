@@ -100,6 +100,8 @@ def attempt(mutant: Mutant, shared: Path) -> Outcome:
             how = noticed([program, *arguments])
             if how is not None:
                 return Outcome(mutant, how, run)
+        if mutant.file == "elementary.h" and not elementary_passes(kernels):
+            return Outcome(mutant, "numbers", _ELEMENTARY)
     return Outcome(mutant, "survived")
 
 
