@@ -10,8 +10,6 @@ namespace {
 constexpr int CHUNK = 128;
 // Inputs of which w, and rows of which a and δ, stay in a core's L1 cache while tiles read them.
 constexpr int INPUTS_AT_ONCE = 256, ROWS_AT_ONCE = 192;
-// Numbers in 16 bytes: the slices of a sum are so many runs of them.
-template <class T> constexpr int RUN = 16 / sizeof(T);
 // A warp's: a row's sums, and the cost's, are made in so many lanes and these added as it does.
 constexpr int LANES = 32;
 

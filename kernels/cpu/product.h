@@ -34,6 +34,9 @@ constexpr int ROWS = 6, STRIPS = 1, INPUTS = 6;
 constexpr int ROWS = 2, STRIPS = 1, INPUTS = 2;
 #endif
 
+// Numbers in 16 bytes: the slices of a sum are so many runs of them.
+template <class T> constexpr int RUN = 16 / sizeof(T);
+
 template <int N> struct Count {
   static constexpr int value = N;
 };
@@ -62,9 +65,9 @@ template <class T> struct Rows {
   ptrdiff_t next;
 };
 
-// out(x, ·) for R rows and S strips; k from k_begin to k_end. Without `fresh` the sums begin with what
-// is in out, and k_begin is a multiple of W; or, if this is a `slice` of them, they begin with 0 and
-// are added to what is in out. `bias`, where it is not null, is added at the end.
+// out(x, ·) for R rows and S strips; k from k_begin, a multiple of RUN, to k_end. Without `fresh` the
+// sums begin with what is in out; or, if this is a `slice` of them, they begin with 0 and are added to
+// what is in out. `bias`, where it is not null, is added at the end.
 template <class T, int R, int S>
 __attribute__((noinline)) void product_tile(T* out, ptrdiff_t out_strip, bool fresh,
                                             bool slice, const T* const* rows, ptrdiff_t next, const T* b,
@@ -74,7 +77,7 @@ __attribute__((noinline)) void product_tile(T* out, ptrdiff_t out_strip, bool fr
   Strip<T> sum[R][S];
   const T* a[R];
 #pragma GCC unroll 16
-  for (int x = 0; x < R; ++x) a[x] = rows[x] + k_begin / w * next;
+  for (int x = 0; x < R; ++x) a[x] = rows[x];
   if (fresh || slice) {
 #pragma GCC unroll 16
     for (int x = 0; x < R; ++x)
@@ -87,35 +90,33 @@ __attribute__((noinline)) void product_tile(T* out, ptrdiff_t out_strip, bool fr
       for (int s = 0; s < S; ++s) sum[x][s] = Strip<T>::load(out + s * out_strip + x * w);
   }
   b += ptrdiff_t(k_begin) * w;
-  const auto add = [&](int v) __attribute__((always_inline)) {
+  const auto add = [&](ptrdiff_t at) __attribute__((always_inline)) {
     Strip<T> factor[S];
 #pragma GCC unroll 2
     for (int s = 0; s < S; ++s) factor[s] = Strip<T>::load(b + s * b_strip);
 #pragma GCC unroll 16
     for (int x = 0; x < R; ++x) {
-      const Strip<T> value(a[x][v]);
+      const Strip<T> value(a[x][at]);
 #pragma GCC unroll 2
       for (int s = 0; s < S; ++s) sum[x][s] = fused(value, factor[s], sum[x][s]);
     }
     b += w;
   };
+  ptrdiff_t at = k_begin / w * next + k_begin % w;
   int k = k_begin;
-  if (k % w > 0) {  // a slice begins within a run of W
 #pragma GCC unroll 1
-    for (int v = k % w; v < w && k < k_end; ++v, ++k) add(v);
+  while (k_end - k >= RUN<T>) {
+    if (k % w == 0) {
 #pragma GCC unroll 16
-    for (int x = 0; x < R; ++x) a[x] += next;
-  }
-  for (; k_end - k >= w; k += w) {
-#pragma GCC unroll 16
-    for (int x = 0; x < R; ++x) __builtin_prefetch(a[x] + next);
+      for (int x = 0; x < R; ++x) __builtin_prefetch(a[x] + at + next);
+    }
 #pragma GCC unroll 4
-    for (int v = 0; v < w; ++v) add(v);
-#pragma GCC unroll 16
-    for (int x = 0; x < R; ++x) a[x] += next;
+    for (int v = 0; v < RUN<T>; ++v) add(at + v);
+    k += RUN<T>;
+    at += RUN<T> + (k % w == 0 ? next - w : 0);
   }
 #pragma GCC unroll 1
-  for (int v = 0; v < k_end - k; ++v) add(v);
+  for (; k < k_end; ++k, ++at) add(at);
   if (slice) {
 #pragma GCC unroll 16
     for (int x = 0; x < R; ++x)

@@ -49,7 +49,7 @@ int take_memory(void** found, size_t alignment, size_t size) {
   return has_memory ? posix_memalign(found, alignment, size) : ENOMEM;
 }
 int pthread_create(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*);
-static int threads_left = -1;
+static thread_local int threads_left = -1;
 int create_thread(pthread_t* thread, const pthread_attr_t* attributes, void* (*work)(void*),
                   void* argument) {
   if (threads_left == 0) return EAGAIN;
