@@ -318,6 +318,10 @@ template <class T> std::vector<Settings> settings_of(const char* group) {
           add([&](Settings& s) {
             s.sizes = {5, 6, n}, s.output = output, s.cost = cost, s.rows = 23, s.scale = 0.8;
           });
+    for (uint64_t seed : {2, 3, 4, 5})  // rows whose z are all negative, too
+      add([&](Settings& s) {
+        s.sizes = {5, 3}, s.output = 10, s.cost = 2, s.rows = 23, s.scale = 2, s.seed = seed;
+      });
   } else if (!strcmp(group, "saturated")) {  // a is 0 or 1, and z large
     for (int cost = 0; cost < 4; ++cost)
       for (int output : {0, 1, 2, 9, 10})
@@ -339,6 +343,8 @@ template <class T> std::vector<Settings> settings_of(const char* group) {
     add([&](Settings& s) {  // the largest is not the last layer's
       s.sizes = {140, 21, 3}, s.sigma = s.output = 8, s.scale = 2, s.clip_norm = 0.05;
     });
+    for (int n : {16, 41})  // what fills up a strip counts in no norm
+      add([&](Settings& s) { s.sizes = {9, 5, n}, s.rule = 4, s.clip_norm = 0.05, s.squares = true; });
     for (double scale : {0.0, 1e30})  // norms of 0 and beyond what a square can be
       add([&](Settings& s) {
         s.sigma = s.output = 8, s.scale = scale, s.sizes = {3, 2}, s.clip_norm = 0.1;
