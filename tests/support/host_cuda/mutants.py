@@ -52,9 +52,14 @@ class Mutant:
 
 
 def mutants(folder: Path) -> list[Mutant]:
-    """All of them, of every source in a folder of kernels, in the order of files and lines."""
+    """All of them, of every source in a folder of kernels, in the order of files and lines.
+
+    But of elementary.cuh: `test_elementary.py` holds that to its last digits, which no case sees.
+    """
     found = []
     for path in sorted(folder.rglob("*.cu*")):
+        if path.name == "elementary.cuh":
+            continue
         file = _File(path.read_text())
         name = str(path.relative_to(folder))
         for kind, at, old, new in sorted(set(_of(file))):
@@ -268,7 +273,7 @@ def _initial_value(file: _File, i: int) -> Iterator[Place]:
         yield "index", at, value, f"{value} + 1"
     elif not const and kind in ("T", "double"):
         name = file.tokens[i - 1] if file.tokens[i - 1] != "]" else words[1]
-        if re.search(rf"\b{name}(\[\w*\])* \+=|> {name} \?", file.text[at:]):
+        if re.search(rf"\b{name}(\[[\w +]*\])* (\+=|= fused\()|> {name} \?", file.text[at:]):
             yield "reset", at, value, "{1}" if value == "{}" else "7"
 
 
