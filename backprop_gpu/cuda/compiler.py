@@ -178,11 +178,7 @@ def build(
             linker = Linker(
                 *objects,
                 options=LinkerOptions(
-                    arch=arch,
-                    link_time_optimization=True,
-                    ptxas_options=["-v"],
-                    verbose=True,
-                    fma=options["fma"],
+                    arch=arch, link_time_optimization=True, ptxas_options=["-v"], verbose=True
                 ),
             )
             built = linker.link("cubin")
@@ -199,7 +195,11 @@ def build(
 
 
 def options_of(file: str, arch: str) -> dict[str, Any]:
-    """What the front end is told for a file, whatever is to come out."""
+    """What the front end is told for a file, whatever is to come out.
+
+    With a user's function the linker makes the code, and it fuses as it likes: cuda.core hands it
+    its ``fma`` in words that it refuses.
+    """
     return {
         "arch": arch,
         "std": "c++17",
