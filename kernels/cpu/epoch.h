@@ -3,9 +3,9 @@
 // A step has two phases, and a wait behind each:
 //
 //   A  rows     a thread takes blocks of rows through the network and back: forward, C, BP1, BP2
-//   B  weights  a thread takes chunks of w, of CHUNK inputs by a strip: BP3 and BP4 over the whole
-//               batch, and the rule at once. (Where the gradient's norm is clipped, all chunks'
-//               gradients first, a wait, and then the rule.)
+//   B  weights  a thread takes chunks of w: BP3 and BP4 over the whole batch, and the rule at once.
+//               (Where the gradient's norm is clipped, all chunks' gradients first, a wait, and then
+//               the rule.)
 //
 // By inputs, there is one before them, for layer 1 of a small batch: a thread makes the slices of z^1
 // that are over its inputs, and in phase B changes w^1 there. So it alone reads those columns of X.
@@ -509,9 +509,9 @@ template <class T> struct Epoch {
       const bool own = l == 0 && memory.by_inputs;
       const int end = own ? first_input(thread + 1) : here.inputs;
       for (int k = own ? first_input(thread) : 0; k < end; k += CHUNK)
-        for (int s = 0; s < here.strips; s += STRIPS)
+        for (int s = 0; s < here.strips; s += CHUNK_STRIPS)
           if (own || number++ % team.threads == thread)
-            body(l, s, smaller(STRIPS, here.strips - s), k, smaller(k + CHUNK, end));
+            body(l, s, smaller(CHUNK_STRIPS, here.strips - s), k, smaller(k + CHUNK, end));
     }
   }
 
@@ -525,17 +525,21 @@ template <class T> struct Epoch {
     return here.first_chunk + s * int(units_of(here.inputs, CHUNK)) + k / CHUNK;
   }
 
-  // BP4 of S strips and inputs k_begin … k_end: Σ_x δ a, a row an input, S · W numbers.
-  template <int S>
-  void sums_of_chunk(const Layer<T>& here, int s, int k_begin, int k_end, T* sums) const {
-    const T* const delta = here.delta + s * strip();
+  // BP4 of some strips and inputs k_begin … k_end: Σ_x δ a, a row an input, strips · W numbers.
+  void sums_of_chunk(const Layer<T>& here, int s_begin, int strips, int k_begin, int k_end,
+                     T* sums) const {
+    const ptrdiff_t row = ptrdiff_t(strips) * w;
     for (int x = 0; x < m; x += ROWS_AT_ONCE)
       for (int k = k_begin; k < k_end; k += w)
-        in_tiles<INPUTS>(smaller(w, k_end - k), [&](int i, auto r) {
-          gradient_tile<T, r.value, S>(sums + ptrdiff_t(k - k_begin + i) * S * w, x == 0,
-                                       here.input_rows, k / w * here.next + i, delta, strip(), x,
-                                       smaller(x + ROWS_AT_ONCE, m));
-        });
+        for (int s = 0; s < strips; s += STRIPS)
+          in_tiles<INPUTS>(smaller(w, k_end - k), [&](int i, auto r) {
+            with_count<STRIPS>(smaller(STRIPS, strips - s), [&](auto n) {
+              gradient_tile<T, r.value, n.value>(
+                  sums + (k - k_begin + i) * row + s * w, row, x == 0, here.input_rows,
+                  k / w * here.next + i, here.delta + (s_begin + s) * strip(), strip(), x,
+                  smaller(x + ROWS_AT_ONCE, m));
+            });
+          });
   }
 
   // BP4 and the rule of R inputs from k on, while the sums are in registers: short batches.
@@ -654,7 +658,7 @@ template <class T> struct Epoch {
     const bool at_once = m <= ROWS_AT_ONCE && !memory.gradient && !change.adjusts;
     each_chunk([&](int l, int s_begin, int strips, int k, int end) {
       const Layer<T>& here = memory.layers[l];
-      alignas(64) T sums[CHUNK * STRIPS * w], of_biases[w];
+      alignas(64) T sums[CHUNK * CHUNK_STRIPS * w], of_biases[w];
       if (l == 0 && s_begin == 0 && member.in_place) prefetch(k, end, next_rows);
       int rest = k;  // inputs from there on are not done yet
       if (member.squares)
@@ -662,13 +666,13 @@ template <class T> struct Epoch {
           memory.squares[chunk_number(here, s, k)] =
               sum_of_squares(memory.p + here.w + (ptrdiff_t(s) * here.inputs + k) * w,
                              ptrdiff_t(end - k) * w);
-      with_count<STRIPS>(strips, [&](auto n) {
-        if (at_once)
+      for (int s = 0; at_once && s < strips; s += STRIPS)
+        with_count<STRIPS>(smaller(STRIPS, strips - s), [&](auto n) {
           with_rule(member.rule, [&](auto rule) {
-            rest = changed_chunk<decltype(rule), n.value>(here, s_begin, k, end, change);
+            rest = changed_chunk<decltype(rule), n.value>(here, s_begin + s, k, end, change);
           });
-        if (rest < end) sums_of_chunk<n.value>(here, s_begin, rest, end, sums);
-      });
+        });
+      if (rest < end) sums_of_chunk(here, s_begin, strips, rest, end, sums);
       for (int i = 0; i < strips; ++i) {
         const int s = s_begin + i;
         const ptrdiff_t at = here.w + (ptrdiff_t(s) * here.inputs + rest) * w, b = here.b + s * w;

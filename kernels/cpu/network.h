@@ -6,8 +6,9 @@
 
 namespace {
 
-// Inputs of a chunk of w: what phase B hands out, so many inputs by a strip.
-constexpr int CHUNK = 128;
+// A chunk of w is what phase B hands out: so many inputs by so many strips. Its sums stay in a core's
+// L1 cache, and what it reads of a and δ is read from memory once.
+constexpr int CHUNK = 64, CHUNK_STRIPS = 4;
 // Inputs of which w, and rows of which a and δ, stay in a core's L1 cache while tiles read them.
 constexpr int INPUTS_AT_ONCE = 256, ROWS_AT_ONCE = 192;
 // A warp's: a row's sums, and the cost's, are made in so many lanes and these added as it does.

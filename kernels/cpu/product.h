@@ -98,7 +98,7 @@ __attribute__((noinline)) void product_tile(T* out, ptrdiff_t out_strip, bool fr
     for (int x = 0; x < R; ++x) {
       const Strip<T> value(a[x][at]);
 #pragma GCC unroll 2
-      for (int s = 0; s < S; ++s) sum[x][s] = fused(value, factor[s], sum[x][s]);
+      for (int s = 0; s < S; ++s) sum[x][s].add_product(value, factor[s]);
     }
     b += w;
   };
@@ -152,7 +152,7 @@ INLINE void add_rows(Strip<T> (&sum)[R][S], const T* const* rows, ptrdiff_t at, 
     for (int i = 0; i < R; ++i) {
       const Strip<T> value(a[i]);
 #pragma GCC unroll 2
-      for (int s = 0; s < S; ++s) sum[i][s] = fused(value, factor[s], sum[i][s]);
+      for (int s = 0; s < S; ++s) sum[i][s].add_product(value, factor[s]);
     }
   };
   // In pieces of 4, 2 and 1: a short loop's exit is mispredicted in every tile.
@@ -173,24 +173,24 @@ INLINE void add_rows(Strip<T> (&sum)[R][S], const T* const* rows, ptrdiff_t at, 
   if (left & 1) add(x);
 }
 
-// g(k, ·) of R inputs and S strips, rows S · W apart in `out`, summed over x from x_begin to x_end;
+// g(k, ·) of R inputs and S strips, rows `out_row` apart in `out`, summed over x from x_begin to x_end;
 // `at` is where the first input lies in a row. Without `fresh` the sums begin with what is there.
 template <class T, int R, int S>
-__attribute__((noinline)) void gradient_tile(T* out, bool fresh, const T* const* rows, ptrdiff_t at,
-                                             const T* delta, ptrdiff_t delta_strip, int x_begin,
-                                             int x_end) {
+__attribute__((noinline)) void gradient_tile(T* out, ptrdiff_t out_row, bool fresh,
+                                             const T* const* rows, ptrdiff_t at, const T* delta,
+                                             ptrdiff_t delta_strip, int x_begin, int x_end) {
   constexpr int w = W<T>;
   Strip<T> sum[R][S];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 2
     for (int s = 0; s < S; ++s)
-      sum[i][s] = fresh ? Strip<T>::zero() : Strip<T>::load(out + (i * S + s) * w);
+      sum[i][s] = fresh ? Strip<T>::zero() : Strip<T>::load(out + i * out_row + s * w);
   add_rows<T, R, S>(sum, rows, at, delta, delta_strip, x_begin, x_end);
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 2
-    for (int s = 0; s < S; ++s) sum[i][s].store(out + (i * S + s) * w);
+    for (int s = 0; s < S; ++s) sum[i][s].store(out + i * out_row + s * w);
 }
 
 }  // namespace

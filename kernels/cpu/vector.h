@@ -86,6 +86,17 @@ INLINE Register<double> fused(Register<double> a, Register<double> b, Register<d
 #undef FUSED_FLOATS
 #undef FUSED_DOUBLES
 
+#if defined(__FMA__) && (REGISTER < 64 || defined(__AVX512F__))
+INLINE void add_products(Register<float>& sum, Register<float> a, Register<float> b) {
+  __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+}
+INLINE void add_products(Register<double>& sum, Register<double> a, Register<double> b) {
+  __asm__("vfmadd231pd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+}
+#else
+template <class R> INLINE void add_products(R& sum, R a, R b) { sum = fused(a, b, sum); }
+#endif
+
 INLINE float sqrt(float x) { return __builtin_sqrtf(x); }
 INLINE double sqrt(double x) { return __builtin_sqrt(x); }
 
@@ -118,6 +129,11 @@ template <class T> struct Strip {
   }
   INLINE void store(T* to) const {
     for (int i = 0; i < count; ++i) reinterpret_cast<Register<T>*>(to)[i] = r[i];
+  }
+
+  // += a b, rounded once. Left to itself, g++ overwrites a factor, and moves sums about and out.
+  INLINE void add_product(Strip a, Strip b) {
+    for (int i = 0; i < count; ++i) add_products(r[i], a.r[i], b.r[i]);
   }
 
   INLINE Strip& operator+=(Strip b) { return *this = *this + b; }

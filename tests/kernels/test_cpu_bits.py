@@ -20,8 +20,8 @@ KERNELS = ROOT / "kernels" / "cpu"
 HASHES = [
     "f913a6861be7fa69",
     "e7f3d6a3746cac90",
-    "767b3af35302d45e",
-    "cd79d10cc2e95537",
+    "1b78ec4bf7b30a6d",
+    "f7632fd51ef095b9",
     "c1e9af77e9d9deea",
     "16b32e85d293fc9c",
     "96397403416a6a7d",

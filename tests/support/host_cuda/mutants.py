@@ -54,7 +54,7 @@ class Mutant:
 def mutants(folder: Path, *patterns: str) -> list[Mutant]:
     """All of them, of every source in a folder of kernels, in the order of files and lines.
 
-    But of elementary.cuh, unless it is asked for: no case sees its last digits. `cpu_slips.py` does.
+    But of elementary.cuh, unless it is asked for: no case of the kernels sees its last digits.
     """
     found = []
     for path in sorted(path for each in patterns or ("*.cu*",) for path in folder.rglob(each)):
