@@ -291,11 +291,11 @@ def layered_callbacks() -> Outcome:
     )
 
 
-def layered_own_functions() -> Outcome:
+def own_functions(engine: str) -> Outcome:
     d = data(64, 5, 2, 13)
     return fitted(
         [5, 7, 2], d.X, d.values, seed=13, batch_size=9, epochs=5, learning_rate=0.02,
-        optimizer=SGD(momentum=0.5, clip_norm=0.5),
+        optimizer=SGD(momentum=0.5, clip_norm=0.5), engine=engine,
         make={"activation": [cube, "identity"], "cost": quartic},
     )
 
@@ -695,7 +695,8 @@ TRAININGS = (
     Training("layered: X of bytes, one batch an epoch", NUMPY, layered_bytes),
     Training("layered: early stopping", NUMPY, layered_early_stopping),
     Training("layered: callbacks of batches and epochs, float64", NUMPY, layered_callbacks),
-    Training("layered: own activation and cost", NUMPY, layered_own_functions),
+    Training("layered: own activation and cost", NUMPY, lambda: own_functions("layered")),
+    Training("resident: own activation and cost", NUMBA, lambda: own_functions("resident")),
     Training("layered: saturated, poisson", NUMPY, lambda: saturated("layered", cost="poisson")),
     Training("resident: SGD, labels", NUMBA, resident_sgd),
     Training("resident: momentum with penalties, validated, float64", NUMBA, resident_momentum),
