@@ -52,7 +52,7 @@ def test_bits_are_compared(part: str) -> None:
 
 def test_record_has_the_trainings_of_the_list() -> None:
     assert list(RECORD["trainings"]) == [training.name for training in TRAININGS]
-    assert len(TRAININGS) == 40
+    assert len(TRAININGS) == 41
 
 
 def test_another_bit_and_another_number_are_told() -> None:

@@ -101,7 +101,7 @@ def _build_together() -> None:
 
 def _on_cpu(form: Form, dtype: str) -> list[np.ndarray]:
     backend = NumpyBackend(dtype)
-    work = planning.cpu_work(form.sizes, form.batch, form.bytes, 2)
+    work = planning.cpu_work(form.sizes, form.batch, backend.dtype.itemsize, form.bytes, 2)
     plan = planning.Plan(
         "numpy", "", "resident", "", captured=False, sizes=form.sizes, dtype=dtype,
         batches=(planning.BatchPlan(form.batch, work=work),),
