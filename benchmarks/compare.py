@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Literal
+
+import numpy as np
 
 from .. import records
 from ..records import Record
@@ -102,7 +103,7 @@ def spreads(found: Iterable[Record]) -> dict[Key, Spread]:
     return {
         key: Spread(
             min(record["quantiles_us"]["0.1"] for record in some),
-            median(record["median_us"] for record in some),
+            float(np.median([record["median_us"] for record in some])),
             max(record["quantiles_us"]["0.9"] for record in some),
         )
         for key, some in by_key.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +43,10 @@ class ProgressBar(Progress):
         if not shown:
             return
         with uninterrupted():
-            from tqdm.auto import tqdm
+            if "IPython" in sys.modules:  # a notebook has a bar of its own
+                from tqdm.auto import tqdm
+            else:
+                from tqdm import tqdm
         self.bar = tqdm(total=epochs, unit="member epoch" if self._many else "epoch")
 
     def __enter__(self) -> ProgressBar:

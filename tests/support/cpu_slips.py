@@ -6,7 +6,7 @@
     python tests/support/cpu_slips.py --list       what would be broken
 
 A mutant is caught when `cpu_calls.cpp` fails on it or prints another hash: plain, under
-AddressSanitizer and UndefinedBehaviorSanitizer, or under ThreadSanitizer; one of `elementary.h`
+AddressSanitizer and UndefinedBehaviorSanitizer, or under ThreadSanitizer; one of `elementary.cuh`
 also when the tests of that file fail. A caught one takes some 10 s of a core, and a survivor more
 than a minute: all of them, hours. `cpu_survivors.toml` lists those that no test can catch, with the
 reason; one that is not there makes the exit status 1, and so does a score below 95 %.
@@ -36,6 +36,8 @@ from machine import ROOT, SUPPORT
 PATTERNS = "*.h", "*.cpp"
 #: Seconds for a compiler, and until the program's next line; a mutant may run forever.
 PATIENCE = 90
+#: Of the CUDA kernels, too, and held to its last digits by tests of its own.
+ELEMENTARY = "elementary.cuh"
 _ELEMENTARY = "tests/kernels/test_elementary.py"
 _UNITS = "level", "team", "library"
 _PLAIN = ("-O0", "-march=x86-64-v3", "-DINLINE=inline", "-DLEVEL=v3", "-w")
@@ -72,6 +74,7 @@ def as_they_are(run: str, folder: Path) -> Path:
 def broken_units(file: str) -> list[str]:
     """The sources that are compiled anew where a file has changed."""
     included = {"level": set(KERNELS.glob("*.h")), "team": {KERNELS / "team.h"}}
+    included["level"].add(KERNELS / ELEMENTARY)
     included["library"] = {KERNELS / name for name in ("level.h", "abi.h", "team.h")}
     return [unit for unit in _UNITS if file == f"{unit}.cpp" or KERNELS / file in included[unit]]
 
@@ -81,8 +84,8 @@ def attempt(mutant: Mutant, shared: Path) -> Outcome:
         folder = Path(name)
         kernels = folder / "cpu"
         shutil.copytree(KERNELS, kernels, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-        (folder / "cuda").symlink_to(KERNELS.parent / "cuda")
-        path = kernels / mutant.file
+        shutil.copytree(KERNELS.parent / "cuda", folder / "cuda")
+        path = (folder / "cuda" if mutant.file == ELEMENTARY else kernels) / mutant.file
         path.write_text(mutant.apply(path.read_text()))
         units = broken_units(mutant.file)
         for run, (flags, arguments) in RUNS.items():
@@ -100,15 +103,15 @@ def attempt(mutant: Mutant, shared: Path) -> Outcome:
             how = noticed([program, *arguments])
             if how is not None:
                 return Outcome(mutant, how, run)
-        if mutant.file == "elementary.h" and not elementary_passes(kernels):
+        if mutant.file == ELEMENTARY and not elementary_passes(folder / "cuda"):
             return Outcome(mutant, "numbers", _ELEMENTARY)
     return Outcome(mutant, "survived")
 
 
-def elementary_passes(kernels: Path) -> bool:
+def elementary_passes(headers: Path) -> bool:
     """Whether the tests of exp, log and so on do: of edges that no network comes to."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", _ELEMENTARY]
-    environment = os.environ | {"ELEMENTARY_HEADERS": str(kernels)}
+    environment = os.environ | {"ELEMENTARY_HEADERS": str(headers)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True).returncode == 0
 
 
@@ -140,7 +143,8 @@ def noticed(command: Sequence[str]) -> str | None:
 def main() -> int:
     parser = parser_of("python tests/support/cpu_slips.py", __doc__)
     args = parser.parse_args()
-    chosen = choose(parser, args, mutants(KERNELS, *PATTERNS))
+    broken = mutants(KERNELS, *PATTERNS) + mutants(KERNELS.parent / "cuda", ELEMENTARY)
+    chosen = choose(parser, args, broken)
     if args.list:
         return 0
     start, listed = time.monotonic(), survivors("cpu_survivors.toml")
