@@ -239,7 +239,7 @@ def test_the_planner_hears_of_all_members():
         ).engine_reason
         for members in (1, 1000)
     ]
-    assert "2 threads, blocks of 5 rows" in engines[0]
+    assert "3 threads, blocks of 4 rows" in engines[0]
     assert "a thread per network, 4 at a time" in engines[1]
 
 
