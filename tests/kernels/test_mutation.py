@@ -16,7 +16,11 @@ from machine import ROOT, SUPPORT, needs_avx2, needs_compiler
 
 def test_a_sample_of_mutants_is_caught() -> None:
     needs_compiler()
-    command = [sys.executable, str(SUPPORT / "kernel_slips.py"), "--sample", "8", "--jobs", "1"]
+    # Always the same: a new draw may find an equivalent that is not listed yet.
+    command = [
+        sys.executable, str(SUPPORT / "kernel_slips.py"), "--sample", "8", "--seed", "1",
+        "--jobs", "1",
+    ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)
