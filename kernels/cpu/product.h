@@ -59,12 +59,6 @@ template <int MOST, class Body> INLINE void in_tiles(int count, Body body) {
   }
 }
 
-// Rows of a matrix: row x begins at rows[x], and its runs of W numbers are `next` apart.
-template <class T> struct Rows {
-  const T* const* begin;
-  ptrdiff_t next;
-};
-
 // out(x, ·) for R rows and S strips; k from k_begin, a multiple of RUN, to k_end. Without `fresh` the
 // sums begin with what is in out; or, if this is a `slice` of them, they begin with 0 and are added to
 // what is in out. `bias`, where it is not null, is added at the end.

@@ -116,7 +116,7 @@ def member_of(net: Network, order: np.ndarray, batch: int) -> Member:
         ("uint8", "rows copied"),
         ("float32", "rows copied"),
         ("float32", "rows in place"),
-        ("float32", "by neurons"),
+        ("float32", "by inputs"),
     ],
 )
 def test_rows_beyond_two_to_the_31_numbers(
@@ -124,7 +124,7 @@ def test_rows_beyond_two_to_the_31_numbers(
 ) -> None:
     """Of a file that is all hole but for its last rows: hardly any memory."""
     width, count, last = 64, 10, 2**31 // 64 + 10
-    work = planning.CpuWork(2, 2, works != "rows copied", works == "by neurons")
+    work = planning.CpuWork(2, 2, works != "rows copied", works == "by inputs")
     monkeypatch.setattr(planning.plan, "cpu_work", lambda *_: work)
     X = np.memmap(tmp_path / "X", dtype, "w+", shape=(last + 1, width))
     rows = np.arange(last - count, last)

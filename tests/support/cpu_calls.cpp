@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "level.h"
+#include "random.h"
 
 #define STRING_OF(name) STRING(name)
 #define STRING(name) #name
@@ -67,14 +68,6 @@ void demand(bool holds, const char* what, const char* of = "") {
   printf("FAILED: %s %s\n", what, of);
   exit(1);
 }
-
-struct Random {
-  uint64_t state = 1;
-  double next() {  // in [-1, 1)
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return double(int64_t(state)) / 9223372036854775808.0;
-  }
-};
 
 struct Hash {
   uint64_t value = 14695981039346656037u;

@@ -7,20 +7,13 @@
 #include <string.h>
 
 #include "level.h"
+#include "random.h"
 
 extern const Level LEVEL_TABLE;
 
 namespace {
 
 constexpr int ROWS = 45, LAYERS = 3;
-
-struct Random {
-  uint64_t state = 1;
-  double next() {  // in [-1, 1)
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return double(int64_t(state)) / 9223372036854775808.0;
-  }
-};
 
 struct Hash {
   uint64_t value = 14695981039346656037u;
