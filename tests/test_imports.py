@@ -116,7 +116,7 @@ print(work())
     [
         ("numba", "numba.core.typing"),
         ("numba", "numba.cpython.builtins"),
-        ("tqdm", "asyncio.runners"),
+        ("tqdm", "tqdm.std"),
     ],
 )
 def test_interrupted_training_can_be_begun_again(package: str, module: str) -> None:
