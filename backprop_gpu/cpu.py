@@ -10,7 +10,7 @@ import ctypes
 import json
 import os
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, c_double, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char, c_double, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from . import costs, kernels, python_functions
 from .activations import Activation
 from .costs import Cost
-from .parameters import Layout
+from .parameters import Layout, Parameters
 
 #: In the order of `kernels/cpu/maps.h`.
 ACTIVATIONS = (
@@ -29,8 +29,8 @@ ACTIVATIONS = (
 )  # fmt: skip
 COSTS = ("quadratic", "binary_cross_entropy", "categorical_cross_entropy", "poisson")
 RULES = ("sgd", "momentum", "nesterov", "adam", "adamw")
-#: In place of a rule's number: no change, but the gradient.
-GRADIENT = -1
+#: Stages of a pass.
+READ, FORWARD, BACKWARD, GRADIENTS = range(4)
 
 #: What the levels of instructions are called elsewhere.
 LEVELS = {
@@ -54,6 +54,8 @@ class AbiLayer(Structure):
 class AbiNetwork(Structure):
     #: Who runs a user's C.
     called: python_functions.CalledCost | None = None
+    #: Whose layers these are.
+    kept: AbiNetwork | None = None
     _fields_ = (
         ("itemsize", c_int32), ("stored", c_int32), ("depth", c_int32), ("cost", c_int32),
         ("collapses", c_int32), ("from_z", c_int32), ("low", c_double), ("high", c_double),
@@ -66,10 +68,11 @@ class AbiMember(Structure):
         ("batch", c_int32), ("block", c_int32), ("in_place", c_int32), ("rule", c_int32),
         ("by_inputs", c_int32), ("unused", c_int32),
         ("rows", c_int64), ("order", c_void_p), ("coefficients", c_void_p),
+        ("weights", c_void_p), ("totals", c_void_p),
         ("clip_value", c_double), ("clip_norm", c_double), ("l1", c_double), ("l2", c_double),
-        ("d1", c_double), ("d2", c_double), ("epsilon", c_double), ("slices", c_void_p),
-        ("p", c_void_p), ("state", c_void_p * 2), ("costs", c_void_p), ("squares", c_void_p),
-        ("memory", c_void_p),
+        ("alpha", c_double), ("d1", c_double), ("d2", c_double), ("epsilon", c_double),
+        ("slices", c_void_p), ("p", c_void_p), ("state", c_void_p * 2), ("costs", c_void_p),
+        ("squares", c_void_p), ("memory", c_void_p),
     )  # fmt: skip
 
 
@@ -81,11 +84,18 @@ class AbiJob(Structure):
     )  # fmt: skip
 
 
-class AbiReading(Structure):
+class AbiSparse(Structure):
+    _fields_ = (("starts", c_void_p), ("columns", c_void_p), ("values", c_void_p))
+
+
+class AbiPass(Structure):
     _fields_ = (
-        ("network", POINTER(AbiNetwork)), ("X", c_void_p), ("Y", c_void_p), ("p", c_void_p),
-        ("rows", c_int64), ("threads", c_int32), ("block", c_int32), ("outputs", c_void_p),
-        ("costs", c_void_p), ("memory", c_void_p),
+        ("network", POINTER(AbiNetwork)), ("X", c_void_p), ("Y", c_void_p), ("x_row", c_int64),
+        ("parameters", c_void_p), ("inputs_first", c_int32), ("stage", c_int32), ("rows", c_int64),
+        ("threads", c_int32), ("block", c_int32), ("in_place", c_int32), ("unused", c_int32),
+        ("outputs", c_void_p), ("costs", c_void_p),
+        ("weights", c_void_p), ("total", c_double), ("error", c_void_p), ("gradients", c_void_p),
+        ("inputs_error", c_void_p), ("memory", c_void_p),
     )  # fmt: skip
 
 
@@ -113,7 +123,7 @@ class CpuLibrary:
         self._functions.backprop_cpu_sizes(sizes)
         here = [
             ctypes.sizeof(structure)
-            for structure in (AbiLayer, AbiNetwork, AbiMember, AbiReading, AbiJob)
+            for structure in (AbiLayer, AbiNetwork, AbiMember, AbiPass, AbiJob)
         ]
         if self._functions.backprop_cpu_abi() != _ABI or list(sizes) != here:
             raise NoLibraryError(f"{path} is of another version of backprop_gpu: install it again")
@@ -129,9 +139,9 @@ class CpuLibrary:
             ctypes.c_int, POINTER(AbiNetwork), POINTER(AbiMember), ctypes.c_int,
         )  # fmt: skip
         functions.backprop_cpu_train.argtypes = ctypes.c_int, POINTER(AbiJob)
-        functions.backprop_cpu_reading_bytes.restype = ctypes.c_size_t
-        functions.backprop_cpu_reading_bytes.argtypes = ctypes.c_int, POINTER(AbiReading)
-        functions.backprop_cpu_read.argtypes = ctypes.c_int, POINTER(AbiReading)
+        functions.backprop_cpu_pass_bytes.restype = ctypes.c_size_t
+        functions.backprop_cpu_pass_bytes.argtypes = ctypes.c_int, POINTER(AbiPass)
+        functions.backprop_cpu_pass.argtypes = ctypes.c_int, POINTER(AbiPass)
 
     def _choose(self, wanted: str) -> tuple[int, str]:
         names = []
@@ -160,7 +170,7 @@ class CpuLibrary:
 
     def memory(self, network: AbiNetwork, member: AbiMember, threads: int) -> np.ndarray:
         """What a member needs, from call to call of an epoch; it may be used for another's."""
-        return _aligned(self._functions.backprop_cpu_bytes(self._number, network, member, threads))
+        return aligned(self._functions.backprop_cpu_bytes(self._number, network, member, threads))
 
     def train(self, job: AbiJob) -> None:
         """Some steps of some members.
@@ -173,19 +183,96 @@ class CpuLibrary:
         if self._functions.backprop_cpu_train(self._number, job):
             raise RuntimeError(_NO_THREADS.format(job.teams * job.threads))
 
-    def read(self, reading: AbiReading) -> None:
-        """Outputs of all rows, and costs; raises as `train`."""
-        memory = _aligned(self._functions.backprop_cpu_reading_bytes(self._number, reading))
-        reading.memory = memory.ctypes.data
-        if self._functions.backprop_cpu_read(self._number, reading):
-            raise RuntimeError(_NO_THREADS.format(reading.threads))
+    def pass_bytes(self, run: AbiPass) -> int:
+        """Bytes of memory that a pass needs, at a multiple of 64."""
+        return int(self._functions.backprop_cpu_pass_bytes(self._number, run))
+
+    def run(self, run: AbiPass) -> None:
+        """A pass over rows, as its stage says; raises as `train`."""
+        if self._functions.backprop_cpu_pass(self._number, run):
+            raise RuntimeError(_NO_THREADS.format(run.threads))
 
 
-_ABI = 2
+def address(array: Any) -> int:
+    """Where an array's numbers begin, or the rows of a `SparseRows`."""
+    if type(array) is SparseRows:
+        return ctypes.addressof(array.described)
+    try:
+        return ctypes.addressof(
+            c_char.from_buffer(array)
+        )  # NumPy's own way takes four times as long
+    except (TypeError, ValueError, BufferError):  # it is read-only, or empty
+        return int(array.ctypes.data)
+
+
+def addresses(parameters: Parameters) -> Any:
+    """Where w^1 … w^L and b^1 … b^L begin, as a pass takes them."""
+    found = parameters.__dict__.get("_addresses")
+    if found is None:  # the flat array stays where it is
+        found = addresses_in(parameters.layout, parameters.flat)
+        parameters.__dict__["_addresses"] = found
+    return found
+
+
+def addresses_in(layout: Layout, flat: Any) -> Any:
+    """`addresses`, of a flat array."""
+    begin, size = address(flat), flat.itemsize
+    return addresses_from([begin + start * size for start in layout.starts])
+
+
+def addresses_from(numbers: Sequence[int]) -> Any:
+    """`addresses`, from where the arrays begin."""
+    return (c_void_p * len(numbers))(*numbers)
+
+
+def addresses_of(arrays: Sequence[Any]) -> Any:
+    """`addresses`, of as many arrays, which it keeps."""
+    found = (c_void_p * len(arrays))(*map(address, arrays))
+    found.arrays = tuple(arrays)  # type: ignore[attr-defined]
+    return found
+
+
+class SparseRows:
+    """Rows of a SciPy matrix as the library reads them: CSR, columns in order, none twice.
+
+    Parameters
+    ----------
+    matrix : scipy sparse matrix or array
+        Stays as it is.
+    dtype : numpy dtype
+        Of the library's network.
+    """
+
+    def __init__(self, matrix: Any, dtype: Any) -> None:
+        rows = matrix.tocsr()
+        if not rows.has_canonical_format:
+            rows = rows.copy()
+            rows.sum_duplicates()
+        self.shape: tuple[int, int] = rows.shape
+        self.dtype = np.dtype(dtype)
+        self._arrays = (
+            np.ascontiguousarray(rows.indptr, np.int64),
+            np.ascontiguousarray(rows.indices, np.int32),
+            np.ascontiguousarray(rows.data, dtype),
+        )
+        self.described = AbiSparse(*(array.ctypes.data for array in self._arrays))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+def readable(X: Any, dtype: np.dtype[Any]) -> Any:
+    """Rows that the library reads: a C-contiguous array of the dtype, or `SparseRows`."""
+    if hasattr(X, "toarray"):
+        return SparseRows(X, dtype)
+    return np.ascontiguousarray(X, dtype)
+
+
+_ABI = 3
 _NO_THREADS = "the system has no more threads, or no memory for them: {} are needed"
 
 
-def _aligned(size: int) -> np.ndarray:
+def aligned(size: int) -> np.ndarray:
     """Memory that begins at a cache line."""
     raw = np.empty(size + 64, np.uint8)
     first = -raw.ctypes.data % 64
@@ -261,3 +348,11 @@ def describe(
         dtype.itemsize, dtype.itemsize, len(layers), COSTS.index(cost.name), collapses,
         collapses and cost.from_z, *cost.limits(dtype), layers,
     )  # fmt: skip
+
+
+def stored_as(network: AbiNetwork, stored: int) -> AbiNetwork:
+    """The network of rows whose numbers are stored in so many bytes; 0 of sparse ones."""
+    other = AbiNetwork.from_buffer_copy(network)
+    other.stored, other.called = stored, network.called
+    other.kept = network  # whose layers it shares
+    return other

@@ -164,7 +164,8 @@ class _Demon:
         passes = Passes(backend, model.sizes, self.activations, self.cost)
         self.parameters = Parameters(model.layout, flat.astype(np.float64))
         self.gradients = passes.zeros_like(self.parameters)
-        at_edge = self._at_edge(passes.predict(self.parameters, X, len(X)))
+        ((_, _, _, outputs),) = passes.outputs([self.parameters], X, None, len(X))
+        at_edge = self._at_edge(outputs)
         #: Those that are nudged.
         self.rows = np.flatnonzero(~at_edge)
         if not self.rows.size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from .activations import Activation
 from .costs import Cost
 from .engines import Engine
 from .engines.compiled_passes import CompiledPasses
-from .engines.passes import Passes
+from .engines.passes import Passes, Reader
 from .parameters import Layout, Parameters
 from .planning import Choice, Device, Plan, Run
 
@@ -207,22 +208,27 @@ class Model:
 
     # -- reading -------------------------------------------------------------------
 
-    def passes(self) -> Passes:
-        """New forward and backward passes, for one use: several threads may read at once."""
+    def passes(self) -> Reader:
+        """Forward and backward passes over arrays of the host: several threads may read at once."""
+        return self.compiled or Passes(self.backend.fork(), self.sizes, self.activations, self.cost)
+
+    @cached_property
+    def compiled(self) -> CompiledPasses | None:
+        """The passes of the CPU's library, where it can make them."""
         # To compile a user's function takes longer than most readings.
-        compiled = (
+        if (
             self.choice.backend == "numpy"
             and self.cost.builtin
             and all(activation.builtin for activation in self.activations)
             and cpu.obstacle(self.activations, self.dtype) is None
-        )
-        kind = CompiledPasses if compiled else Passes
-        return kind(self.backend.fork(), self.sizes, self.activations, self.cost)
+        ):
+            return CompiledPasses(self.backend, self.sizes, self.activations, self.cost)
+        return None
 
     # -- copies --------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("backend", "layout")}
+        return {k: v for k, v in vars(self).items() if k not in ("backend", "layout", "compiled")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -250,7 +256,7 @@ class _Obstacles(backends.Obstacles):
 
 
 def losses_and_accuracies(
-    passes: Passes,
+    passes: Reader,
     members: Sequence[Parameters],
     X: Array,
     Y: Array | None,

@@ -319,8 +319,7 @@ class Network:
     def gradients(self, X: Any, Y: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         """[(∂C/∂w[1], ∂C/∂b[1]), …] of the mean cost over all rows (BP1–BP4)."""
         X, Y = self.model.check_data(X, Y)
-        found = self.model.read(self.model.passes().gradients(self.parameters, X, Y))
-        return list(zip(*self.model.layout.views(found), strict=True))
+        return list(zip(*self.model.passes().gradients(self.parameters, X, Y), strict=True))
 
     def check_gradients(
         self, X: Any, Y: Any, *, tolerance: float = 1e-5, max_weights: int = 200

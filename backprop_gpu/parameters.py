@@ -43,6 +43,19 @@ class Layout:
         return tuple(offsets)
 
     @property
+    def starts(self) -> tuple[int, ...]:
+        """Where w[1] … w[L] and b[1] … b[L] begin."""
+        return self._offsets[:-1]
+
+    @cached_property
+    def _blocks(self) -> tuple[tuple[slice, tuple[int, ...]], ...]:
+        shapes = (*self.weight_shapes, *self.bias_shapes)
+        return tuple(
+            (slice(start, start + prod(shape)), shape)
+            for start, shape in zip(self.starts, shapes, strict=True)
+        )
+
+    @property
     def length(self) -> int:
         """Elements of the flat array, gaps included."""
         return self._offsets[-1]
@@ -69,12 +82,9 @@ class Layout:
 
     def views(self, flat: Array) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """(weights, biases) as views of a flat array of any kind."""
-        shapes = (*self.weight_shapes, *self.bias_shapes)
-        blocks = tuple(
-            flat[start : start + prod(shape)].reshape(shape)
-            for start, shape in zip(self._offsets, shapes, strict=False)
-        )
-        return blocks[: len(self.weight_shapes)], blocks[len(self.weight_shapes) :]
+        blocks = [flat[where].reshape(shape) for where, shape in self._blocks]
+        depth = len(self.sizes) - 1
+        return tuple(blocks[:depth]), tuple(blocks[depth:])
 
     def flat(self, weights: Iterable[Any], biases: Iterable[Any], dtype: Any) -> np.ndarray:
         """A flat array, on the host, of these weights and biases."""

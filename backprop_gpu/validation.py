@@ -144,8 +144,25 @@ def dtype(value: Any) -> np.dtype[Any]:
     raise ValueError(f"dtype must be 'float32' or 'float64', got {value!r}")
 
 
+def is_ready(value: Any, to: np.dtype[Any]) -> bool:
+    """Whether a value is what `numbers` would return. Of a row in less than a microsecond."""
+    return (
+        type(value) is np.ndarray
+        and value.dtype is to
+        and value.flags.c_contiguous
+        and all_finite(value)
+    )
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether no number of an array is NaN or infinite."""
+    return bool(np.count_nonzero(np.isfinite(array)) == array.size)  # half the time of `all`
+
+
 def numbers(name: str, value: Any, to: np.dtype[Any]) -> np.ndarray:
     """A C-contiguous, finite array of dtype `to`; copies only where it must."""
+    if is_ready(value, to):
+        return np.asarray(value)
     given = as_array(name, value)
     if given.dtype.kind not in "biuf":
         raise TypeError(
@@ -154,7 +171,7 @@ def numbers(name: str, value: Any, to: np.dtype[Any]) -> np.ndarray:
         )
     with np.errstate(over="ignore"):  # too large for `to` becomes inf, and is refused below
         array = np.asarray(given, to, order="C")
-    if not np.isfinite(array).all():
+    if not all_finite(array):
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         if np.isfinite(given[where]):
             raise ValueError(f"{name} does not fit {to}: {given[where]} at index {where}")
@@ -186,6 +203,8 @@ def inputs(
     value: Any, n_inputs: int, to: np.dtype[Any], name: str = "X", bytes_stay: bool = False
 ) -> np.ndarray:
     """X as (n, n_0) with n >= 1, of dtype `to`, or of uint8 if it is and `bytes_stay`."""
+    if is_ready(value, to) and value.ndim == 2 and value.shape[1] == n_inputs and len(value):
+        return np.asarray(value)
     value = as_array(name, value)
     if bytes_stay and value.dtype == np.uint8:
         to = value.dtype
@@ -235,7 +254,7 @@ def targets(
     if len(array) != rows:
         raise ValueError(f"{inputs_name} has {rows} rows but {name} has {len(array)}")
     low, high = cost.targets
-    if (array < low).any() or (array > high).any():
+    if (low > -math.inf and (array < low).any()) or (high < math.inf and (array > high).any()):
         raise ValueError(
             f"cost {cost.name!r} needs {name} in [{low:g}, {high:g}], "
             f"got values in [{array.min():g}, {array.max():g}]"
@@ -322,7 +341,7 @@ def nan_rows(outputs: np.ndarray) -> np.ndarray:
 
 def warn_of_nan(outputs: np.ndarray, stacklevel: int = 3) -> np.ndarray:
     """The outputs, (…, n, n_L), of the method that calls this, with a warning if some are NaN."""
-    if np.isnan(outputs).any():
+    if not all_finite(outputs) and np.isnan(outputs).any():
         rows = np.flatnonzero(nan_rows(outputs).reshape(-1, outputs.shape[-2]).any(axis=0))
         warnings.warn(
             f"the outputs of {len(rows)} of {outputs.shape[-2]} rows are NaN, first of row "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -31,6 +31,14 @@ class Hyperparameters:
     coefficients: np.ndarray
     #: (steps,) float64, takes Σ w² before each step: what a penalty on w adds to C.
     squares: np.ndarray | None = None
+    #: Of a penalty ½ alpha Σ w² on the sum of a mini-batch's costs, and not on their mean.
+    alpha: float = 0.0
+
+    def optimizer_of(self, rows: int) -> Optimizer:
+        """The optimizer of a mini-batch of so many rows, with its share of alpha in l2."""
+        if self.alpha == 0.0:
+            return self.optimizer
+        return replace(self.optimizer, l2=self.optimizer.l2 + self.alpha / rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +51,18 @@ class Member:
         Updated in place, like the optimizer's `slots`.
     order : (n,) int array on the host
         The rows in the order they are taken, in mini-batches.
+    weights : (rows,) array of the dtype, optional
+        By which rows count; for engines that `weighs`.
+    totals : (steps,) float64 array
+        The sum of each mini-batch's weights, where there are any.
     """
 
     parameters: Parameters
     slots: tuple[Array, ...]
     order: np.ndarray
     hyperparameters: Hyperparameters
+    weights: np.ndarray | None = None
+    totals: np.ndarray | None = None
 
 
 class Described(Protocol):
@@ -85,6 +99,8 @@ class Engine:
     name: ClassVar[str]
     #: Whether X may be of uint8.
     reads_bytes: ClassVar[bool] = False
+    #: Whether rows may have weights, and X may be sparse.
+    weighs: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -33,8 +33,7 @@ class LayeredEngine(Engine):
     """Forward, BP1–BP4 and the update as calls to a backend, layer by layer."""
 
     name = "layered"
-    #: The last two: a trainer whose short last batch has a rule of its own alternates.
-    _bounds: tuple[Bound, ...] = ()
+    _bound: Bound | None = None
     _turns: tuple[Parameters, dict[int, tuple[Array, ...]]] | None = None
 
     @classmethod
@@ -129,18 +128,21 @@ class LayeredEngine(Engine):
     def _bind(self, member: Member, X: Array, Y: Array) -> Bound:
         parameters, slots, rows = member.parameters, member.slots, len(member.order)
         m, optimizer = member.hyperparameters.batch_size, member.hyperparameters.optimizer
-        arguments = (parameters, slots, X, Y, optimizer, m, rows)
-        for bound in self._bounds:
-            pairs = zip(bound.arguments, arguments, strict=True)
-            if all(old is new or (isinstance(new, int) and old == new) for old, new in pairs):
-                return bound
-        self._bounds = self._bounds[-1:]  # room for another
+        alpha = member.hyperparameters.alpha
+        arguments = (parameters, slots, X, Y, optimizer, m, rows, alpha)
+        if self._bound is not None:
+            pairs = zip(self._bound.arguments, arguments, strict=True)
+            if all(
+                old is new or (isinstance(new, int | float) and old == new) for old, new in pairs
+            ):
+                return self._bound
+        self._bound = None  # before the next takes its memory
         backend = self.backend.fork(self.plan)
         passes = Passes(backend, self.sizes, self.activations, self.cost)
         epoch, gradients = backend.epoch(rows, m), passes.zeros_like(parameters)
 
         def step_of(size: int) -> Callable[[], None]:
-            batch = passes.batch(size)
+            batch, optimizer = passes.batch(size), member.hyperparameters.optimizer_of(size)
 
             def step() -> None:
                 backend.gather(X, Y, epoch, batch.a[0], batch.y)
@@ -156,9 +158,8 @@ class LayeredEngine(Engine):
 
         whole = step_of(m)
         last = step_of(rows % m) if rows % m else whole
-        bound = Bound(arguments, passes, epoch, whole, last)
-        self._bounds += (bound,)
-        return bound
+        self._bound = Bound(arguments, passes, epoch, whole, last)
+        return self._bound
 
     def release(self) -> None:
-        self._bounds, self._turns = (), None
+        self._bound = self._turns = None

@@ -54,7 +54,57 @@ def keeps_z(activations: tuple[Activation, ...], cost: Cost) -> tuple[bool, ...]
     )
 
 
-class Passes:
+class Reader:
+    """What reads networks of one shape: outputs, C and its gradients over arrays of the host."""
+
+    backend: Backend
+    sizes: tuple[int, ...]
+
+    def outputs(
+        self, members: Sequence[Parameters], X: Array, Y: Array | None, chunk: int | None = None
+    ) -> Iterator[tuple[int, slice, float, np.ndarray]]:
+        """a^L of every row for each of several networks, `chunk` rows at a time.
+
+        Parameters
+        ----------
+        X, Y : (n, n_0), (n, n_L) arrays, on the host or the backend's
+
+        Yields
+        ------
+        (i, rows, C, a)
+            Member i's a^L of some rows, (rows, n_L) on the host, and the mean cost over them
+            (0.0 without Y). Every member's rows come in order.
+        """
+        raise NotImplementedError
+
+    def gradients(
+        self, parameters: Parameters, X: np.ndarray, Y: np.ndarray
+    ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        """∂C/∂w[l] and ∂C/∂b[l] of the mean cost over all rows, on the host."""
+        raise NotImplementedError
+
+    def predict(self, parameters: Parameters, X: np.ndarray) -> np.ndarray:
+        """a^L of every row of a host array, (n, n_L)."""
+        return self._outputs(parameters, X, None)[1]
+
+    def evaluate(
+        self, parameters: Parameters, X: np.ndarray, Y: np.ndarray
+    ) -> tuple[float, np.ndarray]:
+        """(C, a^L) of the rows of host arrays."""
+        return self._outputs(parameters, X, Y)
+
+    def _outputs(
+        self, parameters: Parameters, X: np.ndarray, Y: np.ndarray | None
+    ) -> tuple[float, np.ndarray]:
+        total = 0.0
+        out = np.empty((len(X), self.sizes[-1]), self.backend.dtype)
+        for _, rows, cost, a in self.outputs([parameters], X, Y):
+            total += len(a) * cost
+            out[rows] = a
+        return total / len(X), out
+
+
+class Passes(Reader):
     """Forward and BP1–BP4 for networks of one shape. For one use, and for one thread.
 
     Parameters
@@ -112,33 +162,9 @@ class Passes:
 
     # -- whole arrays of the host -------------------------------------------------
 
-    def predict(
-        self, parameters: Parameters, X: np.ndarray, chunk: int | None = None
-    ) -> np.ndarray:
-        """a^L of every row of a host array, (n, n_L), `chunk` rows at a time."""
-        return self._outputs(parameters, X, None, chunk)[1]
-
-    def evaluate(
-        self, parameters: Parameters, X: np.ndarray, Y: np.ndarray, chunk: int | None = None
-    ) -> tuple[float, np.ndarray]:
-        """(C, a^L) of the rows of host arrays."""
-        return self._outputs(parameters, X, Y, chunk)
-
     def outputs(
         self, members: Sequence[Parameters], X: Array, Y: Array | None, chunk: int | None = None
     ) -> Iterator[tuple[int, slice, float, np.ndarray]]:
-        """a^L of every row for each of several networks, `chunk` rows at a time.
-
-        Parameters
-        ----------
-        X, Y : (n, n_0), (n, n_L) arrays, on the host or the backend's
-
-        Yields
-        ------
-        (i, rows, C, a)
-            Member i's a^L of some rows, (rows, n_L) on the host, and the mean cost over them
-            (0.0 without Y). Every member's rows come in order.
-        """
         chunk = chunk or planning.CHUNK_ROWS
         batch: Batch | None = None
         for start in range(0, len(X), chunk):
@@ -157,25 +183,16 @@ class Passes:
                 yield i, rows, cost, self.backend.to_numpy(a)
 
     @quiet
-    def gradients(self, parameters: Parameters, X: np.ndarray, Y: np.ndarray) -> Parameters:
-        """∂C/∂w and ∂C/∂b of the mean cost over all rows."""
+    def gradients(
+        self, parameters: Parameters, X: np.ndarray, Y: np.ndarray
+    ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
         gradients = self.zeros_like(parameters)
         batch = self.batch(len(X))
         self.backend.copy(self.backend.asarray(X), batch.a[0])
         self.backend.copy(self.backend.asarray(Y), batch.y)
         self.forward(parameters, batch)
         self.backward(parameters, gradients, batch)
-        return gradients
-
-    def _outputs(
-        self, parameters: Parameters, X: np.ndarray, Y: np.ndarray | None, chunk: int | None
-    ) -> tuple[float, np.ndarray]:
-        total = 0.0
-        out = np.empty((len(X), self.sizes[-1]), self.backend.dtype)
-        for _, rows, cost, a in self.outputs([parameters], X, Y, chunk):
-            total += len(a) * cost
-            out[rows] = a
-        return total / len(X), out
+        return gradients.layout.views(self.backend.to_numpy(gradients.flat))
 
     def zeros_like(self, parameters: Parameters) -> Parameters:
         """Zeros in the same layout."""

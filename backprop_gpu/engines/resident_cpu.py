@@ -5,15 +5,18 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 import numpy as np
 
 from .. import cpu, planning
+from ..optimizers import Optimizer
+from ..parameters import Layout
 from ..planning import Run, residency
 from ..threads import one_blas_thread
-from .base import Described, Engine, Member
+from .base import Described, Engine, Hyperparameters, Member
 
 Array = np.ndarray
 
@@ -27,6 +30,7 @@ class ResidentCpuEngine(Engine):
 
     name = "resident"
     reads_bytes = True
+    weighs = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -34,6 +38,8 @@ class ResidentCpuEngine(Engine):
         #: Memory that no epoch is using, by what it was made for.
         self._idle: dict[Any, list[Array]] = {}
         self._network = cpu.describe(self.sizes, self.activations, self.cost, self.backend.dtype)
+        self._parameters = Layout(self.sizes).count
+        self._last: _Template | None = None
 
     @classmethod
     def obstacle(cls, model: Described, run: Run) -> str | None:
@@ -47,7 +53,8 @@ class ResidentCpuEngine(Engine):
         on_step: Callable[[int], None] | None = None,
         meanwhile: Callable[[], None] = lambda: None,  # there is no device to wait for
     ) -> Array:
-        return self._train([member], X, Y, 1, self._work(member).threads, on_step)[0]
+        threads = self.plan.work(member.hyperparameters.batch_size).threads
+        return self._train([member], X, Y, 1, threads, on_step)[0]
 
     def run_members(
         self,
@@ -68,6 +75,11 @@ class ResidentCpuEngine(Engine):
                 on_member(len(found) - 1)
         return found
 
+    def put(self, X: Any, Y: Array) -> tuple[Any, Array]:
+        if isinstance(X, cpu.SparseRows):
+            return X, self.backend.asarray(Y)
+        return super().put(X, Y)
+
     def between(self) -> AbstractContextManager[Any]:
         return one_blas_thread
 
@@ -85,17 +97,17 @@ class ResidentCpuEngine(Engine):
     ) -> list[Array]:
         """An epoch of each, by teams of so many threads; the costs of each one's steps."""
         network = self._network
-        network.stored = X.itemsize
-        steps = [_steps(member) for member in members]
+        network.stored = 0 if isinstance(X, cpu.SparseRows) else X.itemsize
         # What the library reads and writes, and Python must keep until it is done.
         kept = [self._part(member, threads) for member in members]
         described = (cpu.AbiMember * len(members))(*(part for part, *_ in kept))
         job = cpu.AbiJob(
-            ctypes.pointer(network), X.ctypes.data, Y.ctypes.data, described,
+            ctypes.pointer(network), cpu.address(X), cpu.address(Y), described,
             len(members), min(teams, len(members)), threads, on_step is not None,
         )  # fmt: skip
         at_once = self._steps_a_call(members[0]) if on_step is None else 1
-        for first in range(0, max(steps), at_once):  # between two calls Ctrl-C is heard
+        steps = max(len(costs_of_one) for *_, costs_of_one in kept)
+        for first in range(0, steps, at_once):  # between two calls Ctrl-C is heard
             job.first, job.last = first, first + at_once
             self._library.train(job)
             if network.called is not None:
@@ -108,36 +120,60 @@ class ResidentCpuEngine(Engine):
 
     def _part(self, member: Member, threads: int) -> tuple[Any, ...]:
         """A member as the library takes it, its memory and that one's key, and other arrays."""
-        settings, work = member.hyperparameters, self._work(member)
-        optimizer, m = settings.optimizer, settings.batch_size
+        settings = member.hyperparameters
+        template = self._template(settings, len(member.slots), threads)
+        part = cpu.AbiMember.from_buffer_copy(template.part)
         order = np.ascontiguousarray(member.order, np.int64)
         coefficients = np.ascontiguousarray(settings.coefficients, np.float64)
         costs_of_one = np.empty(_steps(member))
-        clips = (inf if c is None else c for c in (optimizer.clip_value, optimizer.clip_norm))
-        flat, state = member.parameters.flat, (ctypes.c_void_p * 2)()
-        slices = np.array(residency.all_slices(self.sizes, m, flat.itemsize), np.int32)
+        part.rows, part.order = len(order), cpu.address(order)
+        part.coefficients = cpu.address(coefficients)
+        part.p, part.costs = cpu.address(member.parameters.flat), cpu.address(costs_of_one)
         for i, slot in enumerate(member.slots):
-            state[i] = slot.ctypes.data
+            part.state[i] = cpu.address(slot)
+        if settings.squares is not None:
+            part.squares = cpu.address(settings.squares)
+        if member.weights is not None:
+            part.weights, part.totals = cpu.address(member.weights), cpu.address(member.totals)
+        idle = self._idle.get(template.key)
+        memory = idle.pop() if idle else self._library.memory(self._network, part, threads)
+        part.memory = cpu.address(memory)
+        return part, memory, template.key, template, order, coefficients, costs_of_one
+
+    def _template(self, settings: Hyperparameters, slots: int, threads: int) -> _Template:
+        """What members of the same settings have in common: that of the last one, where it fits."""
+        optimizer, m = settings.optimizer, settings.batch_size
+        key: tuple[Any, ...] = m, slots, settings.alpha, settings.squares is None, threads
+        last = self._last
+        if last is not None and last.optimizer is optimizer and last.key[: len(key)] == key:
+            return last
+        work = self.plan.work(m)
+        clips = (inf if c is None else c for c in (optimizer.clip_value, optimizer.clip_norm))
+        slices = np.array(
+            residency.all_slices(self.sizes, m, self.backend.dtype.itemsize), np.int32
+        )
         part = cpu.AbiMember(
             m, work.block, work.in_place, cpu.RULES.index(optimizer.rule),
-            work.by_inputs and threads > 1, 0, len(order),
-            order.ctypes.data, coefficients.ctypes.data, *clips, optimizer.l1, optimizer.l2,
-            *optimizer.kernel_constants, slices.ctypes.data, flat.ctypes.data, state,
-            costs_of_one.ctypes.data,
-            None if settings.squares is None else settings.squares.ctypes.data,
+            work.by_inputs and threads > 1, 0, 0, None, None, None, None, *clips, optimizer.l1,
+            optimizer.l2, settings.alpha, *optimizer.kernel_constants, slices.ctypes.data,
         )  # fmt: skip
-        key = work, m, len(member.slots), optimizer.clip_norm is None, threads
-        idle = self._idle.get(key)
-        memory = idle.pop() if idle else self._library.memory(self._network, part, threads)
-        part.memory = memory.ctypes.data
-        return part, memory, key, order, coefficients, slices, costs_of_one
-
-    def _work(self, member: Member) -> planning.CpuWork:
-        return self.plan.work(member.hyperparameters.batch_size)
+        key = (*key, optimizer.clip_norm is None, self._network.stored == 0)
+        self._last = _Template(optimizer, key, part, slices)
+        return self._last
 
     def _steps_a_call(self, member: Member) -> int:
-        parameters = member.parameters.layout.count
-        return planning.steps_a_call(parameters, member.hyperparameters.batch_size)
+        return planning.steps_a_call(self._parameters, member.hyperparameters.batch_size)
+
+
+@dataclass(frozen=True)
+class _Template:
+    """What members of the same optimizer, batch and threads have in common."""
+
+    optimizer: Optimizer
+    #: Of the memory that they need.
+    key: tuple[Any, ...]
+    part: cpu.AbiMember
+    slices: Array
 
 
 def _steps(member: Member) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -54,7 +55,8 @@ class ResidentCudaEngine(Engine):
     ) -> np.ndarray:
         if on_step is not None or member.hyperparameters.squares is not None:
             raise ValueError("an epoch is one launch, and the host is needed between steps")
-        return self._launch([member], X, Y, meanwhile)[0]
+        parts = list(_parts(member))
+        return np.concatenate([self._launch([part], X, Y, meanwhile)[0] for part in parts])
 
     def run_members(
         self,
@@ -65,6 +67,8 @@ class ResidentCudaEngine(Engine):
         meanwhile: Callable[[], None] = lambda: None,
     ) -> list[np.ndarray]:
         """All members of one rule and batch size in one launch, a block or a cluster each."""
+        if any(member.hyperparameters.alpha for member in members):
+            return super().run_members(members, X, Y, on_member, meanwhile)
         groups: dict[tuple[Any, ...], list[int]] = {}
         for i, member in enumerate(members):
             settings = member.hyperparameters
@@ -144,6 +148,21 @@ class ResidentCudaEngine(Engine):
                 self.backend.copy(array, whole[i])
             found.append(whole)
         return found
+
+
+def _parts(member: Member) -> Iterator[Member]:
+    """The member's steps, by the penalty: of a short last mini-batch alpha weighs more."""
+    settings, rows = member.hyperparameters, len(member.order)
+    m = settings.batch_size
+    whole = rows // m * m if settings.alpha else rows
+    for begin, end in ((0, whole), (whole, rows)):
+        if begin < end:
+            steps = slice(begin // m, -(-end // m))
+            optimizer = settings.optimizer_of(min(m, end - begin))
+            part = replace(
+                settings, optimizer=optimizer, coefficients=settings.coefficients[steps], alpha=0.0
+            )
+            yield replace(member, order=member.order[begin:end], hyperparameters=part)
 
 
 def _owners(states: Sequence[tuple[Array, ...]]) -> list[Array]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_array
 
-from .. import activations, validation
+from .. import activations, engines, validation
 
 try:
     from sklearn.utils._param_validation import InvalidParameterError
@@ -100,6 +100,7 @@ RULES: dict[str, tuple[Any, str]] = {
     "dropout": a_number(Real, "[0, 1)"),
     "clip_norm": a_number(Real, "(0, inf)", None),
     "clip_value": a_number(Real, "(0, inf)", None),
+    "engine": a_name("auto", *engines.NAMES),
 }
 
 

@@ -4,12 +4,15 @@
 methods, and with the same ``random_state`` give its numbers, up to the rounding of sums in another
 order. What they do more stands behind the parameters' docstring under *Beyond scikit-learn*.
 
-    fit, partial_fit -> training.Session (the planner's engine, or a WeightedEngine) -> coefs_
+    fit, partial_fit -> training.Session (the planner's engine, or an EquationsEngine) -> coefs_
+    fit by lbfgs     -> SciPy's L-BFGS-B over a LossOfAllRows -> coefs_
+    predict          -> CompiledPasses over coefs_ as they are
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 from numbers import Integral
 from typing import Any
@@ -30,13 +33,12 @@ from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import (
     check_random_state,
     compute_sample_weight,
-    shuffle,
 )
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .. import planning, threads, validation
+from .. import cpu, planning, threads, validation
 from ..engines import Engine
 from ..imports import uninterrupted
 from ..model import Model
@@ -54,7 +56,14 @@ from .checks import (
     host,
     invalid,
 )
-from .perceptron import PerceptronCourse, Problem, State, WeightedCourse, WeightedEngine
+from .perceptron import (
+    EquationsCourse,
+    EquationsEngine,
+    LossOfAllRows,
+    PerceptronCourse,
+    Problem,
+    State,
+)
 from .scikit_learn import CallbackSupportMixin, Hooks, flattened, warn, with_callbacks
 
 _PARAMETERS = """
@@ -103,6 +112,8 @@ _PARAMETERS = """
         One for each hidden layer; also ours for hidden layers, such as "gelu" (see `Network`).
     backend : {"auto", "numpy", "cuda", "numba_cuda"}, default "auto"
         As in `Network`. ``plan_`` says what ran, and why.
+    engine : {"auto", "layered", "resident"}, default "auto"
+        As in `Network.fit`; not of "lbfgs".
     dropout : float in [0, 1), default 0
         The share of the hidden activations that a training step leaves out, the rest being scaled
         up (Srivastava et al. 2014).
@@ -153,7 +164,7 @@ class _Perceptron(
         self, *, hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate,
         learning_rate_init, power_t, max_iter, loss, shuffle, random_state, tol, verbose,
         warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction, beta_1,
-        beta_2, epsilon, n_iter_no_change, max_fun, backend, dropout, clip_norm, clip_value,
+        beta_2, epsilon, n_iter_no_change, max_fun, backend, dropout, clip_norm, clip_value, engine,
     ):  # fmt: skip
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -183,6 +194,7 @@ class _Perceptron(
         self.dropout = dropout
         self.clip_norm = clip_norm
         self.clip_value = clip_value
+        self.engine = engine
 
     # -- what is asked for ------------------------------------------------------------------
 
@@ -320,18 +332,8 @@ class _Perceptron(
             self._best: Any = None
 
     def _model(self, backend: str) -> Model:
-        """The model of what was learnt: the last one's, where it fits."""
-        problem, dtype = self._problem, np.result_type(*self.coefs_, *self.intercepts_)
-        key = problem.sizes, problem.names, problem.loss, dtype, backend
-        cached = self.__dict__.get("_cache")
-        if cached is None or cached[0] != key:
-            model = Model(
-                problem.sizes, activation=problem.activations, cost=problem.cost, dtype=dtype,
-                backend=backend,
-            )  # fmt: skip
-            cached = self._cache = key, model
-        found: Model = cached[1]
-        return found
+        """The model of what was learnt."""
+        return self._problem.model(np.result_type(*self.coefs_, *self.intercepts_), backend)
 
     def _parameters(self, model: Model) -> Parameters:
         """New parameters of the model, with what was learnt."""
@@ -348,17 +350,43 @@ class _Perceptron(
 
     # -- sgd and adam -----------------------------------------------------------------------
 
-    def _obstacle(self, X: Any, sample_weight: Any) -> str | None:
+    def _obstacle(self) -> str | None:
         """Why no engine can train this, if none can."""
-        if hasattr(X, "toarray"):
-            return "X is sparse"
-        if sample_weight is not None:
-            return "samples have weights"
         if self.dropout:
             return "activations are dropped out"
         if self.loss == "absolute_error":
             return "the absolute error is no cost of the engines"
         return None
+
+    def _plan_training(
+        self, rows: int, batch_size: int, epochs: int, sparse: bool, weighted: bool
+    ) -> tuple[Model, Engine]:
+        """What trains, on the backend that is asked for or, where only the CPU can, there."""
+        reason = self._obstacle()
+        if reason is not None and self.engine == "resident":
+            raise ValueError(f"engine 'resident' cannot run this: {reason}")
+        of_cpu = reason or (
+            "X is sparse" if sparse else "samples have weights" if weighted else None
+        )
+        if of_cpu is not None and self.backend in ("cuda", "numba_cuda"):
+            warn(
+                f"backend {self.backend!r} was asked for, but the CPU trains this: {of_cpu}",
+                module=__package__,
+            )
+        model = self._model(self.backend if of_cpu is None else "numpy")
+        if reason is None:
+            rule = self._optimizer.rule
+            run = Run(
+                rows, epochs, batch_size, self.engine, slots=rule.slots,
+                rules=frozenset([rule.rule]), clips_norm=rule.clip_norm is not None,
+                squares=perceptron.sums_squares(self._problem, model),
+            )  # fmt: skip
+            plan = model.plan(run)
+            engine = model.engine(plan)
+            if of_cpu is None or engine.weighs:
+                return model, engine
+            reason = f"{of_cpu}, which engine {plan.engine!r} cannot read ({plan.engine_reason})"
+        return model, EquationsEngine(self._problem, model, self._random_state, reason)
 
     def _new_state(self) -> State:
         limits = {"clip_norm": self.clip_norm, "clip_value": self.clip_value}
@@ -415,54 +443,48 @@ class _Perceptron(
             self._optimizer = self._new_state()
         X, y, sample_weight, X_val, y_val, val_weight = self._split(X, y, sample_weight)
         labels_val = None if y_val is None else self._labels(y_val)
-        rows, obstacle = len(y), self._obstacle(X, sample_weight)
+        rows = len(y)
         batch_size = self._rows_a_batch(rows)
-        engine: Engine
-        kind: type[PerceptronCourse]
-        if obstacle is None:
-            kind, model = PerceptronCourse, self._model(self.backend)
-            y = y.astype(model.dtype, copy=False)
-            rule = self._optimizer.rule
-            epochs = 1 if incremental else self.max_iter
-            run = Run(
-                rows, epochs, batch_size, slots=rule.slots, rules=frozenset([rule.rule]),
-                clips_norm=rule.clip_norm is not None,
-                squares=perceptron.sums_squares(self._problem, model),
-            )  # fmt: skip
-            engine = model.engine(model.plan(run))
-        else:
-            if self.backend in ("cuda", "numba_cuda"):
-                warn(
-                    f"backend {self.backend!r} was asked for, but NumPy trains this: {obstacle}",
-                    module=__package__,
-                )
-            kind, model = WeightedCourse, self._model("numpy")
-            y = y.astype(model.dtype)
-            engine = WeightedEngine(
-                self._problem, model, sample_weight, self._random_state, obstacle
-            )
-        self.plan_ = (
-            str(engine.plan) if obstacle is None else f"engine none: {engine.plan.engine_reason}"
+        epochs = 1 if incremental else self.max_iter
+        model, engine = self._plan_training(
+            rows, batch_size, epochs, hasattr(X, "toarray"), sample_weight is not None
         )
+        y = y.astype(model.dtype, copy=False)
+        by_equations = isinstance(engine, EquationsEngine)
+        if hasattr(X, "toarray") and not by_equations:
+            X = cpu.SparseRows(X, model.dtype)
+        if sample_weight is not None:
+            sample_weight = np.ascontiguousarray(sample_weight, model.dtype)
+        plan = engine.plan
+        self.plan_ = f"engine none: {plan.engine_reason}" if by_equations else str(plan)
         parameters, order = self._parameters(model), np.arange(rows)
+        outputs = None if X_val is None else perceptron.outputs_of(model, parameters, X_val)
+        # Who may look at the weights of an epoch: else they are taken at the end.
+        looks = outputs is not None or hooks.are_set
         self.n_iter_ = 0
 
         def next_order() -> np.ndarray:
             nonlocal order
             hooks.begin_epoch()
-            if self.shuffle:
-                order = shuffle(order, random_state=self._random_state)
+            if self.shuffle:  # as `sklearn.utils.shuffle` does
+                draws = np.arange(rows)
+                self._random_state.shuffle(draws)
+                order = order[draws]
             return order
 
         def after(loss: float) -> bool:
             self.loss_ = loss
-            self._take(model, parameters)
+            if looks:
+                self._take(model, parameters)
             self.n_iter_ += 1
             self.t_ += rows
             self.loss_curve_.append(loss)
             if self.verbose:
                 print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-            self._judge(engine, X_val, y_val, labels_val, val_weight)
+            if outputs is None:
+                self._judge_by_loss()
+            else:
+                self._judge_by_score(outputs(), y_val, labels_val, val_weight)
             self._optimizer.iteration_ends(self.t_)
             stops = hooks.end_epoch()
             if self._no_improvement_count > self.n_iter_no_change:
@@ -479,15 +501,17 @@ class _Perceptron(
                 )
             return bool(self.n_iter_ >= self.max_iter)
 
+        kind = EquationsCourse if by_equations else PerceptronCourse
         course = kind(
-            self._problem, model, parameters, rows, batch_size, self._optimizer, y, next_order,
-            after,
+            self._problem, model, parameters, batch_size, self._optimizer, y, sample_weight,
+            next_order, after,
         )  # fmt: skip
         try:
             Session(model, engine, [course], X, y).run()
         except KeyboardInterrupt:
-            self._take(model, parameters)
             warn("Training interrupted by user.")
+        finally:
+            self._take(model, parameters)
         if self.early_stopping and self._best is not None:
             self.coefs_, self.intercepts_ = self._best
 
@@ -498,25 +522,25 @@ class _Perceptron(
             "consecutive epochs."
         )
 
-    def _judge(self, engine: Engine, X: Any, y: Any, labels: Any, sample_weight: Any) -> None:
-        """Count the epochs without improvement, by the held-out rows or by the loss."""
-        if X is None:
-            worse = not self.loss_ <= self.best_loss_ - self.tol  # NaN is worse
-            self.best_loss_ = min(self.best_loss_, self.loss_)
-        else:
-            with engine.between():
-                a = self._outputs(X)
-            self.validation_loss_curve_.append(
-                perceptron.loss_of(self._problem, y.astype(a.dtype), a, sample_weight)
-            )
-            score = self._score_of(a, labels, sample_weight)
-            self.validation_scores_.append(score)
-            if self.verbose:
-                print(f"Validation score: {score:f}")
-            worse = not score >= self.best_validation_score_ + self.tol
-            if score > self.best_validation_score_:
-                self.best_validation_score_ = score
-                self._best = self.coefs_, self.intercepts_
+    def _judge_by_loss(self) -> None:
+        """Count the epochs without improvement."""
+        worse = not self.loss_ <= self.best_loss_ - self.tol  # NaN is worse
+        self.best_loss_ = min(self.best_loss_, self.loss_)
+        self._no_improvement_count = self._no_improvement_count + 1 if worse else 0
+
+    def _judge_by_score(self, a: np.ndarray, y: Any, labels: Any, sample_weight: Any) -> None:
+        """The same, by the held-out rows, of which a is a^L."""
+        self.validation_loss_curve_.append(
+            perceptron.loss_of(self._problem, y.astype(a.dtype), a, sample_weight)
+        )
+        score = self._score_of(a, labels, sample_weight)
+        self.validation_scores_.append(score)
+        if self.verbose:
+            print(f"Validation score: {score:f}")
+        worse = not score >= self.best_validation_score_ + self.tol
+        if score > self.best_validation_score_:
+            self.best_validation_score_ = score
+            self._best = self.coefs_, self.intercepts_
         self._no_improvement_count = self._no_improvement_count + 1 if worse else 0
 
     def _score_of(self, a: np.ndarray, labels: np.ndarray, sample_weight: Any) -> float:
@@ -532,22 +556,22 @@ class _Perceptron(
             import scipy.optimize
 
         packed = _pack(self.coefs_, self.intercepts_)
-        self.plan_ = "engine none: L-BFGS-B of SciPy over one NumPy call per equation"
-        y = y.astype(packed.dtype)
-        losses: list[float] = []
+        evaluate, self.plan_ = self._loss_of_all_rows(packed.dtype, X, y, sample_weight)
+        last = np.inf
 
-        def evaluate(packed: np.ndarray) -> tuple[float, np.ndarray]:
-            found = self._loss_grad_lbfgs(packed, X, y, sample_weight)
-            losses.append(found[0])
+        def evaluated(packed: np.ndarray) -> tuple[float, np.ndarray]:
+            nonlocal last
+            found = evaluate(packed)
+            last = found[0]
             return found
 
         def told(packed: np.ndarray) -> None:
             self.n_iter_ += 1
-            print(f"Iteration {self.n_iter_}, loss = {losses[-1]:.8f}")
+            print(f"Iteration {self.n_iter_}, loss = {last:.8f}")
 
         self.n_iter_ = 0
         result = scipy.optimize.minimize(
-            evaluate,
+            evaluated if self.verbose else evaluate,
             packed,
             method="L-BFGS-B",
             jac=True,
@@ -588,18 +612,26 @@ class _Perceptron(
         `buffers` are those that scikit-learn passes, and are not used.
         """
         self._unpack(packed_coef_inter)
-        problem = self._problem
-        layout = Layout(problem.sizes)
-        dtype = packed_coef_inter.dtype
-        parameters, gradients = (
-            Parameters(layout, np.zeros(layout.length, dtype)) for _ in range(2)
+        evaluate, _ = self._loss_of_all_rows(packed_coef_inter.dtype, X, y, sample_weight)
+        return evaluate(packed_coef_inter)
+
+    def _loss_of_all_rows(
+        self, dtype: np.dtype[Any], X: Any, y: np.ndarray, sample_weight: Any
+    ) -> tuple[Callable[[np.ndarray], tuple[float, np.ndarray]], str]:
+        """(packed parameters -> (loss, gradient), what computes it)."""
+        problem, reason = self._problem, self._obstacle() if not self.dropout else None
+        y = y.astype(dtype)
+        passes = problem.model(dtype, "numpy").compiled if reason is None else None
+        if passes is None:
+            return (
+                lambda packed: perceptron.loss_of_packed(problem, packed, X, y, sample_weight),
+                "engine none: L-BFGS-B of SciPy over one NumPy call per equation",
+            )
+        weights = None if sample_weight is None else np.ascontiguousarray(sample_weight, dtype)
+        return (
+            LossOfAllRows(problem, passes.transposed, cpu.readable(X, dtype), y, weights),
+            f"engine resident: L-BFGS-B of SciPy over the library {passes.description}",
         )
-        for w, b, coef, intercept in zip(
-            parameters.weights, parameters.biases, self.coefs_, self.intercepts_, strict=True
-        ):
-            w[...], b[...] = coef.T, intercept
-        loss = perceptron.loss_and_gradients(problem, parameters, X, y, sample_weight, gradients)
-        return loss, _pack([g.T for g in gradients.weights], gradients.biases)
 
     # -- without training ---------------------------------------------------------------------
 
@@ -618,7 +650,12 @@ class _Perceptron(
             X = validation.inputs(X.astype(model.dtype, copy=False), X.shape[1], model.dtype)
             outputs = model.passes().predict(self._parameters(model), X)
             return validation.warn_of_nan(outputs)
-        return self._layers(X)[-1]
+        arrays = [*self.coefs_, *self.intercepts_]
+        passes = self._model("numpy").compiled
+        if passes is None or not passes.transposed.reads(arrays, X):
+            return self._layers(X)[-1]
+        passes = passes.transposed
+        return passes.predict_by(passes.addresses_of(arrays), cpu.readable(X, passes.dtype))
 
     def _on_device(self, rows: int) -> bool:
         """Whether a device was asked for, or has enough to do to be worth it."""
@@ -687,13 +724,11 @@ class _Perceptron(
         copied = object.__new__(type(self))
         shared = {*self.get_params(deep=False), "_skl_callbacks"}
         for name, value in vars(self).items():
-            if name != "_cache":
-                setattr(copied, name, value if name in shared else copy.deepcopy(value))
+            setattr(copied, name, value if name in shared else copy.deepcopy(value))
         return copied
 
     def __getstate__(self) -> Any:
         state = dict(super().__getstate__())
-        state.pop("_cache", None)  # a network on a device; it is made again where it is needed
         if isinstance(state.get("_optimizer"), State):  # so that a file names no type but this
             state["_optimizer"] = state["_optimizer"].data
         return state
@@ -804,6 +839,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         momentum=0.9, nesterovs_momentum=True, early_stopping=False, validation_fraction=0.1,
         beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10, max_fun=15000,
         backend="auto", class_weight=None, dropout=0.0, clip_norm=None, clip_value=None,
+        engine="auto",
     ):  # fmt: skip
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
@@ -814,7 +850,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
             early_stopping=early_stopping, validation_fraction=validation_fraction,
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, n_iter_no_change=n_iter_no_change,
             max_fun=max_fun, backend=backend, dropout=dropout, clip_norm=clip_norm,
-            clip_value=clip_value,
+            clip_value=clip_value, engine=engine,
         )  # fmt: skip
         self.class_weight = class_weight
 
@@ -935,7 +971,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         tol=1e-4, verbose=False, warm_start=False, momentum=0.9, nesterovs_momentum=True,
         early_stopping=False, validation_fraction=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-8,
         n_iter_no_change=10, max_fun=15000, backend="auto", dropout=0.0, clip_norm=None,
-        clip_value=None,
+        clip_value=None, engine="auto",
     ):  # fmt: skip
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
@@ -946,7 +982,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
             early_stopping=early_stopping, validation_fraction=validation_fraction,
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, n_iter_no_change=n_iter_no_change,
             max_fun=max_fun, backend=backend, dropout=dropout, clip_norm=clip_norm,
-            clip_value=clip_value,
+            clip_value=clip_value, engine=engine,
         )  # fmt: skip
 
     def _output_name(self) -> str:

@@ -1,10 +1,11 @@
 """What is under `estimators`: scikit-learn's losses and rules of training, on our equations.
 
     Problem             layers, σ, loss, penalty: what the parameters mean
-    loss_and_gradients  the equations in NumPy, for weighted samples, sparse X and dropout
+    LossOfAllRows       the loss and its gradient in the CPU's library, for L-BFGS
+    loss_and_gradients  the equations in NumPy, for dropout and the absolute error
     State               the optimizer's, kept between calls of ``partial_fit``
     PerceptronCourse    what a session asks of an estimator, and tells it
-    WeightedEngine      epochs by `loss_and_gradients`, for what no other engine can do
+    EquationsEngine     epochs by `loss_and_gradients`, for what no other engine can do
 
 The loss of a mini-batch of m rows whose sample weights sum to S (S = m without weights) is
 
@@ -17,17 +18,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import pairwise
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import activations, costs
+from .. import activations, costs, cpu
 from ..activations import Activation
 from ..backends.numpy import apply_rule, clip
 from ..engines import Engine, Hyperparameters, Member
+from ..engines.compiled_passes import CompiledPasses
 from ..model import Model
 from ..optimizers import SGD, Adam, Optimizer
-from ..parameters import Parameters
+from ..parameters import Layout, Parameters
 from ..planning import Plan
 from ..training import Course
 
@@ -96,8 +101,94 @@ class Problem:
             return SoftmaxLogLoss() if self.names[-1] == "softmax" else LogisticLogLoss()
         return costs.get("poisson" if self.loss == "poisson" else "quadratic")
 
+    def model(self, dtype: np.dtype[Any], backend: str) -> Model:
+        """Its model: all fits of a search have one between them, whatever their penalties."""
+        return _model_of(replace(self, alpha=0.0, dropout=0.0), dtype, backend)
 
-# -- the equations, for any sample weights, sparse X and dropout ------------------------------
+
+@lru_cache(maxsize=64)
+def _model_of(problem: Problem, dtype: np.dtype[Any], backend: str) -> Model:
+    return Model(
+        problem.sizes, activation=problem.activations, cost=problem.cost, dtype=dtype,
+        backend=backend,
+    )  # fmt: skip
+
+
+def outputs_of(model: Model, parameters: Parameters, X: Any) -> Callable[[], np.ndarray]:
+    """() -> a^L of the rows of X, which may be sparse, by the parameters as they are then."""
+    if model.compiled is not None:
+        compiled, rows = model.compiled, cpu.readable(X, model.dtype)
+        return lambda: compiled.predict(parameters, rows)
+    if hasattr(X, "toarray"):
+        names = [activation.name for activation in model.activations]
+        return lambda: forward(X, parameters.weights, parameters.biases, names)[-1]
+    rows, passes = np.ascontiguousarray(X, model.dtype), model.passes()
+    return lambda: passes.predict(parameters, rows)
+
+
+# -- the loss of all rows ----------------------------------------------------------------------
+
+
+class LossOfAllRows:
+    """The loss with its penalty, and its gradient, in the library: what L-BFGS asks for.
+
+    Parameters are packed into one vector as scikit-learn does: all (n_{l-1}, n_l), then all (n_l,).
+
+    Parameters
+    ----------
+    problem : Problem
+    passes : CompiledPasses
+        Of w^l as (n_{l-1}, n_l).
+    X : (n, n_0) array of the passes' dtype, or SparseRows
+    y : (n, n_L) array of the dtype
+    weights : (n,) array of the dtype, or None
+        s.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        passes: CompiledPasses,
+        X: Any,
+        y: np.ndarray,
+        weights: np.ndarray | None,
+    ) -> None:
+        self._problem, self._passes = problem, passes
+        self._X, self._y, self._weights = X, y, weights
+        self._total = float(len(y) if weights is None else weights.sum(dtype=np.float64))
+        if self._total == 0.0:
+            raise ZeroDivisionError("the sample weights sum to zero")
+        shapes = [*pairwise(problem.sizes), *((n,) for n in problem.sizes[1:])]
+        self._ends = np.cumsum([prod(shape) for shape in shapes]).tolist()
+        self._end_of_weights = self._ends[len(problem.sizes) - 2]
+        rest = rest_of_loss(problem, y)
+        self._rest = 0.0 if rest is None else float(np.average(rest, weights=weights))
+
+    def __call__(self, packed: np.ndarray) -> tuple[float, np.ndarray]:
+        """(loss, gradient) at packed parameters."""
+        dtype = self._passes.dtype
+        packed = np.ascontiguousarray(packed, dtype)
+        gradient = np.empty_like(packed)
+        loss = self._passes.gradients_by(
+            self._addresses(packed), self._X, self._y, self._addresses(gradient), self._total,
+            self._weights,
+        )  # fmt: skip
+        loss /= self._total
+        if self._problem.loss == "squared_error":
+            loss /= self._problem.sizes[-1]
+        share = self._problem.alpha / self._total
+        w = packed[: self._end_of_weights]
+        gradient[: self._end_of_weights] += dtype.type(share) * w
+        # BLAS would wake threads that stand in the library's way.
+        squares = float(np.einsum("i,i->", w, w, dtype=np.float64))
+        return loss + self._rest + 0.5 * share * squares, gradient
+
+    def _addresses(self, packed: np.ndarray) -> Any:
+        begin, size = cpu.address(packed), packed.itemsize
+        return cpu.addresses_from([begin + start * size for start in (0, *self._ends[:-1])])
+
+
+# -- the equations in NumPy, for any sample weights, sparse X and dropout -----------------------
 
 
 def forward(
@@ -211,6 +302,26 @@ def loss_and_gradients(
         end = parameters.layout.weights_end
         gradients.flat[:end] += (problem.alpha / total) * weights
     return loss
+
+
+def loss_of_packed(
+    problem: Problem, packed: np.ndarray, X: Array, y: np.ndarray, weights: np.ndarray | None
+) -> tuple[float, np.ndarray]:
+    """(loss, gradient) at parameters packed as `LossOfAllRows` has them."""
+    layout = Layout(problem.sizes)
+    parameters, gradients = (
+        Parameters(layout, np.zeros(layout.length, packed.dtype)) for _ in range(2)
+    )
+    at = 0
+    for w, (k, n) in zip(parameters.weights, pairwise(problem.sizes), strict=True):
+        w[...] = packed[at : at + k * n].reshape(k, n).T
+        at += k * n
+    for b in parameters.biases:
+        b[...] = packed[at : at + b.size]
+        at += b.size
+    loss = loss_and_gradients(problem, parameters, X, y, weights, gradients)
+    found = [*(g.T.ravel() for g in gradients.weights), *gradients.biases]
+    return loss, np.concatenate(found)
 
 
 def _transposed_product(delta: np.ndarray, a: Array) -> np.ndarray:
@@ -337,9 +448,6 @@ class State:
 class PerceptronCourse(Course):
     """A perceptron on its way, in the order and until the end that an estimator says.
 
-    All whole mini-batches are one call of the engine. A short last one is another, because the
-    penalty weighs more in it.
-
     The loss has the penalty of every step on the CPU. On a device, which is not to wait for the
     host between steps, it has that of the mean of Σ w² before and after the epoch.
 
@@ -348,10 +456,12 @@ class PerceptronCourse(Course):
     problem : Problem
     model : Model
     parameters : Parameters
-    rows, batch_size : int
+    batch_size : int
     state : State
         Goes on from where it is; takes the optimizer's moments at the end.
     y : (rows, n_L) array
+    weights : (rows,) array of the model's dtype, or None
+        s.
     order : callable
         () -> (rows,) int array, for the next epoch.
     after : callable
@@ -363,75 +473,76 @@ class PerceptronCourse(Course):
         problem: Problem,
         model: Model,
         parameters: Parameters,
-        rows: int,
         batch_size: int,
         state: State,
         y: np.ndarray,
+        weights: np.ndarray | None,
         order: Callable[[], np.ndarray],
         after: Callable[[float], bool],
     ) -> None:
         super().__init__(parameters)
         self.problem, self.model, self.state = problem, model, state
-        self.rows, self.batch_size = rows, batch_size
+        self.batch_size, self.weights = batch_size, weights
+        self.rows = rows = len(y)
         self.steps = -(-rows // batch_size)
         self._order, self._after = order, after
-        # Of the last batch, which is short, the penalty weighs more.
-        sizes = {batch_size, rows % batch_size} - {0}
-        self._rules = {m: replace(state.rule, l2=problem.alpha / m) for m in sizes}
-        self._backend = model.backend.fork()
         self._over = False
         self._every_step = sums_squares(problem, model)
+        self._squares: np.ndarray | None = None
+        self._totals: np.ndarray | None = None
+        self._backend = model.backend.fork()
         self._slots = tuple(
             model.backend.zeros((model.layout.length,)) for _ in range(state.rule.slots)
         )
-        for slot, saved in zip(self._slots, state.slots or self._slots, strict=True):
+        for slot, saved in zip(self._slots, state.slots or (), strict=False):
             model.backend.copy(model.backend.asarray(saved), slot)
-        self._constant = 0.0
-        if problem.loss == "poisson":  # what our cost leaves out, having no gradient
-            from scipy.special import xlogy
+        self._sizes = np.full(self.steps, float(batch_size))
+        self._sizes[-1] = rows - batch_size * (self.steps - 1)
+        #: What our cost leaves out of each row's loss, having no gradient.
+        self._left_out = rest_of_loss(problem, y)
 
-            self._constant = float((xlogy(y, y) - y).sum()) / rows
+    def epoch(self) -> Member:
+        order, state = self._order(), self.state
+        coefficients = state.rule.coefficients(np.full(self.steps, state.rate), state.step)
+        if self._every_step:
+            self._squares = np.empty(self.steps)
+        elif self.problem.alpha:
+            self._squares_before = self._sum_of_squares()
+        if self.weights is not None:
+            self._totals = self._over_batches(self.weights[order])
+            if not self._totals.all():
+                raise ZeroDivisionError("the weights of a mini-batch sum to zero")
+        settings = Hyperparameters(
+            self.batch_size, state.rule, coefficients, self._squares, self.problem.alpha
+        )
+        self._last = order
+        return Member(self.parameters, self._slots, order, settings, self.weights, self._totals)
 
-    def epoch(self) -> Sequence[Member]:
-        order, m = self._order(), self.batch_size
-        whole, rest = divmod(self.rows, m)
-        self._squares_before = 0.0 if self._every_step else self._sum_of_squares()
-        self._parts = [
-            (rows, self._part(order[begin : begin + rows * steps], rows, steps, first))
-            for begin, rows, steps, first in ((0, m, whole, 0), (m * whole, rest, 1, whole))
-            if rows * steps
-        ]
-        return [member for _, member in self._parts]
-
-    def _part(self, order: np.ndarray, rows: int, steps: int, first: int) -> Member:
-        """Steps of so many rows each, by a rule whose penalty is theirs."""
-        state, rule = self.state, self._rules[rows]
-        coefficients = rule.coefficients(np.full(steps, state.rate), state.step + first)
-        squares = np.zeros(steps) if self._every_step else None
-        hyperparameters = Hyperparameters(self.batch_size, rule, coefficients, squares)
-        return Member(self.parameters, self._slots, order, hyperparameters)
+    def _over_batches(self, numbers: np.ndarray) -> np.ndarray:
+        """The sum of each mini-batch's."""
+        starts = np.arange(0, self.rows, self.batch_size)
+        return np.add.reduceat(numbers, starts, dtype=np.float64)
 
     def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
         self.state.step += self.steps
-        total = 0.0
-        for rows, member in self._parts:
-            squares = member.hyperparameters.squares
-            steps = len(member.hyperparameters.coefficients)
-            found, costs = costs[:steps], costs[steps:]
-            if self.problem.loss == "squared_error":
-                found = found / self.problem.sizes[-1]
-            penalty = 0.0
-            if squares is not None:
-                penalty = 0.5 * self.problem.alpha * float(squares.sum())
-            total += rows * float(found.sum()) + penalty
-        if not self._every_step:
-            both = self._squares_before + self._sum_of_squares()
-            total += 0.25 * self.problem.alpha * self.steps * both
-        self._over = self._after(total / self.rows + self._constant)
+        if self.problem.loss == "squared_error":
+            costs = costs / self.problem.sizes[-1]
+        # A step's sum of weights is its rows, where they have none.
+        shares = self._sizes if self._totals is None else self._sizes / self._totals
+        total = float(costs @ self._sizes)
+        if self._left_out is not None:
+            rest = self._left_out if self.weights is None else self._left_out * self.weights
+            sums = self._over_batches(rest[self._last])
+            total += float(sums.sum() if self._totals is None else sums @ shares)
+        alpha = 0.5 * self.problem.alpha
+        if self._squares is not None:
+            penalties = self._squares if self._totals is None else self._squares * shares
+            total += alpha * float(penalties.sum())
+        elif alpha:
+            total += 0.5 * alpha * self.steps * (self._squares_before + self._sum_of_squares())
+        self._over = self._after(total / self.rows)
 
     def _sum_of_squares(self) -> float:
-        if self.problem.alpha == 0:
-            return 0.0
         weights = self.parameters.flat[: self.parameters.layout.weights_end]
         return self._backend.sum_of_squares(weights)
 
@@ -442,55 +553,49 @@ class PerceptronCourse(Course):
         self.state.slots = tuple(self.model.backend.to_numpy(slot) for slot in self._slots)
 
 
+def rest_of_loss(problem: Problem, y: np.ndarray) -> np.ndarray | None:
+    """What of each row's loss is not in `Problem.cost`, if anything: it has no gradient."""
+    if problem.loss != "poisson":
+        return None
+    from scipy.special import xlogy
+
+    return np.asarray((xlogy(y, y) - y).sum(axis=1), np.float64)
+
+
 def sums_squares(problem: Problem, model: Model) -> bool:
     """Whether an engine is asked for Σ w² before every step."""
     return problem.alpha > 0 and model.choice.backend == "numpy"
 
 
-class WeightedCourse(PerceptronCourse):
-    """As `PerceptronCourse`, for a `WeightedEngine`: its losses have the penalty already."""
-
-    def epoch(self) -> Sequence[Member]:
-        order, state = self._order(), self.state
-        coefficients = state.rule.coefficients(np.full(self.steps, state.rate), state.step)
-        hyperparameters = Hyperparameters(self.batch_size, state.rule, coefficients)
-        return [Member(self.parameters, self._slots, order, hyperparameters)]
+class EquationsCourse(PerceptronCourse):
+    """As `PerceptronCourse`, for an `EquationsEngine`: its losses have the penalty already."""
 
     def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
         self.state.step += self.steps
-        total, left = 0.0, self.rows
-        for loss in costs.tolist():
-            total += min(self.batch_size, left) * loss
-            left -= self.batch_size
-        self._over = self._after(total / self.rows)
+        self._over = self._after(float(costs @ self._sizes) / self.rows)
 
 
-class WeightedEngine(Engine):
+class EquationsEngine(Engine):
     """`loss_and_gradients`, a mini-batch after another: for what no other engine can do.
 
     Parameters
     ----------
-    sample_weight : (rows,) array or None
     rng : RandomState
         Draws what dropout leaves out.
     """
 
     name = "none"
+    weighs = True
 
     def __init__(
-        self,
-        problem: Problem,
-        model: Model,
-        sample_weight: np.ndarray | None,
-        rng: np.random.RandomState,
-        reason: str,
+        self, problem: Problem, model: Model, rng: np.random.RandomState, reason: str
     ) -> None:
         plan = Plan(
             "numpy", model.choice.reason, "none",
             f"one NumPy call per equation, because {reason}", captured=False,
         )  # fmt: skip
         super().__init__(model.backend, model.sizes, model.activations, model.cost, plan)
-        self.problem, self.sample_weight, self.rng = problem, sample_weight, rng
+        self.problem, self.rng = problem, rng
 
     def put(self, X: Any, Y: np.ndarray) -> tuple[Array, Array]:
         return X, Y  # which may be sparse
@@ -510,7 +615,7 @@ class WeightedEngine(Engine):
         losses = []
         for number, row in enumerate(member.hyperparameters.coefficients.tolist()):
             batch = member.order[number * m : (number + 1) * m]
-            weights = None if self.sample_weight is None else self.sample_weight[batch]
+            weights = None if member.weights is None else member.weights[batch]
             losses.append(
                 loss_and_gradients(
                     self.problem, parameters, X[batch], Y[batch], weights, gradients, rule, self.rng

@@ -35,6 +35,11 @@ class Hooks:
         self._data = {"X": X, "y": y, "metadata": metadata}
         self._epoch: Any = None
 
+    @property
+    def are_set(self) -> bool:
+        """Whether there are callbacks."""
+        return self._context is not None
+
     def begin(self) -> None:
         self._context.call_on_fit_task_begin(estimator=self._estimator, **self._data)
 

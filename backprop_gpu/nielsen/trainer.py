@@ -1,8 +1,9 @@
 """What the book's two networks share: columns in, an epoch as one engine call.
 
-The notes' equations stand here for a single sample or a mini-batch of columns, (n_l, m): the
-transpose of what the rest of the library calls a batch. They serve `backprop`,
-`update_mini_batch` and users' own costs; `SGD` trains as a `training.Session`.
+`feedforward`, `backprop` and `update_mini_batch` are passes of the CPU's library over the user's
+own arrays; `SGD` trains as a `training.Session`. For users' own costs, and where there is no
+library, the notes' equations stand here in NumPy for columns, (n_l, m): the transpose of what the
+rest of the library calls a batch.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import planning, threads, validation
+from .. import cpu, planning, threads, validation
 from ..engines import Engine, Hyperparameters, Member
+from ..engines.compiled_passes import CompiledPasses
 from ..model import Model
 from ..optimizers import SGD
 from ..parameters import Parameters
@@ -66,6 +68,8 @@ class BookNetwork:
     _requested = "auto"
     _connection: tuple[Any, Model] | None = None
     _plan: planning.Plan | None = None
+    #: The model of what is done a sample at a time: the host's, on a GPU too.
+    _host: Model | None = None
 
     def __init__(self, sizes: Sequence[int], backend: str) -> None:
         self.sizes = list(validation.sizes(sizes))
@@ -105,8 +109,35 @@ class BookNetwork:
             model = Model(
                 key[0], cost=key[1] or "quadratic", dtype=_FLOAT64, backend=self._requested
             )
-            self._connection, self._plan = (key, model), None
+            self._connection, self._plan, self._host = (key, model), None, None
+            if key[1] is not None:
+                on_host = model.choice.backend == "numpy"
+                self._host = (
+                    model
+                    if on_host
+                    else Model(key[0], cost=key[1], dtype=_FLOAT64, backend="numpy")
+                )
         return self._connection[1]
+
+    def _passes(self) -> tuple[CompiledPasses, list[np.ndarray]] | None:
+        """The library's passes and [w^1 … w^L, b^1 … b^L] for them, if it can compute this.
+
+        Whether all are finite is not looked at, which takes longer than a sample.
+        """
+        self._connect()
+        compiled = None if self._host is None else self._host.compiled
+        if compiled is None:
+            return None
+        n = self.sizes
+        weights, biases = self.weights, self.biases
+        if (
+            type(weights) is not list
+            or type(biases) is not list
+            or list(map(_shape, weights)) != list(zip(n[1:], n, strict=False))
+            or list(map(_shape, biases)) != [(k, 1) for k in n[1:]]
+        ):
+            weights, biases = self._parameters()
+        return compiled, [*weights, *biases]
 
     def _load(self, model: Model, parameters: Parameters) -> None:
         """Put the weights and biases, as they are now, into parameters of the model."""
@@ -163,6 +194,13 @@ class BookNetwork:
         if found.ndim != 2 or found.shape[0] != self.sizes[0]:
             shape = found.shape
             raise ValueError(f"a must be a column of shape ({self.sizes[0]}, 1), got {shape}")
+        passes = self._passes()
+        if passes is not None and found.shape[1]:
+            library, parameters = passes
+            rows = np.ascontiguousarray(found.T)
+            outputs = library.predict_by(library.addresses_of(parameters), rows)
+            if validation.all_finite(outputs):
+                return outputs.reshape(-1, 1) if len(rows) == 1 else outputs.T
         for w, b in zip(*self._parameters(), strict=True):
             found = sigmoid(w @ found + b)
         return found
@@ -186,11 +224,28 @@ class BookNetwork:
             For another shape.
         """
         return self._gradients(
-            samples.column(x, "x", self.sizes[0]), samples.column(y, "y", self.sizes[-1])
+            samples.column(x, "x", self.sizes[0]).T, samples.column(y, "y", self.sizes[-1]).T
         )
 
-    def _gradients(self, x: np.ndarray, y: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The sums of (∇_b C_x, ∇_w C_x) over the columns of x (n_0, m) and y (n_L, m)."""
+    def _gradients(self, X: np.ndarray, Y: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The sums of (∇_b C_x, ∇_w C_x) over the rows of X (m, n_0) and Y (m, n_L)."""
+        passes = self._passes()
+        if passes is None:
+            return self._gradients_of_columns(X.T, Y.T)
+        library, parameters = passes
+        found = [np.empty(array.shape) for array in parameters]
+        library.gradients_by(
+            library.addresses_of(parameters), X, Y, cpu.addresses_of(found), total=1.0
+        )
+        nabla_w, nabla_b = found[: len(found) // 2], found[len(found) // 2 :]
+        if not all(map(validation.all_finite, nabla_b)):
+            self._parameters()  # which says what is wrong with them, if it is they
+        return nabla_b, nabla_w
+
+    def _gradients_of_columns(
+        self, x: np.ndarray, y: np.ndarray
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The same in NumPy, over the columns of x (n_0, m) and y (n_L, m)."""
         weights, biases = self._parameters()
         a, z = [x], []
         for w, b in zip(weights, biases, strict=True):
@@ -224,16 +279,18 @@ class BookNetwork:
         """One step of gradient descent: w ← `kept` w - η/m Σ ∇_w C_x, b ← b - η/m Σ ∇_b C_x."""
         eta = validation.finite("eta", eta)
         batch = self._read(mini_batch, "mini_batch", "vectors")
-        weights, biases = self._parameters()
         if self._replaced("backprop"):
             found = [self.backprop(x, y) for x, y in batch]
             nabla_b = [np.sum(layer, axis=0) for layer in zip(*(b for b, _ in found), strict=True)]
             nabla_w = [np.sum(layer, axis=0) for layer in zip(*(w for _, w in found), strict=True)]
         else:
-            nabla_b, nabla_w = self._gradients(batch.X.T, batch.Y.T)
+            nabla_b, nabla_w = self._gradients(batch.X, batch.Y)
         rate = eta / len(batch)
-        self.weights = [kept * w - rate * g for w, g in zip(weights, nabla_w, strict=True)]
-        self.biases = [b - rate * g for b, g in zip(biases, nabla_b, strict=True)]
+        for g in (*nabla_w, *nabla_b):
+            g *= -rate
+        kept_weights = self.weights if kept == 1.0 else [kept * w for w in self.weights]
+        self.weights = [np.add(g, w, out=g) for g, w in zip(nabla_w, kept_weights, strict=True)]
+        self.biases = [np.add(g, b, out=g) for g, b in zip(nabla_b, self.biases, strict=True)]
 
     # -- many samples ---------------------------------------------------------------
 
@@ -242,6 +299,9 @@ class BookNetwork:
         if self._replaced("feedforward"):
             return np.concatenate([np.reshape(self.feedforward(x), (1, -1)) for x, _ in data])
         model = self._connect()
+        if model.compiled is not None:
+            weights, biases = self._parameters()
+            return model.compiled.predict_by(cpu.addresses_of([*weights, *biases]), data.X)
         parameters = model.parameters()
         self._load(model, parameters)
         return model.passes().predict(parameters, data.X)
@@ -371,14 +431,14 @@ class BookCourse(Course):
         self._begin, self._end, self._after = begin, end, after
         self._stops = False
 
-    def epoch(self) -> Sequence[Member]:
+    def epoch(self) -> Member:
         random.shuffle(self.order)
         self.number += 1
         self._begin()
         rates = np.full(self.steps, self._eta)
         coefficients = self._optimizer.coefficients(rates, (self.number - 1) * self.steps)
         hyperparameters = Hyperparameters(self._m, self._optimizer, coefficients)
-        return [Member(self.parameters, (), np.asarray(self.order), hyperparameters)]
+        return Member(self.parameters, (), np.asarray(self.order), hyperparameters)
 
     def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
         self._end()
@@ -422,6 +482,12 @@ class LoopEngine(Engine):
         for begin in range(0, len(order), m):
             self._step_of([self._data[i] for i in order[begin : begin + m]], len(order))
         return np.empty(0)
+
+
+def _shape(array: Any) -> tuple[int, ...] | None:
+    """The shape of an array that the library can read as it is."""
+    fits = type(array) is np.ndarray and array.dtype is _FLOAT64 and array.flags.c_contiguous
+    return array.shape if fits else None
 
 
 def _checked(name: str, arrays: Any, shapes: Sequence[tuple[int, int]]) -> list[np.ndarray]:

@@ -3,7 +3,15 @@
 import warnings
 from typing import Any
 
-from .cpu import CpuWork, cpu_work, members_a_call, step_flops, steps_a_call
+from .cpu import (
+    CpuWork,
+    cpu_work,
+    gradient_work,
+    members_a_call,
+    reading_work,
+    step_flops,
+    steps_a_call,
+)
 from .device import H200, Device
 from .plan import (
     CHUNK_ROWS,
@@ -43,9 +51,11 @@ __all__ = [
     "choose_product",
     "column_splits",
     "cpu_work",
+    "gradient_work",
     "least_bytes",
     "members_a_call",
     "product_shapes",
+    "reading_work",
     "step_flops",
     "step_work",
     "steps_a_call",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -55,6 +55,9 @@ CPU_SERIAL = 2e6
 #: Operations of a step for each thread that share its inputs.
 CPU_BY_INPUTS = 3e5
 
+#: Rows that a thread reads at a time.
+CPU_READING_BLOCK = 64
+
 #: Rows of a mini-batch up to which reading them twice where they lie costs less than copying them.
 CPU_IN_PLACE = 32
 
@@ -66,8 +69,35 @@ def cpu_work(sizes: Sequence[int], batch: int, itemsize: int, bytes: bool, cores
     by_inputs = in_place and slices > 1
     shares = min(slices, int(flops / CPU_BY_INPUTS)) if by_inputs else batch // 2
     threads = max(1, min(cores, shares)) if by_inputs or flops > CPU_SERIAL else 1
-    blocks = min(batch, threads * math.ceil(batch / (threads * CPU_BLOCK)))
-    return CpuWork(math.ceil(batch / blocks), threads, in_place, by_inputs and threads > 1)
+    return CpuWork(_even_block(batch, threads), threads, in_place, by_inputs and threads > 1)
+
+
+def _even_block(rows: int, threads: int) -> int:
+    """Rows of a block, `CPU_BLOCK` at most, so that all threads have as many blocks."""
+    blocks = min(rows, threads * math.ceil(rows / (threads * CPU_BLOCK)))
+    return math.ceil(rows / blocks)
+
+
+#: Of a row.
+_ALONE = CpuWork(1, 1, in_place=True)
+
+
+def reading_work(sizes: Sequence[int], rows: int, cores: Callable[[], int]) -> CpuWork:
+    """How rows are read: C is summed block by block, so a block is as large on every machine."""
+    if rows == 1:
+        return _ALONE
+    block = min(CPU_READING_BLOCK, rows)
+    forward = 2 * rows * sum(k * n for k, n in pairwise(sizes))
+    threads = min(cores(), math.ceil(rows / block)) if forward > CPU_SERIAL else 1
+    return CpuWork(block, threads, in_place=True)
+
+
+def gradient_work(sizes: Sequence[int], rows: int, cores: Callable[[], int]) -> CpuWork:
+    """How the gradients of all rows at once are divided."""
+    if rows == 1:
+        return _ALONE
+    threads = max(1, min(cores(), rows // 2)) if step_flops(sizes, rows) > CPU_SERIAL else 1
+    return CpuWork(_even_block(rows, threads), threads, in_place=True)
 
 
 def steps_a_call(parameters: int, batch_size: int) -> int:

@@ -93,12 +93,12 @@ class FitCourse(Course):
         rng.bit_generator.state = drawn.after
         return drawn.order
 
-    def epoch(self) -> Sequence[Member]:
+    def epoch(self) -> Member:
         settings, epoch, order = self.settings, len(self.history), self.draw_order()
         rates = settings.rates
         coefficients = settings.optimizer.coefficients(rates.now(epoch), epoch * rates.steps)
         hyperparameters = Hyperparameters(settings.batch_size, settings.optimizer, coefficients)
-        return [Member(self.parameters, self.slots, order, hyperparameters)]
+        return Member(self.parameters, self.slots, order, hyperparameters)
 
     def _end_batch(self, batch: int) -> None:
         for hook in self._watching:

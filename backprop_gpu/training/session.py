@@ -54,8 +54,8 @@ class Course:
     def start(self) -> None:
         """Before the first epoch."""
 
-    def epoch(self) -> Sequence[Member]:
-        """The next epoch: one call of the engine each. Of several members' there must be one."""
+    def epoch(self) -> Member:
+        """The next epoch."""
         raise NotImplementedError
 
     def draw(self, ahead: int) -> None:
@@ -182,17 +182,14 @@ class Session:
         self, wave: list[Course], progress: Progress, meanwhile: Callable[[], None]
     ) -> list[np.ndarray]:
         if len(self.courses) > 1 and not any(course.on_step for course in wave):
-            members = [member for course in wave for member in course.epoch()]
+            members = [course.epoch() for course in wave]
             return self.engine.run_members(
                 members, self.X, self.Y, lambda i: progress.member_is_over(), meanwhile
             )
         costs = []
         for course in wave:
-            parts = [
-                self.engine.run_epoch(member, self.X, self.Y, course.on_step, meanwhile)
-                for member in course.epoch()
-            ]
-            costs.append(parts[0] if len(parts) == 1 else np.concatenate(parts))
+            member = course.epoch()
+            costs.append(self.engine.run_epoch(member, self.X, self.Y, course.on_step, meanwhile))
             progress.member_is_over()
         return costs
 

@@ -1,4 +1,4 @@
-// What Python hands over, by ctypes (backprop_gpu/engines/compiled.py has the same structures).
+// What Python hands over, by ctypes (backprop_gpu/cpu.py has the same structures).
 // T is float or double, as `itemsize` says; arrays are C-contiguous.
 #pragma once
 #include <stddef.h>
@@ -6,10 +6,7 @@
 
 extern "C" {
 
-enum { ABI_VERSION = 2 };
-
-// In place of a rule: no change, but the gradient, in state[0].
-enum { GRADIENT = -1 };
+enum { ABI_VERSION = 3 };
 
 // A layer, of `neurons` whose inputs are those of the layer before.
 struct AbiLayer {
@@ -24,7 +21,7 @@ struct AbiLayer {
 
 struct AbiNetwork {
   int32_t itemsize;  // of T
-  int32_t stored;    // bytes of a number of X: itemsize, or 1 for uint8
+  int32_t stored;    // bytes of a number of X: itemsize, or 1 for uint8; 0: X is an AbiSparse
   int32_t depth;
   int32_t cost;       // its number in COSTS, or -1 for a user's
   int32_t collapses;  // whether BP1 is a - y
@@ -36,35 +33,64 @@ struct AbiNetwork {
   void (*gradient)(const void*, const void*, void*, int64_t, int64_t);
 };
 
+// Rows in CSR form, the columns of each in ascending order: those of row x are columns[starts[x]] …
+// columns[starts[x + 1] - 1].
+struct AbiSparse {
+  const int64_t* starts;
+  const int32_t* columns;
+  const void* values;
+};
+
 // One network's part in an epoch.
 struct AbiMember {
   int32_t batch;     // rows of a mini-batch
   int32_t block;     // rows that a thread takes through the network at a time
   int32_t in_place;  // whether rows of X are read where they lie; else they are copied into strips
-  int32_t rule;      // its number in RULES, or GRADIENT
+  int32_t rule;      // its number in RULES
   int32_t by_inputs;  // whether a thread has slices of z^1's sums, and not rows; of rows in place
   int32_t unused;
   int64_t rows;      // of the epoch: the length of `order`
   const int64_t* order;
   const double* coefficients;  // (steps, 4)
-  double clip_value, clip_norm, l1, l2, d1, d2, epsilon;
+  const void* weights;         // of the rows of X, by which each counts; null: all are 1
+  const double* totals;        // (steps), the sum of a mini-batch's weights; null: its rows
+  double clip_value, clip_norm, l1, l2, alpha, d1, d2, epsilon;  // alpha / total joins l2
   const int32_t* slices;    // a layer's: into how many its sums of z are cut; null: no layer's
   void *p, *state[2];       // flat; a state is null where the rule has none
   double *costs, *squares;  // (steps); Σ w² before each step, or null
   void* memory;             // of as many bytes as `backprop_cpu_bytes` says, at a multiple of 64
 };
 
-// a^L of rows of X, and C over them, for one network.
-struct AbiReading {
+// What a pass does with all rows at once.
+enum Stage {
+  READ,       // a^L, and C
+  FORWARD,    // a^L, keeping in `memory` what BACKWARD of the same pass reads
+  BACKWARD,   // gradients, from ∂C/∂a^L
+  GRADIENTS,  // C and its gradients
+};
+
+// Rows through one network whose parameters stay as they are, and back.
+struct AbiPass {
   const AbiNetwork* network;
   const void *X, *Y;  // Y is null where no C is wanted
-  const void* p;
+  int64_t x_row;      // numbers from a row of X to the next
+  const void* const* parameters;  // w^1 … w^L, b^1 … b^L
+  int32_t inputs_first;  // whether w^l is (n_{l-1}, n_l), and not (n_l, n_{l-1}); so its gradient
+  int32_t stage;
   int64_t rows;
   int32_t threads;
-  int32_t block;  // rows that a thread takes through the network at a time; C's bits depend on it
-  void* outputs;  // (rows, n_L)
-  double* costs;  // (blocks), Σ C_x of each block's rows; or null
-  void* memory;   // of as many bytes as `backprop_cpu_reading_bytes` says, at a multiple of 64
+  int32_t block;     // rows that a thread takes through the network at a time; C's bits depend on it
+  int32_t in_place;  // whether rows of X are read where they lie, as of AbiMember
+  int32_t unused;
+  void* outputs;     // a^L, (rows, n_L); or null, unless the stage is READ or FORWARD
+  double* costs;     // Σ C_x, READ: (blocks), of each block's rows; GRADIENTS: of all; or null
+  const void* weights;     // of the rows, as of AbiMember; not of READ
+  double total;            // what gradients are divided by
+  const void* error;       // ∂C/∂a^L, (rows, n_L), of BACKWARD
+  void* const* gradients;  // as parameters; null where one is not wanted
+  void* inputs_error;      // ∂C/∂x, (rows, n_0); or null, in FORWARD, too
+  void* memory;  // of FORWARD and BACKWARD, of as many bytes as `backprop_cpu_pass_bytes` says, at a
+                 // multiple of 64; the other two take their own
 };
 
 // Steps first … last - 1 of each member, `last` being cut to its own. Parameters and state are read

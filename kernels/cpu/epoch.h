@@ -30,6 +30,7 @@ template <class T> struct Epoch {
   int m = 0;                       // rows of this step
   const int64_t* order = nullptr;  // of them; where there is none, they follow `first_row`
   int64_t first_row = 0;
+  ptrdiff_t x_row = network.layers[0].inputs;  // numbers from a row of X to the next
 
   static constexpr int w = W<T>;
 
@@ -57,17 +58,70 @@ template <class T> struct Epoch {
   void begin() const {
     const void* const flat[] = {member.p, member.state[0], member.state[1]};
     T* const strips[] = {memory.p, memory.state[0], memory.state[1]};
-    for (int i = 0; i < 3; ++i)
-      if (strips[i]) into_strips(static_cast<const T*>(flat[i]), strips[i]);
-    connect();
-    for (int l = 1; l < memory.depth; ++l)
-      for (int s = 0; s < memory.layers[l].strips; ++s)
-        transpose(memory.layers[l], s, 0, memory.layers[l].inputs);
+    for (int l = 0; l < memory.depth; ++l) {
+      const Layer<T>& here = memory.layers[l];
+      for (int i = 0; i < 3; ++i) {
+        if (!strips[i]) continue;
+        const T* const from = static_cast<const T*>(flat[i]);
+        into_strips(here, from + here.described->w_at, from + here.described->b_at, strips[i]);
+      }
+      if (l > 0) copy_transposed(here, static_cast<const T*>(member.p) + here.described->w_at);
+    }
+    if (thread == 0) connect();
   }
 
-  void into_strips(const T* flat, T* strips) const {
-    for (ptrdiff_t at = 0; at < memory.length; ++at) strips[at] = T(0);
-    each_parameter([&](ptrdiff_t at, ptrdiff_t in) { strips[in] = flat[at]; });
+  // What of a layer is this thread's, where inputs are shared out: from, to, multiples of W.
+  int share_of_inputs(const Layer<T>& here, int of_thread) const {
+    return smaller(here.inputs, int(units_of(here.inputs, w) * of_thread / team.threads) * w);
+  }
+
+  // w and b of a layer into strips: this thread's inputs. w is (neurons, inputs), or the other way.
+  void into_strips(const Layer<T>& here, const T* flat, const T* biases, T* strips,
+                   bool inputs_first = false) const {
+    const int begin = share_of_inputs(here, thread), end = share_of_inputs(here, thread + 1);
+    for (int s = 0; s < here.strips; ++s) {
+      const int columns = smaller(w, here.neurons - s * w);
+      const T* const from = flat + ptrdiff_t(s) * w * (inputs_first ? 1 : here.inputs);
+      T* const to = strips + here.w + ptrdiff_t(s) * here.inputs * w;
+      for (ptrdiff_t k = begin; inputs_first && k < end; ++k)
+        copy_part(from + k * here.neurons, columns, to + k * w);
+      for (int k = begin; !inputs_first && k < end; k += w) {
+        const int rows = smaller(w, end - k);
+        if (columns == w && rows == w) {  // of fixed length, which compilers unroll
+          for (int i = 0; i < w; ++i)
+            for (int j = 0; j < w; ++j) to[ptrdiff_t(k + i) * w + j] = from[j * ptrdiff_t(here.inputs) + k + i];
+          continue;
+        }
+        for (int i = 0; i < rows; ++i)
+          for (int j = 0; j < w; ++j)
+            to[ptrdiff_t(k + i) * w + j] = j < columns ? from[j * ptrdiff_t(here.inputs) + k + i] : T(0);
+      }
+    }
+    for (int j = 0; thread == 0 && j < here.strips * w; ++j)
+      strips[here.b + j] = j < here.neurons ? biases[j] : T(0);
+  }
+
+  // w of a layer into the copy that BP2 reads: this thread's inputs.
+  void copy_transposed(const Layer<T>& here, const T* flat, bool inputs_first = false) const {
+    const int begin = share_of_inputs(here, thread), end = share_of_inputs(here, thread + 1);
+    for (int k = begin; k < end; k += w) {
+      T* const to = here.transposed + ptrdiff_t(k) * here.neurons;
+      const int rows = smaller(w, end - k);
+      for (ptrdiff_t j = 0; j < here.neurons; ++j) {
+        if (!inputs_first) {
+          copy_part(flat + j * here.inputs + k, rows, to + j * w);
+          continue;
+        }
+        const T* const from = flat + ptrdiff_t(k) * here.neurons + j;
+        for (ptrdiff_t i = 0; i < w; ++i) to[j * w + i] = i < rows ? from[i * here.neurons] : T(0);
+      }
+    }
+  }
+
+  // W numbers, of which there are `count`, and zeros behind them.
+  INLINE static void copy_part(const T* from, int count, T* to) {
+    if (count == w) return copy_run(from, to);
+    for (int i = 0; i < w; ++i) to[i] = i < count ? from[i] : T(0);
   }
 
   // Where each row of a layer's inputs and of its δ lies, but for rows of X that are read in place.
@@ -83,10 +137,8 @@ template <class T> struct Epoch {
   }
 
   void end() const {
-    const bool reads = member.rule == GRADIENT;
-    void* const flat[] = {reads ? member.state[0] : member.p, member.state[0], member.state[1]};
-    const T* const strips[] = {reads ? memory.gradient : memory.p, memory.state[0],
-                               memory.state[1]};
+    void* const flat[] = {member.p, member.state[0], member.state[1]};
+    const T* const strips[] = {memory.p, memory.state[0], memory.state[1]};
     for (int i = 0; i < 3; ++i) {
       T* const to = static_cast<T*>(flat[i]);
       if (strips[i])
@@ -113,9 +165,10 @@ template <class T> struct Epoch {
   int64_t row(int x) const { return order ? order[x] : first_row + x; }
 
   // Rows of n numbers into strips; each row whole, as the processor's own prefetching likes it.
-  template <class N> void gather(const N* from, int n, int x_begin, int x_end, T* strips) const {
+  template <class N>
+  void gather(const N* from, ptrdiff_t from_row, int n, int x_begin, int x_end, T* strips) const {
     for (int x = x_begin; x < x_end; ++x) {
-      const N* const of_row = from + row(x) * n;
+      const N* const of_row = from + row(x) * from_row;
       T* to = strips + ptrdiff_t(x) * w;
       int j = 0;
       for (; j + w <= n; j += w, to += strip()) copy_run(of_row + j, to);
@@ -130,19 +183,62 @@ template <class T> struct Epoch {
 
   void gather(int x_begin, int x_end) const {
     const int inputs = memory.layers[0].inputs;
-    if (Y) gather(Y, last().neurons, x_begin, x_end, memory.y);
+    if (Y) gather(Y, last().neurons, last().neurons, x_begin, x_end, memory.y);
     if (memory.x && network.stored == 1)
-      gather(static_cast<const uint8_t*>(X), inputs, x_begin, x_end, memory.x);
+      gather(static_cast<const uint8_t*>(X), x_row, inputs, x_begin, x_end, memory.x);
     else if (memory.x)
-      gather(static_cast<const T*>(X), inputs, x_begin, x_end, memory.x);
+      gather(static_cast<const T*>(X), x_row, inputs, x_begin, x_end, memory.x);
     if (!memory.x && !memory.by_inputs) find_rows(x_begin, x_end);
   }
 
   // Where rows of X lie that are read in place.
   void find_rows(int x_begin, int x_end) const {
     const Layer<T>& first = memory.layers[0];
-    for (int x = x_begin; x < x_end; ++x)
-      first.input_rows[x] = static_cast<const T*>(X) + row(x) * first.inputs;
+    for (int x = x_begin; !sparse() && x < x_end; ++x)
+      first.input_rows[x] = static_cast<const T*>(X) + row(x) * x_row;
+  }
+
+  // X, where it is sparse.
+  const AbiSparse* sparse() const {
+    return network.stored ? nullptr : static_cast<const AbiSparse*>(X);
+  }
+
+  // Σ_k a(x, k) b(k, ·) over what a row of a sparse X has, in the slices and the order of `product`.
+  template <int S>
+  INLINE void sparse_row(T* out, const AbiSparse& from, int64_t x, const T* b, ptrdiff_t b_strip,
+                         int slice, const T* bias) const {
+    const T* const values = static_cast<const T*>(from.values);
+    Strip<T> total[S], sum[S];
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s) total[s] = sum[s] = Strip<T>::zero();
+    int cut = slice;
+    for (int64_t i = from.starts[x]; i < from.starts[x + 1]; ++i) {
+      const int k = from.columns[i];
+      if (k >= cut) {
+        cut = (k / slice + 1) * slice;
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s) total[s] += sum[s], sum[s] = Strip<T>::zero();
+      }
+      const Strip<T> value(values[i]);
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s)
+        sum[s].add_product(value, Strip<T>::load(b + s * b_strip + ptrdiff_t(k) * w));
+    }
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s)
+      (total[s] + sum[s] + Strip<T>::load(bias + s * w)).store(out + s * strip());
+  }
+
+  void sparse_product(T* z, int x_begin, int x_end) const {
+    const Layer<T>& first = memory.layers[0];
+    const ptrdiff_t b_strip = ptrdiff_t(first.inputs) * w;
+    for (int s = 0; s < first.strips; s += 4)
+      for (int x = x_begin; x < x_end; ++x)
+        with_count<4>(smaller(4, first.strips - s), [&](auto n) {
+          sparse_row<n.value>(z + s * strip() + ptrdiff_t(x - x_begin) * w, *sparse(), row(x),
+                              memory.p + first.w + s * b_strip, b_strip, first.slice,
+                              memory.p + first.b + s * w);
+        });
   }
 
   // out = Σ_k a(x, k) b(k, ·) + bias for a block's rows and so many strips, the sum in slices of so
@@ -178,7 +274,9 @@ template <class T> struct Epoch {
     const int count = x_end - x_begin;
     const ptrdiff_t at = ptrdiff_t(x_begin) * w;
     T* const z = (here.z ? here.z : here.a) + at;
-    if (l == 0 && memory.by_inputs)
+    if (l == 0 && sparse())
+      sparse_product(z, x_begin, x_end);
+    else if (l == 0 && memory.by_inputs)
       add_slices(here, at, z, count);
     else
       product(z, strip(), here.input_rows + x_begin, here.next, memory.p + here.w,
@@ -360,7 +458,6 @@ template <class T> struct Epoch {
     Layer<T>& here = last();
     const int n = here.neurons, count = x_end - x_begin;
     const ptrdiff_t numbers = ptrdiff_t(count) * n;
-    const bool couples = here.described->sigma == SOFTMAX;
     T *const a = scratch(), *const y = a + numbers, *const out = y + numbers;
     for (int x = 0; x < count; ++x)
       for (int j = 0; j < n; ++j) {
@@ -369,13 +466,22 @@ template <class T> struct Epoch {
       }
     network.samples(a, y, memory.terms + x_begin, count, n);
     network.gradient(a, y, out, count, n);
+    error_from(out, x_begin, x_end);
+  }
+
+  // BP1, from ∂C/∂a of rows that lie one after the other.
+  void error_from(const T* slopes, int x_begin, int x_end) const {
+    Layer<T>& here = last();
+    const int n = here.neurons, count = x_end - x_begin;
+    const bool couples = here.described->sigma == SOFTMAX;
     for (int x = 0; x < count; ++x) {
-      const T *const row = a + ptrdiff_t(x) * n, *const slope = out + ptrdiff_t(x) * n;
+      const T* const slope = slopes + ptrdiff_t(x) * n;
+      const auto a = [&](int j) { return here.a[place(x_begin + x, j)]; };
       T lane[LANES] = {};
-      for (int j = 0; couples && j < n; ++j) lane[j % LANES] += slope[j] * row[j];
+      for (int j = 0; couples && j < n; ++j) lane[j % LANES] += slope[j] * a(j);
       const T mean = sum_of_lanes(lane);
       for (int j = 0; j < n; ++j)
-        here.delta[place(x_begin + x, j)] = couples ? row[j] * (slope[j] - mean) : slope[j];
+        here.delta[place(x_begin + x, j)] = couples ? a(j) * (slope[j] - mean) : slope[j];
     }
     fill(x_begin, x_end);
     if (couples) return;
@@ -386,6 +492,17 @@ template <class T> struct Epoch {
                 scratch(), length);
     }
     fill(x_begin, x_end);  // 0 times an infinite slope is no 0
+  }
+
+  // Rows count by their weights, in C and in δ^L.
+  void weigh(const void* weights, int x_begin, int x_end) const {
+    Layer<T>& here = last();
+    const int terms = network.cost < 0 ? 1 : here.neurons;
+    for (int x = x_begin; x < x_end; ++x) {
+      const T weight = static_cast<const T*>(weights)[row(x)];
+      for (int j = 0; j < terms; ++j) memory.terms[ptrdiff_t(x) * terms + j] *= weight;
+      for (int j = 0; j < here.neurons; ++j) here.delta[place(x, j)] *= weight;
+    }
   }
 
   // Σ C_x of the mini-batch, by one thread.
@@ -421,25 +538,9 @@ template <class T> struct Epoch {
       gather(x, end);
       for (int l = 0; l < memory.depth; ++l) forward(l, x, end);
       output_error(x, end);
+      if (member.weights) weigh(member.weights, x, end);
       for (int l = memory.depth - 1; l > 0; --l) hidden_error(l, x, end);
     }
-  }
-
-  // a^L of rows that follow `first`, and Σ C_x where Y is given.
-  void read(int64_t first, int count, T* outputs, double* cost) {
-    first_row = first;
-    m = count;
-    gather(0, count);
-    for (int l = 0; l < memory.depth; ++l) forward(l, 0, count);
-    if (Y) {
-      output_error(0, count);
-      *cost = sum_of_costs();
-    } else {
-      activate_outputs(0, count);
-    }
-    const int n = last().neurons;
-    for (int x = 0; x < count; ++x)
-      for (int j = 0; j < n; ++j) outputs[(first + x) * n + j] = last().a[place(x, j)];
   }
 
   // ------------------------------------------------------------------------------ phase B: weights
@@ -450,11 +551,11 @@ template <class T> struct Epoch {
     bool adjusts;  // by a penalty, or a limit of each component
     T clip_value, l1, l2, c[4], d1, d2, epsilon;
 
-    Change(const AbiMember& member, const double* coefficients, int m)
-        : share(T(1) / T(m)), adjusts(T(member.clip_value) <= largest<T>() || T(member.l1) != T(0) ||
-                  T(member.l2) != T(0)),
-          clip_value(T(member.clip_value)), l1(T(member.l1)), l2(T(member.l2)), d1(T(member.d1)),
-          d2(T(member.d2)), epsilon(T(member.epsilon)) {
+    Change(const AbiMember& member, const double* coefficients, double total)
+        : share(T(1) / T(total)), clip_value(T(member.clip_value)), l1(T(member.l1)),
+          l2(T(member.l2 + member.alpha / total)), d1(T(member.d1)), d2(T(member.d2)),
+          epsilon(T(member.epsilon)) {
+      adjusts = clip_value <= largest<T>() || l1 != T(0) || l2 != T(0);
       for (int i = 0; i < 4; ++i) c[i] = T(coefficients[i]);
     }
   };
@@ -529,6 +630,8 @@ template <class T> struct Epoch {
   void sums_of_chunk(const Layer<T>& here, int s_begin, int strips, int k_begin, int k_end,
                      T* sums) const {
     const ptrdiff_t row = ptrdiff_t(strips) * w;
+    if (&here == memory.layers && sparse())
+      return sparse_sums(here.delta + s_begin * strip(), strips, k_begin, k_end, sums);
     for (int x = 0; x < m; x += ROWS_AT_ONCE)
       for (int k = k_begin; k < k_end; k += w)
         for (int s = 0; s < strips; s += STRIPS)
@@ -540,6 +643,30 @@ template <class T> struct Epoch {
                   smaller(x + ROWS_AT_ONCE, m));
             });
           });
+  }
+
+  // Of a sparse X, in the same order.
+  void sparse_sums(const T* delta, int strips, int k_begin, int k_end, T* sums) const {
+    const AbiSparse& rows = *sparse();
+    const T* const values = static_cast<const T*>(rows.values);
+    for (ptrdiff_t i = 0; i < ptrdiff_t(k_end - k_begin) * strips * w; ++i) sums[i] = T(0);
+    for (int x = 0; x < m; ++x) {
+      const int64_t end = rows.starts[row(x) + 1];
+      int64_t i = rows.starts[row(x)];
+      for (int64_t count = end - i; count > 0;) {  // the first that is not before k_begin
+        const int64_t half = count / 2;
+        const bool before = rows.columns[i + half] < k_begin;
+        i += before ? half + 1 : 0;
+        count = before ? count - half - 1 : half;
+      }
+      for (; i < end && rows.columns[i] < k_end; ++i)
+        for (int s = 0; s < strips; ++s) {
+          T* const to = sums + (ptrdiff_t(rows.columns[i] - k_begin) * strips + s) * w;
+          Strip<T> sum = Strip<T>::load(to);
+          sum.add_product(Strip<T>(values[i]), Strip<T>::load(delta + s * strip() + ptrdiff_t(x) * w));
+          sum.store(to);
+        }
+    }
   }
 
   // BP4 and the rule of R inputs from k on, while the sums are in registers: short batches.
@@ -652,21 +779,22 @@ template <class T> struct Epoch {
     return norm > member.clip_norm ? member.clip_norm / norm : 1;
   }
 
-  void weights_phase(const double* coefficients, int next_rows) const {
-    const Change change(member, coefficients, m);
+  void weights_phase(const double* coefficients, double total, int next_rows) const {
+    const Change change(member, coefficients, total);
     const T share = change.share;
     const bool at_once = m <= ROWS_AT_ONCE && !memory.gradient && !change.adjusts;
     each_chunk([&](int l, int s_begin, int strips, int k, int end) {
       const Layer<T>& here = memory.layers[l];
       alignas(64) T sums[CHUNK * CHUNK_STRIPS * w], of_biases[w];
-      if (l == 0 && s_begin == 0 && member.in_place) prefetch(k, end, next_rows);
+      if (l == 0 && s_begin == 0 && member.in_place && !sparse()) prefetch(k, end, next_rows);
       int rest = k;  // inputs from there on are not done yet
       if (member.squares)
         for (int s = s_begin; s < s_begin + strips; ++s)
           memory.squares[chunk_number(here, s, k)] =
               sum_of_squares(memory.p + here.w + (ptrdiff_t(s) * here.inputs + k) * w,
                              ptrdiff_t(end - k) * w);
-      for (int s = 0; at_once && s < strips; s += STRIPS)
+      const bool changes = at_once && !(l == 0 && sparse());
+      for (int s = 0; changes && s < strips; s += STRIPS)
         with_count<STRIPS>(smaller(STRIPS, strips - s), [&](auto n) {
           with_rule(member.rule, [&](auto rule) {
             rest = changed_chunk<decltype(rule), n.value>(here, s_begin + s, k, end, change);
@@ -680,7 +808,7 @@ template <class T> struct Epoch {
         if (memory.gradient) {
           keep(at, sums + i * w, strips * w, share, end - rest);
           if (k == 0) keep(b, of_biases, w, share, 1);
-          if (member.rule >= 0) norm_of_chunk(here, s, k, end);
+          norm_of_chunk(here, s, k, end);
           continue;
         }
         apply(change, at, sums + i * w, strips * w, share, end - rest, true);
@@ -688,7 +816,7 @@ template <class T> struct Epoch {
         if (l > 0) transpose(here, s, k, end);
       }
     });
-    if (!memory.gradient || member.rule < 0) return;
+    if (!memory.gradient) return;
     meet(team);
     const T scale = T(norm_scale());
     each_chunk([&](int l, int s_begin, int strips, int k, int end) {
@@ -722,7 +850,7 @@ template <class T> struct Epoch {
     const int64_t steps = units_of(member.rows, member.batch);
     if (last_step > steps) last_step = steps;
     if (first >= last_step) return;
-    if ((first == 0 || whole) && thread == 0) begin();
+    if (first == 0 || whole) begin();
     meet(team);
     for (int64_t step = first; step < last_step; ++step) {
       order = member.order + step * member.batch;
@@ -735,9 +863,10 @@ template <class T> struct Epoch {
       }
       rows_phase();
       meet(team);
-      if (thread == team.threads - 1) member.costs[step] = sum_of_costs() / m;
+      const double total = member.totals ? member.totals[step] : m;
+      if (thread == team.threads - 1) member.costs[step] = sum_of_costs() / total;
       const int next_rows = int(behind < member.batch ? behind : member.batch);
-      weights_phase(member.coefficients + 4 * step, next_rows);
+      weights_phase(member.coefficients + 4 * step, total, next_rows);
       meet(team);
       if (thread == 0 && member.squares) {
         double sum = 0;

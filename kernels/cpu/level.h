@@ -8,6 +8,6 @@ struct Level {
   int fma;  // whether a multiply-add rounds once: all levels that do, give the same bits
   size_t (*bytes)(const AbiNetwork&, const AbiMember&, int threads);
   void (*train)(const AbiJob&, const Team&, int thread);
-  size_t (*reading_bytes)(const AbiReading&);
-  void (*read)(const AbiReading&, const Team&, int thread);
+  size_t (*pass_bytes)(const AbiPass&);
+  void (*pass)(const AbiPass&, const Team&, int thread);
 };

@@ -81,7 +81,7 @@ const Candidate candidates[] = {{&backprop_cpu_neon, always}};
 struct Run {
   const Level* level;
   const AbiJob* job;
-  const AbiReading* reading;
+  const AbiPass* pass;
   int threads;  // of a team
   Team* teams;
 };
@@ -90,7 +90,7 @@ void work(void* argument, int number) {
   const Run& run = *static_cast<const Run*>(argument);
   const Team& team = run.teams[number / run.threads];
   if (run.job) run.level->train(*run.job, team, number % run.threads);
-  else run.level->read(*run.reading, team, number % run.threads);
+  else run.level->pass(*run.pass, team, number % run.threads);
 }
 
 int run_in_teams(Run run, int teams) {
@@ -123,7 +123,7 @@ EXPORT void backprop_cpu_sizes(int64_t sizes[5]) {
   sizes[0] = sizeof(AbiLayer);
   sizes[1] = sizeof(AbiNetwork);
   sizes[2] = sizeof(AbiMember);
-  sizes[3] = sizeof(AbiReading);
+  sizes[3] = sizeof(AbiPass);
   sizes[4] = sizeof(AbiJob);
 }
 
@@ -143,8 +143,8 @@ EXPORT size_t backprop_cpu_bytes(int level, const AbiNetwork* network, const Abi
   return level_at(level)->bytes(*network, *member, threads);
 }
 
-EXPORT size_t backprop_cpu_reading_bytes(int level, const AbiReading* reading) {
-  return level_at(level)->reading_bytes(*reading);
+EXPORT size_t backprop_cpu_pass_bytes(int level, const AbiPass* pass) {
+  return level_at(level)->pass_bytes(*pass);
 }
 
 // 0; or 1, and nothing has run, if the system has no more threads or memory for them.
@@ -152,6 +152,17 @@ EXPORT int backprop_cpu_train(int level, const AbiJob* job) {
   return run_in_teams({level_at(level), job, nullptr, job->threads, nullptr}, job->teams);
 }
 
-EXPORT int backprop_cpu_read(int level, const AbiReading* reading) {
-  return run_in_teams({level_at(level), nullptr, reading, reading->threads, nullptr}, 1);
+EXPORT int backprop_cpu_pass(int level, const AbiPass* given) {
+  AbiPass pass = *given;
+  void* own = nullptr;
+  if (!pass.memory) {
+    if (posix_memalign(&own, 64, level_at(level)->pass_bytes(pass)) != 0) return 1;
+    pass.memory = own;
+  }
+  int failed = 0;
+  // To make a team takes long beside a row.
+  if (pass.threads == 1) level_at(level)->pass(pass, Team{1, nullptr, nullptr, nullptr}, 0);
+  else failed = run_in_teams({level_at(level), nullptr, &pass, pass.threads, nullptr}, 1);
+  free(own);
+  return failed;
 }

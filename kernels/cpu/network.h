@@ -17,8 +17,13 @@ constexpr int LANES = 32;
 INLINE ptrdiff_t units_of(ptrdiff_t count, ptrdiff_t unit) { return (count + unit - 1) / unit; }
 INLINE int smaller(int a, int b) { return a < b ? a : b; }
 
-// In place of a rule: parameters are only read, and other threads read them, too.
-enum { READING = -2 };
+// What a memory is for.
+enum Use {
+  TRAINING,
+  READING,  // blocks of rows: all threads read the same parameters, which lie elsewhere
+  PASSING,  // all rows of a pass
+  ALONE,    // one row, which takes the parameters as they come
+};
 
 // Hands out memory at multiples of 64 bytes; where there is none, it counts.
 struct Arena {
@@ -37,7 +42,7 @@ template <class T> struct Layer {
   int first_chunk;              // the number of its first
   int slice;                    // inputs of a slice of the sums of z
   ptrdiff_t w, b;               // where they begin in p, the states and the gradient
-  T* transposed;                // w once more, as BP2 reads it: strips of inputs, a row a neuron
+  T* transposed;  // w once more, as BP2 reads it: strips of inputs, a row a neuron; or null
   T *z, *a, *delta;             // (strips, height, W); z is null where nobody needs it
   ptrdiff_t next;               // between two runs of W of an input row
   const T **input_rows, **delta_rows;  // (batch), where they begin
@@ -50,6 +55,7 @@ template <class T> struct Memory {
   Layer<T>* layers;  // each thread has them for itself
   T *p, *state[2], *gradient;  // in strips; null where there is none
   T *x, *y;                    // rows in strips; x is null where they are read in place
+  T* x_error = nullptr;        // ∂C/∂x, in strips, where it is wanted
   bool by_inputs;              // whether threads share out layer 1 by slices of its inputs
   T* parts = nullptr;          // its slices' sums, (slices, strips, height, W)
   T* terms;                    // of the cost, (batch, n_L); a user's has one a row
@@ -58,14 +64,14 @@ template <class T> struct Memory {
   ptrdiff_t scratch_length;
   size_t bytes;
 
-  Memory(Arena arena, const AbiNetwork& network, const AbiMember& member, int threads, int thread)
+  Memory(Arena arena, const AbiNetwork& network, const AbiMember& member, int threads, int thread,
+         Use use = TRAINING, bool inputs_error = false)
       : depth(network.depth), batch(member.batch), height(member.batch | 1) {
     constexpr int w = W<T>;
-    const bool counts = !arena.begin;
-    const bool clips = member.rule >= 0 && member.clip_norm <= largest<double>();
-    const bool keeps = clips || member.rule == GRADIENT;
+    const bool counts = !arena.begin, strips_of_w = use == TRAINING || use == PASSING;
+    const bool clips = use == TRAINING && member.clip_norm <= largest<double>();
     // Sums over chunks of w must not depend on who has which inputs.
-    by_inputs = member.by_inputs && !keeps && !member.squares;
+    by_inputs = member.by_inputs && !clips && !member.squares;
     layers = arena.take<Layer<T>>(ptrdiff_t(threads) * depth);
     if (!counts) layers += ptrdiff_t(thread) * depth;
     for (int l = 0; l < depth; ++l) {
@@ -85,7 +91,7 @@ template <class T> struct Memory {
       length += strips * w * described.inputs;
       here.b = length;
       length += strips * w;
-      if (l > 0 && member.rule != READING)
+      if (strips_of_w && (l > 0 || inputs_error))
         here.transposed = arena.take<T>(units_of(described.inputs, w) * w * described.neurons);
       if (described.from_z || l == depth - 1) here.z = arena.take<T>(numbers);
       here.a = arena.take<T>(numbers);
@@ -101,10 +107,11 @@ template <class T> struct Memory {
     }
     const ptrdiff_t inputs = units_of(network.layers[0].inputs, w) * w;
     const ptrdiff_t outputs = units_of(network.layers[depth - 1].neurons, w) * w;
-    p = member.rule == READING ? nullptr : arena.take<T>(length);
+    p = strips_of_w ? arena.take<T>(length) : nullptr;
     for (int i = 0; i < 2; ++i)
-      state[i] = member.rule >= 0 && member.state[i] ? arena.take<T>(length) : nullptr;
-    gradient = keeps ? arena.take<T>(length) : nullptr;
+      state[i] = use == TRAINING && member.state[i] ? arena.take<T>(length) : nullptr;
+    gradient = clips ? arena.take<T>(length) : nullptr;
+    if (inputs_error) x_error = arena.take<T>(inputs * height);
     x = member.in_place ? nullptr : arena.take<T>(inputs * height);
     y = arena.take<T>(outputs * height);
     terms = arena.take<T>(outputs * batch);

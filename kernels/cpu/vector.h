@@ -131,6 +131,11 @@ template <class T> struct Strip {
     for (int i = 0; i < count; ++i) reinterpret_cast<Register<T>*>(to)[i] = r[i];
   }
 
+  INLINE void store_anywhere(T* to) const {
+    typedef Register<T> Loose __attribute__((aligned(sizeof(T)), may_alias));
+    for (int i = 0; i < count; ++i) reinterpret_cast<Loose*>(to)[i] = r[i];
+  }
+
   // += a b, rounded once. Left to itself, g++ overwrites a factor, and moves sums about and out.
   INLINE void add_product(Strip a, Strip b) {
     for (int i = 0; i < count; ++i) add_products(r[i], a.r[i], b.r[i]);

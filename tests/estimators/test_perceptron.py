@@ -26,6 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from backprop_gpu import MLPClassifier, MLPRegressor, planning, threads
+from backprop_gpu.estimators import perceptron
 from backprop_gpu.estimators.perceptron import PerceptronCourse
 from machine import SUPPORT, device_runtime, without_the_library
 
@@ -115,31 +116,6 @@ def test_the_same_loss_curve_from_the_resident_engine(digits: Any, solver: str, 
     )
 
 
-@pytest.mark.parametrize("engine", ["layered", "resident"])
-def test_scores_between_resident_epochs_wake_no_blas_threads(
-    iris: Any, engine: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from threadpoolctl import threadpool_info
-
-    if engine == "layered":
-        without_the_library(monkeypatch)
-
-    def blas_threads() -> set[int]:
-        return {each["num_threads"] for each in threadpool_info() if each["user_api"] == "blas"}
-
-    outputs, during = MLPClassifier._outputs, []
-
-    def watched(self: Any, X: Any) -> np.ndarray:
-        during.append(blas_threads())
-        return outputs(self, X)
-
-    monkeypatch.setattr(MLPClassifier, "_outputs", watched)
-    before = blas_threads()
-    MLPClassifier(early_stopping=True, max_iter=2, random_state=0, backend="numpy").fit(*iris)
-    assert during == [{1} if engine == "resident" else before] * 2
-    assert blas_threads() == before
-
-
 SETTINGS: list[dict[str, Any]] = [
     {"learning_rate": "invscaling", "solver": "sgd", "power_t": 0.3},
     {"learning_rate": "adaptive", "solver": "sgd", "learning_rate_init": 0.5, "tol": 0.1,
@@ -179,9 +155,14 @@ def test_the_same_for_every_setting(iris: Any, ours: Any, other: Any, settings: 
 @pytest.mark.parametrize(("ours", "other"), PAIRS)
 @pytest.mark.parametrize("solver", ["sgd", "adam", "lbfgs"])
 @pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("library", [True, False])
 def test_sample_weights_and_sparse_rows(
-    iris: Any, ours: Any, other: Any, solver: str, sparse: bool
-) -> None:
+    iris: Any, ours: Any, other: Any, solver: str, sparse: bool, library: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if not library:
+        without_the_library(monkeypatch)
+        monkeypatch.setattr(perceptron, "_model_of", perceptron._model_of.__wrapped__)
     X, y = iris
     weights = np.random.default_rng(0).random(len(y)) * 3
     if sparse:
@@ -192,7 +173,30 @@ def test_sample_weights_and_sparse_rows(
     assert a.loss_ == pytest.approx(b.loss_, rel=1e-10)
     for mine, their in zip(a.coefs_, b.coefs_, strict=True):
         np.testing.assert_allclose(mine, their, rtol=1e-7, atol=1e-10)
-    assert a.plan_.startswith("engine none")
+    assert ("engine resident" if library else "engine none") in a.plan_
+    held = {"early_stopping": True, "max_iter": 3, "random_state": 0, "hidden_layer_sizes": (5,)}
+    if solver == "adam":
+        a, b = (kind(**held).fit(X, y, sample_weight=weights) for kind in (ours, other))
+        np.testing.assert_allclose(a.validation_scores_, b.validation_scores_, rtol=1e-9)
+
+
+def test_weights_of_a_mini_batch_that_sum_to_zero(iris: Any) -> None:
+    X, y = iris
+    weights = np.r_[np.zeros(140), np.ones(10)]
+    for other in (MLPClassifier, theirs.MLPClassifier):
+        with pytest.raises(ZeroDivisionError, match="sum to zero"):
+            other(batch_size=10, shuffle=False).fit(X, y, sample_weight=weights)
+
+
+@pytest.mark.parametrize("engine", ["layered", "resident", "auto"])
+def test_an_engine_that_is_asked_for(iris: Any, engine: str) -> None:
+    X, y = iris
+    est = MLPClassifier(max_iter=2, random_state=0, engine=engine, backend="numpy").fit(X, y)
+    assert f"engine {'resident' if engine == 'auto' else engine}" in est.plan_
+    with pytest.raises(ValueError, match="engine 'resident' cannot run this: activations are"):
+        MLPClassifier(engine="resident", dropout=0.1).fit(X, y)
+    with pytest.raises(ValueError, match="The 'engine' parameter of MLPClassifier must be"):
+        MLPClassifier(engine="fast").fit(X, y)
 
 
 @pytest.mark.parametrize("outputs", ["multilabel", "binary", "poisson", "regressions"])
@@ -338,7 +342,7 @@ def test_a_genuine_estimator(iris: Any, ours: Any, other: Any) -> None:
     est = ours(max_iter=10, random_state=0, dropout=0.1).fit(X, y)
     genuine = est.to_sklearn()
     assert type(genuine) is other
-    np.testing.assert_array_equal(genuine.predict(X), est.predict(X))
+    np.testing.assert_allclose(genuine.predict(X), est.predict(X), rtol=1e-12)
     genuine.partial_fit(X, y)  # its own from here on
     assert not np.array_equal(genuine.coefs_[0], est.coefs_[0])
     assert ours(max_iter=7).to_sklearn().max_iter == 7
@@ -576,9 +580,9 @@ def test_a_validation_loss_curve(iris: Any) -> None:
     assert MLPClassifier(max_iter=1).fit(*iris).validation_loss_curve_ is None
 
 
-def test_what_was_asked_of_a_device_and_runs_on_numpy_is_said(iris: Any) -> None:
+def test_what_was_asked_of_a_device_and_runs_on_the_cpu_is_said(iris: Any) -> None:
     X, y = iris
-    with pytest.warns(UserWarning, match="'cuda' was asked for, but NumPy trains this: samples"):
+    with pytest.warns(UserWarning, match="'cuda' was asked for, but the CPU trains this: samples"):
         MLPClassifier(backend="cuda", max_iter=2).fit(X, y, sample_weight=np.ones(150))
 
 

@@ -38,9 +38,9 @@ const char* backprop_cpu_level(int number);
 int backprop_cpu_runs(int number);
 int backprop_cpu_fma(int number);
 size_t backprop_cpu_bytes(int, const AbiNetwork*, const AbiMember*, int);
-size_t backprop_cpu_reading_bytes(int, const AbiReading*);
+size_t backprop_cpu_pass_bytes(int, const AbiPass*);
 int backprop_cpu_train(int, const AbiJob*);
-int backprop_cpu_read(int, const AbiReading*);
+int backprop_cpu_pass(int, const AbiPass*);
 
 #undef pthread_create
 #undef posix_memalign
@@ -117,8 +117,9 @@ struct Settings {
   std::vector<int> sizes = {11, 20, 9, 3};
   int sigma = 0, output = 0, cost = 0;  // -1 is a user's
   int rule = 0, batch = 11, rows = 45;
-  double clip_value = INFINITY, clip_norm = INFINITY, l1 = 0, l2 = 0;
-  bool bytes = false, squares = false;
+  double clip_value = INFINITY, clip_norm = INFINITY, l1 = 0, l2 = 0, alpha = 0;
+  bool bytes = false, squares = false, weights = false;
+  bool zeros = false, sparse = false;  // X has many zeros, and leaves them out
   double scale = 0.3;  // of the parameters
   uint64_t seed = 1;
 };
@@ -147,8 +148,11 @@ template <class T> struct Problem {
   std::vector<AbiLayer> layers;
   AbiNetwork network = {};
   int64_t length = 0;
-  std::vector<T> X, Y, p;
+  std::vector<T> X, Y, p, values, weights;
   std::vector<uint8_t> bytes;
+  std::vector<int64_t> starts{0};
+  std::vector<int32_t> columns;
+  AbiSparse sparse = {};
 
   explicit Problem(const Settings& given) : settings(given) {
     const int depth = int(settings.sizes.size()) - 1, outputs = settings.sizes.back();
@@ -172,7 +176,11 @@ template <class T> struct Problem {
     for (int i = 0; i < settings.rows * settings.sizes[0]; ++i) {
       X.push_back(settings.bytes ? T(int(128 + 127 * random.next())) : T(random.next()));
       if (settings.bytes) bytes.push_back(uint8_t(X.back()));
+      if (settings.zeros && random.next() > -0.4) X.back() = T(0);
+      if (X.back() != T(0)) values.push_back(X.back()), columns.push_back(i % settings.sizes[0]);
+      if ((i + 1) % settings.sizes[0] == 0) starts.push_back(int64_t(values.size()));
     }
+    sparse = {starts.data(), columns.data(), values.data()};
     for (int i = 0; i < settings.rows * outputs; ++i)
       Y.push_back(T(0.5 + 0.4 * random.next()) / T(outputs));
     p.assign(size_t(length), T(0));
@@ -182,6 +190,7 @@ template <class T> struct Problem {
       for (int64_t i = 0; i < layer.neurons; ++i)
         p[size_t(layer.b_at + i)] = T(settings.scale * random.next());
     }
+    for (int i = 0; i < settings.rows; ++i) weights.push_back(i % 4 ? T(1 + 0.9 * random.next()) : T(0));
     const int output = settings.output, cost = settings.cost;
     network.itemsize = sizeof(T);
     network.depth = depth;
@@ -198,6 +207,10 @@ template <class T> struct Problem {
   }
 
   const void* stored(bool as_bytes) {
+    if (settings.sparse) {
+      network.stored = 0;
+      return &sparse;
+    }
     network.stored = as_bytes ? 1 : int(sizeof(T));
     return as_bytes ? static_cast<const void*>(bytes.data()) : X.data();
   }
@@ -209,7 +222,7 @@ template <class T> struct Training {
   AbiMember member = {};
   std::vector<int64_t> order;
   std::vector<int32_t> slices;
-  std::vector<double> coefficients, costs, squares;
+  std::vector<double> coefficients, costs, squares, totals;
   std::vector<T> p, state[2];
   std::unique_ptr<char, void (*)(void*)> memory{nullptr, free};
 
@@ -218,17 +231,26 @@ template <class T> struct Training {
     for (int i = 0; i < settings.rows; ++i) order.push_back((i * 7 + 3) % settings.rows);
     for (int i = 0; i < steps; ++i)
       for (double one : {0.05, 0.01, 1.0 + 0.1 * i, 0.001}) coefficients.push_back(one);
-    const bool adam = settings.rule >= 3, reads = settings.rule == GRADIENT;
+    const bool adam = settings.rule >= 3;
     costs.assign(size_t(steps), 0);
     if (settings.squares) squares.assign(size_t(steps), 0);
     p = problem.p;
     for (T& one : p) one *= T(1) + T(settings.seed) / 8;
     for (int i = 0; i < 2; ++i)
-      if (adam || i < (settings.rule > 0) || (reads && i == 0)) state[i].assign(p.size(), T(0));
+      if (adam || i < (settings.rule > 0)) state[i].assign(p.size(), T(0));
     member.batch = settings.batch;
     member.block = way.block < settings.batch ? way.block : settings.batch;
-    member.in_place = way.in_place && !settings.bytes;
-    member.by_inputs = way.by_inputs && !settings.bytes;
+    member.in_place = (way.in_place && !settings.bytes) || settings.sparse;
+    member.by_inputs = way.by_inputs && !settings.bytes && !settings.sparse;
+    member.alpha = settings.alpha;
+    if (settings.weights) {
+      for (int i = 0; i < settings.rows; ++i) {
+        if (i % settings.batch == 0) totals.push_back(0);
+        totals.back() += double(problem.weights[size_t(order[size_t(i)])]);
+      }
+      member.weights = problem.weights.data();
+      member.totals = totals.data();
+    }
     member.rule = settings.rule;
     member.rows = settings.rows;
     member.order = order.data();
@@ -342,9 +364,6 @@ template <class T> std::vector<Settings> settings_of(const char* group) {
       add([&](Settings& s) {
         s.sigma = s.output = 8, s.scale = scale, s.sizes = {3, 2}, s.clip_norm = 0.1;
       });
-    for (int batch : {11, 45, 1})
-      add([&](Settings& s) { s.rule = GRADIENT, s.batch = s.rows = batch, s.sizes = {140, 21, 3}; });
-    add([&](Settings& s) { s.rule = GRADIENT, s.batch = s.rows = 11, s.clip_value = 0.003; });
   } else if (!strcmp(group, "shapes")) {
     const std::vector<int> shapes[] = {{1, 1},       {1, 1, 1},       {17, 1, 3},  {300, 40, 20, 10},
                                        {33, 270, 3}, {140, 33, 16},   {8, 15, 17}, {16, 16, 16},
@@ -357,6 +376,22 @@ template <class T> std::vector<Settings> settings_of(const char* group) {
       add([&](Settings& s) { s.batch = batch, s.rows = 390, s.sizes = {37, 18, 3}; });
     add([](Settings& s) { s.rows = 1; });
     add([](Settings& s) { s.sizes = std::vector<int>(51, 3), s.rows = 12, s.sigma = 1, s.scale = 1; });
+  } else if (!strcmp(group, "weights")) {
+    for (int form = 0; form < 6; ++form)
+      add([&](Settings& s) {
+        s.sizes = {140, 21, 3}, s.weights = true, s.batch = 10, s.rule = form % 5;
+        s.cost = form == 1 ? -1 : form % 3, s.output = form == 2 ? 10 : 0;
+        if (form % 2) s.alpha = 0.3, s.squares = form == 3;
+        if (form == 4) s.clip_norm = 0.05, s.l2 = 0.02;
+      });
+    add([&](Settings& s) { s.alpha = 0.3, s.batch = 10; });
+  } else if (!strcmp(group, "sparse")) {
+    for (const auto& sizes : {std::vector<int>{140, 21, 3}, {9, 3}, {70, 130, 2}, {300, 17, 17, 4}})
+      for (int rule : {0, 3})
+        add([&](Settings& s) {
+          s.sizes = sizes, s.rule = rule, s.zeros = s.sparse = true;
+          if (rule) s.clip_norm = 0.05, s.weights = true;
+        });
   } else {  // bytes
     for (int n : {1, 11, 64, 70})
       add([&](Settings& s) {
@@ -366,26 +401,164 @@ template <class T> std::vector<Settings> settings_of(const char* group) {
   return found;
 }
 
+// Memory for a pass, of which nothing is read before it is written.
+template <class T> void give_memory(AbiPass& pass) {
+  const size_t size = backprop_cpu_pass_bytes(level, &pass);
+  demand(posix_memalign(&pass.memory, 64, size) == 0, "memory");
+  memset(pass.memory, 0xfe, size);
+}
+
+// Where w^1 … w^L and b^1 … b^L begin.
+template <class T> std::vector<void*> places(const Problem<T>& problem, std::vector<T>& flat) {
+  std::vector<void*> found;
+  for (const AbiLayer& layer : problem.layers) found.push_back(&flat[size_t(layer.w_at)]);
+  for (const AbiLayer& layer : problem.layers) found.push_back(&flat[size_t(layer.b_at)]);
+  return found;
+}
+
+// A flat array with each w the other way round.
+template <class T> std::vector<T> turned(const Problem<T>& problem, const std::vector<T>& flat,
+                                         bool back = false) {
+  std::vector<T> found = flat;
+  for (const AbiLayer& layer : problem.layers)
+    for (int j = 0; j < layer.neurons; ++j)
+      for (int k = 0; k < layer.inputs; ++k) {
+        const size_t here = size_t(layer.w_at + int64_t(j) * layer.inputs + k);
+        const size_t there = size_t(layer.w_at + int64_t(k) * layer.neurons + j);
+        found[back ? here : there] = flat[back ? there : here];
+      }
+  return found;
+}
+
 // a^L of rows and C, by blocks.
-template <class T> uint64_t read(const Settings& settings, int threads, int block) {
+template <class T> uint64_t read(const Settings& settings, int threads, int block, bool turns) {
   Problem<T> problem(settings);
   const void* const X = problem.stored(settings.bytes);
   std::vector<T> outputs(size_t(settings.rows) * size_t(settings.sizes.back()), T(0));
   std::vector<double> costs(size_t((settings.rows + block - 1) / block), 0);
+  std::vector<T> p = turns ? turned(problem, problem.p) : problem.p;
+  const std::vector<void*> parameters = places(problem, p);
   Hash hash;
   for (bool wants_cost : {true, false}) {
-    AbiReading reading = {&problem.network, X,       wants_cost ? problem.Y.data() : nullptr,
-                          problem.p.data(), settings.rows, threads,
-                          block,            outputs.data(), wants_cost ? costs.data() : nullptr,
-                          nullptr};
-    const size_t size = backprop_cpu_reading_bytes(level, &reading);
-    demand(posix_memalign(&reading.memory, 64, size) == 0, "memory");
-    memset(reading.memory, 0xfe, size);
-    demand(backprop_cpu_read(level, &reading) == 0, "no threads");
-    free(reading.memory);
+    AbiPass pass = {};
+    pass.network = &problem.network;
+    pass.X = X;
+    pass.Y = wants_cost ? problem.Y.data() : nullptr;
+    pass.x_row = settings.sizes[0];
+    pass.parameters = parameters.data();
+    pass.inputs_first = turns;
+    pass.stage = READ;
+    pass.rows = settings.rows;
+    pass.threads = threads;
+    pass.block = block;
+    pass.in_place = !settings.bytes && block % 2;
+    pass.outputs = outputs.data();
+    pass.costs = wants_cost ? costs.data() : nullptr;
+    if (threads > 1) give_memory<T>(pass);
+    demand(backprop_cpu_pass(level, &pass) == 0, "no threads");
+    free(pass.memory);
     hash.add(outputs);
   }
   hash.add(costs);
+  return hash.value;
+}
+
+// C and its gradients; and the two halves of the way to them.
+template <class T> struct Gradients {
+  Problem<T> problem;
+  const Settings& settings;
+  std::vector<T> outputs, error, of_inputs, found;
+  double cost = 0;
+
+  explicit Gradients(const Settings& given) : problem(given), settings(given) {}
+
+  uint64_t hash(bool with_cost) const {
+    Hash hash;
+    hash.add(found);
+    if (with_cost) hash.add(std::vector<double>{cost});
+    return hash.value;
+  }
+
+  uint64_t run(int threads, int block, bool in_place, bool turns, bool halves, bool inputs_error) {
+    std::vector<T> p = turns ? turned(problem, problem.p) : problem.p;
+    std::vector<T> gradients(p.size(), T(0));
+    const std::vector<void*> parameters = places(problem, p), wanted = places(problem, gradients);
+    const size_t rows = size_t(settings.rows);
+    outputs.assign(rows * size_t(settings.sizes.back()), T(0));
+    of_inputs.assign(inputs_error ? rows * size_t(settings.sizes[0]) : 0, T(0));
+    double total = 0;
+    for (T one : problem.weights) total += double(one);
+    AbiPass pass = {};
+    pass.network = &problem.network;
+    pass.X = problem.stored(settings.bytes);
+    pass.x_row = settings.sizes[0];
+    pass.parameters = parameters.data();
+    pass.inputs_first = turns;
+    pass.rows = settings.rows;
+    pass.threads = threads;
+    pass.block = block < settings.rows ? block : settings.rows;
+    pass.in_place = (in_place && !settings.bytes) || settings.sparse;
+    pass.weights = settings.weights ? problem.weights.data() : nullptr;
+    pass.total = settings.weights ? total : double(rows);
+    pass.gradients = wanted.data();
+    pass.inputs_error = inputs_error ? of_inputs.data() : nullptr;
+    if (!halves) {
+      pass.stage = GRADIENTS;
+      pass.Y = problem.Y.data();
+      pass.costs = &cost;
+      demand(backprop_cpu_pass(level, &pass) == 0, "no threads");
+    } else {
+      pass.stage = FORWARD;
+      pass.outputs = outputs.data();
+      give_memory<T>(pass);
+      demand(backprop_cpu_pass(level, &pass) == 0, "no threads");
+      error = outputs;
+      for (size_t i = 0; i < error.size(); ++i) error[i] -= problem.Y[i];
+      pass.stage = BACKWARD;
+      pass.error = error.data();
+      demand(backprop_cpu_pass(level, &pass) == 0, "no threads");
+      free(pass.memory);
+    }
+    found = turns ? turned(problem, gradients, true) : gradients;
+    return hash(!halves);
+  }
+};
+
+template <class T> uint64_t gradients() {
+  Hash hash;
+  for (int form = 0; form < 14; ++form) {
+    Settings settings;
+    settings.sizes = form % 3 ? std::vector<int>{70, 18, 33, 5} : std::vector<int>{9, 4};
+    settings.rows = form % 4 == 1 ? 1 : form % 4 == 2 ? 200 : 23;
+    settings.sigma = form % 10, settings.output = form < 8 ? 0 : form - 4, settings.cost = form % 4;
+    settings.weights = form % 2, settings.bytes = form == 9;
+    settings.zeros = settings.sparse = form > 10;
+    if (settings.bytes) settings.scale = 0.02;
+    Gradients<T> passes(settings);
+    const bool lone = settings.rows == 1 && !settings.sparse;
+    const uint64_t first = passes.run(1, 1000, false, false, false, false);
+    hash.add(std::vector<double>{double(first >> 32), double(unsigned(first))});
+    // A row alone is added up in lanes, and the other way round in others.
+    const uint64_t turned = passes.run(1, 1000, false, true, false, false);
+    hash.add(std::vector<double>{double(turned >> 32), double(unsigned(turned))});
+    demand(lone || turned == first, "other gradients of w the other way round");
+    const uint64_t alone = passes.run(1, 1000, false, false, false, true);
+    demand(lone || alone == first, "other gradients beside those of the inputs");
+    hash.add(passes.of_inputs);
+    for (int threads : {1, 2, 3})
+      for (bool turns : {false, true})
+        demand(passes.run(threads, 2 + 3 * threads, turns, turns, false, true) == alone,
+               "other gradients when shared out");
+    for (int threads : {1, 3})
+      for (bool wants : {false, true}) {
+        const uint64_t halves = passes.run(threads, 7, threads == 1, wants, true, wants);
+        if (threads == 1 && !wants) hash.add(std::vector<double>{double(halves >> 32), double(unsigned(halves))});
+        demand(halves == passes.run(1, 1000, false, false, true, false), "other halves");
+        if (settings.cost || settings.output == 10 || lone) continue;
+        passes.run(1, 1000, false, false, false, false);
+        demand(passes.hash(false) == halves, "halves are no whole");
+      }
+  }
   return hash.value;
 }
 
@@ -398,11 +571,19 @@ template <class T> uint64_t readings() {
         settings.output = output, settings.cost = cost, settings.bytes = cost == 2;
         settings.sigma = output < 10 ? output : 4;
         if (settings.bytes) settings.scale = 0.02;
-        const uint64_t alone = read<T>(settings, 1, block);
-        for (int threads : {2, 3})
-          demand(read<T>(settings, threads, block) == alone, "other outputs by several threads");
+        const uint64_t alone = read<T>(settings, 1, block, false);
+        for (int threads : {1, 2, 3})
+          for (bool turns : {false, true})
+            demand(read<T>(settings, threads, block, turns) == alone, "other outputs when shared out");
         hash.add(std::vector<double>{double(alone >> 32), double(unsigned(alone))});
       }
+  Settings one_row;  // in lanes
+  one_row.rows = 1, one_row.sizes = {70, 18, 33, 5};
+  for (bool turns : {false, true}) {
+    const uint64_t one = read<T>(one_row, 1, 1, turns);
+    demand(read<T>(one_row, 2, 1, turns) == one, "other outputs by several threads");
+    hash.add(std::vector<double>{double(one >> 32), double(unsigned(one))});
+  }
   return hash.value;
 }
 
@@ -501,20 +682,26 @@ void about_itself() {
   int64_t sizes[5];
   backprop_cpu_sizes(sizes);
   const int64_t wanted[] = {sizeof(AbiLayer), sizeof(AbiNetwork), sizeof(AbiMember),
-                            sizeof(AbiReading), sizeof(AbiJob)};
+                            sizeof(AbiPass), sizeof(AbiJob)};
   demand(!memcmp(sizes, wanted, sizeof(sizes)) && backprop_cpu_abi() == ABI_VERSION, "sizes");
 }
 
 template <class T> void groups(const char* type) {
-  for (const char* group : {"activations", "costs", "saturated", "rules", "shapes", "bytes"}) {
+  for (const char* group : {"activations", "costs", "saturated", "rules", "shapes", "bytes", "weights", "sparse"}) {
     Hash hash;
     for (const Settings& settings : settings_of<T>(group)) {
       const uint64_t one = each_way<T>(settings, group);
+      if (settings.sparse) {
+        Settings dense = settings;
+        dense.sparse = false;
+        demand(train<T>(dense, WAYS[0]) == one, "other bits of a sparse X");
+      }
       hash.add(std::vector<double>{double(one >> 32), double(unsigned(one))});
     }
     printf("%s %s %016llx\n", type, group, (unsigned long long)hash.value);
   }
   printf("%s readings %016llx\n", type, (unsigned long long)readings<T>());
+  printf("%s gradients %016llx\n", type, (unsigned long long)gradients<T>());
   printf("%s populations %016llx\n", type, (unsigned long long)populations<T>());
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,14 +34,17 @@ class Given(Course):
         )
         self.costs: list[np.ndarray] = []
 
-    def epoch(self) -> list[Member]:
+    def epoch(self) -> Member:
         order = np.asarray(self.orders.pop(0))
         steps = -(-len(order) // self.batch)
         rates = np.broadcast_to(np.asarray(self.rates, np.float64), (steps,))
         coefficients = self.optimizer.coefficients(rates, self.step)
         self.step += steps
         settings = Hyperparameters(self.batch, self.optimizer, coefficients, self.squares)
-        return [Member(self.parameters, self.slots, order, settings)]
+        return self.member(order, settings)
+
+    def member(self, order: np.ndarray, settings: Hyperparameters) -> Member:
+        return Member(self.parameters, self.slots, order, settings)
 
     def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
         self.costs.append(costs)
@@ -91,7 +95,7 @@ def test_the_squares_of_the_weights_before_each_step(engine: str, batch: int, ru
     expected = []
 
     class Watched(Given):
-        def epoch(self) -> list[Member]:
+        def epoch(self) -> Member:
             expected.append(sum(float((w**2).sum()) for w in followed.weights))
             return super().epoch()
 
@@ -143,6 +147,66 @@ def test_orders_and_penalties_are_the_courses() -> None:
     assert found["there"][0][0] != found["and back"][0][0]
     # One step with l2 more takes η l2 w more away; the second starts from there.
     assert np.abs(found["penalised"][1]).sum() < np.abs(found["there"][1]).sum()
+
+
+@pytest.mark.parametrize("backend", ["numpy", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("engine", ["layered", "resident"])
+def test_a_penalty_on_the_sum_weighs_more_in_a_short_batch(engine: str, backend: str) -> None:
+    X, Y = problem("float64")
+    order, rates = np.random.default_rng(0).permutation(ROWS), 0.1
+
+    class Summed(Given):
+        def member(self, order: np.ndarray, settings: Hyperparameters) -> Member:
+            return super().member(order, replace(settings, alpha=0.7))
+
+    net = network("float64", backend)
+    run = planning.Run(ROWS, 10**6, 25, engine, slots=1, rules=frozenset(["momentum"]))
+    momentum = optimizers.SGD(momentum=0.9, l2=0.01)
+    course = Summed(net, [order, order], 25, rates, momentum)
+    Session(net.model, net.model.engine(net.model.plan(run)), [course], X, Y).run()
+
+    # A step an epoch, by an optimizer with the penalty of so many rows.
+    other = network("float64", "numpy")
+    slots = None
+    for part in [order[:25], order[25:50], order[50:]] * 2:
+        alone = optimizers.SGD(momentum=0.9, l2=0.01 + 0.7 / len(part))
+        step = Given(other, [part], len(part), rates, alone)
+        if slots is not None:
+            step.slots = slots
+        run = planning.Run(len(part), 1, len(part), "layered", slots=1)
+        Session(other.model, other.model.engine(other.model.plan(run)), [step], X, Y).run()
+        slots = step.slots
+    got, wanted = (each.model.read(each.parameters) for each in (net, other))
+    np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_weights_of_0_1_and_2_leave_out_and_double_rows(rule: str) -> None:
+    X, Y = problem("float64")
+    weights = np.random.default_rng(0).integers(0, 3, ROWS)
+    optimizer = optimizers.get(rule)
+    kept = np.repeat(np.arange(ROWS), weights)
+
+    class Weighted(Given):
+        def member(self, order: np.ndarray, settings: Hyperparameters) -> Member:
+            member = super().member(order, replace(settings, alpha=0.2))
+            return replace(
+                member, weights=weights.astype("f8"), totals=np.array([float(weights.sum())])
+            )
+
+    class Summed(Given):
+        def member(self, order: np.ndarray, settings: Hyperparameters) -> Member:
+            return super().member(order, replace(settings, alpha=0.2))
+
+    found = []
+    for kind, order in ((Weighted, np.arange(ROWS)), (Summed, kept)):
+        net = network("float64", "numpy")
+        run = planning.Run(len(order), 9, len(order), "resident", slots=optimizer.slots)
+        course = kind(net, [order] * 3, len(order), 0.1, optimizer)
+        Session(net.model, net.model.engine(net.model.plan(run)), [course], X, Y).run()
+        found.append([net.model.read(net.parameters), *course.costs])
+    for weighted, doubled in zip(*found, strict=True):
+        np.testing.assert_allclose(weighted, doubled, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("engine", ["layered", "resident"])
