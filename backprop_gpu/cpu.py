@@ -89,6 +89,8 @@ class AbiSparse(Structure):
 
 
 class AbiPass(Structure):
+    #: What `parameters` points to.
+    where: Any = None
     _fields_ = (
         ("network", POINTER(AbiNetwork)), ("X", c_void_p), ("Y", c_void_p), ("x_row", c_int64),
         ("parameters", c_void_p), ("inputs_first", c_int32), ("stage", c_int32), ("rows", c_int64),
@@ -96,6 +98,13 @@ class AbiPass(Structure):
         ("outputs", c_void_p), ("costs", c_void_p),
         ("weights", c_void_p), ("total", c_double), ("error", c_void_p), ("gradients", c_void_p),
         ("inputs_error", c_void_p), ("memory", c_void_p),
+    )  # fmt: skip
+
+
+class AbiOpenMP(Structure):
+    _fields_ = (
+        ("GOMP_parallel", c_void_p), ("omp_get_thread_num", c_void_p),
+        ("omp_get_num_threads", c_void_p),
     )  # fmt: skip
 
 
@@ -141,7 +150,7 @@ class CpuLibrary:
         functions.backprop_cpu_train.argtypes = ctypes.c_int, POINTER(AbiJob)
         functions.backprop_cpu_pass_bytes.restype = ctypes.c_size_t
         functions.backprop_cpu_pass_bytes.argtypes = ctypes.c_int, POINTER(AbiPass)
-        functions.backprop_cpu_pass.argtypes = ctypes.c_int, POINTER(AbiPass)
+        functions.backprop_cpu_pass.argtypes = ctypes.c_int, POINTER(AbiPass), POINTER(AbiOpenMP)
 
     def _choose(self, wanted: str) -> tuple[int, str]:
         names = []
@@ -187,9 +196,12 @@ class CpuLibrary:
         """Bytes of memory that a pass needs, at a multiple of 64."""
         return int(self._functions.backprop_cpu_pass_bytes(self._number, run))
 
-    def run(self, run: AbiPass) -> None:
-        """A pass over rows, as its stage says; raises as `train`."""
-        if self._functions.backprop_cpu_pass(self._number, run):
+    def run(self, run: AbiPass, openmp: AbiOpenMP | None = None) -> None:
+        """A pass over rows, as its stage says, on the library's threads or OpenMP's.
+
+        Raises as `train`.
+        """
+        if self._functions.backprop_cpu_pass(self._number, run, openmp):
             raise RuntimeError(_NO_THREADS.format(run.threads))
 
 
@@ -220,8 +232,8 @@ def addresses_in(layout: Layout, flat: Any) -> Any:
     return addresses_from([begin + start * size for start in layout.starts])
 
 
-def addresses_from(numbers: Sequence[int]) -> Any:
-    """`addresses`, from where the arrays begin."""
+def addresses_from(numbers: Sequence[int | None]) -> Any:
+    """`addresses`, from where the arrays begin; None is one that is not wanted."""
     return (c_void_p * len(numbers))(*numbers)
 
 

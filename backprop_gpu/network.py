@@ -360,7 +360,8 @@ class Network:
         -------
         Explanation
             Engine and kernels with their reasons; operations, bytes and the floor that follows;
-            the newest recorded time of this shape on such a machine. ``print`` it.
+            the newest recorded time of this shape on such a machine; where the time of the last
+            `fit` went. ``print`` it.
         """
         rows = validation.integer("rows", rows, 1)
         batch_size = validation.integer("batch_size", batch_size, 1, rows)
@@ -379,6 +380,7 @@ class Network:
         return explain(
             self.sizes, batch_size, self.dtype, self.model.plan(run), self.model.device,
             optimizer.slots,
+            last_fit=None if self.history is None else str(self.history.time_spent),
         )  # fmt: skip
 
     # -- files and copies -------------------------------------------------------------

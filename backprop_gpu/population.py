@@ -308,6 +308,8 @@ class Population:
             self.model, self.model.engine(plan), courses, data.X, data.Y, data.validation,
             (self._rows, good),
         )  # fmt: skip
+        for course in courses:
+            course.history.time_spent = session.time_spent
         try:
             session.run(bar)
         finally:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from backprop_gpu import Network, cli, planning, records
+from backprop_gpu import Callback, History, Network, Population, cli, planning, records
 from backprop_gpu.planning.explanation import Explanation, explain
+from backprop_gpu.training import TimeSpent
 
 SIZES = (784, 30, 10)
 CPU = {"processor": records.processor(), "cores": os.cpu_count()}
@@ -179,3 +181,38 @@ def test_on_the_command_line(
     assert "[64, 30, 10], batch 10, float32" in text
     assert "forward layer 1" in text
     assert not out.exists()
+
+
+def test_where_the_time_of_the_last_fit_went() -> None:
+    net = Network([3, 4, 2], seed=0, backend="numpy")
+    assert "the last fit" not in str(net.explain(batch_size=5))
+    X, Y = np.zeros((20, 3)), np.zeros((20, 2))
+
+    def slow(network: Network, history: History) -> None:
+        time.sleep(0.02)
+
+    begin = time.perf_counter()
+    history = net.fit(
+        X, Y, epochs=3, batch_size=5, learning_rate=0.1, validation_data=(X, Y), callbacks=[slow]
+    )
+    taken = time.perf_counter() - begin
+    spent = history.time_spent
+    assert 0.06 < spent.callbacks < spent.total <= taken
+    assert min(spent.data, spent.orders, spent.engine, spent.validation) > 0
+    assert f"the last fit took {spent}" in str(net.explain(batch_size=5))
+    assert f"{spent.total:.3g} s: " in str(spent)
+    assert f"callbacks {spent.callbacks / spent.total:.0%}" in str(spent)
+    assert str(TimeSpent()) == "no time"
+
+
+def test_batches_callbacks_are_told_from_the_engine() -> None:
+    class Slow(Callback):
+        def on_batch_end(self, network: Network, batch: int) -> None:
+            time.sleep(0.01)
+
+    members = Population([3, 4, 2], members=2, seed=0, backend="numpy")
+    X, Y = np.zeros((20, 3)), np.zeros((20, 2))
+    histories = members.fit(X, Y, epochs=1, batch_size=5, learning_rate=0.1, callbacks=[Slow()])
+    spent = histories[0].time_spent
+    assert histories[1].time_spent is spent
+    assert spent.callbacks > 8 * 0.01 > spent.engine

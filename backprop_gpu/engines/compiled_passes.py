@@ -40,6 +40,8 @@ class CompiledPasses(Reader):
         Whether w^l is (n_{l-1}, n_l), as scikit-learn has it, and its gradient.
     """
 
+    uses_blas = False
+
     def __init__(
         self,
         backend: Backend,

@@ -33,7 +33,8 @@ class LayeredEngine(Engine):
     """Forward, BP1–BP4 and the update as calls to a backend, layer by layer."""
 
     name = "layered"
-    _bound: Bound | None = None
+    #: The last two: members of two rules, or of two batch sizes, alternate.
+    _bounds: tuple[Bound, ...] = ()
     _turns: tuple[Parameters, dict[int, tuple[Array, ...]]] | None = None
 
     @classmethod
@@ -130,13 +131,13 @@ class LayeredEngine(Engine):
         m, optimizer = member.hyperparameters.batch_size, member.hyperparameters.optimizer
         alpha = member.hyperparameters.alpha
         arguments = (parameters, slots, X, Y, optimizer, m, rows, alpha)
-        if self._bound is not None:
-            pairs = zip(self._bound.arguments, arguments, strict=True)
+        for bound in self._bounds:
+            pairs = zip(bound.arguments, arguments, strict=True)
             if all(
                 old is new or (isinstance(new, int | float) and old == new) for old, new in pairs
             ):
-                return self._bound
-        self._bound = None  # before the next takes its memory
+                return bound
+        self._bounds = self._bounds[-1:]  # room for another
         backend = self.backend.fork(self.plan)
         passes = Passes(backend, self.sizes, self.activations, self.cost)
         epoch, gradients = backend.epoch(rows, m), passes.zeros_like(parameters)
@@ -158,8 +159,9 @@ class LayeredEngine(Engine):
 
         whole = step_of(m)
         last = step_of(rows % m) if rows % m else whole
-        self._bound = Bound(arguments, passes, epoch, whole, last)
-        return self._bound
+        bound = Bound(arguments, passes, epoch, whole, last)
+        self._bounds += (bound,)
+        return bound
 
     def release(self) -> None:
-        self._bound = self._turns = None
+        self._bounds, self._turns = (), None

@@ -59,6 +59,8 @@ class Reader:
 
     backend: Backend
     sizes: tuple[int, ...]
+    #: Whether it may wake BLAS's threads.
+    uses_blas = True
 
     def outputs(
         self, members: Sequence[Parameters], X: Array, Y: Array | None, chunk: int | None = None

@@ -112,6 +112,33 @@ def invalid(estimator: str, name: str, expected: str, value: Any) -> ValueError:
     return error
 
 
+def are_plain_rows(estimator: Any, X: Any, reset: bool) -> bool:
+    """Whether scikit-learn's `validate_data` would pass X on as it is, which takes it longer.
+
+    So it does a finite array of float64 or float32, of as many columns as the estimator knows, if
+    these have no names.
+    """
+    return (
+        type(X) is np.ndarray
+        and X.ndim == 2
+        and X.dtype in (np.float64, np.float32)
+        and X.shape[0] > 0
+        and X.shape[1] == (X.shape[1] if reset else getattr(estimator, "n_features_in_", 0)) > 0
+        and not hasattr(estimator, "feature_names_in_")
+        and validation.all_finite(X)
+    )
+
+
+def plain_labels(y: Any, rows: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """(the labels in y, in order; which of them each row has), for a vector of integers or strings.
+
+    None for whatever scikit-learn has to look at.
+    """
+    if type(y) is not np.ndarray or y.shape != (rows,) or y.dtype.kind not in "iubU":
+        return None
+    return np.unique(y, return_inverse=True)
+
+
 def check_weights(sample_weight: Any, X: Any) -> np.ndarray:
     """A weight per row of X, in its dtype, from an array or one number for all."""
     rows = X.shape[0]

@@ -12,10 +12,12 @@ order. What they do more stands behind the parameters' docstring under *Beyond s
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from numbers import Integral
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from sklearn import get_config
@@ -44,17 +46,19 @@ from ..imports import uninterrupted
 from ..model import Model
 from ..parameters import Layout, Parameters
 from ..planning import Run
-from ..training import Session
+from ..training import Session, TimeSpent
 from . import perceptron
 from .checks import (
     RULES,
     STOCHASTIC,
     THEIRS,
     a_name,
+    are_plain_rows,
     as_given,
     check_weights,
     host,
     invalid,
+    plain_labels,
 )
 from .perceptron import (
     EquationsCourse,
@@ -91,6 +95,7 @@ _PARAMETERS = """
     tol : float, default 1e-4
         What an epoch must improve by; else, ``n_iter_no_change`` times over, training stops.
     verbose : bool or int, default False
+        Print what scikit-learn prints, and to stderr where the time went.
     warm_start : bool, default False
         Go on from the last solution in `fit`.
     momentum, nesterovs_momentum : float in [0, 1], default 0.9; bool, default True
@@ -198,10 +203,24 @@ class _Perceptron(
 
     # -- what is asked for ------------------------------------------------------------------
 
+    @classmethod
+    def _get_param_names(cls) -> list[str]:
+        # A search asks for them several times a fit.
+        if cls not in _PARAMETER_NAMES:
+            _PARAMETER_NAMES[cls] = tuple(super()._get_param_names())
+        return list(_PARAMETER_NAMES[cls])
+
     def _check_parameters(self) -> None:
         """Refuse parameters that mean nothing, in scikit-learn's words."""
         if get_config().get("skip_parameter_validation"):
             return
+        values = [getattr(self, name) for name in self._get_param_names()]
+        key = type(self), *values, *map(type, values)  # as 1 and True are equal
+        try:
+            if key in _VALID:
+                return
+        except TypeError:  # a list, or the like: it may be another one by now
+            key = ()
         rules = RULES | {"loss": a_name(*self._losses)}
         for name, (is_valid, expected) in rules.items():
             value = getattr(self, name)
@@ -218,6 +237,8 @@ class _Perceptron(
                 f"got {list(self.activation)}"
             )
         check_random_state(self.random_state)
+        if key and len(_VALID) < 1000:
+            _VALID.add(key)
 
     def _hidden_sizes(self) -> list[Any]:
         sizes = self.hidden_layer_sizes
@@ -441,6 +462,7 @@ class _Perceptron(
     ) -> None:
         if not incremental or not isinstance(getattr(self, "_optimizer", None), State):
             self._optimizer = self._new_state()
+        spent = TimeSpent()
         X, y, sample_weight, X_val, y_val, val_weight = self._split(X, y, sample_weight)
         labels_val = None if y_val is None else self._labels(y_val)
         rows = len(y)
@@ -484,7 +506,9 @@ class _Perceptron(
             if outputs is None:
                 self._judge_by_loss()
             else:
+                spent.add("callbacks")
                 self._judge_by_score(outputs(), y_val, labels_val, val_weight)
+                spent.add("validation")
             self._optimizer.iteration_ends(self.t_)
             stops = hooks.end_epoch()
             if self._no_improvement_count > self.n_iter_no_change:
@@ -507,13 +531,15 @@ class _Perceptron(
             next_order, after,
         )  # fmt: skip
         try:
-            Session(model, engine, [course], X, y).run()
+            Session(model, engine, [course], X, y, time_spent=spent).run()
         except KeyboardInterrupt:
             warn("Training interrupted by user.")
         finally:
             self._take(model, parameters)
         if self.early_stopping and self._best is not None:
             self.coefs_, self.intercepts_ = self._best
+        if self.verbose:  # not among the lines that scikit-learn prints
+            print(f"{type(self).__name__}: {spent}", file=sys.stderr)
 
     def _stagnation(self) -> str:
         what = "Validation score" if self.early_stopping else "Training loss"
@@ -678,6 +704,8 @@ class _Perceptron(
         return activations
 
     def _checked(self, X: Any) -> Any:
+        if are_plain_rows(self, X, reset=False) and hasattr(self, "coefs_"):
+            return X
         check_is_fitted(self)
         return validate_data(self, host(X), accept_sparse=["csr", "csc"], reset=False)
 
@@ -858,6 +886,14 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         return "softmax" if self._label_binarizer.y_type_ == "multiclass" else "logistic"
 
     def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
+        if are_plain_rows(self, X, reset):
+            found = plain_labels(y, len(X))
+            if found is not None:
+                indicators = self._indicators(*found, not self.warm_start and not incremental)
+                if indicators is not None:
+                    self.n_features_in_ = X.shape[1]
+                    self._labels_seen = y if self.class_weight is not None else None
+                    return X, indicators
         X, y = validate_data(
             self, X, y, accept_sparse=["csr", "csc"], multi_output=True,
             dtype=(np.float64, np.float32), reset=reset,
@@ -882,6 +918,23 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         self._labels_seen = y if self.class_weight is not None else None
         return X, self._label_binarizer.transform(y).astype(bool)
 
+    def _indicators(self, labels: np.ndarray, places: np.ndarray, fresh: bool) -> np.ndarray | None:
+        """y as its `LabelBinarizer` makes it, for rows whose labels have these places.
+
+        A new one is made where labels are learnt anew; None where an old one knows others.
+        """
+        if fresh or not hasattr(self, "classes_"):
+            binarizer = LabelBinarizer()
+            binarizer.y_type_ = "binary" if len(labels) <= 2 else "multiclass"
+            binarizer.sparse_input_ = False
+            binarizer.classes_ = self.classes_ = labels
+            self._label_binarizer = binarizer
+        elif not np.array_equal(labels, self.classes_):
+            return None
+        if self._label_binarizer.y_type_ == "multiclass":
+            return np.asarray(places[:, None] == np.arange(len(labels)))
+        return np.asarray(places == 1).reshape(-1, 1)
+
     def _weighted_by_class(self, y: np.ndarray, sample_weight: Any) -> Any:
         labels = self.__dict__.pop("_labels_seen", None)
         if labels is None:
@@ -893,6 +946,11 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         return self._label_binarizer.inverse_transform(y)
 
     def _from_outputs(self, a: np.ndarray) -> Any:
+        kind, classes = self._label_binarizer.y_type_, self._label_binarizer.classes_
+        if kind == "multiclass":
+            return classes[a.argmax(axis=1)]
+        if kind == "binary" and len(classes) == 2:
+            return classes[(a.ravel() > 0.5).astype(np.intp)]
         return self._label_binarizer.inverse_transform(a.ravel() if self.n_outputs_ == 1 else a)
 
     @available_if(lambda estimator: estimator._check_solver())  # noqa: SLF001
@@ -989,10 +1047,16 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         return "exp" if self.loss == "poisson" else "identity"
 
     def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
-        X, y = validate_data(
-            self, X, y, accept_sparse=["csr", "csc"], multi_output=True, y_numeric=True,
-            dtype=(np.float64, np.float32), reset=reset,
-        )  # fmt: skip
+        plain = type(y) is np.ndarray and y.ndim == 1 and y.dtype in (np.float64, np.float32)
+        if plain and are_plain_rows(self, X, reset) and len(y) == len(X) and (
+            validation.all_finite(y)
+        ):  # fmt: skip
+            self.n_features_in_ = X.shape[1]
+        else:
+            X, y = validate_data(
+                self, X, y, accept_sparse=["csr", "csc"], multi_output=True, y_numeric=True,
+                dtype=(np.float64, np.float32), reset=reset,
+            )  # fmt: skip
         if y.ndim == 2 and y.shape[1] == 1:
             y = flattened(y)
         if y.dtype.kind not in "biuf":
@@ -1012,6 +1076,12 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """One epoch more over X and y, as `fit`."""
         return self._fit(X, y, sample_weight, incremental=True)
+
+
+#: Parameters that were found valid.
+_VALID: set[Any] = set()
+
+_PARAMETER_NAMES: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()
 
 
 def _pack(coefs: Any, intercepts: Any) -> np.ndarray:

@@ -52,6 +52,8 @@ CPU_BLOCK = 36
 #: Operations of a step below which the waits of threads that share its rows cost more than they
 #: save.
 CPU_SERIAL = 2e6
+#: Operations of a call below which to wake threads for it costs more than they save.
+CPU_CALL = 1e7
 #: Operations of a step for each thread that share its inputs.
 CPU_BY_INPUTS = 3e5
 
@@ -88,7 +90,7 @@ def reading_work(sizes: Sequence[int], rows: int, cores: Callable[[], int]) -> C
         return _ALONE
     block = min(CPU_READING_BLOCK, rows)
     forward = 2 * rows * sum(k * n for k, n in pairwise(sizes))
-    threads = min(cores(), math.ceil(rows / block)) if forward > CPU_SERIAL else 1
+    threads = min(cores(), math.ceil(rows / block)) if forward > CPU_CALL else 1
     return CpuWork(block, threads, in_place=True)
 
 
@@ -96,7 +98,7 @@ def gradient_work(sizes: Sequence[int], rows: int, cores: Callable[[], int]) -> 
     """How the gradients of all rows at once are divided."""
     if rows == 1:
         return _ALONE
-    threads = max(1, min(cores(), rows // 2)) if step_flops(sizes, rows) > CPU_SERIAL else 1
+    threads = max(1, min(cores(), rows // 2)) if step_flops(sizes, rows) > CPU_CALL else 1
     return CpuWork(_even_block(rows, threads), threads, in_place=True)
 
 

@@ -44,6 +44,8 @@ class Explanation:
         Seconds that a step takes at least; None where this machine's rates are not known.
     measured : float or None
         Seconds a step in the newest record of this shape and engine on such a machine.
+    last_fit : str or None
+        Where the time of the network's last `fit` went.
     """
 
     sizes: tuple[int, ...]
@@ -56,6 +58,7 @@ class Explanation:
     rates: Rates | None
     measured: float | None
     measured_when: str | None
+    last_fit: str | None = None
 
     @property
     def floor(self) -> float | None:
@@ -100,6 +103,8 @@ class Explanation:
             lines.append(
                 f"measured: {self.measured * 1e6:,.2f} µs{share} (record of {self.measured_when})"
             )
+        if self.last_fit is not None:
+            lines.append(f"the last fit took {self.last_fit}")
         return "\n".join(lines)
 
 
@@ -111,6 +116,7 @@ def explain(
     device: Device | None,
     slots: int = 0,
     records: Path | None = None,
+    last_fit: str | None = None,
 ) -> Explanation:
     """The explanation of a plan. ``records`` is a folder; by default that of the benchmarks."""
     found = _records(records)
@@ -135,6 +141,7 @@ def explain(
         rates,
         None if measured is None else measured["median_us"] * 1e-6,
         None if measured is None else measured["date"][:10],
+        last_fit,
     )
 
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.fx
+from torch.nn import functional as F
 
 from ..activations import Activation
 from ..backends.cuda import CudaBackend
 from ..cuda.runtime import Runtime, runtime
 from ..self_check import layered_obstacle
-from .modules import IDENTITY, SOFTPLUS_THRESHOLD, Users
+from .modules import IDENTITY, MODULES, SOFTPLUS_THRESHOLD, Users, no_second_derivative
 
 Tensor = Any
 aten = torch.ops.aten
@@ -205,6 +206,29 @@ class OnTorch:
     def weight_gradient(self, delta: Tensor, a_prev: Tensor) -> Tensor:
         out = delta.new_empty((delta.shape[1], a_prev.shape[1]))
         return torch.mm(delta.t(), a_prev, out=out)
+
+
+def differentiable(
+    sigmas: tuple[Activation, ...],
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    wanted: Sequence[bool],
+    error: Tensor,
+) -> tuple[Any, ...]:
+    """∂C/∂x, ∂C/∂w, ∂C/∂b as PyTorch's own operations, of which PyTorch knows the derivatives."""
+    depth = len(sigmas)
+    for sigma in sigmas:
+        if not sigma.builtin:
+            raise no_second_derivative(sigma)
+    with torch.enable_grad(), torch.autocast(error.device.type, enabled=False):
+        a = x
+        for w, b, sigma in zip(parameters[:depth], parameters[depth:], sigmas, strict=True):
+            z = F.linear(a, w, b)
+            dtype = str(z.dtype).removeprefix("torch.")
+            a = torch.exp(z) if sigma.name == "exponential" else MODULES[sigma.name](dtype)(z)
+        asked = [t for t, want in zip((x, *parameters), wanted, strict=True) if want]
+        found = iter(torch.autograd.grad(a, asked, error, create_graph=True))
+    return tuple(next(found) if want else None for want in wanted)
 
 
 class _Sigma(Protocol):

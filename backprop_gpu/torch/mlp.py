@@ -9,22 +9,20 @@ from typing import Any
 import torch
 import torch.fx
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook as _any_global_hook
 
 from .. import activations
 from ..activations import Activation
 from ..network import Network
-from .equations import equations_of
+from .equations import differentiable, equations_of
+from .library import LibraryFunction, library_of, rows_of
 from .modules import (
     IDENTITY,
-    MODULES,
     PLAIN,
     SETTINGS,
     SIGMAS,
     UsersActivation,
     layers_of,
-    no_second_derivative,
     transformed,
 )
 
@@ -35,9 +33,11 @@ class MLP(nn.Sequential):
     """A fully connected network a^l = σ(w^l a^{l-1} + b^l) as a module of PyTorch.
 
     The forward pass and the gradients (BP2-BP4) are one function to autograd. On CPU tensors
-    it calls PyTorch's own products and elementwise operations, in place; a user's activation is
-    evaluated by NumPy in the tensors' memory. On CUDA tensors it launches the kernels of
-    `backends.cuda` on PyTorch's current stream, without copies.
+    each is a call of the compiled library, in PyTorch's memory and on as many threads as
+    ``torch.get_num_threads()``; with a user's activation, which is evaluated by NumPy in the
+    tensors' memory, and where there is no library, PyTorch's own products and elementwise
+    operations. On CUDA tensors it launches the kernels of `backends.cuda` on PyTorch's current
+    stream, without copies.
 
     Parameters
     ----------
@@ -195,10 +195,16 @@ class MLP(nn.Sequential):
         if type(x) not in PLAIN or self._hooked(device) is not None:
             return super().forward(x)
         rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
+        library = library_of(sigmas, rows, parameters)
         if torch.is_grad_enabled() and (
             rows.requires_grad or any(p.requires_grad for p in parameters)
         ):
-            a = _Backpropagation.apply(sigmas, rows, *parameters)
+            if library is not None:
+                a = LibraryFunction.apply(library, rows, *parameters)
+            else:
+                a = _Backpropagation.apply(sigmas, rows, *parameters)
+        elif library is not None:
+            a = library.infer(rows_of(rows), [p.contiguous() for p in parameters])
         else:
             with torch.no_grad():
                 a = _infer(sigmas, rows, parameters)
@@ -278,7 +284,8 @@ class _Backpropagation(torch.autograd.Function):
         depth = len(sigmas)
         wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
-            return None, *_differentiable(sigmas, saved, wanted, error)
+            x, parameters = saved[2 * depth], saved[: 2 * depth]
+            return None, *differentiable(sigmas, x, parameters, wanted, error)
         weights, a, z = saved[:depth], saved[2 * depth : 3 * depth + 1], saved[3 * depth + 1 :]
         w_wanted, b_wanted = wanted[1 : depth + 1], wanted[depth + 1 :]
         gradients: list[Any] = [None] * (2 * depth + 1)
@@ -307,23 +314,3 @@ def _infer(sigmas: tuple[Activation, ...], x: Tensor, parameters: list[Any]) -> 
         for w, b, sigma in zip(parameters[:depth], parameters[depth:], sigmas, strict=True):
             a = equations.forward(w, b, a, sigma, False)[1]
     return a
-
-
-def _differentiable(
-    sigmas: tuple[Activation, ...], saved: Sequence[Any], wanted: Sequence[bool], error: Tensor
-) -> tuple[Any, ...]:
-    """The gradients as PyTorch's own operations, of which PyTorch knows the derivatives."""
-    depth = len(sigmas)
-    x, parameters = saved[2 * depth], saved[: 2 * depth]
-    for sigma in sigmas:
-        if not sigma.builtin:
-            raise no_second_derivative(sigma)
-    with torch.enable_grad(), torch.autocast(error.device.type, enabled=False):
-        a = x
-        for w, b, sigma in zip(parameters[:depth], parameters[depth:], sigmas, strict=True):
-            z = F.linear(a, w, b)
-            dtype = str(z.dtype).removeprefix("torch.")
-            a = torch.exp(z) if sigma.name == "exponential" else MODULES[sigma.name](dtype)(z)
-        asked = [t for t, want in zip((x, *parameters), wanted, strict=True) if want]
-        found = iter(torch.autograd.grad(a, asked, error, create_graph=True))
-    return tuple(next(found) if want else None for want in wanted)

@@ -3,5 +3,6 @@
 from .callbacks import Callback, EarlyStopping
 from .history import History
 from .session import Course, Session
+from .time_spent import TimeSpent
 
-__all__ = ["Callback", "Course", "EarlyStopping", "History", "Session"]
+__all__ = ["Callback", "Course", "EarlyStopping", "History", "Session", "TimeSpent"]

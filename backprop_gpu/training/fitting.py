@@ -17,6 +17,7 @@ from .history import History
 from .progress import ProgressBar
 from .session import Course, Session
 from .settings import Settings, check_data, check_settings
+from .time_spent import TimeSpent
 
 Array = Any
 
@@ -101,8 +102,11 @@ class FitCourse(Course):
         return Member(self.parameters, self.slots, order, hyperparameters)
 
     def _end_batch(self, batch: int) -> None:
+        spent = self.history.time_spent
+        spent.add("engine")
         for hook in self._watching:
             hook.on_batch_end(self.network, batch)
+        spent.add("callbacks")
 
     def trouble(self, costs: np.ndarray, finite: bool) -> str | None:
         where = f"in epoch {len(self.history) + 1}, batch"
@@ -189,6 +193,7 @@ def fit(
     plan: Plan | None,
 ) -> History:
     """`Network.fit`, which has the documentation."""
+    spent = TimeSpent()
     # Everything is checked before anything changes.
     validation.boolean("progress", progress)
     model = network.model
@@ -199,7 +204,11 @@ def fit(
     length = (model.layout.length,)
     slots = tuple(model.backend.zeros(length) for _ in range(settings.optimizer.slots))
     course = FitCourse(network, settings, hooks, slots, model.backend.empty(length))
-    session = Session(model, model.engine(network.plan), [course], data.X, data.Y, data.validation)
+    course.history.time_spent = spent
+    session = Session(
+        model, model.engine(network.plan), [course], data.X, data.Y, data.validation,
+        time_spent=spent,
+    )  # fmt: skip
     with ProgressBar(settings.epochs, progress) as bar:
         session.run(bar)
     if course.failure is not None:

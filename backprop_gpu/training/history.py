@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .time_spent import TimeSpent
+
 
 @dataclass
 class History:
@@ -15,6 +17,7 @@ class History:
     classes). ``seconds`` is the time of the epoch without validation, in a `Population`
     that of all members together. ``restored`` is the epoch, counted from 0, whose weights
     `EarlyStopping` has left in the network; None where they are those of the last.
+    ``time_spent`` says where the time of the whole `fit` went, of a `Population` all members'.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -22,6 +25,7 @@ class History:
     val_accuracy: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     restored: int | None = None
+    time_spent: TimeSpent = field(default_factory=TimeSpent, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.loss)

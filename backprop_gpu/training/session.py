@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..engines import Engine, Member
 from ..model import Model, losses_and_accuracies
 from ..parameters import Parameters
 from .progress import Progress
+from .time_spent import TimeSpent
 
 Array = Any
 
@@ -93,6 +94,8 @@ class Session:
     validation_data : (X, Y), optional
     whole : (array, array), optional
         The arrays of which all ``parameters.flat``, and all ``good``, are the rows.
+    time_spent : TimeSpent, optional
+        Goes on; its time until `run` is that of the data.
     """
 
     def __init__(
@@ -104,7 +107,9 @@ class Session:
         Y: np.ndarray,
         validation_data: tuple[np.ndarray, np.ndarray] | None = None,
         whole: tuple[Array, Array] | None = None,
+        time_spent: TimeSpent | None = None,
     ) -> None:
+        self.time_spent = time_spent or TimeSpent()
         self.engine, self.passes = engine, model.passes()
         self.backend = self.passes.backend
         self.courses, self.whole = courses, whole
@@ -122,6 +127,7 @@ class Session:
         of its last whole epoch, if its course has kept it.
         """
         progress = progress or Progress()
+        self.time_spent.add("data")
         for course in self.courses:
             course.start()
         with ExitStack() as last:
@@ -139,9 +145,12 @@ class Session:
                         progress.ended(course, 0)
                     else:
                         live.append(course)
+        self.time_spent.add("callbacks")
 
     def run_epoch(self, live: list[Course], progress: Progress) -> list[Course]:
         """One epoch of each; those that did well are returned, the others back where they were."""
+        spent = self.time_spent
+        spent.add("callbacks")
         self._keep(live)
         try:
             start = time.perf_counter()
@@ -160,7 +169,9 @@ class Session:
                 if failure is not None:
                     self._put_back(course)
             well = [course for course, failure in zip(live, failures, strict=True) if not failure]
+            spent.add("engine")
             scores = self._validate(well)
+            spent.add("validation")
         except BaseException:  # Ctrl-C too: a network between two epochs is a usable one
             for course in live:
                 self._put_back(course)
@@ -183,12 +194,14 @@ class Session:
     ) -> list[np.ndarray]:
         if len(self.courses) > 1 and not any(course.on_step for course in wave):
             members = [course.epoch() for course in wave]
+            self.time_spent.add("orders")
             return self.engine.run_members(
                 members, self.X, self.Y, lambda i: progress.member_is_over(), meanwhile
             )
         costs = []
         for course in wave:
             member = course.epoch()
+            self.time_spent.add("orders")
             costs.append(self.engine.run_epoch(member, self.X, self.Y, course.on_step, meanwhile))
             progress.member_is_over()
         return costs
@@ -225,7 +238,7 @@ class Session:
         """(C, accuracy) of each on the validation data, if there is any."""
         if self.validation is None or not ran:
             return iter(())
-        with self.engine.between():
+        with self.engine.between() if self.passes.uses_blas else nullcontext():
             losses, accuracies = losses_and_accuracies(
                 self.passes, [course.parameters for course in ran], *self.validation
             )

@@ -64,7 +64,7 @@ struct AbiMember {
 // What a pass does with all rows at once.
 enum Stage {
   READ,       // a^L, and C
-  FORWARD,    // a^L, keeping in `memory` what BACKWARD of the same pass reads
+  FORWARD,    // a^L, keeping in `memory` what BACKWARD reads, a pass of the same threads and block
   BACKWARD,   // gradients, from ∂C/∂a^L
   GRADIENTS,  // C and its gradients
 };
@@ -91,6 +91,13 @@ struct AbiPass {
   void* inputs_error;      // ∂C/∂x, (rows, n_0); or null, in FORWARD, too
   void* memory;  // of FORWARD and BACKWARD, of as many bytes as `backprop_cpu_pass_bytes` says, at a
                  // multiple of 64; the other two take their own
+};
+
+// Threads of OpenMP's, where the caller has them: its functions of these names.
+struct AbiOpenMP {
+  void (*GOMP_parallel)(void (*)(void*), void*, unsigned threads, unsigned flags);
+  int (*omp_get_thread_num)(void);
+  int (*omp_get_num_threads)(void);
 };
 
 // Steps first … last - 1 of each member, `last` being cut to its own. Parameters and state are read

@@ -65,7 +65,7 @@ template <class T> struct Epoch {
         const T* const from = static_cast<const T*>(flat[i]);
         into_strips(here, from + here.described->w_at, from + here.described->b_at, strips[i]);
       }
-      if (l > 0) copy_transposed(here, static_cast<const T*>(member.p) + here.described->w_at);
+      if (l > 0) transpose_all(here, static_cast<const T*>(member.p) + here.described->w_at);
     }
     if (thread == 0) connect();
   }
@@ -85,36 +85,27 @@ template <class T> struct Epoch {
       T* const to = strips + here.w + ptrdiff_t(s) * here.inputs * w;
       for (ptrdiff_t k = begin; inputs_first && k < end; ++k)
         copy_part(from + k * here.neurons, columns, to + k * w);
-      for (int k = begin; !inputs_first && k < end; k += w) {
-        const int rows = smaller(w, end - k);
-        if (columns == w && rows == w) {  // of fixed length, which compilers unroll
-          for (int i = 0; i < w; ++i)
-            for (int j = 0; j < w; ++j) to[ptrdiff_t(k + i) * w + j] = from[j * ptrdiff_t(here.inputs) + k + i];
-          continue;
-        }
-        for (int i = 0; i < rows; ++i)
-          for (int j = 0; j < w; ++j)
-            to[ptrdiff_t(k + i) * w + j] = j < columns ? from[j * ptrdiff_t(here.inputs) + k + i] : T(0);
-      }
+      if (inputs_first) continue;
+      ::copy_transposed(from + begin, here.inputs, columns, end - begin, to + ptrdiff_t(begin) * w, w);
+      for (ptrdiff_t k = begin; columns < w && k < end; ++k)
+        for (int j = columns; j < w; ++j) to[k * w + j] = T(0);
     }
     for (int j = 0; thread == 0 && j < here.strips * w; ++j)
       strips[here.b + j] = j < here.neurons ? biases[j] : T(0);
   }
 
   // w of a layer into the copy that BP2 reads: this thread's inputs.
-  void copy_transposed(const Layer<T>& here, const T* flat, bool inputs_first = false) const {
+  void transpose_all(const Layer<T>& here, const T* flat, bool inputs_first = false) const {
     const int begin = share_of_inputs(here, thread), end = share_of_inputs(here, thread + 1);
     for (int k = begin; k < end; k += w) {
       T* const to = here.transposed + ptrdiff_t(k) * here.neurons;
       const int rows = smaller(w, end - k);
-      for (ptrdiff_t j = 0; j < here.neurons; ++j) {
-        if (!inputs_first) {
-          copy_part(flat + j * here.inputs + k, rows, to + j * w);
-          continue;
-        }
-        const T* const from = flat + ptrdiff_t(k) * here.neurons + j;
-        for (ptrdiff_t i = 0; i < w; ++i) to[j * w + i] = i < rows ? from[i * here.neurons] : T(0);
-      }
+      for (ptrdiff_t j = 0; !inputs_first && j < here.neurons; ++j)
+        copy_part(flat + j * here.inputs + k, rows, to + j * w);
+      if (!inputs_first) continue;
+      ::copy_transposed(flat + ptrdiff_t(k) * here.neurons, here.neurons, rows, here.neurons, to, w);
+      for (ptrdiff_t j = 0; rows < w && j < here.neurons; ++j)
+        for (int i = rows; i < w; ++i) to[j * w + i] = T(0);
     }
   }
 
@@ -150,13 +141,12 @@ template <class T> struct Epoch {
   void transpose(const Layer<T>& here, int s, int k_begin, int k_end) const {
     const T* const from = memory.p + here.w + ptrdiff_t(s) * here.inputs * w;
     const int columns = smaller(w, here.neurons - s * w);
-    for (int k = k_begin; k < k_end; k += w) {
-      T* const to = here.transposed + (ptrdiff_t(k) * here.neurons + ptrdiff_t(s) * w * w);
-      const int rows = smaller(w, k_end - k);
-      for (int j = 0; j < columns; ++j) {
-        for (int i = 0; i < rows; ++i) to[j * w + i] = from[ptrdiff_t(k + i) * w + j];
+    for (ptrdiff_t k = k_begin; k < k_end; k += w) {
+      T* const to = here.transposed + (k * here.neurons + ptrdiff_t(s) * w * w);
+      const int rows = smaller(w, int(k_end - k));
+      ::copy_transposed(from + k * w, w, rows, columns, to, w);
+      for (ptrdiff_t j = 0; rows < w && j < columns; ++j)
         for (int i = rows; i < w; ++i) to[j * w + i] = T(0);
-      }
     }
   }
 

@@ -109,6 +109,29 @@ int run_in_teams(Run run, int teams) {
   return failed;
 }
 
+// A pass on the threads of OpenMP's, which may be fewer than it has memory for.
+struct OnOpenMP {
+  const Level* level;
+  const AbiPass& pass;
+  const AbiOpenMP& openmp;
+  Barrier* barrier;
+};
+
+void work_on_openmp(void* argument) {
+  const OnOpenMP& run = *static_cast<const OnOpenMP*>(argument);
+  const Team team = {run.openmp.omp_get_num_threads(), run.barrier, nullptr, nullptr};
+  run.level->pass(run.pass, team, run.openmp.omp_get_thread_num());
+}
+
+int run_on_openmp(const Level* level, const AbiPass& pass, const AbiOpenMP& openmp) {
+  Barrier* const barrier = make_barriers(1);
+  if (!barrier) return 1;
+  OnOpenMP run{level, pass, openmp, barrier};
+  openmp.GOMP_parallel(work_on_openmp, &run, unsigned(pass.threads), 0);
+  free_barriers(barrier);
+  return 0;
+}
+
 const Level* level_at(int number) {
   const int count = int(sizeof(candidates) / sizeof(candidates[0]));
   return 0 <= number && number < count ? candidates[number].level : nullptr;
@@ -152,7 +175,7 @@ EXPORT int backprop_cpu_train(int level, const AbiJob* job) {
   return run_in_teams({level_at(level), job, nullptr, job->threads, nullptr}, job->teams);
 }
 
-EXPORT int backprop_cpu_pass(int level, const AbiPass* given) {
+EXPORT int backprop_cpu_pass(int level, const AbiPass* given, const AbiOpenMP* openmp) {
   AbiPass pass = *given;
   void* own = nullptr;
   if (!pass.memory) {
@@ -162,6 +185,7 @@ EXPORT int backprop_cpu_pass(int level, const AbiPass* given) {
   int failed = 0;
   // To make a team takes long beside a row.
   if (pass.threads == 1) level_at(level)->pass(pass, Team{1, nullptr, nullptr, nullptr}, 0);
+  else if (openmp) failed = run_on_openmp(level_at(level), pass, *openmp);
   else failed = run_in_teams({level_at(level), nullptr, &pass, pass.threads, nullptr}, 1);
   free(own);
   return failed;

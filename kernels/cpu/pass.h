@@ -126,7 +126,8 @@ template <class T> struct Pass {
   }
 
   void all_rows(const Team& team, int thread) const {
-    const Memory<T> memory = this->memory(static_cast<char*>(pass.memory), team.threads, thread);
+    // There may be fewer threads than the memory is for, and in BACKWARD others than in FORWARD.
+    const Memory<T> memory = this->memory(static_cast<char*>(pass.memory), pass.threads, thread);
     const Epoch<T> epoch = this->epoch(memory, team, thread);
     const bool forward = pass.stage != BACKWARD, backward = pass.stage != FORWARD;
     const int lowest = backward ? this->lowest() : depth;
@@ -134,7 +135,7 @@ template <class T> struct Pass {
       const Layer<T>& here = memory.layers[l];
       if (forward) epoch.into_strips(here, weights(l), biases(l), memory.p, pass.inputs_first);
       if (l > lowest || (backward && pass.inputs_error))
-        epoch.copy_transposed(here, weights(l), pass.inputs_first);
+        epoch.transpose_all(here, weights(l), pass.inputs_first);
     }
     if (thread == 0) epoch.connect();
     meet(team);
@@ -193,19 +194,9 @@ template <class T> struct Pass {
       if (columns == w) (Strip<T>::load(sums) * Strip<T>(share)).store_anywhere(out);
       else for (int j = 0; j < columns; ++j) out[j] = sums[j] * share;
     }
-    if (pass.inputs_first) return;
-    to += ptrdiff_t(s) * w * here.inputs;
-    for (int k = k_begin; k < k_end; k += w) {
-      const T* const from = sums + ptrdiff_t(k - k_begin) * row;
-      const int rows = smaller(w, k_end - k);
-      for (ptrdiff_t j = 0; j < columns; ++j) {
-        T* const out = to + j * here.inputs + k;
-        if (rows == w)  // of fixed length, which compilers unroll
-          for (int i = 0; i < w; ++i) out[i] = from[i * row + j] * share;
-        else
-          for (int i = 0; i < rows; ++i) out[i] = from[i * row + j] * share;
-      }
-    }
+    if (!pass.inputs_first)
+      copy_transposed(sums, row, k_end - k_begin, columns,
+                      to + ptrdiff_t(s) * w * here.inputs + k_begin, here.inputs, share);
   }
 
   // ---------------------------------------------------------------------------------------- alone

@@ -165,4 +165,67 @@ template <class T> struct Strip {
   }
 };
 
+// ------------------------------------------------------------------------------ the other way round
+
+#if defined(__clang__)
+#define SHUFFLED(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLED(type, a, b, ...) __builtin_shuffle(a, b, type{__VA_ARGS__})
+#endif
+
+// A square of numbers, rows of 16 bytes.
+template <class T> struct Square;
+template <> struct Square<float> {
+  typedef float Row __attribute__((vector_size(16)));
+  typedef int Places __attribute__((vector_size(16)));
+  static constexpr int side = 4;
+
+  static INLINE void transpose(Row (&r)[4]) {
+    const Row a = SHUFFLED(Places, r[0], r[1], 0, 4, 1, 5), b = SHUFFLED(Places, r[2], r[3], 0, 4, 1, 5);
+    const Row c = SHUFFLED(Places, r[0], r[1], 2, 6, 3, 7), d = SHUFFLED(Places, r[2], r[3], 2, 6, 3, 7);
+    r[0] = SHUFFLED(Places, a, b, 0, 1, 4, 5);
+    r[1] = SHUFFLED(Places, a, b, 2, 3, 6, 7);
+    r[2] = SHUFFLED(Places, c, d, 0, 1, 4, 5);
+    r[3] = SHUFFLED(Places, c, d, 2, 3, 6, 7);
+  }
+};
+template <> struct Square<double> {
+  typedef double Row __attribute__((vector_size(16)));
+  typedef long long Places __attribute__((vector_size(16)));
+  static constexpr int side = 2;
+
+  static INLINE void transpose(Row (&r)[2]) {
+    const Row a = r[0];
+    r[0] = SHUFFLED(Places, a, r[1], 0, 2);
+    r[1] = SHUFFLED(Places, a, r[1], 1, 3);
+  }
+};
+#undef SHUFFLED
+
+// to(c, r) = scale from(r, c). Rows are so many numbers apart.
+template <class T>
+inline void copy_transposed(const T* from, ptrdiff_t from_row, int rows, int columns, T* to,
+                            ptrdiff_t to_row, T scale = T(1)) {
+  typedef typename Square<T>::Row Row;
+  typedef Row Loose __attribute__((aligned(sizeof(T)), may_alias));
+  constexpr int Q = Square<T>::side;
+  for (int c = 0; c < columns; c += Q)
+    for (int r = 0; r < rows; r += Q) {
+      const T* const here = from + r * from_row + c;
+      T* const there = to + c * to_row + r;
+      if (columns - c >= Q && rows - r >= Q) {
+        Row square[Q];
+#pragma GCC unroll 4
+        for (int i = 0; i < Q; ++i)
+          square[i] = *reinterpret_cast<const Loose*>(here + i * from_row) * scale;
+        Square<T>::transpose(square);
+#pragma GCC unroll 4
+        for (int i = 0; i < Q; ++i) *reinterpret_cast<Loose*>(there + i * to_row) = square[i];
+        continue;
+      }
+      for (int i = 0; i < Q && i < columns - c; ++i)
+        for (int j = 0; j < Q && j < rows - r; ++j) there[i * to_row + j] = here[j * from_row + i] * scale;
+    }
+}
+
 }  // namespace

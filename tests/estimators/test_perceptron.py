@@ -810,3 +810,71 @@ def test_a_short_last_batch_has_its_own_penalty_and_costs_no_second_capture(
     X, y = rng.standard_normal((40, 33)), rng.integers(0, 3, 40)
     MLPClassifier(8, batch_size=16, max_iter=5, random_state=0, backend="cuda").fit(X, y)
     assert len(captures) == 1
+
+
+def test_verbose_says_where_the_time_went(iris: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    MLPClassifier(max_iter=2, verbose=True, early_stopping=True, random_state=0).fit(*iris)
+    printed = capsys.readouterr()
+    assert printed.err.startswith("MLPClassifier: ")
+    assert "validation" in printed.err
+    assert "engine" in printed.err
+    theirs.MLPClassifier(max_iter=2, verbose=True, early_stopping=True, random_state=0).fit(*iris)
+    assert capsys.readouterr().out == printed.out
+
+
+def test_what_scikit_learn_would_refuse_is_refused_as_it_does(iris: Any) -> None:
+    """Also where rows and labels are so plain that it is not asked."""
+    X, y = iris
+    for kind in (MLPClassifier, theirs.MLPClassifier):
+        est = kind(max_iter=1, random_state=0).fit(X, y)
+        with pytest.raises(ValueError, match="NaN"):
+            est.predict(np.full((2, 4), np.nan))
+        with pytest.raises(ValueError, match="NaN"):
+            kind(max_iter=1).fit(np.full((2, 4), np.nan), [0, 1])
+        with pytest.raises(ValueError, match="X has 3 features, but"):
+            est.predict(X[:, :3])
+        with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+            est.fit(X, y[:-1])
+        with pytest.raises(ValueError, match="X has 3 features, but"):
+            est.partial_fit(X[:, :3], y)
+        with pytest.raises(ValueError, match="`y` has classes not in"):
+            est.partial_fit(X, y + 1)
+        with pytest.raises(ValueError, match="0 sample"):
+            est.fit(X[:0], y[:0])
+        with pytest.raises(ValueError, match="same classes"):
+            est.set_params(warm_start=True).fit(X[:100], y[:100])
+
+
+@pytest.mark.parametrize("labels", ["int", "str", "bool", "unsigned", "one", "column", "object"])
+def test_labels_of_every_kind_are_scikit_learns(iris: Any, labels: str) -> None:
+    X, y = iris
+    y = {
+        "int": lambda: y * 10 - 7, "str": lambda: np.array(["c", "a", "bb"])[y],
+        "bool": lambda: y > 0, "unsigned": lambda: y.astype(np.uint8), "one": lambda: y * 0 + 5,
+        "column": lambda: y.reshape(-1, 1), "object": lambda: np.array(["c", "a", "b"], object)[y],
+    }[labels]()  # fmt: skip
+    found = []
+    for kind in (MLPClassifier, theirs.MLPClassifier):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            est = kind(max_iter=3, random_state=0).fit(X, y)
+        binarizer = est._label_binarizer
+        found.append(
+            (
+                est.predict(X), est.classes_, binarizer.classes_, binarizer.y_type_,
+                binarizer.sparse_input_, est.n_features_in_, est.predict(X).dtype,
+            )
+        )  # fmt: skip
+    for mine, their in zip(*found, strict=True):
+        np.testing.assert_array_equal(mine, their)
+
+
+def test_parameters_are_looked_at_again_where_they_have_changed(iris: Any) -> None:
+    est = MLPClassifier(max_iter=1, random_state=0, hidden_layer_sizes=[3])
+    est.fit(*iris)
+    est.hidden_layer_sizes.append(0)
+    with pytest.raises(ValueError, match="hidden_layer_sizes must be > 0"):
+        est.fit(*iris)
+    MLPClassifier(max_iter=1, random_state=0).fit(*iris)
+    with pytest.raises(ValueError, match="'max_iter' parameter"):
+        MLPClassifier(max_iter=True, random_state=0).fit(*iris)

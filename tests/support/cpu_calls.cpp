@@ -40,7 +40,7 @@ int backprop_cpu_fma(int number);
 size_t backprop_cpu_bytes(int, const AbiNetwork*, const AbiMember*, int);
 size_t backprop_cpu_pass_bytes(int, const AbiPass*);
 int backprop_cpu_train(int, const AbiJob*);
-int backprop_cpu_pass(int, const AbiPass*);
+int backprop_cpu_pass(int, const AbiPass*, const AbiOpenMP*);
 
 #undef pthread_create
 #undef posix_memalign
@@ -62,6 +62,33 @@ int create_thread(pthread_t* thread, const pthread_attr_t* attributes, void* (*w
 namespace {
 
 int level = -1;
+
+// Threads as OpenMP hands them out: where many are asked for, fewer.
+thread_local int openmp_thread = 0, openmp_threads = 1;
+struct Region {
+  void (*work)(void*);
+  void* argument;
+  int thread, threads;
+};
+void* in_region(void* region) {
+  const Region& mine = *static_cast<const Region*>(region);
+  openmp_thread = mine.thread, openmp_threads = mine.threads;
+  mine.work(mine.argument);
+  openmp_thread = 0, openmp_threads = 1;
+  return nullptr;
+}
+void parallel(void (*work)(void*), void* argument, unsigned asked, unsigned) {
+  const int threads = asked > 2 ? int(asked) - 1 : int(asked);
+  std::vector<Region> regions;
+  for (int i = 0; i < threads; ++i) regions.push_back({work, argument, i, threads});
+  std::vector<pthread_t> others(size_t(threads - 1));
+  for (size_t i = 0; i < others.size(); ++i)
+    if (pthread_create(&others[i], nullptr, in_region, &regions[i + 1])) exit(1);
+  in_region(&regions[0]);
+  for (pthread_t other : others) pthread_join(other, nullptr);
+}
+const AbiOpenMP OPENMP = {parallel, [] { return openmp_thread; }, [] { return openmp_threads; }};
+const AbiOpenMP* openmp = nullptr;
 
 void demand(bool holds, const char* what, const char* of = "") {
   if (holds) return;
@@ -455,7 +482,7 @@ template <class T> uint64_t read(const Settings& settings, int threads, int bloc
     pass.outputs = outputs.data();
     pass.costs = wants_cost ? costs.data() : nullptr;
     if (threads > 1) give_memory<T>(pass);
-    demand(backprop_cpu_pass(level, &pass) == 0, "no threads");
+    demand(backprop_cpu_pass(level, &pass, openmp) == 0, "no threads");
     free(pass.memory);
     hash.add(outputs);
   }
@@ -506,17 +533,17 @@ template <class T> struct Gradients {
       pass.stage = GRADIENTS;
       pass.Y = problem.Y.data();
       pass.costs = &cost;
-      demand(backprop_cpu_pass(level, &pass) == 0, "no threads");
+      demand(backprop_cpu_pass(level, &pass, openmp) == 0, "no threads");
     } else {
       pass.stage = FORWARD;
       pass.outputs = outputs.data();
       give_memory<T>(pass);
-      demand(backprop_cpu_pass(level, &pass) == 0, "no threads");
+      demand(backprop_cpu_pass(level, &pass, openmp) == 0, "no threads");
       error = outputs;
       for (size_t i = 0; i < error.size(); ++i) error[i] -= problem.Y[i];
       pass.stage = BACKWARD;
       pass.error = error.data();
-      demand(backprop_cpu_pass(level, &pass) == 0, "no threads");
+      demand(backprop_cpu_pass(level, &pass, openmp) == 0, "no threads");
       free(pass.memory);
     }
     found = turns ? turned(problem, gradients, true) : gradients;
@@ -545,10 +572,13 @@ template <class T> uint64_t gradients() {
     const uint64_t alone = passes.run(1, 1000, false, false, false, true);
     demand(lone || alone == first, "other gradients beside those of the inputs");
     hash.add(passes.of_inputs);
-    for (int threads : {1, 2, 3})
-      for (bool turns : {false, true})
-        demand(passes.run(threads, 2 + 3 * threads, turns, turns, false, true) == alone,
-               "other gradients when shared out");
+    for (const AbiOpenMP* has : {static_cast<const AbiOpenMP*>(nullptr), &OPENMP}) {
+      openmp = has;
+      for (int threads : {1, 2, 3})
+        for (bool turns : {false, true})
+          demand(passes.run(threads, 2 + 3 * threads, turns, turns, false, true) == alone,
+                 "other gradients when shared out");
+    }
     for (int threads : {1, 3})
       for (bool wants : {false, true}) {
         const uint64_t halves = passes.run(threads, 7, threads == 1, wants, true, wants);
@@ -558,6 +588,7 @@ template <class T> uint64_t gradients() {
         passes.run(1, 1000, false, false, false, false);
         demand(passes.hash(false) == halves, "halves are no whole");
       }
+    openmp = nullptr;
   }
   return hash.value;
 }
@@ -574,7 +605,11 @@ template <class T> uint64_t readings() {
         const uint64_t alone = read<T>(settings, 1, block, false);
         for (int threads : {1, 2, 3})
           for (bool turns : {false, true})
-            demand(read<T>(settings, threads, block, turns) == alone, "other outputs when shared out");
+            for (const AbiOpenMP* has : {static_cast<const AbiOpenMP*>(nullptr), &OPENMP}) {
+              openmp = has;
+              demand(read<T>(settings, threads, block, turns) == alone, "other outputs when shared out");
+            }
+        openmp = nullptr;
         hash.add(std::vector<double>{double(alone >> 32), double(unsigned(alone))});
       }
   Settings one_row;  // in lanes

@@ -25,7 +25,7 @@ torch = pytest.importorskip(
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-from backprop_gpu.torch import MLP, equations, from_torch, mlp, to_torch  # noqa: E402
+from backprop_gpu.torch import MLP, equations, from_torch, library, mlp, to_torch  # noqa: E402
 
 NAMES = [name for name in activations.names() if activations.get(name).builtin]
 PORTABLE = [name for name in NAMES if name != "exponential"]
@@ -65,6 +65,18 @@ def plain(mlp: MLP, x):
 
 def gradients(module, parameters, x, error):
     return torch.autograd.grad(module(x), [x, *parameters], error)
+
+
+@pytest.fixture
+def on_torch(monkeypatch):
+    """By PyTorch's operations, as where there is no library."""
+    monkeypatch.setattr(mlp, "library_of", lambda *_: None)
+
+
+@pytest.fixture(params=["library", "torch"])
+def either_way(request):
+    if request.param == "torch":
+        request.getfixturevalue("on_torch")
 
 
 def random(*shape, dtype=torch.float64, seed=0, scale=1.0):
@@ -364,6 +376,7 @@ def test_the_softplus_of_float64_is_exact():
 # -- MLP: its numbers ---------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("of_x", [False, True], ids=["parameters", "parameters and x"])
 def test_gradcheck(name, of_x):
@@ -376,6 +389,7 @@ def test_gradcheck(name, of_x):
     assert torch.autograd.gradgradcheck(as_function(mlp), (x, *mlp.parameters()))
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_layer_by_itself(name):
     """The output's σ is also the first layer's, and nothing between x and a^L hides a slip."""
@@ -384,6 +398,7 @@ def test_a_layer_by_itself(name):
     assert torch.autograd.gradcheck(as_function(mlp), (x, *mlp.parameters()))
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_those_of_autograd(name, dtype):
@@ -402,6 +417,7 @@ def test_gradients_are_those_of_autograd(name, dtype):
         assert (mine - theirs).abs().max() <= bound * theirs.abs().max()
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_are_those_of_the_network(name, dtype):
@@ -425,6 +441,7 @@ def test_the_left_tail_of_gelu_keeps_its_digits():
     assert abs(F.gelu(x).item() / exact.item() - 1) > 1e-2
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("name", NAMES)
 def test_far_out(name):
     """σ and σ' have their limits, not NaN, where e^z leaves the range of float32."""
@@ -458,6 +475,7 @@ def test_a_users_activation(square):
     assert np.allclose(mlp(x).detach().numpy(), expected, rtol=1e-14, atol=0)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_the_gradient_of_a_gradient():
     """A penalty on ∂a/∂x trains the parameters, as of an nn.Sequential."""
     mlp = MLP([3, 8, 1], ["tanh", "identity"], dtype=torch.float64, seed=1)
@@ -475,7 +493,7 @@ def test_the_gradient_of_a_gradient():
 # -- MLP: what it computes when ------------------------------------------------------------------
 
 
-def test_frozen_layers_get_no_gradient_and_cost_none(monkeypatch):
+def test_frozen_layers_get_no_gradient_and_cost_none(on_torch, monkeypatch):
     calls = []
     for name in ("weight_gradient", "bias_gradient", "hidden_error", "input_error"):
         method = getattr(equations.OnTorch, name)
@@ -498,6 +516,21 @@ def test_frozen_layers_get_no_gradient_and_cost_none(monkeypatch):
     assert torch.equal(mlp.linears[1].bias.grad, free.linears[1].bias.grad)
 
 
+@pytest.mark.usefixtures("either_way")
+def test_frozen_layers_get_no_gradient():
+    mlp, free = (MLP([3, 4, 4, 2], seed=1, dtype=torch.float64) for _ in range(2))
+    for name, p in mlp.named_parameters():
+        p.requires_grad_(name in ("2.bias", "4.weight"))
+    x = random(5, 3)
+    for module in (mlp, free):
+        module(x).sum().backward()
+    given = {name for name, p in mlp.named_parameters() if p.grad is not None}
+    assert given == {"2.bias", "4.weight"}
+    assert torch.allclose(mlp.linears[1].bias.grad, free.linears[1].bias.grad, rtol=1e-12)
+    assert torch.allclose(mlp.linears[2].weight.grad, free.linears[2].weight.grad, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("either_way")
 def test_the_gradient_of_x_alone():
     mlp = MLP([3, 4, 2], seed=1).requires_grad_(False)
     x = random(5, 3, dtype=torch.float32).requires_grad_()
@@ -507,7 +540,73 @@ def test_the_gradient_of_x_alone():
     assert all(p.grad is None for p in mlp.parameters())
 
 
-def test_without_gradients_nothing_is_kept(monkeypatch):
+def test_the_library_keeps_what_it_was_given():
+    mlp, kept = MLP([3, 4, 2], "gelu", seed=1), []
+    x = random(5, 3, dtype=torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor
+    ):
+        with torch.no_grad():
+            assert mlp(x).grad_fn is None
+        assert kept == []
+        a = mlp(x)
+    assert len(kept) == 5
+    # Its memory is used again once the graph is gone, and not before.
+    passes = a.grad_fn.library
+    lent = a.grad_fn.memory.tensor.data_ptr()
+    again = mlp(x)
+    assert again.grad_fn.memory.tensor.data_ptr() != lent
+    first, second = (torch.autograd.grad(out.sum(), mlp[0].weight)[0] for out in (a, again))
+    assert torch.equal(first, second)
+    del a
+    third = mlp(x)
+    assert third.grad_fn.memory.tensor.data_ptr() == lent
+    assert third.grad_fn.library is passes
+
+
+def test_a_graph_that_is_kept_is_gone_through_by_threads():
+    mlp = MLP([30, 40, 20], "tanh", seed=1)
+    out = mlp(random(50, 30, dtype=torch.float32)).sum()
+    parameters = list(mlp.parameters())
+    wanted = torch.autograd.grad(out, parameters, retain_graph=True)
+
+    def again(_):
+        found = torch.autograd.grad(out, parameters, retain_graph=True)
+        return all(map(torch.equal, found, wanted))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(again, range(200)))
+
+
+def test_a_graph_is_gone_through_once():
+    mlp = MLP([3, 2], seed=1)
+    out = mlp(random(4, 3, dtype=torch.float32)).sum()
+    out.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        out.backward()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("has_openmp", [True, False])
+def test_threads_change_no_bits(threads, has_openmp, monkeypatch):
+    """PyTorch's own, or the library's, as many as PyTorch says."""
+    mlp = MLP([130, 90, 70], ["tanh", "identity"], seed=1)
+    x = random(3000, 130, dtype=torch.float32).requires_grad_()
+    before, found = torch.get_num_threads(), []
+    if not has_openmp:
+        monkeypatch.setattr(library, "openmp", lambda: None)
+    try:
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            out = mlp(x)
+            torch.set_num_threads(1 + threads % 2)  # backward may have others
+            found.append([out, *torch.autograd.grad(out.square().sum(), [x, *mlp.parameters()])])
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, *found))
+
+
+def test_without_gradients_nothing_is_kept(on_torch, monkeypatch):
     mlp = MLP([3, 4, 2], "gelu", seed=1)
     x = random(5, 3, dtype=torch.float32)
     kept = []
@@ -540,6 +639,7 @@ def test_without_gradients_nothing_is_kept(monkeypatch):
     assert len(kept) == 2 * 8
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (4, 2, 3), (2, 1, 2, 3), (0, 3), (2, 0, 3)])
 def test_leading_dimensions(shape):
     mlp = MLP([3, 4, 2], dtype=torch.float64, seed=1)
@@ -556,6 +656,7 @@ def test_leading_dimensions(shape):
         assert torch.allclose(mlp(x), twin(x), rtol=1e-12)
 
 
+@pytest.mark.usefixtures("either_way")
 def test_strided_inputs_and_errors():
     mlp = MLP([3, 4, 2], ["tanh", "identity"], dtype=torch.float64, seed=1)
     x = random(3, 10)[:, ::2].T.requires_grad_()
@@ -566,6 +667,7 @@ def test_strided_inputs_and_errors():
         assert torch.allclose(mine, theirs, rtol=1e-12)
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_error_that_comes_in_is_left_alone(name):
     mlp = MLP([3, 4, 2], sigmas_of(name), dtype=torch.float64, seed=1)
@@ -757,7 +859,7 @@ def test_hooks_on_a_module_are_heard(kind, at):
     got = torch.autograd.grad(mlp(x).sum(), list(mlp.parameters()))
     assert len(heard) == 1
     for mine, theirs in zip(got, expected, strict=True):
-        assert torch.allclose(mine, theirs, rtol=1e-5)
+        assert torch.allclose(mine, theirs, rtol=1e-5, atol=1e-6)
     handle.remove()
     assert mlp.layer_by_layer is None
     mlp(x).sum().backward()
