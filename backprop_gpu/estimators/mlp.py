@@ -154,7 +154,7 @@ _ATTRIBUTES = """
     scikit-learn's private names; the error for any other says what to use.
 
     Any number of threads may predict, transform and score at once. One fits, and a second that
-    tries is refused; what others read meanwhile are the weights of some epoch.
+    tries is refused; what others read meanwhile are the weights from before, or of some epoch.
 """
 
 
