@@ -79,10 +79,17 @@ class CompiledPasses(Reader):
 
     def addresses_of(self, arrays: Sequence[Array]) -> Any:
         """`cpu.addresses` of w^1 … w^L, b^1 … b^L; kept, for the thread's next call."""
-        found = self._own.__dict__.get("addresses")
-        if found is None or not all(map(is_, found.arrays, arrays)):
+        found = self.known_addresses(arrays)
+        if found is None:
             found = self._own.addresses = cpu.addresses_of(arrays)
         return found
+
+    def known_addresses(self, arrays: Sequence[Array]) -> Any:
+        """`addresses_of`, if this thread has asked for the same arrays last; else None."""
+        found: Any = self._own.__dict__.get("addresses")
+        if found is None or len(found.arrays) != len(arrays):
+            return None
+        return found if all(map(is_, found.arrays, arrays)) else None
 
     # -- reading ------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -98,8 +99,7 @@ class BookNetwork:
 
     def _replaced(self, name: str) -> bool:
         """Whether a user's subclass, or the instance, has its own method of that name."""
-        package = __name__.rpartition(".")[0]
-        ours = next(c for c in type(self).__mro__ if c.__module__.rpartition(".")[0] == package)
+        ours = _our_class(type(self))
         return name in vars(self) or getattr(type(self), name) is not getattr(ours, name)
 
     def _connect(self) -> Model:
@@ -119,8 +119,8 @@ class BookNetwork:
                 )
         return self._connection[1]
 
-    def _passes(self) -> tuple[CompiledPasses, list[np.ndarray]] | None:
-        """The library's passes and [w^1 … w^L, b^1 … b^L] for them, if it can compute this.
+    def _passes(self) -> tuple[CompiledPasses, Any] | None:
+        """The library's passes and where w^1 … w^L, b^1 … b^L lie, if it can compute this.
 
         Whether all are finite is not looked at, which takes longer than a sample.
         """
@@ -128,8 +128,12 @@ class BookNetwork:
         compiled = None if self._host is None else self._host.compiled
         if compiled is None:
             return None
-        n = self.sizes
         weights, biases = self.weights, self.biases
+        if type(weights) is list and type(biases) is list:
+            where = compiled.known_addresses([*weights, *biases])
+            if where is not None:  # these arrays fitted when they were last looked at
+                return compiled, where
+        n = self.sizes
         if (
             type(weights) is not list
             or type(biases) is not list
@@ -137,7 +141,7 @@ class BookNetwork:
             or list(map(_shape, biases)) != [(k, 1) for k in n[1:]]
         ):
             weights, biases = self._parameters()
-        return compiled, [*weights, *biases]
+        return compiled, compiled.addresses_of([*weights, *biases])
 
     def _load(self, model: Model, parameters: Parameters) -> None:
         """Put the weights and biases, as they are now, into parameters of the model."""
@@ -190,15 +194,15 @@ class BookNetwork:
         ValueError
             For another shape, a vector (n_0,) among them: adding b would make a matrix of it.
         """
-        found: np.ndarray = validation.numbers("a", a, _FLOAT64)
+        found = validation.numbers("a", a, _FLOAT64)
         if found.ndim != 2 or found.shape[0] != self.sizes[0]:
             shape = found.shape
             raise ValueError(f"a must be a column of shape ({self.sizes[0]}, 1), got {shape}")
         passes = self._passes()
         if passes is not None and found.shape[1]:
-            library, parameters = passes
+            library, where = passes
             rows = np.ascontiguousarray(found.T)
-            outputs = library.predict_by(library.addresses_of(parameters), rows)
+            outputs = library.predict_by(where, rows)
             if validation.all_finite(outputs):
                 return outputs.reshape(-1, 1) if len(rows) == 1 else outputs.T
         for w, b in zip(*self._parameters(), strict=True):
@@ -232,11 +236,9 @@ class BookNetwork:
         passes = self._passes()
         if passes is None:
             return self._gradients_of_columns(X.T, Y.T)
-        library, parameters = passes
-        found = [np.empty(array.shape) for array in parameters]
-        library.gradients_by(
-            library.addresses_of(parameters), X, Y, cpu.addresses_of(found), total=1.0
-        )
+        library, where = passes
+        found = [np.empty(array.shape) for array in where.arrays]
+        library.gradients_by(where, X, Y, cpu.addresses_of(found), total=1.0)
         nabla_w, nabla_b = found[: len(found) // 2], found[len(found) // 2 :]
         if not all(map(validation.all_finite, nabla_b)):
             self._parameters()  # which says what is wrong with them, if it is they
@@ -482,6 +484,18 @@ class LoopEngine(Engine):
         for begin in range(0, len(order), m):
             self._step_of([self._data[i] for i in order[begin : begin + m]], len(order))
         return np.empty(0)
+
+
+def _our_class(kind: type) -> type:
+    """The class of this package that a user's is derived from, or is."""
+    if kind not in _OUR_CLASSES:
+        package = __name__.rpartition(".")[0]
+        ours = (c for c in kind.__mro__ if c.__module__.rpartition(".")[0] == package)
+        _OUR_CLASSES[kind] = next(ours)
+    return _OUR_CLASSES[kind]
+
+
+_OUR_CLASSES: WeakKeyDictionary[type, type] = WeakKeyDictionary()
 
 
 def _shape(array: Any) -> tuple[int, ...] | None:
