@@ -19,7 +19,7 @@ from .equations import differentiable
 Tensor = Any
 
 
-class Library:
+class TensorPasses:
     """The library's passes over tensors of one shape of network. Any number of threads may use it.
 
     It reads and writes PyTorch's memory, and takes as many threads as PyTorch would.
@@ -171,10 +171,10 @@ def cpu_obstacle() -> str | None:
 @lru_cache(maxsize=64)
 def _library_of(
     sizes: tuple[int, ...], sigmas: tuple[Activation, ...], dtype: Any
-) -> Library | None:
+) -> TensorPasses | None:
     if not all(sigma.builtin for sigma in sigmas):
         return None
-    return Library(sizes, sigmas, np.dtype(str(dtype).removeprefix("torch.")))
+    return TensorPasses(sizes, sigmas, np.dtype(str(dtype).removeprefix("torch.")))
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class LibraryFunction(torch.autograd.Function):
     """a^L of x, (m, n_0), as a function of x, w^1 … w^L and b^1 … b^L."""
 
     @staticmethod
-    def forward(ctx: Any, library: Library, x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, library: TensorPasses, x: Tensor, *parameters: Tensor) -> Tensor:
         a, memory = library.forward(
             rows_of(x), [p.contiguous() for p in parameters], ctx.needs_input_grad[1]
         )
