@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -99,13 +100,44 @@ def blas() -> Any:
 
 
 def cores() -> int:
-    """The CPUs that this process may use: at most NUMBA_NUM_THREADS, which joblib sets in its
-    workers so that they do not all use all of them.
+    """The CPUs that this thread may use.
+
+    At most NUMBA_NUM_THREADS, which joblib sets in its workers so that they do not all use all of
+    them, and what ``threadpoolctl.threadpool_limits`` says around the call.
     """
+    if "threadpoolctl" in sys.modules:
+        _heed_threadpoolctl()
     usable = getattr(os, "sched_getaffinity", None)
     count = len(usable(0)) if usable else os.cpu_count() or 1
     limit = os.environ.get("NUMBA_NUM_THREADS", "")
-    return max(1, min(count, int(limit))) if limit.isdecimal() else count
+    if limit.isdecimal():
+        count = min(count, int(limit))
+    return max(1, min(count, getattr(_own, "limit", count)))
+
+
+#: `limit`, of the cores that this thread may use.
+_own = threading.local()
+
+
+@lru_cache(maxsize=1)
+def _heed_threadpoolctl() -> None:
+    """Make it known to threadpoolctl how many threads the CPU's library takes."""
+    import threadpoolctl
+
+    class CpuLibraryController(threadpoolctl.LibController):
+        user_api = internal_api = "backprop_gpu"
+        filename_prefixes = ("libbackprop_cpu",)
+
+        def get_num_threads(self) -> int:
+            return cores()
+
+        def set_num_threads(self, num_threads: int) -> None:
+            _own.limit = num_threads
+
+        def get_version(self) -> None:
+            return None
+
+    threadpoolctl.register(CpuLibraryController)
 
 
 def _after_fork() -> None:

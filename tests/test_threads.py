@@ -362,3 +362,26 @@ def test_one_output_of_nan_is_not_zero(registries: None) -> None:
     odd = activations.register(Activation("odd", lambda z: z * np.nan, lambda z: z * 0))
     net = Network([3, 1], activation=odd.name, backend="numpy", seed=0)
     assert net.accuracy(np.ones((4, 3)), np.zeros(4, int)) == 0.0
+
+
+def test_threadpoolctls_limits_are_the_librarys() -> None:
+    import threadpoolctl
+
+    net = Network([50, 200, 10], seed=0, backend="numpy")
+    X, Y = np.zeros((400, 50), "float32"), np.zeros((400, 10), "float32")
+    given = threads.cores()
+    net.predict(X)  # it is loaded
+    others = []
+    with threadpoolctl.threadpool_limits(1):
+        assert threads.cores() == 1
+        net.fit(X, Y, epochs=1, batch_size=200, learning_rate=0.1, engine="resident")
+        assert net.plan.work(200).threads == 1
+        thread = threading.Thread(target=lambda: others.append(threads.cores()))
+        thread.start()
+        thread.join()
+    assert others == [given]
+    assert threads.cores() == given
+    with threadpoolctl.threadpool_limits(given + 5):
+        assert threads.cores() == given
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        assert threads.cores() == given

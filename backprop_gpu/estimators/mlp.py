@@ -215,12 +215,11 @@ class _Perceptron(
         if get_config().get("skip_parameter_validation"):
             return
         values = [getattr(self, name) for name in self._get_param_names()]
-        key = type(self), *values, *map(type, values)  # as 1 and True are equal
-        try:
-            if key in _VALID:
-                return
-        except TypeError:  # a list, or the like: it may be another one by now
-            key = ()
+        members = [one for value in values if type(value) is tuple for one in value]
+        kinds = tuple(map(type, values + members))  # as 1 and True are equal
+        key = (type(self), *values, *kinds) if _PLAIN.issuperset(kinds) else None
+        if key in _VALID:
+            return
         rules = RULES | {"loss": a_name(*self._losses)}
         for name, (is_valid, expected) in rules.items():
             value = getattr(self, name)
@@ -237,7 +236,7 @@ class _Perceptron(
                 f"got {list(self.activation)}"
             )
         check_random_state(self.random_state)
-        if key and len(_VALID) < 1000:
+        if key is not None and len(_VALID) < 1000:
             _VALID.add(key)
 
     def _hidden_sizes(self) -> list[Any]:
@@ -481,8 +480,6 @@ class _Perceptron(
         self.plan_ = f"engine none: {plan.engine_reason}" if by_equations else str(plan)
         parameters, order = self._parameters(model), np.arange(rows)
         outputs = None if X_val is None else perceptron.outputs_of(model, parameters, X_val)
-        # Who may look at the weights of an epoch: else they are taken at the end.
-        looks = outputs is not None or hooks.are_set
         self.n_iter_ = 0
 
         def next_order() -> np.ndarray:
@@ -496,7 +493,7 @@ class _Perceptron(
 
         def after(loss: float) -> bool:
             self.loss_ = loss
-            if looks:
+            if hooks.are_set:  # who may look at the weights
                 self._take(model, parameters)
             self.n_iter_ += 1
             self.t_ += rows
@@ -507,7 +504,9 @@ class _Perceptron(
                 self._judge_by_loss()
             else:
                 spent.add("callbacks")
-                self._judge_by_score(outputs(), y_val, labels_val, val_weight)
+                if self._judge_by_score(outputs(), y_val, labels_val, val_weight):
+                    self._take(model, parameters)
+                    self._best = self.coefs_, self.intercepts_
                 spent.add("validation")
             self._optimizer.iteration_ends(self.t_)
             stops = hooks.end_epoch()
@@ -554,8 +553,8 @@ class _Perceptron(
         self.best_loss_ = min(self.best_loss_, self.loss_)
         self._no_improvement_count = self._no_improvement_count + 1 if worse else 0
 
-    def _judge_by_score(self, a: np.ndarray, y: Any, labels: Any, sample_weight: Any) -> None:
-        """The same, by the held-out rows, of which a is a^L."""
+    def _judge_by_score(self, a: np.ndarray, y: Any, labels: Any, sample_weight: Any) -> bool:
+        """The same, by the held-out rows, of which a is a^L; whether it is the best so far."""
         self.validation_loss_curve_.append(
             perceptron.loss_of(self._problem, y.astype(a.dtype), a, sample_weight)
         )
@@ -564,10 +563,11 @@ class _Perceptron(
         if self.verbose:
             print(f"Validation score: {score:f}")
         worse = not score >= self.best_validation_score_ + self.tol
-        if score > self.best_validation_score_:
-            self.best_validation_score_ = score
-            self._best = self.coefs_, self.intercepts_
         self._no_improvement_count = self._no_improvement_count + 1 if worse else 0
+        best = score > self.best_validation_score_
+        if best:
+            self.best_validation_score_ = score
+        return bool(best)
 
     def _score_of(self, a: np.ndarray, labels: np.ndarray, sample_weight: Any) -> float:
         predicted = self._from_outputs(a)
@@ -1078,8 +1078,9 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         return self._fit(X, y, sample_weight, incremental=True)
 
 
-#: Parameters that were found valid.
+#: Parameters that were found valid, and the types that stay what they are.
 _VALID: set[Any] = set()
+_PLAIN = frozenset((str, int, float, bool, tuple, type(None)))
 
 _PARAMETER_NAMES: WeakKeyDictionary[type, tuple[str, ...]] = WeakKeyDictionary()
 
