@@ -216,8 +216,9 @@ class _Perceptron(
             return
         values = [getattr(self, name) for name in self._get_param_names()]
         members = [one for value in values if type(value) is tuple for one in value]
-        kinds = tuple(map(type, values + members))  # as 1 and True are equal
-        key = (type(self), *values, *kinds) if _PLAIN.issuperset(kinds) else None
+        kinds = tuple(map(type, members))  # as 1 and True are equal
+        plain = tuple not in kinds and _PLAIN.issuperset((*kinds, *map(type, values)))
+        key = (type(self), *values, *map(type, values), *kinds) if plain else None
         if key in _VALID:
             return
         rules = RULES | {"loss": a_name(*self._losses)}

@@ -875,6 +875,9 @@ def test_parameters_are_looked_at_again_where_they_have_changed(iris: Any) -> No
     est.hidden_layer_sizes.append(0)
     with pytest.raises(ValueError, match="hidden_layer_sizes must be > 0"):
         est.fit(*iris)
+    for sizes in (((1, [2]),), ([1],)):
+        with pytest.raises(ValueError, match="hidden_layer_sizes must be > 0"):
+            MLPClassifier(sizes).fit(*iris)
     MLPClassifier(max_iter=1, random_state=0).fit(*iris)
     with pytest.raises(ValueError, match="'max_iter' parameter"):
         MLPClassifier(max_iter=True, random_state=0).fit(*iris)
