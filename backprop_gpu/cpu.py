@@ -209,20 +209,19 @@ def address(array: Any) -> int:
     """Where an array's numbers begin, or the rows of a `SparseRows`."""
     if type(array) is SparseRows:
         return ctypes.addressof(array.described)
-    try:
-        return ctypes.addressof(
-            c_char.from_buffer(array)
-        )  # NumPy's own way takes four times as long
+    try:  # NumPy's own way takes four times as long
+        return ctypes.addressof(c_char.from_buffer(array))
     except (TypeError, ValueError, BufferError):  # it is read-only, or empty
         return int(array.ctypes.data)
 
 
 def addresses(parameters: Parameters) -> Any:
     """Where w^1 … w^L and b^1 … b^L begin, as a pass takes them."""
-    found = parameters.__dict__.get("_addresses")
-    if found is None:  # the flat array stays where it is
-        found = addresses_in(parameters.layout, parameters.flat)
-        parameters.__dict__["_addresses"] = found
+    flat = parameters.flat
+    of, found = parameters.__dict__.get("_addresses", (None, None))
+    if of is not flat:
+        found = addresses_in(parameters.layout, flat)
+        parameters.__dict__["_addresses"] = flat, found
     return found
 
 

@@ -13,9 +13,6 @@ from typing import Any
 import numpy as np
 
 from .. import cpu, planning, threads
-from ..activations import Activation
-from ..backends.base import Backend
-from ..costs import Cost
 from ..parameters import Parameters
 from .passes import Reader
 
@@ -42,19 +39,11 @@ class CompiledPasses(Reader):
 
     uses_blas = False
 
-    def __init__(
-        self,
-        backend: Backend,
-        sizes: tuple[int, ...],
-        activations: tuple[Activation, ...],
-        cost: Cost,
-        inputs_first: bool = False,
-    ) -> None:
-        self.inputs_first = inputs_first
-        self._described = backend, sizes, activations, cost
-        self.backend, self.sizes, self.dtype = backend, sizes, backend.dtype
+    def __init__(self, *arguments: Any, inputs_first: bool = False) -> None:
+        super().__init__(*arguments)
+        self.inputs_first, self.dtype = inputs_first, self.backend.dtype
         self._library = cpu.library()
-        self._dense = cpu.describe(sizes, activations, cost, backend.dtype)
+        self._dense = cpu.describe(self.sizes, self.activations, self.cost, self.dtype)
         self._sparse = cpu.stored_as(self._dense, 0)
         self._own = threading.local()
         self.description = f"compiled for {self._library.description}"
@@ -62,7 +51,8 @@ class CompiledPasses(Reader):
     @cached_property
     def transposed(self) -> CompiledPasses:
         """The same, of w^l as (n_{l-1}, n_l)."""
-        return CompiledPasses(*self._described, inputs_first=True)
+        described = self.backend, self.sizes, self.activations, self.cost
+        return CompiledPasses(*described, inputs_first=True)
 
     def reads(self, arrays: Sequence[Any], X: Any) -> bool:
         """Whether w^1 … w^L, b^1 … b^L can be read as they are, and X without losing digits."""

@@ -57,10 +57,17 @@ def keeps_z(activations: tuple[Activation, ...], cost: Cost) -> tuple[bool, ...]
 class Reader:
     """What reads networks of one shape: outputs, C and its gradients over arrays of the host."""
 
-    backend: Backend
-    sizes: tuple[int, ...]
     #: Whether it may wake BLAS's threads.
     uses_blas = True
+
+    def __init__(
+        self,
+        backend: Backend,
+        sizes: tuple[int, ...],
+        activations: tuple[Activation, ...],
+        cost: Cost,
+    ) -> None:
+        self.backend, self.sizes, self.activations, self.cost = backend, sizes, activations, cost
 
     def outputs(
         self, members: Sequence[Parameters], X: Array, Y: Array | None, chunk: int | None = None
@@ -117,16 +124,10 @@ class Passes(Reader):
         As in `base.Engine`.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        sizes: tuple[int, ...],
-        activations: tuple[Activation, ...],
-        cost: Cost,
-    ) -> None:
-        self.backend, self.sizes, self.activations, self.cost = backend, sizes, activations, cost
-        self.output: Activation = activations[-1]
-        self._keeps_z = keeps_z(activations, cost)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.output: Activation = self.activations[-1]
+        self._keeps_z = keeps_z(self.activations, self.cost)
 
     def batch(self, rows: int, errors: bool = True) -> Batch:
         """Buffers for `rows` rows."""

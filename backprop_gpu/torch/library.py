@@ -81,7 +81,7 @@ class TensorPasses:
         work = self._work(x.shape[0], torch.get_num_threads())
         run = self._pass(cpu.FORWARD, x, parameters, work)
         run.inputs_error = 1 if inputs_error else None  # only whether there is one, here
-        memory = _Lent(self._idle, self._library.pass_bytes(run), work)
+        memory = _Lent(self._idle, self._library.pass_bytes(run), work, inputs_error)
         run.outputs, run.memory = out.data_ptr(), memory.tensor.data_ptr()
         self._library.run(run, openmp())
         return out, memory
@@ -101,6 +101,8 @@ class TensorPasses:
         error : (m, n_L) contiguous tensor
             ∂C/∂a^L.
         """
+        # Where things lie in the memory depends on what the forward pass was told.
+        wanted = (memory.inputs_error, *wanted[1:])
         like = [x.shape, *self.shapes]
         found = [
             torch.empty(shape, dtype=x.dtype) if want else None
@@ -115,20 +117,32 @@ class TensorPasses:
         return found
 
 
+#: Bytes beyond which memory is not kept: what a step computes takes longer than its pages.
+_KEPT = 1 << 25
+
+
 class _Lent:
     """Memory that goes back where it came from when nobody needs it any more.
 
-    It is for passes that are divided by `work`.
+    It is for passes that are divided by `work`, with ∂C/∂x if `inputs_error`.
     """
 
-    def __init__(self, idle: dict[int, list[Tensor]], size: int, work: planning.CpuWork) -> None:
-        self._idle, self._size, self.work = idle, size, work
+    def __init__(
+        self,
+        idle: dict[int, list[Tensor]],
+        size: int,
+        work: planning.CpuWork,
+        inputs_error: bool,
+    ) -> None:
+        self._idle, self._size, self.work, self.inputs_error = idle, size, work, inputs_error
         try:
             self.tensor = idle[size].pop()
         except LookupError:
             self.tensor = torch.empty(size, dtype=torch.uint8)
 
     def __del__(self) -> None:
+        if self._size > _KEPT:
+            return
         kept = self._idle.setdefault(self._size, [])
         if len(kept) < 2 and len(self._idle) < 8:  # what few training loops need
             kept.append(self.tensor)

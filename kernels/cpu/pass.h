@@ -8,6 +8,13 @@
 //           from the tile's sums straight to where the caller wants it
 //   alone   one row: w as it comes is multiplied by a and by δ, by its rows or their sum, and BP4 is
 //           δ aᵀ. Nothing is packed, and each number of w is read once.
+//
+//   forward    z^l = a^{l-1} w^lᵀ + b^l, a^l = σ(z^l)        (m, n_l)
+//   BP1, BP2   δ^L from C or from ∂C/∂a^L; δ^{l-1} = δ^l w^l ⊙ σ'
+//   BP3, BP4   Σ_x s_x δ^l / total, Σ_x s_x δ^l a^{l-1} / total; s is in δ^L
+//
+// Roof. The products' (product.h); packing w and turning BP4's tiles round come on top, a number of w
+// each, which m rows share. Of a row alone it is the bandwidth of the cache that w lies in.
 #pragma once
 #include "epoch.h"
 
@@ -221,7 +228,7 @@ template <class T> struct Pass {
     if (pass.costs) *pass.costs = epoch.sum_of_costs();
     if (pass.stage == READ) return;
     const T share = T(1) / T(pass.total);
-    for (int l = depth - 1; l >= 0; --l) {
+    for (int l = depth - 1;; --l) {
       const Layer<T>& here = memory.layers[l];
       T* const to = gradient(l);
       if (to && pass.inputs_first)

@@ -54,7 +54,7 @@ class Case:
     def compiled(self, inputs_first: bool = False) -> CompiledPasses:
         model = self.model
         return CompiledPasses(
-            model.backend, model.sizes, model.activations, model.cost, inputs_first
+            model.backend, model.sizes, model.activations, model.cost, inputs_first=inputs_first
         )
 
     def arrays(self, inputs_first: bool) -> list[np.ndarray]:
@@ -194,5 +194,10 @@ def test_addresses_follow_the_arrays() -> None:
     np.testing.assert_allclose(
         passes.predict_by(passes.addresses_of(arrays), case.X), first, atol=1e-6
     )
+    case.parameters.flat = case.parameters.flat.copy()  # others than before
+    case.parameters.flat[:] = 0
+    assert not np.array_equal(passes.predict(case.parameters, case.X), first)
     copied = Parameters(case.parameters.layout, case.parameters.flat.copy())
-    np.testing.assert_array_equal(passes.predict(copied, case.X), first)
+    np.testing.assert_array_equal(
+        passes.predict(copied, case.X), passes.predict(case.parameters, case.X)
+    )

@@ -217,7 +217,7 @@ template <class T> struct Problem {
       for (int64_t i = 0; i < layer.neurons; ++i)
         p[size_t(layer.b_at + i)] = T(settings.scale * random.next());
     }
-    for (int i = 0; i < settings.rows; ++i) weights.push_back(i % 4 ? T(1 + 0.9 * random.next()) : T(0));
+    for (int i = 0; i < settings.rows; ++i) weights.push_back(i % 4 ? T(1 + 0.9 * random.next()) : T(settings.rows > 1 ? 0 : 0.75));
     const int output = settings.output, cost = settings.cost;
     network.itemsize = sizeof(T);
     network.depth = depth;
@@ -527,10 +527,10 @@ template <class T> struct Gradients {
     pass.in_place = (in_place && !settings.bytes) || settings.sparse;
     pass.weights = settings.weights ? problem.weights.data() : nullptr;
     pass.total = settings.weights ? total : double(rows);
-    pass.gradients = wanted.data();
     pass.inputs_error = inputs_error ? of_inputs.data() : nullptr;
     if (!halves) {
       pass.stage = GRADIENTS;
+      pass.gradients = wanted.data();
       pass.Y = problem.Y.data();
       pass.costs = &cost;
       demand(backprop_cpu_pass(level, &pass, openmp) == 0, "no threads");
@@ -542,6 +542,7 @@ template <class T> struct Gradients {
       error = outputs;
       for (size_t i = 0; i < error.size(); ++i) error[i] -= problem.Y[i];
       pass.stage = BACKWARD;
+      pass.gradients = wanted.data();
       pass.error = error.data();
       demand(backprop_cpu_pass(level, &pass, openmp) == 0, "no threads");
       free(pass.memory);
@@ -553,8 +554,24 @@ template <class T> struct Gradients {
 
 template <class T> uint64_t gradients() {
   Hash hash;
-  for (int form = 0; form < 14; ++form) {
+  for (int form = 0; form < 14 + 12; ++form) {
     Settings settings;
+    if (form >= 14) {  // a row alone: whole strips and parts of them, every kind of σ and C
+      const int kind = form - 14;
+      settings.sizes = kind % 2 ? std::vector<int>{64, 128, 16, 8} : std::vector<int>{70, 18, 33, 5};
+      settings.rows = 1, settings.weights = kind % 3 == 0;
+      settings.sigma = kind, settings.output = kind % 4 == 3 ? 10 : kind % 4 == 2 ? 5 : 0;
+      settings.cost = kind % 4 == 2 ? 0 : kind % 3;
+      if (kind > 9) settings.sigma = kind - 5, settings.bytes = true, settings.scale = 0.02;
+      Gradients<T> row(settings);
+      for (bool turns : {false, true}) {
+        const uint64_t one = row.run(1, 1, kind % 2 == 0, turns, false, false);
+        demand(row.run(3, 1, kind % 2 == 1, turns, false, false) == one, "other gradients of a row");
+        hash.add(std::vector<double>{double(one >> 32), double(unsigned(one))});
+        for (T number : row.found) demand(number == number, "a gradient of a row is NaN");
+      }
+      continue;
+    }
     settings.sizes = form % 3 ? std::vector<int>{70, 18, 33, 5} : std::vector<int>{9, 4};
     settings.rows = form % 4 == 1 ? 1 : form % 4 == 2 ? 200 : 23;
     settings.sigma = form % 10, settings.output = form < 8 ? 0 : form - 4, settings.cost = form % 4;

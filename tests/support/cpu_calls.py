@@ -20,7 +20,7 @@ HASHES = {
     "float weights": "1ff88a0033dbdd26",
     "float sparse": "7d5bd18fafc628aa",
     "float readings": "37631a904eb9d7e6",
-    "float gradients": "7c2200f0c23d01d6",
+    "float gradients": "09657737a0ec8f41",
     "float populations": "bb51326da7b529b5",
     "double activations": "c81682e3e3e03a7b",
     "double costs": "ac86f7d715b408f0",
@@ -31,7 +31,7 @@ HASHES = {
     "double weights": "be436c9841d9aa30",
     "double sparse": "c5f7749102e16dea",
     "double readings": "b67aba7651f2a584",
-    "double gradients": "c9e1b727c85cfdfa",
+    "double gradients": "7ca9ee63ff4a81b6",
     "double populations": "2ba41b8816c28568",
 }
 

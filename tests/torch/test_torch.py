@@ -578,6 +578,26 @@ def test_a_graph_that_is_kept_is_gone_through_by_threads():
         assert all(pool.map(again, range(200)))
 
 
+@pytest.mark.usefixtures("either_way")
+def test_gradients_of_the_parameters_alone_where_x_has_one():
+    mlp = MLP([30, 20, 10], ["tanh", "identity"], seed=1, dtype=torch.float64)
+    x = random(7, 30)
+    wanted = torch.autograd.grad(mlp(x).square().sum(), list(mlp.parameters()))
+    x.requires_grad_()
+    found = torch.autograd.grad(mlp(x).square().sum(), list(mlp.parameters()))
+    assert all(map(torch.equal, found, wanted))
+
+
+def test_large_memory_is_given_back(monkeypatch):
+    mlp = MLP([3, 2], seed=1)
+    monkeypatch.setattr(library, "_KEPT", 0)
+    a = mlp(random(4, 3, dtype=torch.float32))
+    passes = a.grad_fn.library
+    before = {size: len(kept) for size, kept in passes._idle.items()}  # noqa: SLF001
+    del a
+    assert {size: len(kept) for size, kept in passes._idle.items()} == before  # noqa: SLF001
+
+
 def test_a_graph_is_gone_through_once():
     mlp = MLP([3, 2], seed=1)
     out = mlp(random(4, 3, dtype=torch.float32)).sum()
