@@ -38,59 +38,38 @@ class TensorPasses:
         self._library = cpu.library()
         # C is the caller's: what is asked for is a^L, and what is given ∂C/∂a^L.
         self._network = cpu.describe(sizes, sigmas, costs.get("quadratic"), dtype)
-        self._pointer = ctypes.pointer(self._network)
-        #: Memory of passes whose graphs are gone: a new one's pages would all be faulted in.
-        self._idle: dict[int, list[Tensor]] = {}
-        self._work = lru_cache(maxsize=64)(self._planned)
-        #: Of w^1 … w^L and b^1 … b^L.
-        self.shapes = [(n, k) for k, n in pairwise(sizes)] + [(n,) for n in sizes[1:]]
+        #: Calls whose graphs are gone, by what they are for: a new one's pages are faulted in.
+        self._idle: dict[Any, list[_Call]] = {}
 
-    def _planned(self, rows: int, threads: int) -> planning.CpuWork:
-        return planning.gradient_work(self.sizes, rows, lambda: threads)
-
-    def _pass(
-        self,
-        stage: int,
-        x: Tensor,
-        parameters: Sequence[Tensor],
-        work: planning.CpuWork,
-    ) -> cpu.AbiPass:
-        rows = x.shape[0]
-        where = _addresses(parameters)
-        found = cpu.AbiPass(
-            self._pointer, x.data_ptr(), None, x.stride(0), ctypes.addressof(where), False, stage,
-            rows, work.threads, work.block, work.in_place, 0,
-        )  # fmt: skip
-        found.where = where  # which must not go before the pass does
-        return found
+    def _lend(self, stage: int, rows: int, inputs_error: bool) -> _Lent:
+        key = stage, rows, torch.get_num_threads(), inputs_error
+        try:
+            call = self._idle[key].pop()
+        except LookupError:
+            work = planning.gradient_work(self.sizes, rows, lambda: key[2])
+            call = _Call(self._library, self._network, stage, rows, work, inputs_error)
+        return _Lent(call, self._idle, key)
 
     def infer(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """a^L, (m, n_L), of x (m, n_0), whose rows are contiguous, like the parameters."""
-        out = torch.empty((x.shape[0], self.sizes[-1]), dtype=x.dtype)
-        work = self._work(x.shape[0], torch.get_num_threads())
-        reading = self._pass(cpu.READ, x, parameters, work)
-        reading.outputs = out.data_ptr()
-        self._library.run(reading, openmp())
+        out = x.new_empty((x.shape[0], self.sizes[-1]))
+        self._lend(cpu.READ, x.shape[0], False).call.forward(x, parameters, out)
         return out
 
     def forward(
         self, x: Tensor, parameters: Sequence[Tensor], inputs_error: bool
     ) -> tuple[Tensor, _Lent]:
         """a^L, and what `backward` needs besides; it will want ∂C/∂x if `inputs_error`."""
-        out = torch.empty((x.shape[0], self.sizes[-1]), dtype=x.dtype)
-        work = self._work(x.shape[0], torch.get_num_threads())
-        run = self._pass(cpu.FORWARD, x, parameters, work)
-        run.inputs_error = 1 if inputs_error else None  # only whether there is one, here
-        memory = _Lent(self._idle, self._library.pass_bytes(run), work, inputs_error)
-        run.outputs, run.memory = out.data_ptr(), memory.tensor.data_ptr()
-        self._library.run(run, openmp())
-        return out, memory
+        out = x.new_empty((x.shape[0], self.sizes[-1]))
+        lent = self._lend(cpu.FORWARD, x.shape[0], inputs_error)
+        lent.call.forward(x, parameters, out)
+        return out, lent
 
     def backward(
         self,
         x: Tensor,
         parameters: Sequence[Tensor],
-        memory: _Lent,
+        lent: _Lent,
         error: Tensor,
         wanted: Sequence[bool],
     ) -> list[Tensor | None]:
@@ -102,18 +81,12 @@ class TensorPasses:
             ∂C/∂a^L.
         """
         # Where things lie in the memory depends on what the forward pass was told.
-        wanted = (memory.inputs_error, *wanted[1:])
-        like = [x.shape, *self.shapes]
-        found = [
-            torch.empty(shape, dtype=x.dtype) if want else None
-            for shape, want in zip(like, wanted, strict=True)
+        found = [x.new_empty(x.shape) if lent.call.inputs_error else None]
+        found += [
+            torch.empty_like(p) if want else None
+            for p, want in zip(parameters, wanted[1:], strict=True)
         ]
-        run = self._pass(cpu.BACKWARD, x, parameters, memory.work)
-        where = _addresses(found[1:])
-        run.memory, run.error, run.total = memory.tensor.data_ptr(), error.data_ptr(), 1.0
-        run.gradients = ctypes.addressof(where)
-        run.inputs_error = None if found[0] is None else found[0].data_ptr()
-        self._library.run(run, openmp())
+        lent.call.backward(x, parameters, error, found)
         return found
 
 
@@ -121,48 +94,78 @@ class TensorPasses:
 _KEPT = 1 << 25
 
 
-class _Lent:
-    """Memory that goes back where it came from when nobody needs it any more.
-
-    It is for passes that are divided by `work`, with ∂C/∂x if `inputs_error`.
-    """
+class _Call:
+    """A pass as the library is told of it, with its memory: there, and back if it goes back."""
 
     def __init__(
         self,
-        idle: dict[int, list[Tensor]],
-        size: int,
+        library: cpu.CpuLibrary,
+        network: cpu.AbiNetwork,
+        stage: int,
+        rows: int,
         work: planning.CpuWork,
         inputs_error: bool,
     ) -> None:
-        self._idle, self._size, self.work, self.inputs_error = idle, size, work, inputs_error
-        try:
-            self.tensor = idle[size].pop()
-        except LookupError:
-            self.tensor = torch.empty(size, dtype=torch.uint8)
+        self.inputs_error = inputs_error
+        self._library, self._stage = library, stage
+        self._parameters = cpu.addresses_from([None] * (2 * network.depth))
+        self._gradients = cpu.addresses_from([None] * (2 * network.depth))
+        self._run = cpu.AbiPass(
+            ctypes.pointer(network), None, None, 0, ctypes.addressof(self._parameters), False,
+            stage, rows, work.threads, work.block, work.in_place, 0,
+        )  # fmt: skip
+        self._run.total = 1.0
+        self._run.inputs_error = 1 if inputs_error else None  # only whether there is one, forward
+        self._memory = torch.empty(library.pass_bytes(self._run), dtype=torch.uint8)
+        self._run.memory = self._memory.data_ptr()
+        self.worth_keeping = len(self._memory) <= _KEPT
+
+    def forward(self, x: Tensor, parameters: Sequence[Tensor], out: Tensor) -> None:
+        run = self._run
+        run.stage, run.outputs = self._stage, out.data_ptr()
+        self._go(x, parameters)
+
+    def backward(
+        self,
+        x: Tensor,
+        parameters: Sequence[Tensor],
+        error: Tensor,
+        found: Sequence[Tensor | None],
+    ) -> None:
+        run = self._run
+        run.stage, run.error = cpu.BACKWARD, error.data_ptr()
+        self._gradients[:] = [None if g is None else g.data_ptr() for g in found[1:]]
+        run.gradients = ctypes.addressof(self._gradients)
+        run.inputs_error = None if found[0] is None else found[0].data_ptr()
+        self._go(x, parameters)
+
+    def _go(self, x: Tensor, parameters: Sequence[Tensor]) -> None:
+        run = self._run
+        run.X, run.x_row = x.data_ptr(), x.stride(0)
+        self._parameters[:] = [p.data_ptr() for p in parameters]
+        self._library.run(run, openmp())
+
+
+class _Lent:
+    """A call that goes back where it came from when nobody needs it any more."""
+
+    __slots__ = ("_idle", "_key", "call")
+
+    def __init__(self, call: _Call, idle: dict[Any, list[_Call]], key: Any) -> None:
+        self.call, self._idle, self._key = call, idle, key
 
     def __del__(self) -> None:
-        if self._size > _KEPT:
-            return
-        kept = self._idle.setdefault(self._size, [])
-        if len(kept) < 2 and len(self._idle) < 8:  # what few training loops need
-            kept.append(self.tensor)
-
-
-def _addresses(tensors: Sequence[Tensor | None]) -> Any:
-    return cpu.addresses_from([None if t is None else t.data_ptr() for t in tensors])
+        if self.call.worth_keeping:
+            kept = self._idle.setdefault(self._key, [])
+            if len(kept) < 2 and len(self._idle) < 8:  # what few training loops need
+                kept.append(self.call)
 
 
 def library_of(sigmas: tuple[Activation, ...], x: Tensor, parameters: Sequence[Tensor]) -> Any:
     """The library's passes for CPU tensors, or None where PyTorch's operations must do."""
-    depth = len(sigmas)
-    if x.device.type != "cpu" or x.numel() == 0 or cpu_obstacle() is not None:
+    if not x.is_cpu or x.numel() == 0 or cpu_obstacle() is not None:
         return None
-    sizes = (x.shape[1], *(b.shape[0] for b in parameters[depth:]))
-    found = _library_of(sizes, sigmas, x.dtype)
-    # Modules may have been replaced; where their shapes do not fit, PyTorch says so.
-    if found is None or any(p.shape != s for p, s in zip(parameters, found.shapes, strict=True)):
-        return None
-    return found
+    return _library_of(sigmas, x.dtype, x.shape[1], tuple([p.shape for p in parameters]))
 
 
 @lru_cache(maxsize=1)
@@ -184,9 +187,12 @@ def cpu_obstacle() -> str | None:
 
 @lru_cache(maxsize=64)
 def _library_of(
-    sizes: tuple[int, ...], sigmas: tuple[Activation, ...], dtype: Any
+    sigmas: tuple[Activation, ...], dtype: Any, n_inputs: int, shapes: tuple[Any, ...]
 ) -> TensorPasses | None:
-    if not all(sigma.builtin for sigma in sigmas):
+    sizes = (n_inputs, *(b[0] for b in shapes[len(sigmas) :]))
+    of_layers = *((n, k) for k, n in pairwise(sizes)), *((n,) for n in sizes[1:])
+    # Modules may have been replaced; where their shapes do not fit, PyTorch says so.
+    if shapes != of_layers or not all(sigma.builtin for sigma in sigmas):
         return None
     return TensorPasses(sizes, sigmas, np.dtype(str(dtype).removeprefix("torch.")))
 
@@ -201,10 +207,10 @@ class LibraryFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, library: TensorPasses, x: Tensor, *parameters: Tensor) -> Tensor:
-        a, memory = library.forward(
+        a, lent = library.forward(
             rows_of(x), [p.contiguous() for p in parameters], ctx.needs_input_grad[1]
         )
-        ctx.library, ctx.memory, ctx.lock = library, memory, threading.Lock()
+        ctx.library, ctx.lent, ctx.lock = library, lent, threading.Lock()
         ctx.save_for_backward(x, *parameters)
         return a
 
@@ -217,6 +223,6 @@ class LibraryFunction(torch.autograd.Function):
             return None, *differentiable(ctx.library.sigmas, x, parameters, wanted, error)
         with ctx.lock:  # a graph that is kept may be gone through by several threads
             return None, *ctx.library.backward(
-                rows_of(x), [p.contiguous() for p in parameters], ctx.memory, error.contiguous(),
+                rows_of(x), [p.contiguous() for p in parameters], ctx.lent, error.contiguous(),
                 wanted,
             )  # fmt: skip

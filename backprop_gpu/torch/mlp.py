@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx
@@ -117,38 +117,35 @@ class MLP(nn.Sequential):
     @property
     def activations(self) -> tuple[Activation, ...]:
         """σ of layers 1 … L."""
-        found = self._pairs()
+        found = self._layers()
         if isinstance(found, str):
             raise ValueError(f"the modules are no longer Linear and activations in turn: {found}")
-        return found[1]
+        return found.sigmas
 
     @property
     def layer_by_layer(self) -> str | None:
         """Why the modules are called one after another, rather than as one function; or None."""
-        found = self._pairs()
-        return found if isinstance(found, str) else self._hooked(found[0][0].bias.device)
+        found = self._layers()
+        return found if isinstance(found, str) else found.apart
 
-    def _hooked(self, device: Any) -> str | None:
+    def _layers(self) -> _Layers | str:
+        """What the modules are as layers, or which of them is none."""
+        weights: list[Any] = []
+        biases: list[Any] = []
+        sigmas: list[Activation] = []
+        open_ = False  # whether the last Linear has no σ yet
+        apart = "there are hooks on all modules" if _any_global_hook() else None
         for name, module in self._modules.items():
             if (
                 module._forward_hooks or module._forward_pre_hooks  # noqa: SLF001
                 or module._backward_hooks or module._backward_pre_hooks  # noqa: SLF001
             ):  # fmt: skip
-                return f"module {name} has hooks"
-        if _any_global_hook():
-            return "there are hooks on all modules"
-        return None if device.type in ("cpu", "cuda") else f"its parameters are on {device}"
-
-    def _pairs(self) -> tuple[list[Any], tuple[Activation, ...]] | str:
-        """The Linear modules and the σ after each, or what else there is."""
-        linears: list[Any] = []
-        sigmas: list[Activation] = []
-        open_ = False  # whether the last Linear has no σ yet
-        for name, module in self._modules.items():
-            if type(module).forward is nn.Linear.forward and module.bias is not None:
+                apart = f"module {name} has hooks"
+            if type(module).forward is nn.Linear.forward and _held(module, "bias") is not None:
                 if sigmas and not sigmas[-1].elementwise:
                     return f"module {name} comes after a Softmax"
-                linears.append(module)
+                weights.append(_held(module, "weight"))
+                biases.append(_held(module, "bias"))
                 sigmas.append(IDENTITY)
                 open_ = True
                 continue
@@ -156,7 +153,11 @@ class MLP(nn.Sequential):
             if sigma is None or not open_:
                 return f"module {name} is {module}"
             sigmas[-1], open_ = sigma, False
-        return (linears, tuple(sigmas)) if linears else "there is no Linear"
+        if not weights:
+            return "there is no Linear"
+        if apart is None and not weights[0].is_cpu and not weights[0].is_cuda:
+            apart = f"its parameters are on {weights[0].device}"
+        return _Layers([*weights, *biases], tuple(sigmas), apart)
 
     def __getitem__(self, index: Any) -> Any:
         """A module, or an nn.Sequential of some of them, sharing their parameters."""
@@ -182,17 +183,15 @@ class MLP(nn.Sequential):
             return super().forward(x)
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
-        found = self._pairs()
+        found = self._layers()
         if isinstance(found, str):  # nothing is known of what these modules take
             return super().forward(x)
-        linears, sigmas = found
-        if _autocasting(linears[0].weight.device.type):
+        parameters, sigmas, apart = found
+        if _autocasting(parameters[0]):
             return super().forward(x)
-        weights = [linear.weight for linear in linears]
-        parameters = [*weights, *(linear.bias for linear in linears)]
         dtype, device = self._check_parameters(parameters)
-        x = self._check_input(x, weights[0].shape[1], dtype, device)
-        if type(x) not in PLAIN or self._hooked(device) is not None:
+        self._check_input(x, parameters[0].shape[1], dtype, device)
+        if type(x) not in PLAIN or apart is not None:
             return super().forward(x)
         rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
         library = library_of(sigmas, rows, parameters)
@@ -222,7 +221,7 @@ class MLP(nn.Sequential):
             raise TypeError(f"parameters must be torch.float32 or torch.float64, got {dtype}")
         return dtype, device
 
-    def _check_input(self, x: Tensor, n_inputs: int, dtype: Any, device: Any) -> Tensor:
+    def _check_input(self, x: Tensor, n_inputs: int, dtype: Any, device: Any) -> None:
         if x.dim() == 0 or x.shape[-1] != n_inputs:
             raise ValueError(f"x must have shape (…, {n_inputs}), got {tuple(x.shape)}")
         if x.device != device:
@@ -231,7 +230,22 @@ class MLP(nn.Sequential):
             raise TypeError(f"x must be {dtype}, as the parameters are, got {x.dtype}")
         if x.layout is not torch.strided:
             raise TypeError(f"x must be a dense tensor, got {x.layout}; pass x.to_dense()")
-        return x
+
+
+class _Layers(NamedTuple):
+    """What an `MLP`'s modules are when it is called."""
+
+    #: w^1 … w^L and b^1 … b^L.
+    parameters: list[Any]
+    sigmas: tuple[Activation, ...]
+    #: Why they are not one function, or None.
+    apart: str | None
+
+
+def _held(module: Any, name: str) -> Any:
+    """``module.name``, sooner than PyTorch finds it."""
+    held = module._parameters  # noqa: SLF001
+    return held[name] if name in held else getattr(module, name)
 
 
 def _sigma_of_module(module: Any) -> Activation | None:
@@ -246,9 +260,11 @@ def _sigma_of_module(module: Any) -> Activation | None:
     return activations.get(name)
 
 
-def _autocasting(device: str) -> bool:
-    if device not in ("cpu", "cuda"):
+def _autocasting(parameter: Tensor) -> bool:
+    """Whether autocast is on where a parameter is."""
+    if not parameter.is_cpu and not parameter.is_cuda:
         return False
+    device = "cpu" if parameter.is_cpu else "cuda"
     try:
         return bool(torch.is_autocast_enabled(device))
     except TypeError:  # before PyTorch 2.4
