@@ -66,7 +66,7 @@ class AbiNetwork(Structure):
 class AbiMember(Structure):
     _fields_ = (
         ("batch", c_int32), ("block", c_int32), ("in_place", c_int32), ("rule", c_int32),
-        ("by_inputs", c_int32), ("unused", c_int32),
+        ("by_inputs", c_int32), ("epochs", c_int32),
         ("rows", c_int64), ("order", c_void_p), ("coefficients", c_void_p),
         ("weights", c_void_p), ("totals", c_void_p),
         ("clip_value", c_double), ("clip_norm", c_double), ("l1", c_double), ("l2", c_double),
@@ -279,7 +279,7 @@ def readable(X: Any, dtype: np.dtype[Any]) -> Any:
     return np.ascontiguousarray(X, dtype)
 
 
-_ABI = 3
+_ABI = 4
 _NO_THREADS = "the system has no more threads, or no memory for them: {} are needed"
 
 

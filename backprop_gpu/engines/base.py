@@ -55,6 +55,9 @@ class Member:
         By which rows count; for engines that `weighs`.
     totals : (steps,) float64 array
         The sum of each mini-batch's weights, where there are any.
+    epochs : int
+        It may be so many, one after another, as an engine's `epochs_at_once` says: `order` is then
+        (epochs n,), and what has a number for each step has them for all epochs.
     """
 
     parameters: Parameters
@@ -63,6 +66,7 @@ class Member:
     hyperparameters: Hyperparameters
     weights: np.ndarray | None = None
     totals: np.ndarray | None = None
+    epochs: int = 1
 
 
 class Described(Protocol):
@@ -124,6 +128,10 @@ class Engine:
         asarray = self.backend.asarray
         return asarray(X, X.dtype if stays else None), asarray(Y)
 
+    def epochs_at_once(self, rows: int, batch_size: int) -> int:
+        """Epochs that a member may have in a call of `run_epoch`, where nobody looks between."""
+        return 1
+
     def run_epoch(
         self,
         member: Member,
@@ -132,7 +140,7 @@ class Engine:
         on_step: Callable[[int], None] | None = None,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
-        """Gradient descent over all rows once, in mini-batches.
+        """Gradient descent over all rows once, in mini-batches; or `member.epochs` times.
 
         Parameters
         ----------

@@ -45,6 +45,10 @@ class ResidentCpuEngine(Engine):
     def obstacle(cls, model: Described, run: Run) -> str | None:
         return cpu.obstacle(model.activations, model.dtype)
 
+    def epochs_at_once(self, rows: int, batch_size: int) -> int:
+        steps = planning.steps_a_call(self._parameters, batch_size)
+        return max(1, steps // -(-rows // batch_size))
+
     def run_epoch(
         self,
         member: Member,
@@ -126,7 +130,8 @@ class ResidentCpuEngine(Engine):
         order = np.ascontiguousarray(member.order, np.int64)
         coefficients = np.ascontiguousarray(settings.coefficients, np.float64)
         costs_of_one = np.empty(_steps(member))
-        part.rows, part.order = len(order), cpu.address(order)
+        part.epochs, part.order = member.epochs, cpu.address(order)
+        part.rows = len(order) // member.epochs
         part.coefficients = cpu.address(coefficients)
         part.p, part.costs = cpu.address(member.parameters.flat), cpu.address(costs_of_one)
         for i, slot in enumerate(member.slots):
@@ -177,4 +182,5 @@ class _Template:
 
 
 def _steps(member: Member) -> int:
-    return -(-len(member.order) // member.hyperparameters.batch_size)
+    """Of all its epochs."""
+    return len(member.hyperparameters.coefficients)

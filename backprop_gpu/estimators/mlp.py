@@ -482,6 +482,12 @@ class _Perceptron(
         parameters, order = self._parameters(model), np.arange(rows)
         outputs = None if X_val is None else perceptron.outputs_of(model, parameters, X_val)
         self.n_iter_ = 0
+        looks = hooks.are_set or outputs is not None or self._optimizer.schedule == "invscaling"
+        at_once = 1 if looks else engine.epochs_at_once(rows, batch_size)
+
+        def next_epochs() -> int:
+            idle = self.n_iter_no_change - self._no_improvement_count + 1
+            return max(1, int(min(at_once, idle, epochs - self.n_iter_)))
 
         def next_order() -> np.ndarray:
             nonlocal order
@@ -528,7 +534,7 @@ class _Perceptron(
         kind = EquationsCourse if by_equations else PerceptronCourse
         course = kind(
             self._problem, model, parameters, batch_size, self._optimizer, y, sample_weight,
-            next_order, after,
+            next_epochs, next_order, after,
         )  # fmt: skip
         try:
             Session(model, engine, [course], X, y, time_spent=spent).run()

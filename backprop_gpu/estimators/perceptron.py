@@ -462,6 +462,9 @@ class PerceptronCourse(Course):
     y : (rows, n_L) array
     weights : (rows,) array of the model's dtype, or None
         s.
+    epochs : callable
+        () -> how many epochs come before any that may be the last, that one included; if they are
+        several, `after` alone hears of each, when all are over.
     order : callable
         () -> (rows,) int array, for the next epoch.
     after : callable
@@ -477,6 +480,7 @@ class PerceptronCourse(Course):
         state: State,
         y: np.ndarray,
         weights: np.ndarray | None,
+        epochs: Callable[[], int],
         order: Callable[[], np.ndarray],
         after: Callable[[float], bool],
     ) -> None:
@@ -485,7 +489,7 @@ class PerceptronCourse(Course):
         self.batch_size, self.weights = batch_size, weights
         self.rows = rows = len(y)
         self.steps = -(-rows // batch_size)
-        self._order, self._after = order, after
+        self._epochs, self._order, self._after = epochs, order, after
         self._over = False
         self._every_step = sums_squares(problem, model)
         self._squares: np.ndarray | None = None
@@ -502,10 +506,14 @@ class PerceptronCourse(Course):
         self._left_out = rest_of_loss(problem, y)
 
     def epoch(self) -> Member:
-        order, state = self._order(), self.state
-        coefficients = state.rule.coefficients(np.full(self.steps, state.rate), state.step)
+        epochs, state = self._epochs(), self.state
+        order = (
+            self._order() if epochs == 1 else np.concatenate([self._order() for _ in range(epochs)])
+        )
+        steps = epochs * self.steps
+        coefficients = state.rule.coefficients(np.full(steps, state.rate), state.step)
         if self._every_step:
-            self._squares = np.empty(self.steps)
+            self._squares = np.empty(steps)
         elif self.problem.alpha:
             self._squares_before = self._sum_of_squares()
         if self.weights is not None:
@@ -516,31 +524,39 @@ class PerceptronCourse(Course):
             self.batch_size, state.rule, coefficients, self._squares, self.problem.alpha
         )
         self._last = order
-        return Member(self.parameters, self._slots, order, settings, self.weights, self._totals)
+        return Member(
+            self.parameters, self._slots, order, settings, self.weights, self._totals, epochs
+        )
 
     def _over_batches(self, numbers: np.ndarray) -> np.ndarray:
-        """The sum of each mini-batch's."""
+        """The sum of each mini-batch's, of one epoch or several."""
         starts = np.arange(0, self.rows, self.batch_size)
-        return np.add.reduceat(numbers, starts, dtype=np.float64)
+        sums = np.add.reduceat(numbers.reshape(-1, self.rows), starts, axis=1, dtype=np.float64)
+        return sums.ravel()
 
     def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
-        self.state.step += self.steps
+        self.state.step += len(costs)
         if self.problem.loss == "squared_error":
             costs = costs / self.problem.sizes[-1]
         # A step's sum of weights is its rows, where they have none.
-        shares = self._sizes if self._totals is None else self._sizes / self._totals
-        total = float(costs @ self._sizes)
+        each = (-1, self.steps)
+        sizes = self._sizes
+        shares = sizes if self._totals is None else sizes / self._totals.reshape(each)
+        losses = (costs.reshape(each) * sizes).sum(axis=1)  # of whose bits BLAS would not be sure
         if self._left_out is not None:
             rest = self._left_out if self.weights is None else self._left_out * self.weights
-            sums = self._over_batches(rest[self._last])
-            total += float(sums.sum() if self._totals is None else sums @ shares)
+            sums = self._over_batches(rest[self._last]).reshape(each)
+            losses += sums.sum(axis=1) if self._totals is None else (sums * shares).sum(axis=1)
         alpha = 0.5 * self.problem.alpha
         if self._squares is not None:
-            penalties = self._squares if self._totals is None else self._squares * shares
-            total += alpha * float(penalties.sum())
+            penalties = self._squares.reshape(each)
+            losses += alpha * (penalties if self._totals is None else penalties * shares).sum(
+                axis=1
+            )
         elif alpha:
-            total += 0.5 * alpha * self.steps * (self._squares_before + self._sum_of_squares())
-        self._over = self._after(total / self.rows)
+            losses += 0.5 * alpha * self.steps * (self._squares_before + self._sum_of_squares())
+        for loss in (losses / self.rows).tolist():
+            self._over = self._after(loss)
 
     def _sum_of_squares(self) -> float:
         weights = self.parameters.flat[: self.parameters.layout.weights_end]

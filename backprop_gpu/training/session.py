@@ -56,7 +56,7 @@ class Course:
         """Before the first epoch."""
 
     def epoch(self) -> Member:
-        """The next epoch."""
+        """The next epoch, or several where nothing is asked of this between them."""
         raise NotImplementedError
 
     def draw(self, ahead: int) -> None:
@@ -67,13 +67,13 @@ class Course:
         return None
 
     def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
-        """An epoch is over: the mean cost of each mini-batch, before its update."""
+        """What `epoch` said is over: the mean cost of each mini-batch, before its update."""
 
     def validated(self, loss: float, accuracy: float) -> None:
         """What the epoch's parameters make of the validation data."""
 
     def is_over(self) -> bool:
-        """Asked after every epoch."""
+        """Asked after every `end_epoch`."""
         raise NotImplementedError
 
     def finish(self) -> None:

@@ -6,7 +6,7 @@
 
 extern "C" {
 
-enum { ABI_VERSION = 3 };
+enum { ABI_VERSION = 4 };
 
 // A layer, of `neurons` whose inputs are those of the layer before.
 struct AbiLayer {
@@ -41,17 +41,17 @@ struct AbiSparse {
   const void* values;
 };
 
-// One network's part in an epoch.
+// One network's part in an epoch, or in several, one after another.
 struct AbiMember {
   int32_t batch;     // rows of a mini-batch
   int32_t block;     // rows that a thread takes through the network at a time
   int32_t in_place;  // whether rows of X are read where they lie; else they are copied into strips
   int32_t rule;      // its number in RULES
   int32_t by_inputs;  // whether a thread has slices of z^1's sums, and not rows; of rows in place
-  int32_t unused;
-  int64_t rows;      // of the epoch: the length of `order`
-  const int64_t* order;
-  const double* coefficients;  // (steps, 4)
+  int32_t epochs;
+  int64_t rows;      // of an epoch
+  const int64_t* order;        // (epochs, rows)
+  const double* coefficients;  // (steps, 4), those of all epochs, like what else has a number a step
   const void* weights;         // of the rows of X, by which each counts; null: all are 1
   const double* totals;        // (steps), the sum of a mini-batch's weights; null: its rows
   double clip_value, clip_norm, l1, l2, alpha, d1, d2, epsilon;  // alpha / total joins l2
@@ -100,9 +100,9 @@ struct AbiOpenMP {
   int (*omp_get_num_threads)(void);
 };
 
-// Steps first … last - 1 of each member, `last` being cut to its own. Parameters and state are read
-// at step 0 and written back behind a member's last step, and between them lie in its memory; or
-// they are read and written by every call.
+// Steps first … last - 1 of each member, of all its epochs, `last` being cut to its own. Parameters
+// and state are read at step 0 and written back behind a member's last step, and between them lie
+// in its memory; or they are read and written by every call.
 struct AbiJob {
   const AbiNetwork* network;
   const void *X, *Y;

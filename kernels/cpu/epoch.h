@@ -837,14 +837,15 @@ template <class T> struct Epoch {
   // ------------------------------------------------------------------------------------- the steps
 
   void run(int64_t first, int64_t last_step, bool whole) {
-    const int64_t steps = units_of(member.rows, member.batch);
+    const int64_t steps_of_epoch = units_of(member.rows, member.batch);
+    const int64_t steps = steps_of_epoch * member.epochs;
     if (last_step > steps) last_step = steps;
     if (first >= last_step) return;
     if (first == 0 || whole) begin();
     meet(team);
     for (int64_t step = first; step < last_step; ++step) {
-      order = member.order + step * member.batch;
-      const int64_t left = member.rows - step * member.batch;
+      const int64_t done = step % steps_of_epoch * member.batch, left = member.rows - done;
+      order = member.order + step / steps_of_epoch * member.rows + done;
       m = int(left < member.batch ? left : member.batch);
       const int64_t behind = left - m;
       if (memory.by_inputs) {

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from backprop_gpu import MLPClassifier, MLPRegressor, planning, threads
+from backprop_gpu import MLPClassifier, MLPRegressor, cpu, planning, threads
+from backprop_gpu.engines.resident_cpu import ResidentCpuEngine
 from backprop_gpu.estimators import perceptron
 from backprop_gpu.estimators.perceptron import PerceptronCourse
 from machine import SUPPORT, device_runtime, without_the_library
@@ -259,8 +261,58 @@ def test_ctrl_c_ends_training_with_a_warning(iris: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(PerceptronCourse, "epoch", interrupted)
     with pytest.warns(UserWarning, match="interrupted by user"):
         est = MLPClassifier(random_state=0).fit(*iris)
-    assert est.n_iter_ == 2
-    assert est.predict(iris[0]).shape == (150,)
+    whole = MLPClassifier(random_state=0, max_iter=est.n_iter_)
+    monkeypatch.undo()
+    assert est.loss_curve_ == whole.fit(*iris).loss_curve_
+    assert all(map(np.array_equal, est.coefs_, whole.coefs_))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n_iter_no_change": 3, "tol": 1e-2},
+        {"solver": "sgd", "learning_rate": "adaptive", "n_iter_no_change": 2, "tol": 1e-2},
+        {"solver": "sgd", "learning_rate": "invscaling"},
+        {"batch_size": 40, "alpha": 0.5, "max_iter": 23},
+        {"n_iter_no_change": np.inf, "max_iter": 30, "shuffle": False},
+        {"warm_start": True, "n_iter_no_change": 1, "max_iter": 7},
+        {"early_stopping": True, "max_iter": 9},
+    ],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_epochs_at_once_change_nothing(
+    iris: Any, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], weighted: bool
+) -> None:
+    """Those among which none can be the last are one call of the engine."""
+    X, y = iris
+    weights = np.random.default_rng(0).random(len(y)) if weighted else None
+    kinds = [(MLPClassifier, y), (MLPRegressor, y + 1.0)]
+    kinds.append((partial(MLPRegressor, loss="poisson"), y + 1.0))
+
+    def trained() -> list[Any]:
+        found = []
+        for kind, targets in kinds:
+            est = kind(**{"random_state": 0, "max_iter": 150, **settings})
+            for _ in range(2 if est.warm_start else 1):
+                est.fit(X, targets, weights)
+            found.append(
+                (est.n_iter_, est.loss_curve_, est.t_, *map(np.ndarray.tolist, est.coefs_))
+            )
+        return found
+
+    calls = []
+    train = cpu.CpuLibrary.train
+    monkeypatch.setattr(
+        cpu.CpuLibrary, "train", lambda self, job: calls.append(1) or train(self, job)
+    )
+    together = trained()
+    many = len(calls)
+    monkeypatch.setattr(ResidentCpuEngine, "epochs_at_once", lambda self, rows, batch_size: 1)
+    assert trained() == together
+    one_by_one = len(calls) - many
+    looks = settings.get("early_stopping") or settings.get("learning_rate") == "invscaling"
+    assert one_by_one == sum(len(losses) for _, losses, *_ in together) or "warm_start" in settings
+    assert many == one_by_one if looks else many < one_by_one
 
 
 # -- among scikit-learn's tools -----------------------------------------------------------------

@@ -143,7 +143,7 @@ void users_gradient(const void* a, const void* y, void* out, int64_t rows, int64
 struct Settings {
   std::vector<int> sizes = {11, 20, 9, 3};
   int sigma = 0, output = 0, cost = 0;  // -1 is a user's
-  int rule = 0, batch = 11, rows = 45;
+  int rule = 0, batch = 11, rows = 45, epochs = 1;
   double clip_value = INFINITY, clip_norm = INFINITY, l1 = 0, l2 = 0, alpha = 0;
   bool bytes = false, squares = false, weights = false;
   bool zeros = false, sparse = false;  // X has many zeros, and leaves them out
@@ -254,8 +254,9 @@ template <class T> struct Training {
   std::unique_ptr<char, void (*)(void*)> memory{nullptr, free};
 
   Training(const Problem<T>& problem, const Settings& given, const Way& way) : settings(given) {
-    const int steps = (settings.rows + settings.batch - 1) / settings.batch;
-    for (int i = 0; i < settings.rows; ++i) order.push_back((i * 7 + 3) % settings.rows);
+    const int steps = (settings.rows + settings.batch - 1) / settings.batch * settings.epochs;
+    for (int i = 0; i < settings.epochs * settings.rows; ++i)
+      order.push_back((i % settings.rows * 7 + 3 + i / settings.rows) % settings.rows);
     for (int i = 0; i < steps; ++i)
       for (double one : {0.05, 0.01, 1.0 + 0.1 * i, 0.001}) coefficients.push_back(one);
     const bool adam = settings.rule >= 3;
@@ -271,8 +272,8 @@ template <class T> struct Training {
     member.by_inputs = way.by_inputs && !settings.bytes && !settings.sparse;
     member.alpha = settings.alpha;
     if (settings.weights) {
-      for (int i = 0; i < settings.rows; ++i) {
-        if (i % settings.batch == 0) totals.push_back(0);
+      for (int i = 0; i < settings.epochs * settings.rows; ++i) {
+        if (i % settings.rows % settings.batch == 0) totals.push_back(0);
         totals.back() += double(problem.weights[size_t(order[size_t(i)])]);
       }
       member.weights = problem.weights.data();
@@ -280,6 +281,7 @@ template <class T> struct Training {
     }
     member.rule = settings.rule;
     member.rows = settings.rows;
+    member.epochs = settings.epochs;
     member.order = order.data();
     member.coefficients = coefficients.data();
     member.clip_value = settings.clip_value;
@@ -330,6 +332,25 @@ template <class T> uint64_t train(const Settings& settings, const Way& way) {
     if (!failed) continue;
     demand(training.hash() == before, "something was written");
     return 0;
+  }
+  return training.hash();
+}
+
+// The same, each epoch by a call of its own.
+template <class T> uint64_t train_by_epochs(const Settings& settings, const Way& way) {
+  Problem<T> problem(settings);
+  Training<T> training(problem, settings, way);
+  AbiMember& member = training.member;
+  AbiJob job = {&problem.network, problem.stored(settings.bytes), problem.Y.data(), &member, 1, 1,
+                way.threads, 0, 0, int64_t(training.costs.size()) / settings.epochs};
+  member.epochs = 1;
+  for (int i = 0; i < settings.epochs; ++i) {
+    demand(backprop_cpu_train(level, &job) == 0, "no threads");
+    member.order += settings.rows;
+    member.coefficients += 4 * job.last;
+    member.costs += job.last;
+    if (member.totals) member.totals += job.last;
+    if (member.squares) member.squares += job.last;
   }
   return training.hash();
 }
@@ -419,6 +440,14 @@ template <class T> std::vector<Settings> settings_of(const char* group) {
           s.sizes = sizes, s.rule = rule, s.zeros = s.sparse = true;
           if (rule) s.clip_norm = 0.05, s.weights = true;
         });
+  } else if (!strcmp(group, "epochs")) {
+    for (int batch : {4, 15, 100})
+      for (int rule : {0, 4})
+        add([&](Settings& s) {
+          s.sizes = {140, 21, 3}, s.epochs = 3, s.batch = batch, s.rule = rule;
+          if (rule) s.squares = s.weights = true;
+        });
+    add([&](Settings& s) { s.epochs = 2, s.zeros = s.sparse = true; });
   } else {  // bytes
     for (int n : {1, 11, 64, 70})
       add([&](Settings& s) {
@@ -567,7 +596,9 @@ template <class T> uint64_t gradients() {
       for (bool turns : {false, true}) {
         const uint64_t one = row.run(1, 1, kind % 2 == 0, turns, false, false);
         demand(row.run(3, 1, kind % 2 == 1, turns, false, false) == one, "other gradients of a row");
-        hash.add(std::vector<double>{double(one >> 32), double(unsigned(one))});
+        if (settings.epochs > 1)
+        demand(train_by_epochs<T>(settings, WAYS[0]) == one, "other bits epoch by epoch");
+      hash.add(std::vector<double>{double(one >> 32), double(unsigned(one))});
         for (T number : row.found) demand(number == number, "a gradient of a row is NaN");
       }
       continue;
@@ -739,7 +770,8 @@ void about_itself() {
 }
 
 template <class T> void groups(const char* type) {
-  for (const char* group : {"activations", "costs", "saturated", "rules", "shapes", "bytes", "weights", "sparse"}) {
+  for (const char* group : {"activations", "costs", "saturated", "rules", "shapes", "bytes", "weights",
+                            "sparse", "epochs"}) {
     Hash hash;
     for (const Settings& settings : settings_of<T>(group)) {
       const uint64_t one = each_way<T>(settings, group);
@@ -748,6 +780,8 @@ template <class T> void groups(const char* type) {
         dense.sparse = false;
         demand(train<T>(dense, WAYS[0]) == one, "other bits of a sparse X");
       }
+      if (settings.epochs > 1)
+        demand(train_by_epochs<T>(settings, WAYS[0]) == one, "other bits epoch by epoch");
       hash.add(std::vector<double>{double(one >> 32), double(unsigned(one))});
     }
     printf("%s %s %016llx\n", type, group, (unsigned long long)hash.value);
