@@ -336,6 +336,20 @@ def describe(
     sizes: Sequence[int], activations: Sequence[Activation], cost: Cost, dtype: np.dtype[Any]
 ) -> AbiNetwork:
     """A model as the library takes it, for which `obstacle` has found nothing."""
+    if isinstance(cost, costs.BuiltinCost) and all(sigma.builtin for sigma in activations):
+        of_many = _described_once(tuple(sizes), tuple(activations), cost, dtype)
+        return stored_as(of_many, dtype.itemsize)
+    return _described(sizes, activations, cost, dtype)
+
+
+@lru_cache(maxsize=64)
+def _described_once(*model: Any) -> AbiNetwork:
+    return _described(*model)
+
+
+def _described(
+    sizes: Sequence[int], activations: Sequence[Activation], cost: Cost, dtype: np.dtype[Any]
+) -> AbiNetwork:
     layout = Layout(tuple(sizes))
     layers = (AbiLayer * len(activations))()
     for l, activation in enumerate(activations):

@@ -80,6 +80,8 @@ class Model:
     def _connect(self, choice: Choice) -> None:
         self.choice, self.layout = choice, Layout(self.sizes)
         self.backend = backends.create(choice.backend, self.dtype)
+        #: Of the CPU, by what they were chosen for.
+        self._plans: dict[Any, Plan] = {}
 
     @property
     def device(self) -> Device | None:
@@ -157,10 +159,16 @@ class Model:
             algorithm = cast("CudaBackend", self.backend).algorithm
         compiled = run is not None and obstacle is None and self.choice.backend == "numpy"
         processor = f"compiled for {cpu.library().description}" if compiled else ""
-        return planning.choose_plan(
-            self.sizes, self.dtype.name, self.choice, self.device, run, obstacle, threads.cores(),
-            self.cost.builtin, algorithm, processor,
-        )  # fmt: skip
+        key = run, obstacle, threads.cores(), processor
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = planning.choose_plan(
+                self.sizes, self.dtype.name, self.choice, self.device, run, obstacle, key[2],
+                self.cost.builtin, algorithm, processor,
+            )  # fmt: skip
+            if self.device is None and len(self._plans) < 100:
+                self._plans[key] = plan
+        return plan
 
     def _failed_check(self, plan: Plan, run: Run) -> str | None:
         if plan.engine != "resident" or self.device is None:
@@ -228,7 +236,8 @@ class Model:
     # -- copies --------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k not in ("backend", "layout", "compiled")}
+        left = ("backend", "layout", "compiled", "_plans")
+        return {k: v for k, v in vars(self).items() if k not in left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

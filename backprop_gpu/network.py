@@ -267,7 +267,9 @@ class Network:
             are tried; where another fails, training ends there with the weights before it.
         FloatingPointError
             If the cost turns NaN or infinite, naming epoch and batch. The weights are
-            then those at the end of the last good epoch, as they are after Ctrl-C.
+            then those at the end of the last good epoch. After Ctrl-C they are those at the end
+            of the last whole one, or of one a few tenths of a second before: the CPU's resident
+            engine runs epochs that short together, where nobody looks between them.
         RuntimeError
             If this network is being trained already: by another thread, or by the `fit`
             whose callback calls this one.

@@ -46,8 +46,7 @@ class ResidentCpuEngine(Engine):
         return cpu.obstacle(model.activations, model.dtype)
 
     def epochs_at_once(self, rows: int, batch_size: int) -> int:
-        steps = planning.steps_a_call(self._parameters, batch_size)
-        return max(1, steps // -(-rows // batch_size))
+        return planning.epochs_a_call(self._parameters, batch_size, rows)
 
     def run_epoch(
         self,

@@ -6,6 +6,7 @@ from typing import Any
 from .cpu import (
     CpuWork,
     cpu_work,
+    epochs_a_call,
     gradient_work,
     members_a_call,
     reading_work,
@@ -51,6 +52,7 @@ __all__ = [
     "choose_product",
     "column_splits",
     "cpu_work",
+    "epochs_a_call",
     "gradient_work",
     "least_bytes",
     "members_a_call",

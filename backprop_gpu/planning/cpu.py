@@ -103,8 +103,17 @@ def gradient_work(sizes: Sequence[int], rows: int, cores: Callable[[], int]) -> 
 
 
 def steps_a_call(parameters: int, batch_size: int) -> int:
-    """Steps that the resident engine runs before Python may look at Ctrl-C: about 0.1 s."""
-    return max(1, int(1e10 / (6.0 * parameters * batch_size)))
+    """Steps that the resident engine runs before Python may look at Ctrl-C: about 0.1 s.
+
+    A row costs as much as a thousand weights besides, and a step as 50,000 operations.
+    """
+    return max(1, int(1e10 / (6.0 * (parameters + 1000) * batch_size + 5e4)))
+
+
+def epochs_a_call(parameters: int, batch_size: int, rows: int) -> int:
+    """Epochs in so many steps, whose orders have a million numbers at most."""
+    steps = steps_a_call(parameters, batch_size) // -(-rows // batch_size)
+    return max(1, min(steps, (1 << 20) // rows))
 
 
 def members_a_call(rows: int, steps: int) -> int:

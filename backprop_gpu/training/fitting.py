@@ -70,6 +70,9 @@ class FitCourse(Course):
             self.on_step = self._end_batch
         self._running = False
         self._drawn: Drawn | None = None
+        #: How many epochs may be one member; nobody is to look between them.
+        self.at_once = 1
+        self._state: Any = None
 
     def start(self) -> None:
         self._running = True
@@ -95,11 +98,21 @@ class FitCourse(Course):
         return drawn.order
 
     def epoch(self) -> Member:
-        settings, epoch, order = self.settings, len(self.history), self.draw_order()
-        rates = settings.rates
-        coefficients = settings.optimizer.coefficients(rates.now(epoch), epoch * rates.steps)
+        settings, epoch, rates = self.settings, len(self.history), self.settings.rates
+        epochs = min(self.at_once, settings.epochs - epoch)
+        if epochs == 1:
+            order, now = self.draw_order(), rates.now(epoch)
+        else:
+            self._state = self.network.generator.bit_generator.state
+            order = np.concatenate([self.draw_order() for _ in range(epochs)])
+            now = np.tile(rates.now(epoch), epochs)  # which are constant
+        coefficients = settings.optimizer.coefficients(now, epoch * rates.steps)
         hyperparameters = Hyperparameters(settings.batch_size, settings.optimizer, coefficients)
-        return Member(self.parameters, self.slots, order, hyperparameters)
+        return Member(self.parameters, self.slots, order, hyperparameters, epochs=epochs)
+
+    def begin_again(self) -> None:
+        self.at_once = 1
+        self.network.generator.bit_generator.state = self._state
 
     def _end_batch(self, batch: int) -> None:
         spent = self.history.time_spent
@@ -124,10 +137,11 @@ class FitCourse(Course):
 
     def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
         rows, m = self.settings.rows, self.settings.batch_size
-        sizes = np.full(len(costs), m)
-        sizes[-1] = rows - m * (len(costs) - 1)
-        self.history.loss.append(float(costs @ sizes) / rows)
-        self.history.seconds.append(seconds)
+        each = costs.reshape(-1, self.steps)
+        sizes = np.full(self.steps, m)
+        sizes[-1] = rows - m * (self.steps - 1)
+        self.history.loss += [float(row @ sizes) / rows for row in each]
+        self.history.seconds += [seconds / len(each)] * len(each)
 
     def validated(self, loss: float, accuracy: float) -> None:
         self.history.val_loss.append(loss)
@@ -205,10 +219,10 @@ def fit(
     slots = tuple(model.backend.zeros(length) for _ in range(settings.optimizer.slots))
     course = FitCourse(network, settings, hooks, slots, model.backend.empty(length))
     course.history.time_spent = spent
-    session = Session(
-        model, model.engine(network.plan), [course], data.X, data.Y, data.validation,
-        time_spent=spent,
-    )  # fmt: skip
+    trains = model.engine(network.plan)
+    if not hooks and data.validation is None and settings.rates.constant:
+        course.at_once = trains.epochs_at_once(settings.rows, settings.batch_size)
+    session = Session(model, trains, [course], data.X, data.Y, data.validation, time_spent=spent)
     with ProgressBar(settings.epochs, progress) as bar:
         session.run(bar)
     if course.failure is not None:

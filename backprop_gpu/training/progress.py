@@ -81,7 +81,7 @@ class ProgressBar(Progress):
             values["training"] = str(len(ran))
         self.bar.set_postfix(values, refresh=False)
         if not self._many:
-            self.bar.update()
+            self.bar.update(len(history.loss) - self.bar.n)
 
     def ended(self, course: Any, lost: int) -> None:
         left = course.settings.epochs - len(course.history) - lost

@@ -59,6 +59,9 @@ class Course:
         """The next epoch, or several where nothing is asked of this between them."""
         raise NotImplementedError
 
+    def begin_again(self) -> None:
+        """What `epoch` said last is not to be: say its first epoch alone, which may go wrong."""
+
     def draw(self, ahead: int) -> None:
         """Draw what an epoch needs, `ahead` epochs from now, while a device works."""
 
@@ -113,6 +116,8 @@ class Session:
         self.engine, self.passes = engine, model.passes()
         self.backend = self.passes.backend
         self.courses, self.whole = courses, whole
+        #: The optimizer's state before several epochs at once, and a copy.
+        self._before: list[tuple[Array, Array]] | None = None
         self.X, self.Y = engine.put(X, Y)
         self.validation = None
         if validation_data is not None:
@@ -168,6 +173,11 @@ class Session:
             for course, failure in zip(live, failures, strict=True):
                 if failure is not None:
                     self._put_back(course)
+            if self._before is not None and any(failures):  # the only course's
+                for slot, before in self._before:
+                    self.backend.copy(before, slot)
+                live[0].begin_again()
+                return self.run_epoch(live, progress)
             well = [course for course, failure in zip(live, failures, strict=True) if not failure]
             spent.add("engine")
             scores = self._validate(well)
@@ -201,6 +211,8 @@ class Session:
         costs = []
         for course in wave:
             member = course.epoch()
+            several = member.epochs > 1 and course.good is not None
+            self._before = [(slot, slot.copy()) for slot in member.slots] if several else None
             self.time_spent.add("orders")
             costs.append(self.engine.run_epoch(member, self.X, self.Y, course.on_step, meanwhile))
             progress.member_is_over()

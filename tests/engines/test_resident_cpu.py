@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from typing import Any
 
@@ -290,6 +291,72 @@ def test_where_a_call_ends_changes_no_bit(steps: int, monkeypatch: pytest.Monkey
     pieces = weights_after("resident", *problem("", ""), optimizer="adam", batch_size=7)
     for expected, got in zip(whole, pieces, strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+def one_epoch_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "epochs_a_call", lambda *_: 1)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_epochs_at_once_change_nothing(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, Y = problem("sigmoid", "quadratic")
+
+    def trained() -> tuple[Any, ...]:
+        net = Network([11, 9, 3], backend="numpy", seed=0)
+        options: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.02, "optimizer": optimizer}
+        history = net.fit(X, Y, epochs=9, engine="resident", **options)
+        assert len(history.seconds) == 9
+        more = net.fit(X, Y, epochs=2, engine="resident", **options)  # the generator goes on
+        return history.loss, more.loss, [w.tolist() for w in net.weights]
+
+    calls, train = [], cpu.CpuLibrary.train
+    monkeypatch.setattr(
+        cpu.CpuLibrary, "train", lambda self, job: calls.append(1) or train(self, job)
+    )
+    together = trained()
+    assert len(calls) == 2
+    one_epoch_a_call(monkeypatch)
+    assert trained() == together
+    assert len(calls) == 13
+
+
+@pytest.mark.parametrize("epoch", [1, 4])
+@pytest.mark.parametrize("parameter", [False, True])
+def test_what_goes_wrong_among_epochs_at_once(
+    epoch: int, parameter: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error, history, weights and generator are those of an epoch a call."""
+    X, Y = problem("sigmoid", "quadratic")
+    train, nets = cpu.CpuLibrary.train, []
+
+    def breaks(self: cpu.CpuLibrary, job: cpu.AbiJob) -> None:
+        """The last cost of an epoch, or a parameter after it, becomes NaN."""
+        member, done = job.members[0], len(nets[-1].history)
+        train(self, job)
+        if done + member.epochs < epoch:
+            return
+        if parameter:
+            ctypes.cast(member.p, ctypes.POINTER(ctypes.c_float))[0] = np.nan
+        else:
+            last = 3 * (epoch - done) - 1
+            ctypes.cast(member.costs, ctypes.POINTER(ctypes.c_double))[last] = np.nan
+
+    monkeypatch.setattr(cpu.CpuLibrary, "train", breaks)
+
+    def failed() -> tuple[Any, ...]:
+        net = Network([11, 9, 3], backend="numpy", seed=0)
+        nets.append(net)
+        options: dict[str, Any] = {"batch_size": 32, "learning_rate": 0.02, "optimizer": "adam"}
+        with pytest.raises(FloatingPointError, match=f"epoch {epoch}, batch 3 of 3") as error:
+            net.fit(X, Y, epochs=6, engine="resident", **options)
+        assert net.history is not None
+        assert len(net.history) == epoch - 1
+        weights = [w.tolist() for w in net.weights]
+        return str(error.value), net.history.loss, weights, net.generator.bit_generator.state
+
+    together = failed()
+    one_epoch_a_call(monkeypatch)
+    assert failed() == together
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -97,6 +97,7 @@ template <class T> uint64_t run(const Training& training, int threads, int block
   member.in_place = member.by_inputs = by_inputs;
   member.rule = training.rule;
   member.rows = ROWS;
+  member.epochs = 1;
   member.order = order;
   member.coefficients = coefficients;
   member.clip_value = INFINITY;
