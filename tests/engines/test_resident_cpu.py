@@ -446,25 +446,28 @@ def test_names_in_a_users_function_are_read_anew(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("error", [ValueError("no such y"), KeyboardInterrupt()])
-def test_what_a_users_cost_raises(error: BaseException) -> None:
-    """In a thread of the library's, too: the training stops, and the weights are as they were."""
-    calls = []
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_what_a_users_cost_raises(error: BaseException, epochs: int) -> None:
+    """In a thread of the library's, too: the training stops, with the weights of whole epochs."""
+    calls: list[int] = []
+    at = 7 * epochs + 4
 
     def gradient(a: Any, y: Any) -> Any:
         calls.append(threading.get_ident())
-        if len(calls) == 4:
+        if len(calls) == at:
             raise error
         return a - y
 
     mine = Cost("mine", lambda a, y: ((a - y) ** 2).sum(axis=1) / 2, gradient)
     X, Y = problem("sigmoid", "quadratic")
-    net = Network([11, 9, 3], cost=mine, backend="numpy", seed=0)
-    before = net.weights
+    net, whole = (Network([11, 9, 3], cost=mine, backend="numpy", seed=0) for _ in range(2))
     with pytest.raises(type(error)) as raised:
         net.fit(X, Y, epochs=9, batch_size=10, learning_rate=0.1, engine="resident")
     assert raised.value is error
-    assert len(calls) == 4
-    for now, then in zip(net.weights, before, strict=True):
+    assert len(calls) == at
+    if epochs:
+        whole.fit(X, Y, epochs=epochs, batch_size=10, learning_rate=0.1, engine="resident")
+    for now, then in zip(net.weights, whole.weights, strict=True):
         np.testing.assert_array_equal(now, then)
     net.fit(X, Y, epochs=1, batch_size=10, learning_rate=0.1, engine="resident")
 
