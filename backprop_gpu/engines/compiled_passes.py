@@ -24,8 +24,9 @@ Rows = Any
 class CompiledPasses(Reader):
     """`Reader` in the library, on all cores. Any number of threads may use one.
 
-    Rows are summed in the order of the engine that trains, but for a row alone, whose sums over a
-    layer's inputs are made in lanes: it needs no packing, and its last bits are others.
+    Rows are summed in the order of the engine that trains, but for a row that is read alone, and up
+    to 16 whose gradients are made: nothing is packed for so few, their sums over a layer's inputs
+    are made in lanes, and the last bits are others.
 
     Parameters
     ----------

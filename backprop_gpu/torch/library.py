@@ -38,22 +38,22 @@ class TensorPasses:
         self._library = cpu.library()
         # C is the caller's: what is asked for is a^L, and what is given ∂C/∂a^L.
         self._network = cpu.describe(sizes, sigmas, costs.get("quadratic"), dtype)
-        #: Calls whose graphs are gone, by what they are for: a new one's pages are faulted in.
-        self._idle: dict[Any, list[_Call]] = {}
+        #: Round trips whose graphs are gone, by what they are for: a new one's pages are faulted in.
+        self._idle: dict[Any, list[_RoundTrip]] = {}
 
     def _lend(self, stage: int, rows: int, inputs_error: bool) -> _Lent:
         key = stage, rows, torch.get_num_threads(), inputs_error
         try:
-            call = self._idle[key].pop()
+            trip = self._idle[key].pop()
         except LookupError:
             work = planning.gradient_work(self.sizes, rows, lambda: key[2])
-            call = _Call(self._library, self._network, stage, rows, work, inputs_error)
-        return _Lent(call, self._idle, key)
+            trip = _RoundTrip(self._library, self._network, stage, rows, work, inputs_error)
+        return _Lent(trip, self._idle, key)
 
     def infer(self, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         """a^L, (m, n_L), of x (m, n_0), whose rows are contiguous, like the parameters."""
         out = x.new_empty((x.shape[0], self.sizes[-1]))
-        self._lend(cpu.READ, x.shape[0], False).call.forward(x, parameters, out)
+        self._lend(cpu.READ, x.shape[0], False).trip.forward(x, parameters, out)
         return out
 
     def forward(
@@ -62,7 +62,7 @@ class TensorPasses:
         """a^L, and what `backward` needs besides; it will want ∂C/∂x if `inputs_error`."""
         out = x.new_empty((x.shape[0], self.sizes[-1]))
         lent = self._lend(cpu.FORWARD, x.shape[0], inputs_error)
-        lent.call.forward(x, parameters, out)
+        lent.trip.forward(x, parameters, out)
         return out, lent
 
     def backward(
@@ -81,12 +81,12 @@ class TensorPasses:
             ∂C/∂a^L.
         """
         # Where things lie in the memory depends on what the forward pass was told.
-        found = [x.new_empty(x.shape) if lent.call.inputs_error else None]
+        found = [x.new_empty(x.shape) if lent.trip.inputs_error else None]
         found += [
             torch.empty_like(p) if want else None
             for p, want in zip(parameters, wanted[1:], strict=True)
         ]
-        lent.call.backward(x, parameters, error, found)
+        lent.trip.backward(x, parameters, error, found)
         return found
 
 
@@ -94,7 +94,7 @@ class TensorPasses:
 _KEPT = 1 << 25
 
 
-class _Call:
+class _RoundTrip:
     """A pass as the library is told of it, with its memory: there, and back if it goes back."""
 
     def __init__(
@@ -147,18 +147,18 @@ class _Call:
 
 
 class _Lent:
-    """A call that goes back where it came from when nobody needs it any more."""
+    """A round trip that goes back where it came from when nobody needs it any more."""
 
-    __slots__ = ("_idle", "_key", "call")
+    __slots__ = ("_idle", "_key", "trip")
 
-    def __init__(self, call: _Call, idle: dict[Any, list[_Call]], key: Any) -> None:
-        self.call, self._idle, self._key = call, idle, key
+    def __init__(self, trip: _RoundTrip, idle: dict[Any, list[_RoundTrip]], key: Any) -> None:
+        self.trip, self._idle, self._key = trip, idle, key
 
     def __del__(self) -> None:
-        if self.call.worth_keeping:
+        if self.trip.worth_keeping:
             kept = self._idle.setdefault(self._key, [])
             if len(kept) < 2 and len(self._idle) < 8:  # what few training loops need
-                kept.append(self.call)
+                kept.append(self.trip)
 
 
 def library_of(sigmas: tuple[Activation, ...], x: Tensor, parameters: Sequence[Tensor]) -> Any:

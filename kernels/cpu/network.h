@@ -20,9 +20,9 @@ INLINE int smaller(int a, int b) { return a < b ? a : b; }
 // What a memory is for.
 enum Use {
   TRAINING,
-  READING,  // blocks of rows: all threads read the same parameters, which lie elsewhere
-  PASSING,  // all rows of a pass
-  ALONE,    // one row, which takes the parameters as they come
+  READING,   // blocks of rows: all threads read the same parameters, which lie elsewhere
+  PASSING,   // all rows of a pass
+  UNPACKED,  // few rows, which take the parameters as they come
 };
 
 // Hands out memory at multiples of 64 bytes; where there is none, it counts.

@@ -1,44 +1,51 @@
 // Rows through a network whose parameters stay as they are, and back: reading, gradients, and the
 // two halves of a step of PyTorch's.
 //
-// Three ways, of the same sums but for the last one's:
+// Three ways:
 //
-//   READ    blocks of rows, each with the memory of its thread; parameters in strips, once for all
-//   others  all rows at once, in the two phases of an epoch: rows, then chunks of w, whose BP4 goes
-//           from the tile's sums straight to where the caller wants it
-//   alone   one row: w as it comes is multiplied by a and by δ, by its rows or their sum, and BP4 is
-//           δ aᵀ. Nothing is packed, and each number of w is read once.
+//   READ      blocks of rows, each with the memory of its thread; parameters in strips, once for all
+//   others    all rows at once, in the two phases of an epoch: rows, then BP3 and BP4, from the tile's
+//             sums straight to where the caller wants them
+//   few rows  so, too, but w as it comes is multiplied by a and by δ, by its rows or their sum:
+//             nothing is packed, and threads share out neurons
 //
 //   forward    z^l = a^{l-1} w^lᵀ + b^l, a^l = σ(z^l)        (m, n_l)
 //   BP1, BP2   δ^L from C or from ∂C/∂a^L; δ^{l-1} = δ^l w^l ⊙ σ'
 //   BP3, BP4   Σ_x s_x δ^l / total, Σ_x s_x δ^l a^{l-1} / total; s is in δ^L
 //
-// Roof. The products' (product.h); packing w and turning BP4's tiles round come on top, a number of w
-// each, which m rows share. Of a row alone it is the bandwidth of the cache that w lies in.
+// Roof. The products' (product.h); packing w comes on top, which m rows share. Of a row alone it is
+// the bandwidth of the cache that w lies in.
+//
+// Sums of few rows over what lies in a row of w are made in W lanes, which are added by halves.
 #pragma once
 #include "epoch.h"
 
 namespace {
+
+// Rows up to which packing w takes longer than it saves.
+constexpr int FEW = 16;
+// Rows up to which BP4's tiles are made where they are to be, rather than turned round.
+constexpr int AT_ONCE = 64;
 
 template <class T> struct Pass {
   static constexpr int w = W<T>;
 
   const AbiPass& pass;
   const int depth = pass.network->depth;
-  const bool alone = pass.rows == 1 && pass.network->stored &&
-                     (pass.stage == READ || pass.stage == GRADIENTS) && !pass.inputs_error;
-  const AbiMember reader = reader_of(pass);
+  // The bits of a row that is read do not depend on how many others are.
+  const bool few = pass.network->stored && (pass.stage == READ ? pass.rows == 1 : pass.rows <= FEW);
+  const AbiMember reader = reader_of(pass, few);
 
-  static AbiMember reader_of(const AbiPass& pass) {
+  static AbiMember reader_of(const AbiPass& pass, bool few) {
     AbiMember reader{};
     reader.batch = int(pass.stage == READ ? pass.block : pass.rows);
-    reader.block = pass.block;
+    reader.block = few ? reader.batch : pass.block;
     reader.in_place = pass.in_place;
     return reader;
   }
 
   Memory<T> memory(char* begin, int threads, int thread) const {
-    const Use use = alone ? ALONE : pass.stage == READ ? READING : PASSING;
+    const Use use = few ? UNPACKED : pass.stage == READ ? READING : PASSING;
     return {Arena{begin}, *pass.network, reader, threads, thread, use, pass.inputs_error != nullptr};
   }
 
@@ -48,8 +55,7 @@ template <class T> struct Pass {
   }
 
   size_t bytes() const {
-    if (alone) return memory(nullptr, 1, 0).bytes;
-    if (pass.stage != READ) return memory(nullptr, pass.threads, 0).bytes;
+    if (few || pass.stage != READ) return memory(nullptr, pass.threads, 0).bytes;
     return shared() + size_t(pass.threads) * memory(nullptr, 1, 0).bytes;
   }
 
@@ -65,8 +71,8 @@ template <class T> struct Pass {
   }
 
   void run(const Team& team, int thread) const {
-    if (alone) {
-      if (thread == 0) run_alone(team);
+    if (few) {
+      few_rows(team, thread);
     } else if (pass.stage == READ) {
       read(team, thread);
     } else {
@@ -116,9 +122,9 @@ template <class T> struct Pass {
     for (ptrdiff_t x = x_begin; x < x_end; ++x) {
       T* const to = rows + (epoch.first_row + x) * n;
       for (ptrdiff_t j = 0; j < n; j += w) {
-        const T* const from = strips + j / w * epoch.strip() + x * w;
-        if (n - j >= w) Strip<T>::load(from).store_anywhere(to + j);
-        else for (ptrdiff_t i = 0; i < n - j; ++i) to[j + i] = from[i];
+        const Strip<T> strip = Strip<T>::load(strips + j / w * epoch.strip() + x * w);
+        if (n - j >= w) strip.store_anywhere(to + j);
+        else strip.store_part(to + j, int(n - j));
       }
     }
   }
@@ -159,7 +165,7 @@ template <class T> struct Pass {
       if (backward && pass.inputs_error) inputs_error(epoch, x, end);
     }
     meet(team);
-    if (backward) gradients(epoch);
+    if (backward) gradients(epoch, lowest);
     if (pass.costs && thread == 0) *pass.costs = epoch.sum_of_costs();
   }
 
@@ -173,153 +179,325 @@ template <class T> struct Pass {
     into_rows(epoch, strips, first.inputs, static_cast<T*>(pass.inputs_error), x_begin, x_end);
   }
 
+  struct Range {
+    int begin, end;
+  };
+
+  // Of so many units this thread's.
+  static Range share(const Epoch<T>& epoch, ptrdiff_t units) {
+    const int threads = epoch.team.threads, thread = epoch.thread;
+    return {int(units * thread / threads), int(units * (thread + 1) / threads)};
+  }
+
+  void gradients(const Epoch<T>& epoch, int lowest) const {
+    const T scale = T(1) / T(pass.total);
+    if (epoch.sparse() || epoch.m > AT_ONCE) gradients_by_chunks(epoch, scale);
+    else gradients_at_once(epoch, scale, lowest);
+  }
+
   // BP3 and BP4 of this thread's chunks.
-  void gradients(const Epoch<T>& epoch) const {
-    const T share = T(1) / T(pass.total);
+  void gradients_by_chunks(const Epoch<T>& epoch, T scale) const {
     epoch.each_chunk([&](int l, int s_begin, int strips, int k_begin, int k_end) {
       const Layer<T>& here = epoch.memory.layers[l];
-      alignas(64) T sums[CHUNK * CHUNK_STRIPS * w];
       if (gradient(l)) {
+        alignas(64) T sums[CHUNK * CHUNK_STRIPS * w];
         epoch.sums_of_chunk(here, s_begin, strips, k_begin, k_end, sums);
         for (int s = 0; s < strips; ++s)
-          write_tile(here, s_begin + s, k_begin, k_end, sums + s * w, strips * w, share, gradient(l));
+          write_tile(here, s_begin + s, k_begin, k_end, sums + s * w, strips * w, scale, gradient(l));
       }
-      for (int s = s_begin; k_begin == 0 && gradient(depth + l) && s < s_begin + strips; ++s) {
-        epoch.sums_of_biases(here, s, sums);
-        for (int j = 0; j < smaller(w, here.neurons - s * w); ++j)
-          gradient(depth + l)[s * w + j] = sums[j] * share;
-      }
+      for (int s = s_begin; k_begin == 0 && s < s_begin + strips; ++s)
+        bias_gradient(epoch, l, s, scale);
     });
   }
 
-  // Sums of a strip's neurons, a row an input, times `share` to where w's gradient is wanted.
+  // BP3 and BP4 of this thread's rows of w.
+  void gradients_at_once(const Epoch<T>& epoch, T scale, int lowest) const {
+    for (int l = lowest; l < depth; ++l) {
+      const Layer<T>& here = epoch.memory.layers[l];
+      const Rows of_inputs{here.input_rows, here.next, here.inputs};
+      const Rows of_delta{here.delta_rows, epoch.strip(), here.neurons};
+      const Rows& u = pass.inputs_first ? of_inputs : of_delta;
+      const Rows& v = pass.inputs_first ? of_delta : of_inputs;
+      if (gradient(l)) outer_products(u, v, epoch.m, scale, gradient(l), share(epoch, u.numbers));
+      const Range strips = share(epoch, here.strips);
+      for (int s = strips.begin; s < strips.end; ++s) bias_gradient(epoch, l, s, scale);
+    }
+  }
+
+  void bias_gradient(const Epoch<T>& epoch, int l, int s, T scale) const {
+    if (!gradient(depth + l)) return;
+    const Layer<T>& here = epoch.memory.layers[l];
+    alignas(64) T sums[w];
+    epoch.sums_of_biases(here, s, sums);
+    const Strip<T> found = Strip<T>::load(sums) * Strip<T>(scale);
+    found.store_part(gradient(depth + l) + s * w, smaller(w, here.neurons - s * w));
+  }
+
+  // Sums of a strip's neurons, a row an input, times `scale` to where w's gradient is wanted.
   void write_tile(const Layer<T>& here, int s, int k_begin, int k_end, const T* sums, ptrdiff_t row,
-                  T share, T* to) const {
+                  T scale, T* to) const {
     const int columns = smaller(w, here.neurons - s * w);
     for (ptrdiff_t k = k_begin; pass.inputs_first && k < k_end; ++k, sums += row) {
-      T* const out = to + k * here.neurons + s * w;
-      if (columns == w) (Strip<T>::load(sums) * Strip<T>(share)).store_anywhere(out);
-      else for (int j = 0; j < columns; ++j) out[j] = sums[j] * share;
+      const Strip<T> strip = Strip<T>::load(sums) * Strip<T>(scale);
+      strip.store_part(to + k * here.neurons + s * w, columns);
     }
     if (!pass.inputs_first)
       copy_transposed(sums, row, k_end - k_begin, columns,
-                      to + ptrdiff_t(s) * w * here.inputs + k_begin, here.inputs, share);
+                      to + ptrdiff_t(s) * w * here.inputs + k_begin, here.inputs, scale);
   }
 
-  // ---------------------------------------------------------------------------------------- alone
+  // Rows of so many numbers, in runs of W that are `next` apart.
+  struct Rows {
+    const T* const* begin;
+    ptrdiff_t next;
+    int numbers;
 
-  void run_alone(const Team& team) const {
-    const Memory<T> memory = this->memory(static_cast<char*>(pass.memory), 1, 0);
-    const Epoch<T> epoch = this->epoch(memory, team, 0);
-    epoch.gather(0, 1);
-    const auto inputs = [&](int l) -> const T* {
-      return l > 0 ? memory.layers[l - 1].a : memory.x ? memory.x : static_cast<const T*>(pass.X);
-    };
-    for (int l = 0; l < depth; ++l) {
-      const Layer<T>& here = memory.layers[l];
-      T* const z = here.z ? here.z : here.a;
-      if (pass.inputs_first) sum_of_rows(weights(l), here.inputs, here.neurons, inputs(l), z);
-      else products_of_rows(weights(l), here.neurons, here.inputs, inputs(l), z);
-      for (int j = 0; j < here.neurons; ++j) z[j] += biases(l)[j];
-      if (l < depth - 1) epoch.activate(here, z, here.a, here.strips * w);
-    }
-    outputs_and_costs(epoch, 0, 1);
-    if (pass.weights) epoch.weigh(pass.weights, 0, 1);
-    if (pass.costs) *pass.costs = epoch.sum_of_costs();
-    if (pass.stage == READ) return;
-    const T share = T(1) / T(pass.total);
-    for (int l = depth - 1;; --l) {
-      const Layer<T>& here = memory.layers[l];
-      T* const to = gradient(l);
-      if (to && pass.inputs_first)
-        outer_product(inputs(l), here.inputs, here.delta, here.neurons, share, to);
-      else if (to)
-        outer_product(here.delta, here.neurons, inputs(l), here.inputs, share, to);
-      for (int j = 0; gradient(depth + l) && j < here.neurons; ++j)
-        gradient(depth + l)[j] = here.delta[j] * share;
-      if (l == 0) break;
-      const Layer<T>& below = memory.layers[l - 1];
-      if (pass.inputs_first)
-        products_of_rows(weights(l), here.inputs, here.neurons, here.delta, below.delta);
+    ptrdiff_t at(int j) const { return j / w * next + j % w; }
+  };
+
+  // out(r, ·) = scale Σ_x u(x, r) v(x, ·) for a range of r. So many numbers of v at once that they stay
+  // in a core's L1 cache.
+  static void outer_products(Rows u, Rows v, int m, T scale, T* out, Range range) {
+    const int at_once = 3 * AT_ONCE / m * w;
+    for (int c = 0; c < v.numbers; c += at_once)
+      for (int r = range.begin; r < range.end; r += 6)
+        with_count<6>(smaller(6, range.end - r), [&](auto n) {
+          outer_rows<n.value>(u, v, m, scale, r, c, smaller(c + at_once, v.numbers), out);
+        });
+  }
+
+  // R rows of it, columns c to c_end.
+  template <int R>
+  static __attribute__((noinline)) void outer_rows(const Rows& u, const Rows& v, int m, T scale, int r,
+                                                   int c, int c_end, T* out) {
+    ptrdiff_t at[R];
+#pragma GCC unroll 6
+    for (int i = 0; i < R; ++i) at[i] = u.at(r + i);
+    out += ptrdiff_t(r) * v.numbers;
+    for (; c < c_end; c += w) {
+      const int width = c_end - c;
+      const ptrdiff_t v_at = v.at(c);
+      Strip<T> sum[R];
+#pragma GCC unroll 6
+      for (int i = 0; i < R; ++i) sum[i] = Strip<T>::zero();
+      const auto add = [&](int x, Strip<T> row) __attribute__((always_inline)) {
+        const T* const of = u.begin[x];
+#pragma GCC unroll 6
+        for (int i = 0; i < R; ++i) sum[i].add_product(Strip<T>(of[at[i]]), row);
+      };
+      if (width >= w)
+        for (int x = 0; x < m; ++x) add(x, Strip<T>::load_anywhere(v.begin[x] + v_at));
       else
-        sum_of_rows(weights(l), here.neurons, here.inputs, here.delta, below.delta);
-      epoch.pull_back(below, below.described->from_z ? below.z : below.a, below.delta,
-                      epoch.scratch(), below.strips * w);
+        for (int x = 0; x < m; ++x) add(x, Strip<T>::load_part(v.begin[x] + v_at, width));
+#pragma GCC unroll 6
+      for (int i = 0; i < R; ++i) {
+        T* const to = out + i * ptrdiff_t(v.numbers) + c;
+        const Strip<T> found = sum[i] * Strip<T>(scale);
+        if (width >= w) found.store_anywhere(to);
+        else found.store_part(to, width);
+      }
     }
   }
 
-  // n < W numbers, and zeros behind them.
-  static INLINE Strip<T> part(const T* from, int n) {
-    alignas(64) T numbers[w] = {};
-    for (int i = 0; i < n; ++i) numbers[i] = from[i];
-    return Strip<T>::load(numbers);
-  }
+  // ------------------------------------------------------------------------------------- few rows
 
-  // out_r = Σ_c M(r, c) v_c; what fills up the last strip of out is 0.
-  static void products_of_rows(const T* M, int rows, int columns, const T* v, T* out) {
-    const int rest = columns % w;
-    const Strip<T> last = part(v + columns - rest, rest);
-    constexpr int AT_ONCE = 4;
-    for (int r = 0; r < rows; r += AT_ONCE)
-      with_count<AT_ONCE>(smaller(AT_ONCE, rows - r), [&](auto many) {
-        constexpr int R = many.value;
-        const T* const from = M + ptrdiff_t(r) * columns;
-        Strip<T> sum[R];
-#pragma GCC unroll 4
-        for (int i = 0; i < R; ++i) sum[i] = Strip<T>::zero();
-        for (int c = 0; c < columns - rest; c += w) {
-          const Strip<T> factor = Strip<T>::load_anywhere(v + c);
-#pragma GCC unroll 4
-          for (int i = 0; i < R; ++i)
-            sum[i].add_product(factor, Strip<T>::load_anywhere(from + ptrdiff_t(i) * columns + c));
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < R; ++i) {
-          if (rest) sum[i].add_product(last, part(from + ptrdiff_t(i + 1) * columns - rest, rest));
-          alignas(64) T lane[w];
-          sum[i].store(lane);
-          for (int distance = w / 2; distance > 0; distance /= 2)
-            for (int c = 0; c < distance; ++c) lane[c] += lane[c + distance];
-          out[r + i] = lane[0];
-        }
-      });
-    for (ptrdiff_t r = rows; r < units_of(rows, w) * w; ++r) out[r] = T(0);
-  }
-
-  // out = Σ_r v_r M(r, ·); what fills up its last strip is 0.
-  static void sum_of_rows(const T* M, int rows, int columns, const T* v, T* out) {
-    const int rest = columns % w, strips = columns / w;
-    constexpr int AT_ONCE = 4;
-    for (int s = 0; s < strips; s += AT_ONCE)
-      with_count<AT_ONCE>(smaller(AT_ONCE, strips - s), [&](auto many) {
-        constexpr int R = many.value;
-        Strip<T> sum[R];
-#pragma GCC unroll 4
-        for (int i = 0; i < R; ++i) sum[i] = Strip<T>::zero();
-        for (ptrdiff_t r = 0; r < rows; ++r) {
-          const Strip<T> value(v[r]);
-#pragma GCC unroll 4
-          for (int i = 0; i < R; ++i)
-            sum[i].add_product(value, Strip<T>::load_anywhere(M + r * columns + (s + i) * w));
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < R; ++i) sum[i].store(out + (s + i) * w);
-      });
-    if (rest == 0) return;
-    Strip<T> sum = Strip<T>::zero();
-    for (ptrdiff_t r = 0; r < rows; ++r)
-      sum.add_product(Strip<T>(v[r]), part(M + (r + 1) * columns - rest, rest));
-    sum.store(out + strips * w);
-  }
-
-  // out = share u vᵀ.
-  static void outer_product(const T* u, int rows, const T* v, int columns, T share, T* out) {
-    for (int r = 0; r < rows; ++r, out += columns) {
-      int c = 0;
-      for (; c <= columns - w; c += w)
-        (Strip<T>(u[r]) * Strip<T>::load_anywhere(v + c) * Strip<T>(share)).store_anywhere(out + c);
-      for (; c < columns; ++c) out[c] = u[r] * v[c] * share;
+  void few_rows(const Team& team, int thread) const {
+    const Memory<T> memory = this->memory(static_cast<char*>(pass.memory), pass.threads, thread);
+    const Epoch<T> epoch = this->epoch(memory, team, thread);
+    const int m = int(pass.rows);
+    const bool forward = pass.stage != BACKWARD;
+    const bool backward = pass.stage == BACKWARD || pass.stage == GRADIENTS;
+    if (thread == 0) {
+      epoch.connect();
+      if (forward) epoch.gather(0, m);
+      else if (!memory.x) epoch.find_rows(0, m);
     }
+    meet(team);
+    for (int l = 0; forward && l < depth; ++l) {
+      const Layer<T>& here = memory.layers[l];
+      const Range mine = share(epoch, here.strips);
+      T* const z = here.z ? here.z : here.a;
+      product(epoch, l, true, z, mine);
+      for (int s = mine.begin; s < mine.end; ++s) {
+        const Strip<T> bias = Strip<T>::load_part(biases(l) + s * w, here.neurons - s * w);
+        T* const strip = z + s * epoch.strip();
+        for (int x = 0; x < m; ++x) (Strip<T>::load(strip + x * w) + bias).store(strip + x * w);
+        if (l < depth - 1) epoch.activate(here, strip, here.a + s * epoch.strip(), ptrdiff_t(m) * w);
+      }
+      meet(team);
+    }
+    if (thread == 0) {
+      if (forward) outputs_and_costs(epoch, 0, m);
+      else epoch.error_from(static_cast<const T*>(pass.error), 0, m);
+      if (backward && pass.weights) epoch.weigh(pass.weights, 0, m);
+      if (pass.costs) *pass.costs = epoch.sum_of_costs();
+    }
+    if (!backward) return;
+    meet(team);
+    const int lowest = this->lowest();
+    for (int l = depth - 1; l > lowest; --l) {
+      const Layer<T>& below = memory.layers[l - 1];
+      const Range mine = share(epoch, below.strips);
+      product(epoch, l, false, below.delta, mine);
+      for (int s = mine.begin; s < mine.end; ++s)
+        epoch.pull_back(below, (below.described->from_z ? below.z : below.a) + s * epoch.strip(),
+                        below.delta + s * epoch.strip(), epoch.scratch(), ptrdiff_t(m) * w);
+      meet(team);
+    }
+    if (pass.inputs_error) {
+      const int inputs = memory.layers[0].inputs;
+      product(epoch, 0, false, memory.x_error, share(epoch, units_of(inputs, w)));
+      meet(team);
+      if (thread == 0)
+        into_rows(epoch, memory.x_error, inputs, static_cast<T*>(pass.inputs_error), 0, m);
+    }
+    gradients(epoch, lowest);
+  }
+
+  // Strips of a^{l-1} w^lᵀ, forward, or of δ^l w^l. What fills up the last one is 0.
+  void product(const Epoch<T>& epoch, int l, bool forward, T* out, Range strips) const {
+    const Layer<T>& here = epoch.memory.layers[l];
+    const T* const* const rows = forward ? here.input_rows : here.delta_rows;
+    const ptrdiff_t next = forward ? here.next : epoch.strip();
+    int of_w = here.neurons, columns = here.inputs;
+    if (pass.inputs_first) of_w = here.inputs, columns = here.neurons;
+    if (forward != bool(pass.inputs_first))
+      products_of_rows(weights(l), of_w, columns, rows, next, epoch.m, out, epoch.strip(), strips);
+    else
+      sums_of_rows(weights(l), of_w, columns, rows, next, epoch.m, out, epoch.strip(), strips);
+  }
+
+  // out(x, r) = Σ_c M(r, c) a(x, c).
+  static void products_of_rows(const T* M, int rows, int columns, const T* const* a, ptrdiff_t next,
+                               int m, T* out, ptrdiff_t strip, Range strips) {
+    const int end = smaller(rows, strips.end * w);
+    for (int r = strips.begin * w; r < end;) {
+      const T* const from = M + ptrdiff_t(r) * columns;
+      T* const to = out + r / w * strip + r % w;
+      const int at_once = smaller(m == 1 ? 4 : 2, end - r);
+      if (m == 1)
+        with_count<4>(at_once, [&](auto n) { lanes<n.value, 1>(from, columns, a, next, to); });
+      else
+        in_tiles<3>(m, [&](int x, auto count) {
+          with_count<2>(at_once, [&](auto n) {
+            lanes<n.value, count.value>(from, columns, a + x, next, to + x * w);
+          });
+        });
+      r += at_once;
+    }
+    for (int r = end; r < strips.end * w; ++r)
+      for (ptrdiff_t x = 0; x < m; ++x) out[r / w * strip + x * w + r % w] = T(0);
+  }
+
+  // R rows of M by X of a.
+  template <int R, int X>
+  static __attribute__((noinline)) void lanes(const T* M, int columns, const T* const* a,
+                                              ptrdiff_t next, T* out) {
+    Strip<T> sum[X][R];
+#pragma GCC unroll 4
+    for (int x = 0; x < X; ++x)
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) sum[x][r] = Strip<T>::zero();
+    const int whole = columns / w * w;
+    ptrdiff_t at = 0;
+    for (int c = 0; c < whole; c += w, at += next) {
+#pragma GCC unroll 4
+      for (int i = 0; i < Strip<T>::count; ++i) {  // by registers: whole strips do not fit
+        Register<T> row[R];
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r)
+          row[r] = Strip<T>::load_register(M + ptrdiff_t(r) * columns + c + i * Strip<T>::lanes);
+#pragma GCC unroll 4
+        for (int x = 0; x < X; ++x) {
+          const Register<T> value = Strip<T>::load_register(a[x] + at + i * Strip<T>::lanes);
+#pragma GCC unroll 4
+          for (int r = 0; r < R; ++r) add_products(sum[x][r].r[i], value, row[r]);
+        }
+      }
+    }
+    if (const int rest = columns - whole) {
+#pragma GCC unroll 4
+      for (int x = 0; x < X; ++x) {
+        const Strip<T> value = Strip<T>::load_part(a[x] + at, rest);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          const T* const from = M + ptrdiff_t(r) * columns + whole;
+          sum[x][r].add_product(value, Strip<T>::load_part(from, rest));
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int x = 0; x < X; ++x)
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        alignas(64) T lane[w];
+        sum[x][r].store(lane);
+        for (int distance = w / 2; distance > 0; distance /= 2)
+          for (int c = 0; c < distance; ++c) lane[c] += lane[c + distance];
+        out[x * w + r] = lane[0];
+      }
+  }
+
+  // out(x, ·) = Σ_r v(x, r) M(r, ·).
+  static void sums_of_rows(const T* M, int rows, int columns, const T* const* v, ptrdiff_t next,
+                           int m, T* out, ptrdiff_t strip, Range strips) {
+    const ptrdiff_t whole = smaller(strips.end, columns / w);
+    for (ptrdiff_t s = strips.begin; s < whole;) {
+      const int at_once = smaller(m == 1 ? 4 : 1, int(whole - s));
+      T* const to = out + s * strip;
+      if (m == 1)
+        with_count<4>(at_once, [&](auto n) {
+          add_up<n.value, 1, true>(M + s * w, rows, columns, w, v, next, to, strip);
+        });
+      else
+        in_tiles<6>(m, [&](int x, auto n) {
+          add_up<1, n.value, true>(M + s * w, rows, columns, w, v + x, next, to + x * w, strip);
+        });
+      s += at_once;
+    }
+    if (whole == strips.end) return;
+    in_tiles<6>(m, [&](int x, auto n) {
+      add_up<1, n.value, false>(M + whole * w, rows, columns, columns % w, v + x, next,
+                                out + whole * strip + x * w, strip);
+    });
+  }
+
+  // S strips, of `width` numbers unless they are whole, by X rows of v.
+  template <int S, int X, bool WHOLE>
+  static __attribute__((noinline)) void add_up(const T* M, int rows, ptrdiff_t columns, int width,
+                                               const T* const* v, ptrdiff_t next, T* out,
+                                               ptrdiff_t strip) {
+    Strip<T> sum[X][S];
+    const T* of[X];
+#pragma GCC unroll 6
+    for (int x = 0; x < X; ++x) {
+      of[x] = v[x];
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) sum[x][s] = Strip<T>::zero();
+    }
+    const auto add = [&](ptrdiff_t at) __attribute__((always_inline)) {
+      Strip<T> row[S];
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s)
+        row[s] = WHOLE ? Strip<T>::load_anywhere(M + s * w) : Strip<T>::load_part(M, width);
+#pragma GCC unroll 6
+      for (int x = 0; x < X; ++x) {
+        const Strip<T> value(of[x][at]);
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s) sum[x][s].add_product(value, row[s]);
+      }
+      M += columns;
+    };
+    ptrdiff_t at = 0;
+    for (int r = 0; r < rows; r += w, at += next) {
+      const int end = smaller(w, rows - r);
+#pragma GCC unroll 1
+      for (int i = 0; i < end; ++i) add(at + i);
+    }
+#pragma GCC unroll 6
+    for (int x = 0; x < X; ++x)
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) sum[x][s].store(out + s * strip + x * w);
   }
 };
 

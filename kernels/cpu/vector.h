@@ -100,6 +100,43 @@ template <class R> INLINE void add_products(R& sum, R a, R b) { sum = fused(a, b
 INLINE float sqrt(float x) { return __builtin_sqrtf(x); }
 INLINE double sqrt(double x) { return __builtin_sqrt(x); }
 
+// -------------------------------------------------------------------- the first n lanes of a register
+
+#if defined(__AVX512F__) && REGISTER == 64
+#define HAS_PARTS 1
+INLINE Register<float> load_first(const float* from, int n) {
+  return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), from);
+}
+INLINE Register<double> load_first(const double* from, int n) {
+  return _mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), from);
+}
+INLINE void store_first(Register<float> r, float* to, int n) {
+  _mm512_mask_storeu_ps(to, __mmask16((1u << n) - 1), r);
+}
+INLINE void store_first(Register<double> r, double* to, int n) {
+  _mm512_mask_storeu_pd(to, __mmask8((1u << n) - 1), r);
+}
+#elif defined(__AVX__) && REGISTER == 32
+#define HAS_PARTS 1
+// Eight of these numbers, beginning with the one that is n before the zeros.
+constexpr int32_t FIRST[] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+INLINE __m256i first(int n) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(FIRST + 8 - n));
+}
+INLINE Register<float> load_first(const float* from, int n) {
+  return _mm256_maskload_ps(from, first(n));
+}
+INLINE Register<double> load_first(const double* from, int n) {
+  return _mm256_maskload_pd(from, first(2 * n));
+}
+INLINE void store_first(Register<float> r, float* to, int n) {
+  _mm256_maskstore_ps(to, first(n), r);
+}
+INLINE void store_first(Register<double> r, double* to, int n) {
+  _mm256_maskstore_pd(to, first(2 * n), r);
+}
+#endif
+
 // ---------------------------------------------------------------------------------- a strip's row
 
 // Arithmetic on W numbers at once, so that a formula written for one number serves them all.
@@ -121,10 +158,13 @@ template <class T> struct Strip {
     for (int i = 0; i < count; ++i) s.r[i] = reinterpret_cast<const Register<T>*>(from)[i];
     return s;
   }
-  static INLINE Strip load_anywhere(const T* from) {  // needs no alignment
+  static INLINE Register<T> load_register(const T* from) {  // needs no alignment
     typedef Register<T> Loose __attribute__((aligned(sizeof(T)), may_alias));
+    return *reinterpret_cast<const Loose*>(from);
+  }
+  static INLINE Strip load_anywhere(const T* from) {
     Strip s;
-    for (int i = 0; i < count; ++i) s.r[i] = reinterpret_cast<const Loose*>(from)[i];
+    for (int i = 0; i < count; ++i) s.r[i] = load_register(from + i * lanes);
     return s;
   }
   INLINE void store(T* to) const {
@@ -134,6 +174,33 @@ template <class T> struct Strip {
   INLINE void store_anywhere(T* to) const {
     typedef Register<T> Loose __attribute__((aligned(sizeof(T)), may_alias));
     for (int i = 0; i < count; ++i) reinterpret_cast<Loose*>(to)[i] = r[i];
+  }
+
+  // n numbers, W at most, and zeros behind them: what follows them is not touched.
+  static INLINE Strip load_part(const T* from, int n) {
+#ifdef HAS_PARTS
+    Strip s;
+    for (int i = 0; i < count; ++i) s.r[i] = load_first(from + i * lanes, of_register(i, n));
+    return s;
+#else
+    alignas(64) T numbers[W<T>];
+    for (int j = 0; j < W<T>; ++j) numbers[j] = j < n ? from[j] : T(0);
+    return load(numbers);
+#endif
+  }
+  INLINE void store_part(T* to, int n) const {
+#ifdef HAS_PARTS
+    for (int i = 0; i < count; ++i) store_first(r[i], to + i * lanes, of_register(i, n));
+#else
+    alignas(64) T numbers[W<T>];
+    store(numbers);
+    for (int j = 0; j < W<T>; ++j)
+      if (j < n) to[j] = numbers[j];
+#endif
+  }
+  static INLINE int of_register(int i, int n) {  // of n lanes of a strip, how many are register i's
+    n -= i * lanes;
+    return n < 0 ? 0 : n > lanes ? lanes : n;
   }
 
   // += a b, rounded once. Left to itself, g++ overwrites a factor, and moves sums about and out.

@@ -128,8 +128,9 @@ def test_sparse_rows_have_the_bits_of_dense_ones(rows: int) -> None:
         found = [np.empty_like(array) for array in case.arrays(False)]
         passes.gradients_by(where, X, case.Y, cpu.addresses_of(found), float(rows))
         results.append([passes.predict_by(where, X), *found])
-    for dense, thin in zip(*results, strict=True):
-        if rows == 1:  # of a dense row alone, sums are made in lanes
+    for number, (dense, thin) in enumerate(zip(*results, strict=True)):
+        # Where few dense rows go back, or one is read, sums are made in lanes.
+        if rows <= (16 if number else 1):
             np.testing.assert_allclose(thin, dense, rtol=1e-4, atol=1e-6)
         else:
             np.testing.assert_array_equal(thin, dense)

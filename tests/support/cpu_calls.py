@@ -21,7 +21,7 @@ HASHES = {
     "float sparse": "7d5bd18fafc628aa",
     "float epochs": "1b60e0d6c60cd9db",
     "float readings": "37631a904eb9d7e6",
-    "float gradients": "09657737a0ec8f41",
+    "float gradients": "a1a46bc8df17029f",
     "float populations": "bb51326da7b529b5",
     "double activations": "c81682e3e3e03a7b",
     "double costs": "ac86f7d715b408f0",
@@ -33,7 +33,7 @@ HASHES = {
     "double sparse": "c5f7749102e16dea",
     "double epochs": "772a879d74079b79",
     "double readings": "b67aba7651f2a584",
-    "double gradients": "7ca9ee63ff4a81b6",
+    "double gradients": "a2bad0f62823e2d8",
     "double populations": "2ba41b8816c28568",
 }
 

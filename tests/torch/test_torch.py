@@ -553,14 +553,14 @@ def test_the_library_keeps_what_it_was_given():
     assert len(kept) == 5
     # Its memory is used again once the graph is gone, and not before.
     passes = a.grad_fn.library
-    call = a.grad_fn.lent.call
+    trip = a.grad_fn.lent.trip
     again = mlp(x)
-    assert again.grad_fn.lent.call is not call
+    assert again.grad_fn.lent.trip is not trip
     first, second = (torch.autograd.grad(out.sum(), mlp[0].weight)[0] for out in (a, again))
     assert torch.equal(first, second)
     del a
     third = mlp(x)
-    assert third.grad_fn.lent.call is call
+    assert third.grad_fn.lent.trip is trip
     assert third.grad_fn.library is passes
 
 
