@@ -166,7 +166,9 @@ class Model:
                 self.sizes, self.dtype.name, self.choice, self.device, run, obstacle, key[2],
                 self.cost.builtin, algorithm, processor,
             )  # fmt: skip
-            if self.device is None and len(self._plans) < 100:
+            if self.device is None:
+                if len(self._plans) >= 8:  # what a search needs
+                    self._plans = {}
                 self._plans[key] = plan
         return plan
 

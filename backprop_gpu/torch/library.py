@@ -38,7 +38,7 @@ class TensorPasses:
         self._library = cpu.library()
         # C is the caller's: what is asked for is a^L, and what is given ∂C/∂a^L.
         self._network = cpu.describe(sizes, sigmas, costs.get("quadratic"), dtype)
-        #: Round trips whose graphs are gone, by what they are for: a new one's pages are faulted in.
+        #: Round trips whose graphs are gone, by what they are for: new ones' pages are faulted in.
         self._idle: dict[Any, list[_RoundTrip]] = {}
 
     def _lend(self, stage: int, rows: int, inputs_error: bool) -> _Lent:

@@ -17,6 +17,7 @@ def test_a_line_for_each_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*QUICK, "--only", "nielsen"]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split() == ["theirs", "ours", "ratio"]
+    lines = [line for line in lines if "left out" not in line]  # what is not installed here
     assert [line[:20].strip() for line in lines] == ["nielsen feedforward", "nielsen backprop"]
     assert all(float(line.split()[-1]) > 0 for line in lines)
 
