@@ -25,6 +25,7 @@ from .engines.compiled_passes import CompiledPasses
 from .engines.passes import Passes, Reader
 from .parameters import Layout, Parameters
 from .planning import Choice, Device, Plan, Run
+from .precision import resolve as resolve_precision
 
 if TYPE_CHECKING:
     from .backends.cuda import CudaBackend
@@ -33,14 +34,14 @@ Array = Any
 
 
 class Model:
-    """Sizes, σ of every layer, C, dtype and backend; makes the plans and engines that train them.
+    """Sizes, σ of every layer, C, dtype, precision and backend; makes their plans and engines.
 
     A network is a model, its parameters and a generator; a population is one model and several of
     the rest. Any number of threads may use one model.
 
     Parameters
     ----------
-    sizes, activation, cost, dtype, backend
+    sizes, activation, cost, dtype, precision, backend
         As in `Network`.
 
     Attributes
@@ -51,6 +52,8 @@ class Model:
         σ of layers 1 … L.
     cost : Cost
     dtype : numpy dtype
+    precision : str
+        Of products: the dtype's name, "tf32" or "bf16" (`precision`).
     layout : Layout
         Where w and b stand in a flat array.
     choice : planning.Choice
@@ -66,6 +69,7 @@ class Model:
         activation: str | Activation | Sequence[str | Activation] = "sigmoid",
         cost: str | Cost = "quadratic",
         dtype: Any = "float32",
+        precision: str | None = None,
         backend: str = "auto",
     ) -> None:
         self.sizes = validation.sizes(sizes)
@@ -75,11 +79,13 @@ class Model:
         if self.sizes[-1] == 1 and not self.activations[-1].elementwise:
             raise ValueError("softmax of one output is always 1: use sigmoid, or two outputs")
         self.dtype = validation.dtype(dtype)
-        self._connect(planning.choose_backend(backend, _Obstacles(self.dtype)))
+        self.precision = resolve_precision(precision, self.dtype)
+        obstacles = _Obstacles(self.dtype, self.precision)
+        self._connect(planning.choose_backend(backend, obstacles))
 
     def _connect(self, choice: Choice) -> None:
         self.choice, self.layout = choice, Layout(self.sizes)
-        self.backend = backends.create(choice.backend, self.dtype)
+        self.backend = backends.create(choice.backend, self.dtype, self.precision)
         #: Of the CPU, by what they were chosen for.
         self._plans: dict[Any, Plan] = {}
 
@@ -164,7 +170,7 @@ class Model:
         if plan is None:
             plan = planning.choose_plan(
                 self.sizes, self.dtype.name, self.choice, self.device, run, obstacle, key[2],
-                self.cost.builtin, algorithm, processor,
+                self.cost.builtin, algorithm, processor, self.precision,
             )  # fmt: skip
             if self.device is None:
                 if len(self._plans) >= 8:  # what a search needs
@@ -195,6 +201,7 @@ class Model:
             ("backend", self.choice.backend, plan.backend),
             ("sizes", self.sizes, plan.sizes),
             ("dtype", self.dtype.name, plan.dtype),
+            ("precision", self.precision, plan.precision),
         ):
             if its != mine:
                 raise ValueError(f"plan is for {what} {its!r}, and this network has {mine!r}")
@@ -228,6 +235,7 @@ class Model:
         # To compile a user's function takes longer than most readings.
         if (
             self.choice.backend == "numpy"
+            and self.precision == self.dtype.name
             and self.cost.builtin
             and all(activation.builtin for activation in self.activations)
             and cpu.obstacle(self.activations, self.dtype) is None
@@ -243,7 +251,8 @@ class Model:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        obstacles, choice = _Obstacles(self.dtype), state["choice"]
+        self.precision = state.get("precision", self.dtype.name)  # pickled before there were any
+        obstacles, choice = _Obstacles(self.dtype, self.precision), state["choice"]
         if obstacles[choice.backend] is not None:  # the original had a device, here is none
             choice = planning.choose_backend("auto", obstacles)
         self._connect(choice)
@@ -252,18 +261,25 @@ class Model:
 class _Obstacles(backends.Obstacles):
     """Why a backend cannot be used here for a dtype: cuda must have passed its check, too."""
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
+    def __init__(self, dtype: np.dtype[Any], precision: str) -> None:
         super().__init__()
-        self._dtype = dtype
+        self._dtype, self._precision = dtype, precision
 
     def __getitem__(self, name: str) -> str | None:
         found = super().__getitem__(name)
+        if found is None and self._precision != self._dtype.name:
+            found = self._rounding_obstacle(name)
         if found is not None or name != "cuda":
             return found
         from . import self_check
         from .cuda import runtime
 
         return self_check.layered_obstacle(runtime.current(), self._dtype)
+
+    def _rounding_obstacle(self, name: str) -> str | None:
+        if name == "numpy":
+            return None
+        return f"it multiplies in {self._dtype.name} alone, and not in {self._precision}"
 
 
 def losses_and_accuracies(

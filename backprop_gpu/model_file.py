@@ -14,6 +14,7 @@ from . import activations, costs, validation
 from .files import write_whole
 from .model import Model
 from .parameters import Layout, Parameters
+from .precision import resolve
 from .preprocessing import Preprocessing
 
 FORMAT = "backprop_gpu"
@@ -54,6 +55,8 @@ def save(
         "cost": model.cost.name,
         "dtype": model.dtype.name,
     }
+    if model.precision != model.dtype.name:
+        description["precision"] = model.precision
     metadata = {FORMAT: json.dumps(description)}
     if preprocessing is not None:
         metadata[PREPROCESSING] = preprocessing.to_json()
@@ -83,19 +86,22 @@ def _load(path: Path) -> Saved:
 
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            layout, names, cost, dtype = _describe(file)
+            layout, names, cost, dtype, precision = _describe(file)
             preprocessing = _preprocessing(file, layout)
             tensors = _read(file, layout, dtype)
     except safetensors.SafetensorError as error:
         raise ValueError(f"cut short or not a safetensors file: {error}") from error
     layers = range(1, len(layout.sizes))
-    arguments = {"sizes": layout.sizes, "activation": names, "cost": cost, "dtype": dtype}
+    arguments = {
+        "sizes": layout.sizes, "activation": names, "cost": cost, "dtype": dtype,
+        "precision": precision,
+    }  # fmt: skip
     weights, biases = ([tensors[f"{kind}{l}"] for l in layers] for kind in "wb")
     return Saved(arguments, weights, biases, preprocessing)
 
 
-def _describe(file: Any) -> tuple[Layout, list[str], str, np.dtype[Any]]:
-    """What the header says of the network: sizes, activations, cost and dtype."""
+def _describe(file: Any) -> tuple[Layout, list[str], str, np.dtype[Any], str]:
+    """What the header says of the network: sizes, activations, cost, dtype and precision."""
     metadata = file.metadata() or {}
     if FORMAT not in metadata:
         raise ValueError("a safetensors file, but not a model saved by backprop_gpu")
@@ -109,6 +115,7 @@ def _describe(file: Any) -> tuple[Layout, list[str], str, np.dtype[Any]]:
     try:
         sizes, names, cost = (description[key] for key in ("sizes", "activations", "cost"))
         dtype = validation.dtype(description["dtype"])
+        precision = resolve(description.get("precision"), dtype)
         if not isinstance(sizes, list) or not isinstance(names, list):
             raise TypeError("sizes and activations must be lists")
         # Counted before anything is done for each layer: a short text can claim a million of them.
@@ -130,7 +137,7 @@ def _describe(file: Any) -> tuple[Layout, list[str], str, np.dtype[Any]]:
         raise ValueError(
             f"it uses cost {cost!r}, which is not registered here: call costs.register first"
         )
-    return layout, names, cost, dtype
+    return layout, names, cost, dtype, precision
 
 
 def _preprocessing(file: Any, layout: Layout) -> Preprocessing | None:

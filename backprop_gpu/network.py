@@ -38,6 +38,11 @@ class Network:
         "poisson", or one that `costs.register` added.
     dtype : {"float32", "float64"}
         Of parameters and arithmetic. float32 is strict: no TF32.
+    precision : {"float32", "tf32", "bf16"}, optional
+        What the factors of each product are rounded to before they are multiplied; sums, parameters
+        and all else stay float32. By default nothing is rounded. A GPU from compute capability 8.0
+        on multiplies rounded factors many times as fast; NumPy rounds them to show what becomes of
+        a training, and is slower for it.
     backend : {"auto", "numpy", "cuda", "numba_cuda"}
         "auto" takes cuda where a device is usable, else numpy; ``network.plan`` says
         which and why.
@@ -54,7 +59,7 @@ class Network:
     plan : planning.Plan
         What runs and why: the backend from the start, kernels from the last `fit`.
     model : Model
-        What it has in common with others of its shape: sizes, σ, C, dtype, backend.
+        What it has in common with others of its shape: sizes, σ, C, dtype, precision, backend.
     parameters : Parameters
         w and b, where the backend keeps them.
     generator : numpy.random.Generator
@@ -97,6 +102,7 @@ class Network:
         activation: str | Activation | Sequence[str | Activation] = "sigmoid",
         cost: str | Cost = "quadratic",
         dtype: Any = "float32",
+        precision: str | None = None,
         backend: str = "auto",
         seed: int | None = None,
         initial_weights: str = "auto",
@@ -104,7 +110,10 @@ class Network:
         if seed is not None:
             seed = validation.seed(seed)
         validation.one_of("initial_weights", initial_weights, ("auto", *initializers.names()))
-        model = Model(sizes, activation=activation, cost=cost, dtype=dtype, backend=backend)
+        model = Model(
+            sizes, activation=activation, cost=cost, dtype=dtype, precision=precision,
+            backend=backend,
+        )  # fmt: skip
         # Drawn in float64, beside what it becomes.
         size = model.layout.length * (8 + model.dtype.itemsize)
         validation.room(f"a network of sizes {model.sizes}", size)
@@ -129,9 +138,11 @@ class Network:
     def __repr__(self) -> str:
         names = [activation.name for activation in self.activations]
         shown = names[0] if len(set(names)) == 1 else names
+        rounded = self.precision != self.dtype.name
+        precision = f"precision={self.precision!r}, " if rounded else ""
         return (
             f"Network({list(self.sizes)}, activation={shown!r}, cost={self.cost.name!r}, "
-            f"dtype={self.dtype.name!r}, backend={self.backend!r})"
+            f"dtype={self.dtype.name!r}, {precision}backend={self.backend!r})"
         )
 
     # -- what it shares with others of its shape ------------------------------------
@@ -145,6 +156,11 @@ class Network:
     def dtype(self) -> np.dtype[Any]:
         """The dtype of parameters and arithmetic."""
         return self.model.dtype
+
+    @property
+    def precision(self) -> str:
+        """What factors of products are rounded to: the dtype's name where they are not."""
+        return self.model.precision
 
     @property
     def activations(self) -> tuple[Activation, ...]:
@@ -327,6 +343,8 @@ class Network:
         self, X: Any, Y: Any, *, tolerance: float = 1e-5, max_weights: int = 200
     ) -> GradientReport:
         """Compare backpropagation with the demon who nudges z (and w and b), in float64.
+
+        So it tests the equations, and not what `precision` makes of them.
 
         See `gradient_check.check_gradients`.
         """

@@ -43,7 +43,7 @@ class Population:
         (n_0, …, n_L), of every member.
     members : int
         How many networks, at least 1.
-    activation, cost, dtype, backend, initial_weights
+    activation, cost, dtype, precision, backend, initial_weights
         As in `Network`, for all members.
     seed : int or sequence of int, optional
         Member i has the seed ``seed + i``, or the i-th of a sequence with one per member.
@@ -87,6 +87,7 @@ class Population:
         activation: str | Activation | Sequence[str | Activation] = "sigmoid",
         cost: str | Cost = "quadratic",
         dtype: Any = "float32",
+        precision: str | None = None,
         backend: str = "auto",
         seed: int | Sequence[int] | np.ndarray | None = None,
         initial_weights: str = "auto",
@@ -95,7 +96,10 @@ class Population:
         check_room("members", members, validation.sizes(sizes), validation.dtype(dtype))
         seeds = _seeds(seed, members)
         validation.one_of("initial_weights", initial_weights, ("auto", *initializers.names()))
-        model = Model(sizes, activation=activation, cost=cost, dtype=dtype, backend=backend)
+        model = Model(
+            sizes, activation=activation, cost=cost, dtype=dtype, precision=precision,
+            backend=backend,
+        )  # fmt: skip
         generators = [np.random.default_rng(seed) for seed in seeds]
         rules = initializers.rules(initial_weights, model.activations)
         rows = np.empty((members, model.layout.length), model.dtype)
@@ -115,7 +119,7 @@ class Population:
         Parameters
         ----------
         networks : iterable of Network
-            At least one; all of the same sizes, activations, cost, dtype and backend.
+            At least one; all of the same sizes, activations, cost, dtype, precision and backend.
 
         Raises
         ------
@@ -175,6 +179,11 @@ class Population:
     def dtype(self) -> np.dtype[Any]:
         """Of parameters and arithmetic."""
         return self.model.dtype
+
+    @property
+    def precision(self) -> str:
+        """What factors of products are rounded to, as in `Network`."""
+        return self.model.precision
 
     @property
     def backend(self) -> str:
@@ -573,7 +582,7 @@ def _is_several(value: Any) -> bool:
 
 
 def _check_alike(first: Network, other: Network, number: int) -> None:
-    for what in ("sizes", "activations", "cost", "dtype", "backend"):
+    for what in ("sizes", "activations", "cost", "dtype", "precision", "backend"):
         expected, got = getattr(first, what), getattr(other, what)
         if got != expected:
             shown = " and ".join(

@@ -16,6 +16,7 @@ from .model import Model, resolve_activations
 from .network import Network
 from .optimizers import Optimizer
 from .population import Population, check_room, history_keys, history_metric
+from .precision import resolve as resolve_precision
 from .training import Callback, History
 from .training.callbacks import check_callbacks
 from .training.fitting import make_run, resolve_plan
@@ -24,7 +25,7 @@ from .training.settings import Data, Settings, check_data, check_settings
 
 #: The arguments of `Network` that a setting may hold. Networks that agree in them, the seed
 #: aside, form a population.
-_SHAPE = ("sizes", "activation", "cost", "dtype", "backend", "initial_weights")
+_SHAPE = ("sizes", "activation", "cost", "dtype", "precision", "backend", "initial_weights")
 _NETWORK = (*_SHAPE, "seed")
 _FIT = ("epochs", "batch_size", "learning_rate", "optimizer")
 #: What the optimizers take, named as in their classes.
@@ -171,11 +172,12 @@ def sweep(
 
     Notes
     -----
-    A setting may hold the arguments of `Network` (sizes, activation, cost, dtype, backend, seed,
-    initial_weights), of `fit` (epochs, batch_size, learning_rate, optimizer) and of the optimizer
-    (momentum, nesterov, beta1, beta2, epsilon, weight_decay, l1, l2, clip_norm, clip_value).
-    Without a ``seed`` one is drawn for the whole sweep, so that all networks of one shape start
-    from the same weights; the table shows it. Each row can be repeated alone with `Network`.
+    A setting may hold the arguments of `Network` (sizes, activation, cost, dtype, precision,
+    backend, seed, initial_weights), of `fit` (epochs, batch_size, learning_rate, optimizer) and of
+    the optimizer (momentum, nesterov, beta1, beta2, epsilon, weight_decay, l1, l2, clip_norm,
+    clip_value). Without a ``seed`` one is drawn for the whole sweep, so that all networks of one
+    shape start from the same weights; the table shows it. Each row can be repeated alone with
+    `Network`.
 
     Examples
     --------
@@ -380,11 +382,13 @@ def _check_keys(setting: Any, name: str) -> None:
 def _shape(setting: Setting) -> tuple[Any, ...]:
     """What networks of one population have in common, to tell groups by."""
     sizes = validation.sizes(setting["sizes"])
+    dtype = validation.dtype(setting.get("dtype", "float32"))
     return (
         sizes,
         resolve_activations(setting.get("activation", "sigmoid"), len(sizes) - 1),
         costs.get(setting.get("cost", "quadratic")),
-        validation.dtype(setting.get("dtype", "float32")),
+        dtype,
+        resolve_precision(setting.get("precision"), dtype),
         validation.one_of("backend", setting.get("backend", "auto"), ("auto", *backends.names())),
         validation.one_of(
             "initial_weights",

@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import testing
 from ..imports import uninterrupted
+from ..precision import resolve
 from .base import Backend
 
 
@@ -53,27 +54,27 @@ def _numba_cuda_obstacle() -> str | None:
     return None
 
 
-def _make_numpy(dtype: np.dtype[Any]) -> Backend:
+def _make_numpy(dtype: np.dtype[Any], precision: str) -> Backend:
     from .numpy import NumpyBackend
 
-    return NumpyBackend(dtype)
+    return NumpyBackend(dtype, precision)
 
 
-def _make_cuda(dtype: np.dtype[Any]) -> Backend:
+def _make_cuda(dtype: np.dtype[Any], precision: str) -> Backend:
     from ..cuda import runtime
     from .cuda import CudaBackend
 
-    return CudaBackend(dtype, runtime.current())
+    return CudaBackend(dtype, runtime.current(), precision=precision)
 
 
-def _make_numba_cuda(dtype: np.dtype[Any]) -> Backend:
+def _make_numba_cuda(dtype: np.dtype[Any], precision: str) -> Backend:
     from .numba_cuda import NumbaCudaBackend
 
     return NumbaCudaBackend(dtype)
 
 
 #: name -> (what keeps it from being used here, how to make one)
-BACKENDS: dict[str, tuple[Callable[[], str | None], Callable[[np.dtype[Any]], Backend]]] = {
+BACKENDS: dict[str, tuple[Callable[[], str | None], Callable[[np.dtype[Any], str], Backend]]] = {
     "numpy": (_numpy_obstacle, _make_numpy),
     "cuda": (_cuda_obstacle, _make_cuda),
     "numba_cuda": (_numba_cuda_obstacle, _make_numba_cuda),
@@ -96,10 +97,10 @@ def names() -> tuple[str, ...]:
     return tuple(BACKENDS)
 
 
-def create(name: str, dtype: np.dtype[Any]) -> Backend:
-    """A new backend for arrays of that dtype."""
+def create(name: str, dtype: np.dtype[Any], precision: str | None = None) -> Backend:
+    """A new backend for arrays of that dtype, whose products are of a precision."""
     with uninterrupted():
-        return BACKENDS[name][1](dtype)
+        return BACKENDS[name][1](dtype, resolve(precision, dtype))
 
 
 def _installed(module: str) -> bool:

@@ -41,6 +41,7 @@ class Backend(Protocol):
 
     name: str
     dtype: np.dtype[Any]
+    precision: str
 
     # memory
     def asarray(self, host: np.ndarray, dtype: Any = None) -> Array:

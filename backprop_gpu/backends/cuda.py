@@ -23,6 +23,7 @@ from ..cuda.runtime import Runtime
 from ..imports import uninterrupted
 from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
+from ..precision import resolve
 
 Array = Any
 
@@ -63,6 +64,8 @@ class CudaBackend:
         Stands in for `planning.choose_product`; the tests use it to try every kernel.
     plan : Plan, optional
         Says how the products of a training are carried out; `choose` is for all others.
+    precision : str, optional
+        What factors of products are rounded to, if they are.
     """
 
     name = "cuda"
@@ -73,8 +76,10 @@ class CudaBackend:
         runtime: Runtime,
         choose: Callable[..., planning.Product] = planning.choose_product,
         plan: planning.Plan | None = None,
+        precision: str | None = None,
     ) -> None:
         self.dtype = np.dtype(dtype)
+        self.precision = resolve(precision, self.dtype)
         self.runtime = runtime
         self.device = runtime.device
         self._kernels = Catalogue(self.dtype)
@@ -113,7 +118,7 @@ class CudaBackend:
 
     def fork(self, plan: planning.Plan | None = None) -> CudaBackend:
         self.runtime.use()
-        return type(self)(self.dtype, self.runtime, self._choose, plan)
+        return type(self)(self.dtype, self.runtime, self._choose, plan, self.precision)
 
     def scratch_array(self, name: str, size: int, dtype: Any = None, zeros: bool = False) -> Array:
         """A flat scratch array for one purpose, kept as long as the backend; zeroed first, or not.

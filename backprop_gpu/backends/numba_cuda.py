@@ -89,6 +89,7 @@ class NumbaCudaBackend:
 
     def __init__(self, dtype: Any) -> None:
         self.dtype = np.dtype(dtype)
+        self.precision = self.dtype.name
         self.T = _TYPES[self.dtype.name]
         self._scratch: dict[str, Array] = {}
         self._sigmas: dict[Activation, tuple[Any, Any]] = {}

@@ -135,6 +135,11 @@ def add(commands: Any) -> None:
         "--dtype", default="float32", metavar="NAME", help="float32 or float64; default %(default)s"
     )
     option(
+        "--precision",
+        metavar="NAME",
+        help="what factors of products are rounded to, float32, tf32 or bf16; default the dtype",
+    )
+    option(
         "--explain",
         action="store_true",
         help="show what a step would run and why, with its operations, bytes and floor, and end",
@@ -385,6 +390,7 @@ def _network(args: argparse.Namespace, data: Dataset) -> Network:
                 activation=chosen,
                 cost=cost,
                 dtype=args.dtype,
+                precision=args.precision,
                 backend=args.backend,
                 seed=args.seed,
             )

@@ -197,6 +197,14 @@ class Passes(Reader):
         self.backward(parameters, gradients, batch)
         return gradients.layout.views(self.backend.to_numpy(gradients.flat))
 
+    @quiet
+    def layers(self, parameters: Parameters, X: np.ndarray) -> list[np.ndarray]:
+        """a^1 … a^L of every row of a host array, each (n, n_l)."""
+        batch = self.batch(len(X), errors=False)
+        self.backend.copy(self.backend.asarray(X), batch.a[0])
+        self.forward(parameters, batch)
+        return [self.backend.to_numpy(a) for a in batch.a[1:]]
+
     def zeros_like(self, parameters: Parameters) -> Parameters:
         """Zeros in the same layout."""
         return Parameters(parameters.layout, self.backend.zeros((parameters.layout.length,)))

@@ -43,6 +43,8 @@ class ResidentCpuEngine(Engine):
 
     @classmethod
     def obstacle(cls, model: Described, run: Run) -> str | None:
+        if model.precision != model.dtype.name:
+            return f"it multiplies in {model.dtype.name} alone, and not in {model.precision}"
         return cpu.obstacle(model.activations, model.dtype)
 
     def epochs_at_once(self, rows: int, batch_size: int) -> int:

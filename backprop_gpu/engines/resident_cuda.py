@@ -27,6 +27,10 @@ class ResidentCudaEngine(Engine):
 
     @classmethod
     def obstacle(cls, model: Described, run: Run) -> str | None:
+        if model.precision != model.dtype.name:
+            return (
+                f"its kernel multiplies in {model.dtype.name} alone, and not in {model.precision}"
+            )
         if run.step_callbacks:
             return "a callback after every batch needs Python between steps"
         if not model.cost.builtin:

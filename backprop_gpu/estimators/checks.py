@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.utils import check_array
 
 from .. import activations, engines, validation
+from ..precision import FRACTION_BITS
 
 try:
     from sklearn.utils._param_validation import InvalidParameterError
@@ -101,6 +102,10 @@ RULES: dict[str, tuple[Any, str]] = {
     "clip_norm": a_number(Real, "(0, inf)", None),
     "clip_value": a_number(Real, "(0, inf)", None),
     "engine": a_name("auto", *engines.NAMES),
+    "precision": (
+        lambda value: value is None or (isinstance(value, str) and value in FRACTION_BITS),
+        f"None or a str among {{{', '.join(map(repr, FRACTION_BITS))}}}",
+    ),
 }
 
 

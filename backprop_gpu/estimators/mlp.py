@@ -42,6 +42,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .. import cpu, planning, threads, validation
 from ..engines import Engine
+from ..engines.passes import Passes
 from ..imports import uninterrupted
 from ..model import Model
 from ..parameters import Layout, Parameters
@@ -119,6 +120,9 @@ _PARAMETERS = """
         As in `Network`. ``plan_`` says what ran, and why.
     engine : {"auto", "layered", "resident"}, default "auto"
         As in `Network.fit`; not of "lbfgs".
+    precision : {"float32", "tf32", "bf16"}, optional
+        As in `Network`, for "sgd" and "adam" and a dense X of float32, without sample weights,
+        dropout and the absolute error. Predictions round as the training does.
     dropout : float in [0, 1), default 0
         The share of the hidden activations that a training step leaves out, the rest being scaled
         up (Srivastava et al. 2014).
@@ -164,12 +168,16 @@ class _Perceptron(
     """What classifier and regressor share; they say what y means, and the loss."""
 
     loss: str
+    #: Of those pickled before there were these.
+    engine = "auto"
+    precision = None
 
     def __init__(  # type: ignore[no-untyped-def]
         self, *, hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate,
         learning_rate_init, power_t, max_iter, loss, shuffle, random_state, tol, verbose,
         warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction, beta_1,
         beta_2, epsilon, n_iter_no_change, max_fun, backend, dropout, clip_norm, clip_value, engine,
+        precision,
     ):  # fmt: skip
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -200,6 +208,7 @@ class _Perceptron(
         self.clip_norm = clip_norm
         self.clip_value = clip_value
         self.engine = engine
+        self.precision = precision
 
     # -- what is asked for ------------------------------------------------------------------
 
@@ -253,7 +262,31 @@ class _Perceptron(
     def _problem(self) -> Problem:
         sizes = (self.coefs_[0].shape[0], *(w.shape[1] for w in self.coefs_))
         names = (*self._hidden_names(), self.out_activation_)
-        return Problem(sizes, names, self.loss, float(self.alpha), float(self.dropout))
+        return Problem(
+            sizes, names, self.loss, float(self.alpha), float(self.dropout), self.precision
+        )
+
+    @property
+    def _rounds(self) -> bool:
+        """Whether the factors of products are rounded."""
+        return self.precision not in (None, "float32")
+
+    def _check_precision(self, X: Any, sample_weight: Any) -> None:
+        """Refuse what is computed where nothing is rounded."""
+        weighted = sample_weight is not None or getattr(self, "class_weight", None) is not None
+        obstacle = (
+            f"solver {self.solver!r} needs a loss without its noise"
+            if self.solver not in STOCHASTIC
+            else f"X is of {X.dtype}: give X.astype('float32')"
+            if X.dtype != np.float32
+            else "X is sparse"
+            if hasattr(X, "toarray")
+            else "samples have weights"
+            if weighted
+            else self._obstacle()
+        )
+        if obstacle is not None:
+            raise ValueError(f"precision {self.precision!r} cannot train this: {obstacle}")
 
     # -- fit ----------------------------------------------------------------------------------
 
@@ -292,6 +325,8 @@ class _Perceptron(
         X, y = host(X), host(y)
         context = self._begin(X, y, sample_weight)
         X, y = self._validate_input(X, y, incremental, fresh)
+        if self._rounds:
+            self._check_precision(X, sample_weight)
         y = y.reshape(len(y), -1)
         if sample_weight is not None:
             sample_weight = check_weights(host(sample_weight), X)
@@ -678,7 +713,9 @@ class _Perceptron(
 
     def _outputs(self, X: Any) -> np.ndarray:
         """a^L of checked rows."""
-        if not hasattr(X, "toarray") and self._on_device(len(X)):
+        if self._rounds and hasattr(X, "toarray"):
+            raise ValueError(f"X must be dense for precision {self.precision!r}: X.toarray()")
+        if not hasattr(X, "toarray") and (self._rounds or self._on_device(len(X))):
             model = self._model(self.backend)
             X = validation.inputs(X.astype(model.dtype, copy=False), X.shape[1], model.dtype)
             outputs = model.passes().predict(self._parameters(model), X)
@@ -697,6 +734,10 @@ class _Perceptron(
         return self._model(self.backend).choice.backend != "numpy"
 
     def _layers(self, X: Any) -> list[np.ndarray]:
+        if self._rounds:
+            model = self._model("numpy")
+            passes = Passes(model.backend.fork(), model.sizes, model.activations, model.cost)
+            return passes.layers(self._parameters(model), np.ascontiguousarray(X, model.dtype))
         weights = [w.T for w in self.coefs_]
         return perceptron.forward(X, weights, self.intercepts_, self._problem.names)
 
@@ -874,7 +915,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         momentum=0.9, nesterovs_momentum=True, early_stopping=False, validation_fraction=0.1,
         beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10, max_fun=15000,
         backend="auto", class_weight=None, dropout=0.0, clip_norm=None, clip_value=None,
-        engine="auto",
+        engine="auto", precision=None,
     ):  # fmt: skip
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
@@ -885,7 +926,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
             early_stopping=early_stopping, validation_fraction=validation_fraction,
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, n_iter_no_change=n_iter_no_change,
             max_fun=max_fun, backend=backend, dropout=dropout, clip_norm=clip_norm,
-            clip_value=clip_value, engine=engine,
+            clip_value=clip_value, engine=engine, precision=precision,
         )  # fmt: skip
         self.class_weight = class_weight
 
@@ -1036,7 +1077,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         tol=1e-4, verbose=False, warm_start=False, momentum=0.9, nesterovs_momentum=True,
         early_stopping=False, validation_fraction=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-8,
         n_iter_no_change=10, max_fun=15000, backend="auto", dropout=0.0, clip_norm=None,
-        clip_value=None, engine="auto",
+        clip_value=None, engine="auto", precision=None,
     ):  # fmt: skip
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
@@ -1047,7 +1088,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
             early_stopping=early_stopping, validation_fraction=validation_fraction,
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, n_iter_no_change=n_iter_no_change,
             max_fun=max_fun, backend=backend, dropout=dropout, clip_norm=clip_norm,
-            clip_value=clip_value, engine=engine,
+            clip_value=clip_value, engine=engine, precision=precision,
         )  # fmt: skip
 
     def _output_name(self) -> str:

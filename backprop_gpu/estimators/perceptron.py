@@ -83,6 +83,8 @@ class Problem:
         α of the penalty.
     dropout : float
         The share of every hidden layer's activations that a step leaves out.
+    precision : str or None
+        What factors of products are rounded to, if they are.
     """
 
     sizes: tuple[int, ...]
@@ -90,6 +92,7 @@ class Problem:
     loss: str
     alpha: float
     dropout: float = 0.0
+    precision: str | None = None
 
     @property
     def activations(self) -> list[Activation]:
@@ -110,7 +113,7 @@ class Problem:
 def _model_of(problem: Problem, dtype: np.dtype[Any], backend: str) -> Model:
     return Model(
         problem.sizes, activation=problem.activations, cost=problem.cost, dtype=dtype,
-        backend=backend,
+        precision=problem.precision, backend=backend,
     )  # fmt: skip
 
 

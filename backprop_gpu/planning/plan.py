@@ -165,7 +165,7 @@ class Plan:
     backend_reason, engine_reason : str
     captured : bool
         Whether whole steps are captured in a CUDA graph.
-    sizes, dtype
+    sizes, dtype, precision
         Of the networks that it is for; sizes are () where no training is planned.
     threads : int
         Of a CPU, for networks that train side by side.
@@ -184,6 +184,7 @@ class Plan:
     threads: int = 1
     batches: tuple[BatchPlan, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
+    precision: str = "float32"
 
     @property
     def products(self) -> tuple[tuple[str, Product], ...]:
@@ -305,13 +306,15 @@ class Plan:
             f"backend {self.backend}: {self.backend_reason}",
             f"engine {self.engine}: {self.engine_reason}",
         ]
+        if self.precision != self.dtype:
+            lines.append(f"precision {self.precision}: factors are rounded, sums are {self.dtype}")
         for equation, chosen in self.products:
             lines.append(f"  {equation}: {chosen} ({chosen.reason})")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
-_FORMAT, _VERSION = "backprop_gpu plan", 2
+_FORMAT, _VERSION = "backprop_gpu plan", 3
 
 
 def product_shapes(sizes: Sequence[int], m: int) -> dict[str, tuple[Transposes, int, int, int]]:
@@ -443,6 +446,7 @@ def choose_plan(
     builtin: bool = True,
     algorithm: Callable[[Transposes, int, int, int], str] | None = None,
     processor: str = "",
+    precision: str | None = None,
 ) -> Plan:
     """The plan of a training run: which engine, which kernels, and why.
 
@@ -466,6 +470,8 @@ def choose_plan(
         Tells how the library forms an (m, n) product summed over k.
     processor : str
         What the CPU's engine is compiled for.
+    precision : str
+        Of products, if it is not the dtype's.
 
     Raises
     ------
@@ -474,7 +480,10 @@ def choose_plan(
     """
     if run is None:
         reason = "one backend call per equation; `fit` chooses its own"
-        return Plan(choice.backend, choice.reason, "layered", reason, captured=False)
+        return Plan(
+            choice.backend, choice.reason, "layered", reason, False, dtype=dtype,
+            precision=precision or dtype,
+        )  # fmt: skip
     itemsize = 4 if dtype == "float32" else 8
     if device is not None:
         engine, reason = _choose_on_device(sizes, itemsize, device, run, obstacle)
@@ -517,7 +526,7 @@ def choose_plan(
         batches = _cuts(sizes, itemsize, device, run)
     return Plan(
         choice.backend, choice.reason, engine, reason, captured, tuple(sizes), dtype, cores,
-        batches, tuple(notes),
+        batches, tuple(notes), precision or dtype,
     )  # fmt: skip
 
 
