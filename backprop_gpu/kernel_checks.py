@@ -24,6 +24,7 @@ from .cuda.catalogue import Catalogue, Kernel
 from .optimizers import SGD, Adam, AdamW, Optimizer
 from .parameters import Layout, Parameters
 from .planning import Product, Tile
+from .precision import round_factor
 from .self_check import Result, check_engine, first_line, forms
 
 if TYPE_CHECKING:
@@ -46,15 +47,20 @@ OPTIMIZERS: dict[str, Optimizer] = {
 
 
 class On:
-    """A backend, and numbers that are the same on every one: drawn, then rounded to `dtype`."""
+    """A backend, and numbers that are the same on every one.
 
-    def __init__(self, backend: Backend, dtype: np.dtype[Any]) -> None:
-        self.backend, self.dtype = backend, dtype
+    They are drawn, then rounded to `dtype` and to `precision`, so that products round nothing more.
+    """
+
+    def __init__(self, backend: Backend, dtype: np.dtype[Any], precision: str) -> None:
+        self.backend, self.dtype, self.precision = backend, dtype, precision
         self.rng = np.random.default_rng(0)
 
     def put(self, host: Any) -> Array:
         array = self.backend.empty(np.shape(host))
-        self.backend.copy(self.backend.asarray(np.asarray(host).astype(self.dtype)), array)
+        rounded = np.array(host, self.dtype)
+        round_factor(rounded, self.precision, rounded)
+        self.backend.copy(self.backend.asarray(rounded), array)
         return array
 
     def normal(self, *shape: int, scale: float = 1.0) -> Array:
@@ -75,9 +81,10 @@ def results(runtime: Runtime, dtype: Any) -> Iterator[Result]:
     """The verdict on each kernel, then on each engine in each of its forms."""
     dtype = np.dtype(dtype)
     _build(runtime, dtype)
-    for name, case, choice in _cases(runtime.device):
+    for name, case, choice, precision in _cases(runtime.device, dtype):
         choose = planning.choose_product if choice is None else lambda *_, choice=choice: choice
-        yield _compared(name, case, CudaBackend(dtype, runtime, choose), dtype)
+        backend = CudaBackend(dtype, runtime, choose, precision=precision)
+        yield _compared(name, case, backend, dtype)
     for name, case in _device_cases(runtime, dtype):
         yield _compared(name, case, CudaBackend(dtype, runtime), dtype)
     for form in forms(runtime.device, dtype):
@@ -95,34 +102,42 @@ def _rest(result: Result) -> tuple[str, float, float, str | None]:
 
 def _compared(name: str, case: Case, backend: CudaBackend, dtype: np.dtype[Any]) -> Result:
     bound = TOLERANCE * float(np.finfo(dtype).eps)
-    exact = case(On(NumpyBackend(np.float64), dtype))
+    exact = case(On(NumpyBackend(np.float64), dtype, backend.precision))
     try:
-        got = case(On(backend, dtype))
+        got = case(On(backend, dtype, backend.precision))
     except Exception as reason:  # whatever a driver, a compiler or a kernel may do
         return Result(name, dtype.name, np.inf, bound, first_line(reason))
     pairs = zip(got, exact, strict=True)
     return Result(name, dtype.name, max(self_check.distance(*pair) for pair in pairs), bound)
 
 
-def _cases(device: planning.Device) -> Iterator[tuple[str, Case, Product | None]]:
-    """(name, case, how products are formed if not as planned)."""
+def _cases(
+    device: planning.Device, dtype: np.dtype[Any]
+) -> Iterator[tuple[str, Case, Product | None, str | None]]:
+    """(name, case, how products are formed if not as planned, their precision)."""
     sigmas = [activations.get(name) for name in activations.names()]
     sigmas = [sigma for sigma in sigmas if sigma.builtin]
     for sigma in sigmas:
-        yield f"forward, {sigma.name}", partial(_forward, sigma=sigma), None
-        yield f"BP2, {sigma.name}", partial(_hidden_error, sigma=sigma), None
+        yield f"forward, {sigma.name}", partial(_forward, sigma=sigma), None, None
+        yield f"BP2, {sigma.name}", partial(_hidden_error, sigma=sigma), None, None
     sigmoid = activations.get("sigmoid")
-    ways: list[tuple[str, Tile | None, int]] = [(f"tile {t}", t, 1) for t in planning.TILES]
-    ways += [("tile 32x32x32, 3 splits", planning.TILES[2], 3)]
-    ways += [("cuBLASLt", None, 1)] if device.library else []
-    for way, tile, splits in ways:
+    ways: list[tuple[str, Tile | None, int, str | None]]
+    ways = [(f"tile {t}", t, 1, None) for t in planning.TILES]
+    ways += [("tile 32x32x32, 3 splits", planning.TILES[2], 3, None)]
+    ways += [("cuBLASLt", None, 1, None)] if device.library else []
+    if device.multiplies_rounded and dtype == np.float32:
+        for precision, tiles in planning.TENSOR_TILES.items():
+            ways += [(f"tile {tile}, {precision}", tile, 1, precision) for tile in tiles]
+            if device.library and precision != "float32":
+                ways += [(f"cuBLASLt, {precision}", None, 1, precision)]
+    for way, tile, splits, rounded in ways:
         choice = Product("cublas" if tile is None else "fused", tile, splits, 0.0, "to be checked")
         if splits == 1:
-            yield f"forward, {way}", partial(_forward, sigma=sigmoid), choice
-            yield f"BP2, {way}", partial(_hidden_error, sigma=sigmoid), choice
-        yield f"BP4, {way}", _weight_gradient, choice
-    yield "BP3", _bias_gradient, None
-    yield "hadamard", _hadamard, None
+            yield f"forward, {way}", partial(_forward, sigma=sigmoid), choice, rounded
+            yield f"BP2, {way}", partial(_hidden_error, sigma=sigmoid), choice, rounded
+        yield f"BP4, {way}", _weight_gradient, choice, rounded
+    yield "BP3", _bias_gradient, None, None
+    yield "hadamard", _hadamard, None, None
     for sigma in sigmas:
         for cost in (costs.get(name) for name in costs.names()):
             with suppress(ValueError):  # outputs that the cost is not defined for
@@ -132,12 +147,13 @@ def _cases(device: planning.Device) -> Iterator[tuple[str, Case, Product | None]
                         f"C and BP1, {sigma.name} and {cost.name}",
                         partial(_output_error, sigma=sigma, cost=cost),
                         None,
+                        None,
                     )
-    yield "gather, C of a step, advance", _epoch, None
+    yield "gather, C of a step, advance", _epoch, None, None
     for rule, optimizer in OPTIMIZERS.items():
-        yield f"update, {rule}", partial(_update, optimizer=optimizer), None
-    yield "sum of squares", _sum_of_squares, None
-    yield "all finite", _all_finite, None
+        yield f"update, {rule}", partial(_update, optimizer=optimizer), None, None
+    yield "sum of squares", _sum_of_squares, None, None
+    yield "all finite", _all_finite, None, None
 
 
 def _forward(on: On, sigma: Activation) -> list[np.ndarray]:
@@ -260,7 +276,7 @@ def launched(device: planning.Device, dtype: np.dtype[Any]) -> list[Kernel]:
     own = f"<{'float' if dtype.itemsize == 4 else 'double'}"
     kernels: list[Kernel] = [
         kernel
-        for kernel in catalogue.everything()
+        for kernel in (*catalogue.everything(), *catalogue.tensor_products(device))
         if (own in kernel.expression or "<" not in kernel.expression)
         and (
             "Tile" not in kernel.expression

@@ -274,12 +274,20 @@ class _Obstacles(backends.Obstacles):
         from . import self_check
         from .cuda import runtime
 
-        return self_check.layered_obstacle(runtime.current(), self._dtype)
+        return self_check.layered_obstacle(runtime.current(), self._dtype, self._precision)
 
     def _rounding_obstacle(self, name: str) -> str | None:
         if name == "numpy":
             return None
-        return f"it multiplies in {self._dtype.name} alone, and not in {self._precision}"
+        who = "it"
+        if name == "cuda":
+            from .cuda import runtime
+
+            device = runtime.current().device
+            if device.multiplies_rounded:
+                return None
+            who = f"{device.name}, of compute capability below 8.0,"
+        return f"{who} multiplies in {self._dtype.name} alone, and not in {self._precision}"
 
 
 def losses_and_accuracies(

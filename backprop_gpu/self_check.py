@@ -57,6 +57,8 @@ _SIGMAS = (activations.get("sigmoid"),) * 2
 _COST = costs.get("quadratic")
 #: Rounding errors of this many ε, of numbers about 1, are what nine steps may add up to.
 TOLERANCE = 256
+#: Of products whose factors are rounded it is so much: ten times what NumPy's rounding leaves.
+ROUNDED: dict[str | None, float] = {"tf32": 2.0**-11, "bf16": 2.0**-8}
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Form:
     """What of an engine is checked.
 
     ``blocks`` are a network's of the resident kernel, in a cluster or ``apart``, 0 of the layered
-    engine; ``library`` whether its products are cuBLASLt's; ``stored`` the bytes of a number of X.
+    engine; ``library`` whether its products are cuBLASLt's; ``stored`` the bytes of a number of X;
+    ``precision`` that of products on tensor cores.
     """
 
     engine: str
@@ -72,10 +75,13 @@ class Form:
     library: bool = False
     stored: int | None = None
     apart: bool = False
+    precision: str | None = None
 
     def __str__(self) -> str:
         if self.engine == "layered":
-            return "layered, products by cuBLASLt" if self.library else "layered"
+            products = "" if self.precision is None else f" of {self.precision}"
+            products += " by cuBLASLt" if self.library else " on tensor cores" if products else ""
+            return f"layered, products{products}" if products else "layered"
         blocks = "one block" if self.blocks == 1 else f"a cluster of {self.blocks}"
         if self.apart:
             blocks = f"{self.blocks} blocks apart"
@@ -114,6 +120,11 @@ def forms(device: Device, dtype: Any) -> Iterator[Form]:
     yield LAYERED
     if device.library:
         yield replace(LAYERED, library=True)
+    if device.multiplies_rounded and np.dtype(dtype) == np.float32:
+        for precision in planning.TENSOR_TILES:
+            yield replace(LAYERED, precision=precision)
+            if device.library and precision != "float32":
+                yield replace(LAYERED, library=True, precision=precision)
     for stored in (None, 1):
         ways = [(blocks, False) for blocks in residency.CLUSTERS]
         ways += [(blocks, True) for blocks in residency.APART]
@@ -140,7 +151,7 @@ def check_engine(
         SGD by default.
     """
     dtype = np.dtype(dtype)
-    bound = TOLERANCE * float(np.finfo(dtype).eps)
+    bound = ROUNDED.get(form.precision, TOLERANCE * float(np.finfo(dtype).eps))
     try:
         engine = _engine(runtime, form, dtype)
         plain = planning.Plan("numpy", "exact", "layered", "exact", captured=False)
@@ -171,24 +182,22 @@ def _engine(runtime: Runtime, form: Form, dtype: np.dtype[Any]) -> Engine:
 
     kind = LayeredEngine if form.engine == "layered" else ResidentCudaEngine
     plan = _plan(runtime.device, form, dtype)
-    return kind(CudaBackend(dtype, runtime), SIZES, _SIGMAS, _COST, plan)
+    return kind(CudaBackend(dtype, runtime, precision=form.precision), SIZES, _SIGMAS, _COST, plan)
 
 
 def _plan(device: Device, form: Form, dtype: np.dtype[Any]) -> planning.Plan:
     """The tiny network's training in that form, for rules of any number of slots."""
     if form.engine == "layered":
-        by_library = Product("cublas", None, 1, 0.0, "to be checked")
         batches = tuple(
             planning.BatchPlan(
                 m,
                 tuple(
-                    (label, by_library if form.library else planning.choose_product(
-                        *shape, dtype.itemsize, device, False))
+                    (label, _product(form, dtype, device, *shape))
                     for label, shape in planning.product_shapes(SIZES, m).items()
                 ),
             )
             for m in (BATCH, ROWS % BATCH)
-        )  # fmt: skip
+        )
     else:
         cuts = []
         for slots in (0, 1, 2):
@@ -199,8 +208,17 @@ def _plan(device: Device, form: Form, dtype: np.dtype[Any]) -> planning.Plan:
         batches = (planning.BatchPlan(BATCH, cuts=tuple(cuts)),)
     return planning.Plan(
         "cuda", "to be checked", form.engine, "to be checked", captured=form.engine == "layered",
-        sizes=SIZES, dtype=dtype.name, batches=batches,
+        sizes=SIZES, dtype=dtype.name, batches=batches, precision=form.precision or dtype.name,
     )  # fmt: skip
+
+
+def _product(form: Form, dtype: np.dtype[Any], device: Device, *shape: Any) -> Product:
+    """How a form of the layered engine forms a product."""
+    if form.library or form.precision is not None:
+        tile = None if form.library else planning.TENSOR_TILES[str(form.precision)][0]
+        return Product("cublas" if form.library else "fused", tile, 1, 0.0, "to be checked")
+    plain = replace(device, tensor_cores=False)
+    return planning.choose_product(*shape, dtype.itemsize, plain, False)
 
 
 def _cut(form: Form, itemsize: int, device: Device, slots: int = 0) -> Residency | str:
@@ -300,12 +318,26 @@ def obstacle(runtime: Runtime, form: Form, dtype: Any, soon: Sequence[Kernel] = 
     return f"{failed}; `backprop-gpu check` writes a report of it"
 
 
-def layered_obstacle(runtime: Runtime, dtype: Any) -> str | None:
-    """Why our kernels must not be used on a device, if so; does without a library that fails."""
+def layered_obstacle(runtime: Runtime, dtype: Any, precision: str | None = None) -> str | None:
+    """Why our kernels must not be used on a device, if so; does without a part that fails.
+
+    ``precision`` is what factors of products are rounded to, if they are.
+    """
     failed = obstacle(runtime, LAYERED, dtype)
-    if failed is None and runtime.device.library:
+    if failed is not None:
+        return failed
+    dtype, device = np.dtype(dtype), runtime.device
+    rounds = precision is not None and precision != dtype.name
+    if device.library:
         check_library(runtime, dtype)
-    return failed
+        if rounds:
+            check_library(runtime, dtype, precision)
+    if any(tile.cores == "tensor" for tile in planning.tiles(dtype.itemsize, device, precision)):
+        form = replace(LAYERED, precision=precision or dtype.name)
+        failed = obstacle(runtime, form, dtype)
+        if failed is not None:
+            runtime.device = replace(runtime.device, tensor_cores=False)
+    return failed if rounds else None
 
 
 def resident_obstacle(
@@ -332,9 +364,9 @@ def resident_obstacle(
     return None
 
 
-def check_library(runtime: Runtime, dtype: Any) -> None:
+def check_library(runtime: Runtime, dtype: Any, precision: str | None = None) -> None:
     """Let a device do without cuBLASLt whose products are wrong: our kernels form them all."""
-    if obstacle(runtime, replace(LAYERED, library=True), dtype) is not None:
+    if obstacle(runtime, replace(LAYERED, library=True, precision=precision), dtype) is not None:
         runtime.device = replace(runtime.device, library=False)
 
 
@@ -395,7 +427,7 @@ def launched(device: Device, form: Form, dtype: np.dtype[Any]) -> list[Kernel]:
     """What the check launches, or most of it: compiled at once it takes less time."""
     if form.engine == "resident":
         return [kernel(form, dtype, device, SGD())]
-    kernels, sigma = Catalogue(dtype), _SIGMAS[0]
+    kernels, sigma = Catalogue(dtype, form.precision), _SIGMAS[0]
     found = [
         kernels.gather(), kernels.advance(), kernels.output_error(sigma, _COST),
         kernels.mean_cost(_COST, False), kernels.update("sgd"), kernels.all_finite(),
@@ -403,9 +435,7 @@ def launched(device: Device, form: Form, dtype: np.dtype[Any]) -> list[Kernel]:
     if form.library:
         maps = kernels.bias_activation(sigma), kernels.pull_back(sigma), kernels.bias_gradient()
         return [*found, *maps]
-    tile = planning.choose_product(
-        "NT", BATCH, SIZES[1], SIZES[0], dtype.itemsize, device, False
-    ).tile
+    tile = _product(form, dtype, device, "NT", BATCH, SIZES[1], SIZES[0]).tile
     assert tile is not None
     products = kernels.forward(sigma, tile), kernels.hidden_error(sigma, tile)
     return [*found, *products, kernels.weight_gradient(tile)]

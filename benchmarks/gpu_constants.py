@@ -30,13 +30,18 @@ from .gpu_record import as_product
 
 Constants = dict[str, float]
 _MODULES = {
-    "LAUNCH": products, "SUM_STEP": products,
+    "LAUNCH": products, "SUM_STEP": products, "TENSOR_SUM_STEP": products,
     "LIBRARY_LAUNCH": products, "LIBRARY_EFFICIENCY": products,
     "PHASE": residency, "EFFICIENCY": residency,
     "EXCHANGE": residency, "LETTERS": residency, "LETTER_BYTES": residency,
 }  # fmt: skip
-_TILES = {f"tile {tile}": tile for tile in planning.TILES}
-_FUSED = re.compile(r"fused (\S+) split (\d+)")
+_TILES = {f"tile {tile}": tile for tile in planning.TILES} | {
+    f"tile {tile}{'' if precision == 'float32' else f', {precision}'}": tile
+    for precision, tiles in planning.TENSOR_TILES.items()
+    for tile in tiles
+}
+_FUSED = re.compile(r"fused (.+?) split (\d+)")
+_ROUNDED = re.compile(r", (tf32|bf16)\b")
 _THREADS = re.compile(r"of (\d+) threads")
 
 
@@ -112,16 +117,19 @@ def _product(record: Record, device: planning.Device) -> Timed | None:
     layout, result = as_product(record["op"], *record["shape"])
     sizes = (*result, np.dtype(record["dtype"]).itemsize, device)
     seconds = record["median_us"] * 1e-6
-    match = _FUSED.match(record["plan"])
+    match, rounded = _FUSED.match(record["plan"]), _ROUNDED.search(record["plan"])
+    precision = None if rounded is None else rounded[1]
     if match is None:
-        return Timed("cublas", seconds, lambda _: products.by_library(layout, *sizes).seconds)
-    name, splits = f"tile {match[1]}", int(match[2])
+        return Timed(
+            "cublas", seconds, lambda _: products.by_library(layout, *sizes, precision).seconds
+        )
+    name, splits = f"tile {match[1]}{rounded[0] if rounded else ''}", int(match[2])
     if name not in _TILES:  # of an older version
         return None
 
     def predict(constants: Mapping[str, float]) -> float:
         tile = replace(_TILES[name], efficiency=constants[name])
-        return products.fused(tile, splits, *sizes).seconds
+        return products.fused(tile, splits, *sizes, precision).seconds
 
     return Timed("fused", seconds, predict)
 

@@ -81,6 +81,10 @@ PRODUCTS = (
 )  # fmt: skip
 
 
+#: What products of rounded factors may be off by, a few of their rounding errors.
+LIMITS = {"tf32": 2.0**-9, "bf16": 2.0**-6}
+
+
 class GpuRecorder(Recorder):
     """Its methods are the stages, or parts of them."""
 
@@ -146,13 +150,18 @@ class GpuRecorder(Recorder):
                 if time.perf_counter() > self.stop:
                     self.write(op="products", skipped="out of time", shape=(m, n, k))
                     return
-                for op in ("forward", "hidden_error", "weight_gradient"):
-                    self.product_kernels(op, m, n, k, dtype)
+                rounds = self.runtime.device.multiplies_rounded and dtype == np.float32
+                for precision in (None, "tf32", "bf16") if rounds else (None,):
+                    for op in ("forward", "hidden_error", "weight_gradient"):
+                        self.product_kernels(op, m, n, k, dtype, precision)
 
-    def product_kernels(self, op: str, m: int, n: int, k: int, dtype: Any) -> None:
+    def product_kernels(
+        self, op: str, m: int, n: int, k: int, dtype: Any, precision: str | None = None
+    ) -> None:
         layout, result = as_product(op, m, n, k)
         item = np.dtype(dtype).itemsize
-        planned = planning.choose_product(layout, *result, item, self.runtime.device)
+        device = self.runtime.device
+        planned = planning.choose_product(layout, *result, item, device, device.library, precision)
         sigmoid = activations.get("sigmoid")
         bias = self.random((n,), dtype)
         saved = self.runtime.array(self.rng.random((m, n)).astype(dtype))
@@ -160,8 +169,10 @@ class GpuRecorder(Recorder):
         # Scaled so that a sum is of order 1 and σ is not saturated.
         a, b = (self.random(shape, dtype, result[2] ** -0.25) for shape in shapes)
         out, z, nans = (self.runtime.array(np.full(result[:2], np.nan, dtype)) for _ in range(3))
-        for choice, name in self.choices(layout, result, item):
-            backend = CudaBackend(dtype, self.runtime, lambda *_, choice=choice: choice)
+        for choice, name in self.choices(layout, result, item, precision):
+            backend = CudaBackend(
+                dtype, self.runtime, lambda *_, choice=choice: choice, precision=precision
+            )
             self.runtime.copy(nans, out)
             work: Callable[[], None]
             if op == "forward":
@@ -182,22 +193,28 @@ class GpuRecorder(Recorder):
             self.timed(
                 op, (m, n, k), dtype, f"{name}{' ' + chosen if chosen else ''}", seconds,
                 nbytes=(reads + out.size + extra) * item, flops=2 * m * n * k, error=error,
+                limit=LIMITS.get(precision),
             )  # fmt: skip
 
     def choices(
-        self, layout: planning.Transposes, result: tuple[int, int, int], item: int
+        self,
+        layout: planning.Transposes,
+        result: tuple[int, int, int],
+        item: int,
+        precision: str | None,
     ) -> Iterator[tuple[planning.Product, str]]:
-        for tile in planning.TILES:
+        rounded = "" if precision is None else f", {precision}"
+        for tile in planning.tiles(item, self.runtime.device, precision):
             best = min(
-                (products.fused(tile, s, *result, item, self.runtime.device)
+                (products.fused(tile, s, *result, item, self.runtime.device, precision)
                  for s in (products.SPLITS if layout == "TN" else (1,))
                  if s == 1 or result[2] // s >= tile.bk),
                 key=lambda c: c.seconds,
             )  # fmt: skip
             if best.seconds < 20e-3:  # a small tile on a huge product teaches nothing
-                yield best, f"fused {tile} split {best.splits}"
+                yield best, f"fused {tile} split {best.splits}{rounded}"
         if self.runtime.device.library:
-            yield planning.Product("cublas", None, 1, 0.0, ""), "cublas and a map"
+            yield planning.Product("cublas", None, 1, 0.0, ""), f"cublas and a map{rounded}"
 
     def epilogue_error(self, op: str, a: Any, b: Any, bias: Any, saved: Any, out: Any) -> float:
         a, b, bias, saved, out = (self.runtime.to_numpy(x) for x in (a, b, bias, saved, out))
@@ -583,7 +600,7 @@ def compile_ahead(arch: str, names: Iterable[str], small: bool = False) -> None:
         At the end, naming the stages that could not be followed.
     """
     from .. import self_check, testing
-    from ..cuda.catalogue import everything, residents
+    from ..cuda.catalogue import everything, residents, tensor_products
 
     compile_kernels([Catalogue(np.dtype(np.float32)).advance()], arch)  # a missing compiler: now
     testing.start(CARDS[arch])
@@ -616,7 +633,12 @@ def compile_ahead(arch: str, names: Iterable[str], small: bool = False) -> None:
                 for dtype in map(np.dtype, (np.float32, np.float64)):
                     wanted.update(dict.fromkeys(kernel_checks.launched(device.device, dtype)))
             elif name == "gpu tests":
-                wanted.update(dict.fromkeys((*everything(), *residents(device.device))))
+                device_kernels = (
+                    everything(),
+                    tensor_products(device.device),
+                    residents(device.device),
+                )
+                wanted.update(dict.fromkeys(itertools.chain(*device_kernels)))
             elif name.startswith("compute-sanitizer"):
                 print(f"{name}: runs small shapes, and compiles what it lacks")
             else:

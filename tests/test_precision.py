@@ -154,6 +154,28 @@ def test_what_is_not_there() -> None:
         Network([6, 2], precision="tf32", backend="numpy").fit(X, Y, engine="resident", **FIT)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ROUNDED)
+@pytest.mark.parametrize("kind", [Network, Population])
+def test_tensor_cores_round_as_numpy_does(kind: Any, precision: str) -> None:
+    options: dict[str, Any] = {"precision": precision, "seed": 1}
+    if kind is Population:
+        options["members"] = 3
+    on_device = kind([6, 40, 2], backend="cuda", **options)
+    on_host = kind([6, 40, 2], backend="numpy", **options)
+    exact = kind([6, 40, 2], backend="numpy", **options | {"precision": None})
+    for net in (on_device, on_host, exact):
+        net.fit(X, Y, **FIT)
+    assert on_device.plan.precision == precision
+    assert (
+        f"not resident, because its kernel multiplies in float32 alone, and not in {precision}"
+        in str(on_device.plan)
+    )
+    for got, rounded, plain in zip(on_device.weights, on_host.weights, exact.weights, strict=True):
+        # A number that is near the middle between two may be rounded to either.
+        assert np.abs(got - rounded).max() <= np.abs(plain - rounded).max() / 4
+
+
 def test_numba_cuda_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
     pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")

@@ -234,6 +234,43 @@ def test_wrong_products_of_the_library_are_not_used(tmp_path: Path) -> None:
     )
 
 
+def test_wrong_tensor_cores_are_not_used(tmp_path: Path) -> None:
+    in_process(
+        """
+        changed("tensor_gemm.cuh", "before[r] + small[r]", "before[r] - small[r]")
+        with testing.stand_in("A100") as it, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            net = network()
+            assert not net.model.backend.device.tensor_cores
+            assert "products of float32 on tensor cores" in str(caught[0].message), caught
+        """,
+        tmp_path,
+    )
+
+
+def test_wrong_tensor_cores_leave_rounded_products_no_way(tmp_path: Path) -> None:
+    in_process(
+        """
+        changed("tensor_gemm.cuh", "mma_bf16(of, a.x, b.x)", "mma_tf32(of, a.x, b.x)")
+        with testing.stand_in("A100"):
+            assert network(precision="tf32").precision == "tf32"
+            raises(lambda: network(precision="bf16"), RuntimeError, "bf16", "failed its check")
+        """,
+        tmp_path,
+    )
+
+
+def test_a_card_without_such_tensor_cores_refuses(tmp_path: Path) -> None:
+    in_process(
+        """
+        with testing.stand_in("T4"):
+            raises(lambda: network(precision="bf16"), RuntimeError, "bf16", "8.0")
+            assert network(precision="float32").backend == "cuda"
+        """,
+        tmp_path,
+    )
+
+
 def test_an_engine_that_raises_is_not_used(tmp_path: Path) -> None:
     """For this process: another may have more memory. The next asks again."""
     in_process(
@@ -288,7 +325,8 @@ def test_verdicts_are_kept(tmp_path: Path) -> None:
         print([str(form) for form in asked])
         """
     )
-    first = ["layered", "layered, products by cuBLASLt", "resident, one block"]
+    on_tensor_cores = "layered, products of float32 on tensor cores"
+    first = ["layered", "layered, products by cuBLASLt", on_tensor_cores, "resident, one block"]
     assert str(first) in in_process(code, tmp_path)
     assert "[]" in in_process(code, tmp_path)
     new_version = "self_check.__version__ = '9'\n"
@@ -306,7 +344,7 @@ def test_a_kept_failure_needs_no_check(tmp_path: Path) -> None:
         print(fit(network()).plan.engine, len(asked))
         """
     )
-    for expected in ("layered 3", "layered 0"):
+    for expected in ("layered 4", "layered 0"):
         printed = in_process(code, tmp_path)
         assert expected in printed
         assert "RuntimeWarning" in printed
@@ -326,7 +364,7 @@ def test_one_check_at_a_time(tmp_path: Path) -> None:
             for thread in threads: thread.start()
             for thread in threads: thread.join()
             assert done == ["resident"] * 6
-            assert len(asked) == len(set(asked)) == 3, asked
+            assert len(asked) == len(set(asked)) == 4, asked
             """
         ),
         tmp_path,

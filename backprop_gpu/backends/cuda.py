@@ -82,7 +82,7 @@ class CudaBackend:
         self.precision = resolve(precision, self.dtype)
         self.runtime = runtime
         self.device = runtime.device
-        self._kernels = Catalogue(self.dtype)
+        self._kernels = Catalogue(self.dtype, self.precision)
         self._choose, self._plan = choose, plan
         self.scratch: Callable[[int, Any], Array] = runtime.empty
         self._scratch: dict[tuple[str, int], Array] = {}
@@ -148,19 +148,19 @@ class CudaBackend:
     def _product(self, layout: planning.Transposes, m: int, n: int, k: int) -> planning.Product:
         planned = None if self._plan is None else self._plan.product(layout, m, n, k)
         return planned or self._choose(
-            layout, m, n, k, self.dtype.itemsize, self.device, self.device.library
+            layout, m, n, k, self.dtype.itemsize, self.device, self.device.library, self.precision
         )
 
     def algorithm(self, layout: planning.Transposes, m: int, n: int, k: int) -> str:
         """Which algorithm the library takes for a product, by its own numbering."""
-        return self.runtime.algorithm(layout, m, n, k, self.dtype)
+        return self.runtime.algorithm(layout, m, n, k, self.dtype, self.precision)
 
     def _multiply(
         self, layout: planning.Transposes, a: Array, b: Array, out: Array, scale: float = 1.0
     ) -> None:
         """A product by the library."""
         workspace = self.scratch_array("workspace", WORKSPACE, np.uint8)
-        self.runtime.product(layout, a, b, out, scale, workspace)
+        self.runtime.product(layout, a, b, out, scale, workspace, self.precision)
 
     # -- the equations ------------------------------------------------------------
 

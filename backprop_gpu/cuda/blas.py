@@ -24,7 +24,8 @@ WORKSPACE = 32 << 20
 
 # Names and numbers of cublasLt.h, the same since CUDA 11.
 _R_32F, _R_64F = 0, 1
-_COMPUTE_32F, _COMPUTE_64F = 68, 70
+#: By precision: of float32 matrices, whose factors the library rounds on its way.
+_COMPUTE = {"float32": 68, "float64": 70, "bf16": 75, "tf32": 77}
 _DESC_TRANSA, _DESC_TRANSB = 3, 4
 _PREF_MAX_WORKSPACE, _PREF_REDUCTION_SCHEMES = 1, 3
 _PREF_ALIGNMENTS = (5, 6, 7, 8)  # of A, B, C and D
@@ -56,8 +57,12 @@ class _Problem:
     m: int
     n: int
     k: int
-    single: bool
+    precision: str
     alignment: int
+
+    @property
+    def single(self) -> bool:
+        return self.precision != "float64"
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,13 @@ class Blas:
         scale: float,
         workspace: DeviceArray,
         stream: int,
+        precision: str | None = None,
     ) -> None:
         """out = scale · a bᵀ ("NT"), a b ("NN") or aᵀ b ("TN"), on the stream of that handle.
 
         `workspace` are `WORKSPACE` bytes that nothing else uses until the product is done. A
-        shape's first product must not be one that is captured.
+        shape's first product must not be one that is captured. `precision` is what factors are
+        rounded to, if they are.
 
         Raises
         ------
@@ -125,7 +132,7 @@ class Blas:
         """
         m, n = out.shape
         k = a.shape[0] if layout == "TN" else a.shape[1]
-        plan = self._plan(layout, m, n, k, out.dtype, (a, b, out))
+        plan = self._plan(layout, m, n, k, out.dtype, precision, (a, b, out))
         number = ctypes.c_float if out.dtype == np.float32 else ctypes.c_double
         # cuBLASLt counts columns first, so it sees every array transposed: outᵀ = b'ᵀ a'ᵀ.
         self._call(
@@ -136,9 +143,17 @@ class Blas:
             ctypes.c_void_p(stream),
         )  # fmt: skip
 
-    def algorithm(self, layout: Transposes, m: int, n: int, k: int, dtype: np.dtype[Any]) -> str:
+    def algorithm(
+        self,
+        layout: Transposes,
+        m: int,
+        n: int,
+        k: int,
+        dtype: np.dtype[Any],
+        precision: str | None = None,
+    ) -> str:
         """Which algorithm a product of aligned arrays takes, by cuBLASLt's own numbering."""
-        plan = self._plan(layout, m, n, k, dtype, ())
+        plan = self._plan(layout, m, n, k, dtype, precision, ())
         values = []
         for attribute in (_ALGO_ID, _ALGO_TILE, _ALGO_SPLIT_K):
             value = ctypes.c_int32()
@@ -157,10 +172,11 @@ class Blas:
         n: int,
         k: int,
         dtype: np.dtype[Any],
+        precision: str | None,
         arrays: tuple[DeviceArray, ...],
     ) -> _Plan:
         alignment = _alignment(arrays, dtype.itemsize)
-        problem = _Problem(layout, m, n, k, dtype == np.float32, alignment)
+        problem = _Problem(layout, m, n, k, precision or dtype.name, alignment)
         with self._lock:
             if problem not in self._plans:
                 self._plans[problem] = self._make_plan(problem)
@@ -185,8 +201,7 @@ class Blas:
         """The descriptors of a problem, and the algorithm that cuBLASLt advises."""
         m, n, k, layout = problem.m, problem.n, problem.k, problem.layout
         kind = _R_32F if problem.single else _R_64F
-        compute = _COMPUTE_32F if problem.single else _COMPUTE_64F
-        descriptor = self._create("cublasLtMatmulDesc", compute, kind)
+        descriptor = self._create("cublasLtMatmulDesc", _COMPUTE[problem.precision], kind)
         for attribute, transposed in (
             (_DESC_TRANSA, layout == "NT"),
             (_DESC_TRANSB, layout == "TN"),

@@ -19,7 +19,7 @@ import numpy as np
 from .. import activations, costs, optimizers
 from ..activations import Activation
 from ..costs import Cost
-from ..planning import TILES, Device, Tile, residency
+from ..planning import TENSOR_TILES, TILES, Device, Tile, residency
 from ..planning.residency import Residency
 
 Dimensions = tuple[int, int, int]
@@ -69,6 +69,8 @@ class Kernel:
 
 
 _TYPES = {"float32": "float", "float64": "double"}
+#: What a precision's factors are called on tensor cores (`tensor_gemm.cuh`).
+FACTORS = {"float32": "Tf32x3", "tf32": "Tf32", "bf16": "Bf16"}
 
 
 def _camel(name: str) -> str:
@@ -103,10 +105,11 @@ def _of(*values: Sequence[Any]) -> Callable[[_Row], _Row]:
 
 
 class Catalogue:
-    """The kernels for one dtype, by what they compute."""
+    """The kernels for one dtype, by what they compute; their products are of a precision."""
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
+    def __init__(self, dtype: np.dtype[Any], precision: str | None = None) -> None:
         self._type = _TYPES[np.dtype(dtype).name]
+        self._factors = FACTORS.get(precision or "float32", "")
         self._elements = MAP_BYTES // np.dtype(dtype).itemsize
 
     def _kernel(
@@ -120,6 +123,12 @@ class Catalogue:
         expression = f"{name}<{', '.join((self._type, *arguments))}>"
         return Kernel(file, expression, block, activation, programmatic=True)
 
+    def _tile(self, tile: Tile) -> str:
+        sizes = f"{tile.bm}, {tile.bn}, {tile.bk}, {tile.tm}, {tile.tn}"
+        return (
+            f"Tile<{sizes}>" if tile.cores == "plain" else f"TensorTile<{sizes}, {self._factors}>"
+        )
+
     def _map(self, kernel: Kernel) -> Kernel:
         return replace(kernel, elements=self._elements)
 
@@ -132,7 +141,7 @@ class Catalogue:
 
     @_of(_ALL_SIGMAS, TILES)
     def forward(self, sigma: Activation, tile: Tile) -> Kernel:
-        return self._with_sigma("forward.cu", "forward", _block(tile), sigma, _tile(tile))
+        return self._with_sigma("forward.cu", "forward", _block(tile), sigma, self._tile(tile))
 
     @_of(_ALL_SIGMAS)
     def bias_activation(self, sigma: Activation) -> Kernel:
@@ -162,7 +171,8 @@ class Catalogue:
 
     @_of(_ALL_SIGMAS, TILES)
     def hidden_error(self, sigma: Activation, tile: Tile) -> Kernel:
-        return self._with_sigma("hidden_error.cu", "hidden_error", _block(tile), sigma, _tile(tile))
+        tiled = self._tile(tile)
+        return self._with_sigma("hidden_error.cu", "hidden_error", _block(tile), sigma, tiled)
 
     @_of(_ALL_SIGMAS)
     def pull_back(self, sigma: Activation) -> Kernel:
@@ -174,7 +184,7 @@ class Catalogue:
 
     @_of(TILES)
     def weight_gradient(self, tile: Tile) -> Kernel:
-        return self._kernel("weight_gradient.cu", "weight_gradient", _block(tile), _tile(tile))
+        return self._kernel("weight_gradient.cu", "weight_gradient", _block(tile), self._tile(tile))
 
     @_of()
     def sum_splits(self) -> Kernel:
@@ -267,7 +277,8 @@ class Catalogue:
 def everything() -> Iterator[Kernel]:
     """All specialisations of the built-in activations, costs, optimizers and tiles.
 
-    But for those of `residents`, of which there is one per network.
+    But for `tensor_products`, which not every device has, and for those of `residents`, of which
+    there is one per network.
     """
     catalogues = [Catalogue(np.dtype(name)) for name in _TYPES]
     found = (
@@ -277,6 +288,21 @@ def everything() -> Iterator[Kernel]:
         for values in itertools.product(*domains)
     )
     yield from dict.fromkeys(found)  # `advance` is one and the same for every dtype
+
+
+def tensor_products(device: Device) -> Iterator[Kernel]:
+    """The products on a device's tensor cores, if it has such: every tile, and one with every σ."""
+    if not device.multiplies_rounded:
+        return
+    found = []
+    for precision, tiles in TENSOR_TILES.items():
+        catalogue = Catalogue(np.dtype("float32"), precision)
+        for tile in tiles:
+            sigmas = _ALL_SIGMAS if tile is TENSOR_TILES["float32"][0] else _ALL_SIGMAS[:1]
+            found += [catalogue.forward(sigma, tile) for sigma in sigmas]
+            found += [catalogue.hidden_error(sigma, tile) for sigma in sigmas]
+            found.append(catalogue.weight_gradient(tile))
+    yield from found
 
 
 def residents(device: Device) -> Iterator[Kernel]:
@@ -343,10 +369,6 @@ def _resident(
     if not isinstance(found, str):
         chosen = [activations.get(name) for name in sigmas]
         yield Catalogue(np.dtype(dtype)).resident(found, chosen, costs.get(cost), rule)
-
-
-def _tile(tile: Tile) -> str:
-    return f"Tile<{tile.bm}, {tile.bn}, {tile.bk}, {tile.tm}, {tile.tn}>"
 
 
 def _block(tile: Tile) -> Dimensions:

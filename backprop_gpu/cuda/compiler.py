@@ -127,7 +127,13 @@ def compile_kernels(kernels: Sequence[Kernel], arch: str) -> Cubin:
 def compile_all(arch: str, jobs: int | None = None) -> Iterator[KernelReport]:
     """Compile every kernel of the catalogue, reporting each as its group is done."""
     groups: dict[str, list[Kernel]] = {}
-    for kernel in (*catalogue.everything(), *catalogue.residents(example(arch))):
+    device = example(arch)
+    kernels = (
+        *catalogue.everything(),
+        *catalogue.tensor_products(device),
+        *catalogue.residents(device),
+    )
+    for kernel in kernels:
         groups.setdefault(kernel.file, []).append(kernel)
     parts = [
         kernels[start : start + GROUP]

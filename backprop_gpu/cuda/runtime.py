@@ -352,20 +352,30 @@ class Runtime:
         out: DeviceArray,
         scale: float,
         workspace: DeviceArray,
+        precision: str | None = None,
     ) -> None:
         """out = scale · a bᵀ ("NT"), a b ("NN") or aᵀ b ("TN"), by cuBLASLt.
 
-        `workspace` are `blas.WORKSPACE` bytes that nothing else uses meanwhile.
+        `workspace` are `blas.WORKSPACE` bytes that nothing else uses meanwhile; `precision` is what
+        factors are rounded to, if they are.
         """
         assert self.blas is not None
         stream = int(self._plain_stream().handle)
-        self.blas.product(layout, a, b, out, scale, workspace, stream)
+        self.blas.product(layout, a, b, out, scale, workspace, stream, precision)
 
-    def algorithm(self, layout: Transposes, m: int, n: int, k: int, dtype: np.dtype[Any]) -> str:
+    def algorithm(
+        self,
+        layout: Transposes,
+        m: int,
+        n: int,
+        k: int,
+        dtype: np.dtype[Any],
+        precision: str | None = None,
+    ) -> str:
         """Which of cuBLASLt's algorithms forms an (m, n) product summed over k."""
         assert self.blas is not None
         self.use()
-        return f"cuBLASLt's {self.blas.algorithm(layout, m, n, k, dtype)}"
+        return f"cuBLASLt's {self.blas.algorithm(layout, m, n, k, dtype, precision)}"
 
     def _plain_stream(self) -> Any:
         stream = self.stream

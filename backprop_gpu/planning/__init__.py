@@ -28,12 +28,24 @@ from .plan import (
     product_shapes,
     step_work,
 )
-from .products import TILES, Product, Tile, Transposes, choose_product, column_splits
+from .products import (
+    LONG_SUM,
+    TENSOR_TILES,
+    TILES,
+    Product,
+    Tile,
+    Transposes,
+    choose_product,
+    column_splits,
+    tiles,
+)
 from .residency import Residency
 
 __all__ = [
     "CHUNK_ROWS",
     "H200",
+    "LONG_SUM",
+    "TENSOR_TILES",
     "TILES",
     "BatchPlan",
     "Choice",
@@ -61,6 +73,7 @@ __all__ = [
     "step_flops",
     "step_work",
     "steps_a_call",
+    "tiles",
 ]
 
 #: Old name -> what it is called now.

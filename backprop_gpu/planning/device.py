@@ -20,6 +20,8 @@ class Device:
     shared_memory: int = 48 * 1024
     #: Whether cuBLAS is installed.
     library: bool = True
+    #: Whether our kernels may use the tensor cores, where there are any.
+    tensor_cores: bool = True
     #: (blocks of a cluster, such clusters at once) where each block has all of `shared_memory`.
     #: Of sizes that are not listed, as many as the multiprocessors have room for.
     clusters: tuple[tuple[int, int], ...] = ()
@@ -30,26 +32,59 @@ class Device:
 
     def rate(self, itemsize: int) -> float:
         """Multiply-adds on the plain cores, in FLOP/s, for 4- or 8-byte floats."""
-        major = self.compute_capability[0]
-        single, double = _LANES.get(self.compute_capability) or _LANES.get((major, 0), (128, 2))
+        single, double = _of_capability(_LANES, self.compute_capability)
         lanes = single if itemsize == 4 else double
         return 2.0 * lanes * self.multiprocessors * self.clock
 
-    def library_rate(self, itemsize: int) -> float:
-        """What cuBLAS can reach: as `rate`, but float64 has tensor cores on 8.0, 9.0 and 10.0."""
+    def library_rate(self, itemsize: int, precision: str | None = None) -> float:
+        """What cuBLAS can reach: as `rate`, but on tensor cores for TF32 and bf16, and for float64.
+
+        float64 has them on 8.0, 9.0 and 10.0.
+        """
+        if precision in _PER_TF32:
+            return self._tensor_rate(_of_capability(_TENSOR, self.compute_capability)[1], precision)
         tensor = itemsize == 8 and self.compute_capability in ((8, 0), (9, 0), (10, 0))
         return self.rate(itemsize) * (2.0 if tensor else 1.0)
+
+    @property
+    def multiplies_rounded(self) -> bool:
+        """Whether it has cores for TF32 and bf16."""
+        return self.compute_capability >= (8, 0)
+
+    def mma_rate(self, precision: str) -> float:
+        """FLOP/s of products of a precision by mma.sync; "float32" is three products of TF32."""
+        return self._tensor_rate(_of_capability(_TENSOR, self.compute_capability)[0], precision)
+
+    def _tensor_rate(self, tf32: int, precision: str) -> float:
+        lanes = tf32 * _PER_TF32.get(precision, 1 / 3)
+        return 2.0 * lanes * self.multiprocessors * self.clock
+
+
+def _of_capability(
+    table: dict[tuple[int, int], tuple[int, int]], capability: tuple[int, int]
+) -> tuple[int, int]:
+    found = table.get(capability) or table.get((capability[0], 0))
+    return table[12, 0] if found is None else found
 
 
 #: (float32, float64) lanes per multiprocessor, by compute capability (CUDA C++ Programming
 #: Guide, table of arithmetic throughput). An unlisted minor version uses its major's .0,
-#: an unlisted major one what most have, (128, 2).
+#: an unlisted major one what most have, that of 12.0.
 _LANES: dict[tuple[int, int], tuple[int, int]] = {
     (7, 0): (64, 32), (7, 5): (64, 2),
     (8, 0): (64, 32), (8, 6): (128, 2), (8, 9): (128, 2),
     (9, 0): (128, 64), (10, 0): (128, 64), (10, 3): (128, 2), (11, 0): (128, 2),
     (12, 0): (128, 2), (12, 1): (128, 2),
 }  # fmt: skip
+
+#: Multiply-adds of TF32 a cycle and multiprocessor, by mma.sync and by what cuBLAS has: from the
+#: peaks in NVIDIA's data sheets. Estimated: mma.sync reaches 0.62 of Hopper's, which has another
+#: instruction of its own, and on 10.0 as much as Ampere's.
+_TENSOR: dict[tuple[int, int], tuple[int, int]] = {
+    (8, 0): (512, 512), (8, 6): (128, 128), (8, 9): (128, 128),
+    (9, 0): (635, 1024), (10, 0): (512, 2048), (11, 0): (512, 2048), (12, 0): (128, 128),
+}  # fmt: skip
+_PER_TF32 = {"tf32": 1.0, "bf16": 2.0}
 
 #: A stand-in for plans on machines without a device.
 H200 = Device(

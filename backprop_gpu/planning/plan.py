@@ -271,7 +271,7 @@ class Plan:
                 if len(planned.products) != len(shapes) or products.keys() != shapes.keys():
                     return f"it has not one kernel for each product of {m} rows"
                 found += [
-                    products[label].obstacle(layout, k, device.library)
+                    products[label].obstacle(layout, k, itemsize, device, self.precision)
                     for label, (layout, _, _, k) in shapes.items()
                 ]
         return next((obstacle for obstacle in found if obstacle is not None), None)
@@ -513,7 +513,8 @@ def choose_plan(
         notes.append("whole steps are captured in a CUDA graph and replayed")
     if engine != "resident":
         batches = tuple(
-            BatchPlan(m, _products(sizes, m, itemsize, device, algorithm)) for m in run.batch_sizes
+            BatchPlan(m, _products(sizes, m, itemsize, device, algorithm, precision))
+            for m in run.batch_sizes
         )
     elif device is None:
         batches = tuple(
@@ -536,12 +537,13 @@ def _products(
     itemsize: int,
     device: Device | None,
     algorithm: Callable[[Transposes, int, int, int], str] | None,
+    precision: str | None,
 ) -> tuple[tuple[str, Product], ...]:
     """The kernels of a step with m rows; on a CPU it is BLAS."""
     found = []
     for label, shape in product_shapes(sizes, m).items() if device is not None else ():
         assert device is not None
-        chosen = choose_product(*shape, itemsize, device, device.library)
+        chosen = choose_product(*shape, itemsize, device, device.library, precision)
         if chosen.tile is None and algorithm is not None:
             chosen = replace(chosen, reason=f"{chosen.reason}; {algorithm(*shape)}")
         found.append((label, chosen))

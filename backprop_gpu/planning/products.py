@@ -21,22 +21,28 @@ Transposes = Literal["NT", "NN", "TN"]
 
 @dataclass(frozen=True)
 class Tile:
-    """A block computes bm × bn of the result, bk of the sum at a time; a thread tm × tn."""
+    """A block computes bm × bn of the result, bk of the sum at a time.
+
+    Of them a thread has tm × tn, or on tensor cores a warp.
+    """
 
     bm: int
     bn: int
     bk: int
     tm: int
     tn: int
-    #: Share of the plain rate that a full machine of such blocks reaches, estimated.
+    #: Share of its cores' rate that a full machine of such blocks reaches, estimated.
     efficiency: float
+    cores: Literal["plain", "tensor"] = "plain"
 
     @property
     def threads(self) -> int:
-        return (self.bm // self.tm) * (self.bn // self.tn)
+        parts = (self.bm // self.tm) * (self.bn // self.tn)
+        return parts if self.cores == "plain" else 32 * parts
 
     def __str__(self) -> str:
-        return f"{self.bm}x{self.bn}x{self.bk}"
+        on = "" if self.cores == "plain" else " on tensor cores"
+        return f"{self.bm}x{self.bn}x{self.bk}{on}"
 
 
 TILES: tuple[Tile, ...] = (
@@ -45,6 +51,28 @@ TILES: tuple[Tile, ...] = (
     Tile(32, 32, 32, 2, 4, 0.30),
     Tile(16, 32, 32, 2, 2, 0.15),
 )
+
+#: Those on tensor cores, by the precision of the factors. In float32 a warp has three sums for each
+#: number, so its tiles are smaller.
+TENSOR_TILES: dict[str, tuple[Tile, ...]] = {
+    "float32": (
+        Tile(64, 64, 16, 32, 32, 0.70, "tensor"),
+        Tile(32, 32, 16, 16, 16, 0.40, "tensor"),
+    ),
+    "tf32": (
+        Tile(128, 64, 16, 64, 32, 0.65, "tensor"),
+        Tile(64, 64, 16, 32, 32, 0.50, "tensor"),
+        Tile(32, 32, 16, 16, 16, 0.25, "tensor"),
+    ),
+    "bf16": (
+        Tile(128, 64, 16, 64, 32, 0.40, "tensor"),
+        Tile(64, 64, 16, 32, 32, 0.30, "tensor"),
+        Tile(32, 32, 16, 16, 16, 0.15, "tensor"),
+    ),
+}
+
+#: Of shorter sums three products of TF32 are off by more than twice what the plain cores are.
+LONG_SUM = 64
 
 #: The split counts that are tried where a product's sum is long and its result small.
 SPLITS = (1, 2, 4, 8, 16, 32, 64)
@@ -55,8 +83,10 @@ LIBRARY_LAUNCH = 4.0e-6
 LIBRARY_EFFICIENCY = 0.92
 LIBRARY_TILE = 128
 
-#: The latency of each step of a sum in our kernels: a trip to memory, and a barrier.
+#: The latency of each step of a sum in our kernels: a trip to memory, and a barrier. On tensor
+#: cores the trips of the next two steps are under way, and a fragment's way through them is left.
 SUM_STEP = 0.4e-6
+TENSOR_SUM_STEP = 0.2e-6
 
 
 @dataclass(frozen=True)
@@ -69,13 +99,16 @@ class Product:
     seconds: float = field(compare=False)
     reason: str = field(compare=False)
 
-    def obstacle(self, layout: Transposes, k: int, library: bool) -> str | None:
+    def obstacle(
+        self, layout: Transposes, k: int, itemsize: int, device: Device, precision: str | None
+    ) -> str | None:
         """Why a product summed over k cannot be carried out so, if it cannot."""
         if self.kernel == "cublas":
             possible = (self.tile, self.splits) == (None, 1)
-            missing = None if library else "there is no cuBLAS"
+            missing = None if device.library else "there is no cuBLAS"
         else:
-            possible, missing = (self.tile, self.splits) in _forms(layout, k), None
+            forms = _forms(layout, k, itemsize, device, precision)
+            possible, missing = (self.tile, self.splits) in forms, None
         return missing if possible else f"there is no kernel {self} for it"
 
     def __str__(self) -> str:
@@ -86,7 +119,14 @@ class Product:
 
 @lru_cache(maxsize=4096)
 def choose_product(
-    layout: Transposes, m: int, n: int, k: int, itemsize: int, device: Device, library: bool = True
+    layout: Transposes,
+    m: int,
+    n: int,
+    k: int,
+    itemsize: int,
+    device: Device,
+    library: bool = True,
+    precision: str | None = None,
 ) -> Product:
     """The kernel for an (m, n) result summed over k.
 
@@ -97,25 +137,52 @@ def choose_product(
         in an epilogue that is not linear.
     library : bool
         Whether cuBLAS is there to be chosen.
+    precision : str, optional
+        What factors are rounded to, if they are.
+
+    Raises
+    ------
+    ValueError
+        If the device has no way to multiply so.
     """
-    candidates = [fused(*form, m, n, k, itemsize, device) for form in _forms(layout, k)]
+    forms = _forms(layout, k, itemsize, device, precision)
+    if not forms and not library:
+        raise ValueError(f"{device.name} cannot multiply in {precision}")
+    candidates = [fused(*form, m, n, k, itemsize, device, precision) for form in forms]
+    if not candidates:
+        found = by_library(layout, m, n, k, itemsize, device, precision)
+        return replace(found, reason=f"cuBLAS: our kernels have no {precision} here")
     ours = min(candidates, key=lambda c: c.seconds)
     if not library:
         return replace(ours, reason="fused kernel: no cuBLAS on this backend")
-    theirs = by_library(layout, m, n, k, itemsize, device)
+    theirs = by_library(layout, m, n, k, itemsize, device, precision)
     us = f"{ours.seconds * 1e6:.1f} µs against {theirs.seconds * 1e6:.1f} µs"
     if ours.seconds <= theirs.seconds:
         return replace(ours, reason=f"fused kernel, predicted {us} for cuBLAS and a map")
     return replace(theirs, reason=f"cuBLAS and a map, predicted faster: fused kernel {us}")
 
 
-def _forms(layout: Transposes, k: int) -> list[tuple[Tile, int]]:
+def tiles(itemsize: int, device: Device, precision: str | None = None) -> tuple[Tile, ...]:
+    """The tiles that our kernels have on a device, largest first; plain cores round nothing."""
+    if itemsize != 4:
+        return TILES
+    rounds = precision in ("tf32", "bf16")
+    faster = rounds or device.mma_rate("float32") > device.rate(4)
+    tensor = device.multiplies_rounded and device.tensor_cores and faster
+    return (() if rounds else TILES) + (TENSOR_TILES[precision or "float32"] if tensor else ())
+
+
+def _forms(
+    layout: Transposes, k: int, itemsize: int, device: Device, precision: str | None
+) -> list[tuple[Tile, int]]:
     """The (tile, splits) that our kernels have for sums over k: of equals, the first is taken."""
+    rounds = precision in ("tf32", "bf16")
     return [
         (tile, splits)
-        for tile in reversed(TILES)
+        for tile in reversed(tiles(itemsize, device, precision))
         for splits in (SPLITS if layout == "TN" else (1,))
         if splits == 1 or k // splits >= tile.bk
+        if tile.cores == "plain" or rounds or k // splits >= LONG_SUM
     ]
 
 
@@ -130,22 +197,37 @@ def column_splits(m: int, n: int, device: Device) -> int:
 
 
 def fused(
-    tile: Tile, splits: int, m: int, n: int, k: int, itemsize: int, device: Device
+    tile: Tile,
+    splits: int,
+    m: int,
+    n: int,
+    k: int,
+    itemsize: int,
+    device: Device,
+    precision: str | None = None,
 ) -> Product:
     """Our kernel, and how long it should take."""
+    tensor = tile.cores == "tensor"
+    rate = device.mma_rate(precision or "float32") if tensor else device.rate(itemsize)
     blocks = math.ceil(m / tile.bm) * math.ceil(n / tile.bn) * splits
     waves = math.ceil(blocks / device.multiprocessors)
     steps = math.ceil(math.ceil(k / splits) / tile.bk)
     flops = 2.0 * tile.bm * tile.bn * tile.bk * steps * waves
-    seconds = LAUNCH + flops / (tile.efficiency * device.rate(itemsize) / device.multiprocessors)
-    seconds += steps * SUM_STEP
+    seconds = LAUNCH + flops / (tile.efficiency * rate / device.multiprocessors)
+    seconds += steps * (TENSOR_SUM_STEP if tensor else SUM_STEP)
     if splits > 1:
         seconds += LAUNCH + 2.0 * splits * m * n * itemsize / device.bandwidth
     return Product("fused", tile, splits, seconds, "")
 
 
 def by_library(
-    layout: Transposes, m: int, n: int, k: int, itemsize: int, device: Device
+    layout: Transposes,
+    m: int,
+    n: int,
+    k: int,
+    itemsize: int,
+    device: Device,
+    precision: str | None = None,
 ) -> Product:
     """cuBLAS, and how long it and the map behind it should take."""
     tiles = math.ceil(m / LIBRARY_TILE) * math.ceil(n / LIBRARY_TILE)
@@ -154,7 +236,9 @@ def by_library(
     waves = math.ceil(tiles / device.multiprocessors)
     paid = tiles if waves == 1 else waves * device.multiprocessors
     flops = 2.0 * min(m, LIBRARY_TILE) * min(n, LIBRARY_TILE) * k * paid
-    seconds = LIBRARY_LAUNCH + flops / (LIBRARY_EFFICIENCY * device.library_rate(itemsize))
+    seconds = LIBRARY_LAUNCH + flops / (
+        LIBRARY_EFFICIENCY * device.library_rate(itemsize, precision)
+    )
     if layout != "TN":  # the epilogue becomes a map that reads and writes the result
         seconds += LAUNCH + 2.0 * m * n * itemsize / device.bandwidth
     return Product("cublas", None, 1, seconds, "")

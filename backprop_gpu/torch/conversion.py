@@ -16,6 +16,7 @@ from .. import activations
 from ..activations import Activation
 from ..costs import Cost
 from ..network import Network
+from .mlp import MLP
 from .modules import (
     FUNCTIONS,
     IDENTITY,
@@ -75,7 +76,9 @@ def from_torch(
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
     try:
-        layers = _read(module)
+        # An MLP's own forward is one function, but is what its modules are.
+        plain = isinstance(module, MLP) and type(module).forward is MLP.forward
+        layers = _read(module[:] if plain else module)
     except ValueError as error:
         parts = _readable(module)
         if not parts:
@@ -114,6 +117,7 @@ def from_torch(
         dtype=dtypes.pop(),
         backend=backend,
         seed=seed,
+        precision=getattr(module, "precision", None) if isinstance(module, MLP) else None,
     )
     net.weights = tuple(layer.weight.detach().cpu().numpy() for layer in layers)
     net.biases = tuple(layer.bias.detach().cpu().numpy() for layer in layers)

@@ -53,10 +53,16 @@ class _Equations(Protocol):
 
 
 @contextmanager
-def equations_of(x: Tensor) -> Iterator[_Equations]:
-    """The equations for tensors like x, on the stream that PyTorch uses there."""
+def equations_of(x: Tensor, precision: str | None) -> Iterator[_Equations]:
+    """The equations for tensors like x, on the stream that PyTorch uses there.
+
+    Parameters
+    ----------
+    precision : str or None
+        What factors of products are rounded to, if they are.
+    """
     if _kind(x) == "cpu" or x.numel() == 0:  # no kernel is launched on nothing
-        yield TORCH
+        yield TORCH if precision is None else OnTorch(precision)
         return
     try:
         device = runtime(x.device.index)
@@ -66,22 +72,28 @@ def equations_of(x: Tensor) -> Iterator[_Equations]:
             "'backprop_gpu[cu12]', after the driver's CUDA version"
         ) from error
     # A check in the midst of somebody's capture would be captured, or break it.
-    if not torch.cuda.is_current_stream_capturing() and not passed_check(device, x.dtype):
-        yield TORCH
+    if precision is not None and not device.device.multiplies_rounded:
+        raise RuntimeError(
+            f"{device.device.name} multiplies in float32 alone, and not in {precision}"
+        )
+    usable = torch.cuda.is_current_stream_capturing() or passed_check(device, x.dtype, precision)
+    if not usable:
+        yield TORCH if precision is None else OnTorch(precision)
         return
     with device.on(torch.cuda.current_stream(x.device).cuda_stream):
-        yield OnCuda(device, x)
+        yield OnCuda(device, x, precision)
 
 
-#: By dtype, the devices on which our kernels are right.
+#: By dtype and precision, the devices on which our kernels are right.
 PASSED: dict[Any, weakref.WeakSet[Runtime]] = {}
 
 
-def passed_check(device: Runtime, dtype: Any) -> bool:
+def passed_check(device: Runtime, dtype: Any, precision: str | None = None) -> bool:
     """Whether our kernels compute what they should there; warns once if not (`self_check`)."""
-    right = PASSED.setdefault(dtype, weakref.WeakSet())
+    right = PASSED.setdefault((dtype, precision), weakref.WeakSet())
     if device not in right:
-        if layered_obstacle(device, np.dtype(str(dtype).removeprefix("torch."))) is not None:
+        numbers = np.dtype(str(dtype).removeprefix("torch."))
+        if layered_obstacle(device, numbers, precision) is not None:
             return False
         right.add(device)
     return True
@@ -105,12 +117,15 @@ class OnCuda:
         Of the tensors' device, on PyTorch's current stream.
     like : Tensor
         One of those tensors.
+    precision : str or None
+        What factors of products are rounded to, if they are.
     """
 
-    def __init__(self, runtime: Runtime, like: Tensor) -> None:
+    def __init__(self, runtime: Runtime, like: Tensor, precision: str | None) -> None:
         self._runtime = runtime
         # Made afresh: scratch arrays must not be shared by two streams.
-        self._backend = CudaBackend(str(like.dtype).removeprefix("torch."), runtime)
+        dtype = str(like.dtype).removeprefix("torch.")
+        self._backend = CudaBackend(dtype, runtime, precision=precision)
         self._backend.scratch = self._scratch
         self._like = like
 
@@ -173,7 +188,20 @@ class OnTorch:
 
     On the CPU they keep to PyTorch's threads; NumPy's BLAS has threads of its own, which would
     wait for the cores that PyTorch's still spin on. ``out=`` also keeps autocast away.
+
+    Parameters
+    ----------
+    precision : str or None
+        What factors of products are rounded to, if they are.
     """
+
+    def __init__(self, precision: str | None = None) -> None:
+        self._precision = precision
+
+    def _product(self, a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+        if self._precision is not None:
+            a, b = rounded(a, self._precision), rounded(b, self._precision)
+        return torch.mm(a, b, out=out)
 
     def reads_z(self, sigma: Activation) -> bool:
         return _sigma(sigma).from_z
@@ -181,6 +209,8 @@ class OnTorch:
     def forward(
         self, w: Tensor, b: Tensor, a_prev: Tensor, sigma: Activation, keep_z: bool
     ) -> tuple[Tensor | None, Tensor]:
+        if self._precision is not None:
+            w, a_prev = rounded(w, self._precision), rounded(a_prev, self._precision)
         z = torch.addmm(b, a_prev, w.t(), out=a_prev.new_empty((len(a_prev), len(b))))
         if keep_z:
             return z, _sigma(sigma).evaluate(z, torch.empty_like(z))
@@ -198,18 +228,47 @@ class OnTorch:
         return _sigma(sigma).pull_back(error, z, a, error)
 
     def input_error(self, w: Tensor, delta: Tensor, x: Tensor) -> Tensor:
-        return torch.mm(delta, w, out=x.new_empty(x.shape))
+        return self._product(delta, w, x.new_empty(x.shape))
 
     def bias_gradient(self, delta: Tensor) -> Tensor:
         return torch.sum(delta, 0, out=delta.new_empty(delta.shape[1]))
 
     def weight_gradient(self, delta: Tensor, a_prev: Tensor) -> Tensor:
         out = delta.new_empty((delta.shape[1], a_prev.shape[1]))
-        return torch.mm(delta.t(), a_prev, out=out)
+        return self._product(delta.t(), a_prev, out)
+
+
+def rounded(x: Tensor, precision: str) -> Tensor:
+    """x as `precision.round_factor` has it, in a tensor of its own."""
+    if precision == "bf16":
+        return x.detach().bfloat16().float()
+    bits = x.detach().view(torch.int32)
+    return torch.where(torch.isnan(x), x, ((bits + 0x1000) & ~0x1FFF).view(torch.float32))
+
+
+class RoundedProduct(torch.autograd.Function):
+    """a bᵀ of rounded factors; the products of its derivatives round theirs, too."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, precision: str) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.precision = precision
+        out = a.new_empty((len(a), len(b)))
+        return torch.mm(rounded(a, precision), rounded(b, precision).t(), out=out)
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, Tensor, None]:
+        (a, b), precision = ctx.saved_tensors, ctx.precision
+        return (
+            RoundedProduct.apply(error, b.t(), precision),
+            RoundedProduct.apply(error.t(), a.t(), precision),
+            None,
+        )
 
 
 def differentiable(
     sigmas: tuple[Activation, ...],
+    precision: str | None,
     x: Tensor,
     parameters: Sequence[Tensor],
     wanted: Sequence[bool],
@@ -223,7 +282,10 @@ def differentiable(
     with torch.enable_grad(), torch.autocast(error.device.type, enabled=False):
         a = x
         for w, b, sigma in zip(parameters[:depth], parameters[depth:], sigmas, strict=True):
-            z = F.linear(a, w, b)
+            if precision is None:
+                z = F.linear(a, w, b)
+            else:
+                z = RoundedProduct.apply(a, w, precision) + b
             dtype = str(z.dtype).removeprefix("torch.")
             a = torch.exp(z) if sigma.name == "exponential" else MODULES[sigma.name](dtype)(z)
         asked = [t for t, want in zip((x, *parameters), wanted, strict=True) if want]

@@ -220,7 +220,7 @@ class LibraryFunction(torch.autograd.Function):
         x, *parameters = ctx.saved_tensors
         wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
-            return None, *differentiable(ctx.library.sigmas, x, parameters, wanted, error)
+            return None, *differentiable(ctx.library.sigmas, None, x, parameters, wanted, error)
         with ctx.lock:  # a graph that is kept may be gone through by several threads
             return None, *ctx.library.backward(
                 rows_of(x), [p.contiguous() for p in parameters], ctx.lent, error.contiguous(),

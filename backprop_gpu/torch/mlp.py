@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.fx
 from torch import nn
@@ -14,6 +15,7 @@ from torch.nn.modules.module import _has_any_global_hook as _any_global_hook
 from .. import activations
 from ..activations import Activation
 from ..network import Network
+from ..precision import resolve
 from .equations import differentiable, equations_of
 from .library import LibraryFunction, library_of, rows_of
 from .modules import (
@@ -53,6 +55,11 @@ class MLP(nn.Sequential):
         out, it is drawn from PyTorch's generator, so ``torch.manual_seed`` makes them repeatable.
     initial_weights : str
         As in `Network`.
+    precision : str, optional
+        What factors of products are rounded to, as in `Network`. Left out, PyTorch's settings
+        decide: ``torch.autocast``, and on CUDA tensors ``torch.set_float32_matmul_precision``,
+        whose "high" is "tf32" here and whose "medium" is "bf16"; a backward pass is as its forward
+        pass was. An attribute that may be set, and is no part of the ``state_dict``.
 
     Notes
     -----
@@ -62,9 +69,11 @@ class MLP(nn.Sequential):
 
     The modules are called one after another, by PyTorch, where one function would not do:
     `layer_by_layer` says why, if it is a matter of the model (hooks on a module, a module that was
-    replaced or quantized, a device other than cpu and cuda). So they are under autocast, in the
-    dtype that it chooses, while PyTorch traces, exports or compiles, under torch.func's
-    transforms, and for subclasses of torch.Tensor.
+    replaced or quantized, parameters of bfloat16 or float16, a device other than cpu and cuda). So
+    they are under autocast, in the dtype that it chooses, while PyTorch traces, exports or
+    compiles, under torch.func's transforms, and for subclasses of torch.Tensor. PyTorch's modules
+    round nothing for a `precision`: with "tf32" or "bf16" these are errors, but for autocast, which
+    then is without effect.
 
     With ``create_graph=True`` gradients are computed by PyTorch's own differentiable operations,
     so that they can be differentiated again.
@@ -79,6 +88,9 @@ class MLP(nn.Sequential):
     torch.Size([5, 10])
     """
 
+    #: What was made before there were precisions has none.
+    precision: str | None = None
+
     def __init__(
         self,
         sizes: Sequence[int],
@@ -88,6 +100,7 @@ class MLP(nn.Sequential):
         device: Any = None,
         seed: int | None = None,
         initial_weights: str = "auto",
+        precision: str | None = None,
     ) -> None:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype!r}")
@@ -100,8 +113,10 @@ class MLP(nn.Sequential):
             backend="numpy",
             seed=seed,
             initial_weights=initial_weights,
+            precision=precision,
         )
         super().__init__(*layers_of(drawn, dtype, device or torch.empty(0).device))
+        self.precision = precision
 
     @property
     def linears(self) -> list[Any]:
@@ -155,6 +170,8 @@ class MLP(nn.Sequential):
             sigmas[-1], open_ = sigma, False
         if not weights:
             return "there is no Linear"
+        if apart is None and weights[0].dtype in _HALF:
+            apart = f"its parameters are {weights[0].dtype}"
         if apart is None and not weights[0].is_cpu and not weights[0].is_cuda:
             apart = f"its parameters are on {weights[0].device}"
         return _Layers([*weights, *biases], tuple(sigmas), apart)
@@ -167,7 +184,23 @@ class MLP(nn.Sequential):
 
     def __prepare_scriptable__(self) -> Any:
         """What torch.jit.script compiles instead."""
+        self._check_apart("torch.jit.script")
         return self[:]
+
+    def extra_repr(self) -> str:
+        return "" if self.precision is None else f"precision={self.precision!r}"
+
+    def _one_by_one(self, x: Tensor, why: str) -> Tensor:
+        """What the modules make of x, called by PyTorch one after another."""
+        self._check_apart(why)
+        return super().forward(x)
+
+    def _check_apart(self, why: str) -> None:
+        if self.precision in ("tf32", "bf16"):
+            raise RuntimeError(
+                f"precision {self.precision!r} is of MLP's own passes, and because of {why} "
+                "PyTorch calls its modules one after another; set precision = None"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """a^L of every sample: (…, n_0) -> (…, n_L).
@@ -177,37 +210,51 @@ class MLP(nn.Sequential):
         TypeError
             If x is no tensor, or not of the parameters' dtype.
         ValueError
-            If its last dimension is not n_0, or it is on another device.
+            If its last dimension is not n_0, or it is on another device; if `precision` is not
+            one of the parameters' dtype.
+        RuntimeError
+            If there is a `precision` to round to, and PyTorch would call the modules.
         """
         if torch.compiler.is_compiling() or transformed() or isinstance(x, torch.fx.Proxy):
-            return super().forward(x)
+            return self._one_by_one(x, "a transformation or trace")
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
         found = self._layers()
         if isinstance(found, str):  # nothing is known of what these modules take
-            return super().forward(x)
+            return self._one_by_one(x, found)
         parameters, sigmas, apart = found
         if _autocasting(parameters[0]):
-            return super().forward(x)
+            if self.precision is None:
+                return super().forward(x)
+            x = x.to(parameters[0].dtype)
         dtype, device = self._check_parameters(parameters)
         self._check_input(x, parameters[0].shape[1], dtype, device)
         if type(x) not in PLAIN or apart is not None:
-            return super().forward(x)
+            return self._one_by_one(x, apart or f"x, a {type(x).__name__}")
         rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
-        library = library_of(sigmas, rows, parameters)
+        precision = self._rounds_to(rows)
+        library = library_of(sigmas, rows, parameters) if precision is None else None
         if torch.is_grad_enabled() and (
             rows.requires_grad or any(p.requires_grad for p in parameters)
         ):
             if library is not None:
                 a = LibraryFunction.apply(library, rows, *parameters)
             else:
-                a = _Backpropagation.apply(sigmas, rows, *parameters)
+                a = _Backpropagation.apply(sigmas, precision, rows, *parameters)
         elif library is not None:
             a = library.infer(rows_of(rows), [p.contiguous() for p in parameters])
         else:
             with torch.no_grad():
-                a = _infer(sigmas, rows, parameters)
+                a = _infer(sigmas, precision, rows, parameters)
         return a.reshape(*x.shape[:-1], a.shape[-1]) if x.dim() != 2 else a
+
+    def _rounds_to(self, x: Tensor) -> str | None:
+        """What factors are rounded to in passes over x, if they are."""
+        if self.precision is None:
+            return _matmul_precision(x.device) if x.is_cuda and x.dtype is torch.float32 else None
+        dtype = str(x.dtype).removeprefix("torch.")
+        precision = resolve(self.precision, np.dtype(dtype))
+        return None if precision == dtype else precision
 
     def _check_parameters(self, parameters: list[Any]) -> tuple[Any, Any]:
         dtype, device = parameters[0].dtype, parameters[0].device
@@ -217,8 +264,11 @@ class MLP(nn.Sequential):
                     "parameters must all have one dtype and device, got "
                     + ", ".join(sorted({f"{p.dtype} on {p.device}" for p in parameters}))
                 )
-        if dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"parameters must be torch.float32 or torch.float64, got {dtype}")
+        if dtype not in (torch.float32, torch.float64, *_HALF):
+            raise TypeError(
+                "parameters must be torch.float32 or torch.float64, or for PyTorch's modules "
+                f"torch.bfloat16 or torch.float16, got {dtype}"
+            )
         return dtype, device
 
     def _check_input(self, x: Tensor, n_inputs: int, dtype: Any, device: Any) -> None:
@@ -240,6 +290,20 @@ class _Layers(NamedTuple):
     sigmas: tuple[Activation, ...]
     #: Why they are not one function, or None.
     apart: str | None
+
+
+#: What PyTorch's modules compute in, and our passes do not.
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def _matmul_precision(device: Any) -> str | None:
+    """What PyTorch may round factors of float32 products to on a CUDA device."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        return {"high": "tf32", "medium": "bf16"}.get(torch.get_float32_matmul_precision())
+    except RuntimeError:  # it was set by backend, from PyTorch 2.9 on
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else None
 
 
 def _held(module: Any, name: str) -> Any:
@@ -277,16 +341,22 @@ class _Backpropagation(torch.autograd.Function):
     """a^L of x, (m, n_0), as a function of x, w^1 … w^L and b^1 … b^L."""
 
     @staticmethod
-    def forward(ctx: Any, sigmas: tuple[Activation, ...], x: Tensor, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        sigmas: tuple[Activation, ...],
+        precision: str | None,
+        x: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
         depth = len(sigmas)
         weights, biases = parameters[:depth], parameters[depth:]
         a, z = [x], [None]
-        with equations_of(x) as equations:
+        with equations_of(x, precision) as equations:
             for w, b, sigma in zip(weights, biases, sigmas, strict=True):
                 kept, out = equations.forward(w, b, a[-1], sigma, equations.reads_z(sigma))
                 z.append(kept)
                 a.append(out)
-        ctx.sigmas = sigmas
+        ctx.sigmas, ctx.precision = sigmas, precision
         # a^L itself is for σ' alone, and for that only where z does not do.
         spared = sigmas[-1].builtin and (sigmas[-1].name == "identity" or z[-1] is not None)
         output = None if spared else a[-1]
@@ -296,16 +366,16 @@ class _Backpropagation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, error: Tensor) -> tuple[Any, ...]:
         """From ∂C/∂a^L to ∂C/∂x, ∂C/∂w and ∂C/∂b, of those that are asked for."""
-        sigmas, saved = ctx.sigmas, ctx.saved_tensors
+        sigmas, precision, saved = ctx.sigmas, ctx.precision, ctx.saved_tensors
         depth = len(sigmas)
-        wanted = ctx.needs_input_grad[1:]
+        wanted = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
             x, parameters = saved[2 * depth], saved[: 2 * depth]
-            return None, *differentiable(sigmas, x, parameters, wanted, error)
+            return None, None, *differentiable(sigmas, precision, x, parameters, wanted, error)
         weights, a, z = saved[:depth], saved[2 * depth : 3 * depth + 1], saved[3 * depth + 1 :]
         w_wanted, b_wanted = wanted[1 : depth + 1], wanted[depth + 1 :]
         gradients: list[Any] = [None] * (2 * depth + 1)
-        with equations_of(error) as equations:
+        with equations_of(error, precision) as equations:
             delta = equations.output_error(error, z[-1], a[-1], sigmas[-1])
             for l in range(depth, 0, -1):
                 if w_wanted[l - 1]:
@@ -320,13 +390,15 @@ class _Backpropagation(torch.autograd.Function):
                     )
                 else:
                     gradients[0] = equations.input_error(weights[0], delta, a[0])
-        return None, *gradients
+        return None, None, *gradients
 
 
-def _infer(sigmas: tuple[Activation, ...], x: Tensor, parameters: list[Any]) -> Tensor:
+def _infer(
+    sigmas: tuple[Activation, ...], precision: str | None, x: Tensor, parameters: list[Any]
+) -> Tensor:
     """a^L alone."""
     depth, a = len(sigmas), x
-    with equations_of(x) as equations:
+    with equations_of(x, precision) as equations:
         for w, b, sigma in zip(parameters[:depth], parameters[depth:], sigmas, strict=True):
             a = equations.forward(w, b, a, sigma, False)[1]
     return a

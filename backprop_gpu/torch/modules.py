@@ -160,18 +160,26 @@ class _UsersSigma(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, activation: Activation, z: Tensor) -> Tensor:
-        z = z.contiguous()
+        ctx.dtype = z.dtype
+        z = _for_numpy(z).contiguous()
         a = Users(activation).evaluate(z, torch.empty_like(z))
         ctx.activation = activation
         ctx.save_for_backward(z, a)
-        return a
+        return a.to(ctx.dtype)
 
     @staticmethod
     def backward(ctx: Any, error: Tensor) -> tuple[None, Tensor]:
         if torch.is_grad_enabled():
             raise no_second_derivative(ctx.activation)
         z, a = ctx.saved_tensors
-        return None, Users(ctx.activation).pull_back(error, z, a, torch.empty_like(z))
+        error = _for_numpy(error)
+        delta = Users(ctx.activation).pull_back(error, z, a, torch.empty_like(z))
+        return None, delta.to(ctx.dtype)
+
+
+def _for_numpy(x: Tensor) -> Tensor:
+    """x in a dtype that a user's σ is for: float64, or float32 for what has fewer bits."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def no_second_derivative(sigma: Activation) -> RuntimeError:

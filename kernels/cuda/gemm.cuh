@@ -1,4 +1,5 @@
-// The tiled matrix product under forward, BP2 and BP4:
+// The tiled matrix product under forward, BP2 and BP4, on the plain cores (tensor_gemm.cuh has it on
+// tensor cores):
 //
 //     C(i, j) = Σ_p A(i, p) B(p, j),   i < m, j < n, p in [p_begin, p_end)
 //
@@ -18,7 +19,9 @@
 // The sum over p runs in one fixed order, so the same launch gives the same bits.
 #pragma once
 
+#include "operand.cuh"
 #include "run.cuh"
+#include "tensor_gemm.cuh"
 
 template <int BM_, int BN_, int BK_, int TM_, int TN_> struct Tile {
   static constexpr int BM = BM_, BN = BN_, BK = BK_, TM = TM_, TN = TN_;
@@ -26,18 +29,8 @@ template <int BM_, int BN_, int BK_, int TM_, int TN_> struct Tile {
   static constexpr int threads = rows_of_threads * columns_of_threads;
   // Steps of the sum that a thread may read ahead: 64 sums leave registers for two.
   static constexpr int ahead = TM * TN < 64 ? BK : 2;
-};
-
-// Blocks that a multiprocessor must hold, by their registers.
-template <class T, class Tile>
-constexpr int least_blocks = Tile::TM * Tile::TN * sizeof(T) == 256 ? 2 : 1;
-
-// How an operand lies in memory: with the summed index p contiguous, or with
-// the index of the result (i or j) contiguous.
-enum class Contiguous { p, result };
-
-struct Nothing {
-  template <class T> __device__ void operator()(T) const {}
+  static constexpr bool on_tensor_cores = false;
+  __device__ static constexpr int blocks(int number) { return TM * TN * number == 256 ? 2 : 1; }
 };
 
 // One operand's slices: EXTENT × BK elements, each thread moving its share.
@@ -94,15 +87,9 @@ template <class T, int EXTENT, int BK, int THREADS, Contiguous order> struct Sli
   }
 };
 
-// epilogue(i, j, C(i, j)) is called once for every element of the result, and of_a(A(i, p)) for
-// every element of A's slices by the thread that moves it, zeros outside of the matrix included.
-//
-// A with p contiguous has rows of `a_stride` elements, one row an i; with the
-// result contiguous, one row a p. B likewise with j.
-template <class T, class Tile, Contiguous a_order, Contiguous b_order, class Epilogue,
-          class OfA = Nothing>
-__device__ void gemm(const T* A, const T* B, int m, int n, int p_begin, int p_end, int a_stride,
-                     int b_stride, Epilogue epilogue, OfA of_a = {}) {
+template <class T, class Tile, Contiguous a_order, Contiguous b_order, class Epilogue, class OfA>
+__device__ void plain_gemm(const T* A, const T* B, int m, int n, int p_begin, int p_end,
+                           int a_stride, int b_stride, Epilogue epilogue, OfA of_a) {
   using A_slice = Slice<T, Tile::BM, Tile::BK, Tile::threads, a_order>;
   using B_slice = Slice<T, Tile::BN, Tile::BK, Tile::threads, b_order>;
   constexpr int per_16_bytes = 16 / sizeof(T);
@@ -181,4 +168,22 @@ __device__ void gemm(const T* A, const T* B, int m, int n, int p_begin, int p_en
         epilogue(result_row, result_column, staged[e / Tile::BN][e % Tile::BN]);
     }
   }
+}
+
+// epilogue(i, j, C(i, j)) is called once for every element of the result. Where A has the result
+// contiguous, of_a(A(i, p)) is called for every element of A's slices, zeros outside of the matrix
+// included, by blocks (x, 0) at least: thread h gets those of i = first + h % BM.
+//
+// A with p contiguous has rows of `a_stride` elements, one row an i; with the
+// result contiguous, one row a p. B likewise with j.
+template <class T, class Tile, Contiguous a_order, Contiguous b_order, class Epilogue,
+          class OfA = Nothing>
+__device__ void gemm(const T* A, const T* B, int m, int n, int p_begin, int p_end, int a_stride,
+                     int b_stride, Epilogue epilogue, OfA of_a = {}) {
+  if constexpr (Tile::on_tensor_cores)
+    tensor_gemm<Tile, a_order, b_order>(A, B, m, n, p_begin, p_end, a_stride, b_stride, epilogue,
+                                        of_a);
+  else
+    plain_gemm<T, Tile, a_order, b_order>(A, B, m, n, p_begin, p_end, a_stride, b_stride, epilogue,
+                                          of_a);
 }

@@ -7,8 +7,8 @@
 // the result is scaled and done; with more, split s writes its part to
 // weights[s] (n, k) and biases[s] (n), and sum_splits (reduce.cu) adds the parts in order.
 //
-// What a thread moves of δ is of one column: it adds that up on the way, and the threads of a
-// column add their sums in order.
+// A thread adds up what it sees of one column of δ on the way, and the threads of a column add their
+// sums in order.
 #include "gemm.cuh"
 #include "primitives/launch.cuh"
 
@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(Tile::threads, least_blocks<T, Tile>)
     weight_gradient(const T* delta, const T* a_prev, T* weights, T* biases, int m, int n, int k,
                     int rows, T scale) {
   await_prerequisites();
-  static_assert(Tile::threads % Tile::BM == 0, "a thread moves elements of one column");
+  static_assert(Tile::threads % Tile::BM == 0, "a thread sees elements of one column");
   constexpr int share = Tile::threads / Tile::BM;  // threads of a column
   __shared__ T sums[share][Tile::BM];
   const int begin = blockIdx.z * rows;

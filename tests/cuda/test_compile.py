@@ -26,7 +26,7 @@ from backprop_gpu.cuda.catalogue import Catalogue, Kernel
 from backprop_gpu.parameters import Layout, Parameters
 
 
-def _sample() -> list[Kernel]:
+def _sample(device: planning.Device) -> list[Kernel]:
     """All but the products, which appear with each tile, and with each activation, once."""
     products = ("forward<", "hidden_error<")
     kernels = [k for k in catalogue.everything() if not k.expression.startswith(products)]
@@ -38,6 +38,11 @@ def _sample() -> list[Kernel]:
         for name in catalogue.SIGMAS:
             kernels += [c.forward(activations.get(name), planning.TILES[-1])]
             kernels += [c.hidden_error(activations.get(name), planning.TILES[-1])]
+    for precision, tiles in planning.TENSOR_TILES.items():
+        c = Catalogue(np.dtype("float32"), precision)
+        for tile in tiles if device.multiplies_rounded else ():
+            gelu = activations.get("gelu")
+            kernels += [c.forward(gelu, tile), c.hidden_error(gelu, tile), c.weight_gradient(tile)]
     return list(dict.fromkeys(kernels))
 
 
@@ -54,7 +59,7 @@ def _compiler_installed() -> None:
 @pytest.mark.parametrize("arch", compiler.ARCHITECTURES)
 def test_what_kernels_take(arch: str) -> None:
     files: dict[str, list[Kernel]] = defaultdict(list)
-    for kernel in _sample():
+    for kernel in _sample(compiler.example(arch)):
         files[kernel.file].append(kernel)
     for file, kernels in files.items():
         cubin = compiler.compile_kernels(kernels, arch)
@@ -69,6 +74,8 @@ def test_what_kernels_take(arch: str) -> None:
             assert report.occupancy.blocks > 0, report
             if "float, " in report.kernel and "Tile<128, 128" in report.kernel:
                 assert report.occupancy.blocks >= 2, report  # one computes while the other waits
+            if "TensorTile" in report.kernel:
+                assert report.occupancy.blocks >= 2, report
         assert cubin.code[:4] == b"\x7fELF", file
 
 
@@ -312,8 +319,10 @@ def test_the_planner_chooses_from_the_catalogue(device: planning.Device, library
     runtime = Recorder(replace(device, library=library))
     shapes = np.exp(np.random.default_rng(0).uniform(0, np.log(4096), (300, 3))).astype(int)
     elementwise = [activations.get(name) for name in catalogue.SIGMAS]
-    for dtype, (m, n, k) in product((np.float32, np.float64), shapes.tolist()):
-        backend = CudaBackend(dtype, runtime)
+    rounded = [p for p in ("tf32", "bf16") if device.multiplies_rounded]
+    kinds = ((np.float32, None), (np.float64, None), *((np.float32, p) for p in rounded))
+    for (dtype, precision), (m, n, k) in product(kinds, shapes.tolist()):
+        backend = CudaBackend(dtype, runtime, precision=precision)
         x, w, z, b = (np.empty(shape, dtype) for shape in ((m, k), (n, k), (m, n), n))
         for sigma in (*elementwise, activations.get("softmax")):
             backend.forward(w, b, x, sigma, z, z)
@@ -322,7 +331,8 @@ def test_the_planner_chooses_from_the_catalogue(device: planning.Device, library
         backend.bias_gradient(z, b)
     _whole_steps(CudaBackend(np.float32, runtime))
     _whole_steps(CudaBackend(np.float64, runtime))
-    assert runtime.launched <= set(catalogue.everything())
+    compiled = {*catalogue.everything(), *catalogue.tensor_products(device)}
+    assert runtime.launched <= compiled
     assert {kernel.file for kernel in runtime.launched} == {
         kernel.file for kernel in catalogue.everything()
     }

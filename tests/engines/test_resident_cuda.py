@@ -631,7 +631,7 @@ def plan(sizes: Sequence[int], batch: int, **rest: Any) -> planning.Plan:
     run = planning.Run(**{"rows": 50_000, "epochs": 30, "batch_size": batch} | rest)
     model = SimpleNamespace(
         sizes=tuple(sizes), activations=(activations.get("sigmoid"),) * (len(sizes) - 1),
-        cost=cost, dtype=np.dtype(np.float32), device=device,
+        cost=cost, dtype=np.dtype(np.float32), precision="float32", device=device,
     )  # fmt: skip
     obstacle = ResidentCudaEngine.obstacle(model, run)
     return planning.choose_plan(sizes, "float32", CHOICE, device, run, obstacle)

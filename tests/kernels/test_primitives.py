@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backprop_gpu.cuda.catalogue import everything, residents
+from backprop_gpu.cuda.catalogue import everything, residents, tensor_products
 from host_cuda.runtime import KERNELS, SOURCES, HostRuntime, LaunchFailed, Sanitizer
 from kernel_cases import RUNS
 
@@ -34,7 +34,11 @@ def test_ptx_and_host_code_stand_in_primitives_only(path: Path) -> None:
 def test_what_is_launched_programmatically_waits_first(path: Path) -> None:
     waits = {
         kernel.programmatic
-        for kernel in (*everything(), *residents(HostRuntime.device))
+        for kernel in (
+            *everything(),
+            *tensor_products(HostRuntime.device),
+            *residents(HostRuntime.device),
+        )
         if kernel.file == path.name
     }
     assert len(waits) == 1, "one rule for a file"

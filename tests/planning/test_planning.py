@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from backprop_gpu import Callback, Network, planning
@@ -100,13 +100,16 @@ def test_obstacles_of_this_machine():
     m=SIZE,
     n=SIZE,
     k=SIZE,
-    itemsize=st.sampled_from([4, 8]),
+    precision=st.sampled_from(["float64", "float32", "tf32", "bf16"]),
     device=DEVICES,
     library=st.booleans(),
 )
 @settings(deadline=None, max_examples=200)
-def test_every_product_has_a_kernel(layout, m, n, k, itemsize, device, library):
-    chosen = choose_product(layout, m, n, k, itemsize, device, library)
+def test_every_product_has_a_kernel(layout, m, n, k, precision, device, library):
+    itemsize = 8 if precision == "float64" else 4
+    rounds = precision in ("tf32", "bf16")
+    assume(device.multiplies_rounded or not rounds)
+    chosen = choose_product(layout, m, n, k, itemsize, device, library, precision)
     assert chosen.reason
     assert chosen.seconds > 0.0
     if chosen.kernel == "cublas":
@@ -114,14 +117,21 @@ def test_every_product_has_a_kernel(layout, m, n, k, itemsize, device, library):
         assert chosen.tile is None
         assert chosen.splits == 1
     else:
-        assert chosen.tile in TILES
+        if chosen.tile.cores == "tensor":
+            assert chosen.tile in products.TENSOR_TILES[precision]
+            assert device.multiplies_rounded
+            assert rounds or k // chosen.splits >= products.LONG_SUM
+        else:
+            assert chosen.tile in TILES
+            assert not rounds
         assert chosen.splits in products.SPLITS
         if chosen.splits > 1:  # the epilogues of the other two are not linear
             assert layout == "TN"
             assert k // chosen.splits >= chosen.tile.bk
-    assert chosen == choose_product(layout, m, n, k, itemsize, device, library)
+    assert chosen == choose_product(layout, m, n, k, itemsize, device, library, precision)
     if library:
-        assert chosen.seconds <= choose_product(layout, m, n, k, itemsize, device, False).seconds
+        without = choose_product(layout, m, n, k, itemsize, device, False, precision)
+        assert chosen.seconds <= without.seconds
 
 
 @given(
@@ -139,6 +149,8 @@ def test_twice_the_work_is_not_predicted_to_be_faster(
     layout, m, n, k, grow, itemsize, device, library
 ):
     sizes = {"m": m, "n": n, "k": k}
+    # From there on float32 may be multiplied on tensor cores.
+    assume(grow != "k" or k >= products.LONG_SUM or itemsize == 8 or not device.tensor_cores)
     small = choose_product(layout, *sizes.values(), itemsize, device, library)
     sizes[grow] *= 2
     large = choose_product(layout, *sizes.values(), itemsize, device, library)
@@ -156,11 +168,18 @@ def test_a_faster_device_is_not_predicted_to_be_slower(layout, m, n, k):
 def test_clear_cases():
     # One small launch beats a library call and a map; a large product is the library's.
     assert choose_product("NT", 10, 10, 30, 4, H200).kernel == "fused"
-    assert choose_product("NT", 8192, 4096, 4096, 4, H200).kernel == "cublas"
+    assert choose_product("NT", 8192, 4096, 4096, 8, H200).kernel == "cublas"
+    assert choose_product("NT", 8192, 4096, 4096, 4, H200, precision="bf16").kernel == "cublas"
+    # cuBLAS has float32 on the plain cores alone.
+    assert (
+        choose_product("NT", 8192, 4096, 4096, 4, H200).tile == products.TENSOR_TILES["float32"][0]
+    )
+    plain = replace(H200, tensor_cores=False)
+    assert choose_product("NT", 8192, 4096, 4096, 4, plain).kernel == "cublas"
     # A small gradient of a long batch leaves most of the device idle unless it is split.
     assert choose_product("TN", 10, 30, 60_000, 4, H200, library=False).splits > 1
     assert choose_product("TN", 4096, 4096, 64, 4, H200, library=False).splits == 1
-    assert choose_product("NT", 4096, 4096, 4096, 4, H200, library=False).tile == TILES[0]
+    assert choose_product("NT", 4096, 4096, 4096, 4, plain, library=False).tile == TILES[0]
 
 
 @pytest.mark.parametrize("library", [False, True])

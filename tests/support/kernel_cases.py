@@ -28,6 +28,7 @@ from backprop_gpu.cuda import catalogue
 from backprop_gpu.cuda.catalogue import Catalogue
 from backprop_gpu.optimizers import SGD, Adam, AdamW
 from backprop_gpu.parameters import Layout, Parameters
+from backprop_gpu.precision import round_factor
 from reference import assert_close, product_bound
 
 DTYPES = ("float32", "float64")
@@ -49,9 +50,9 @@ SHAPES: Shapes = (
 class Subject:
     """A backend under test.
 
-    Arrays are drawn in float64 and rounded to the backend's dtype, so that it and the
-    reference are given the same numbers. ``limit``, in multiply-adds, leaves out shapes that
-    would take a slow way to run kernels too long.
+    Arrays are drawn in float64 and rounded to the backend's dtype and precision, so that it and
+    the reference are given the same numbers, and products round nothing more. ``limit``, in
+    multiply-adds, leaves out shapes that would take a slow way to run kernels too long.
     """
 
     def __init__(self, backend: Backend, limit: float = np.inf) -> None:
@@ -65,7 +66,8 @@ class Subject:
         return (shape for shape in shapes if np.prod(shape) <= self.limit)
 
     def exact(self, array: Any) -> np.ndarray:
-        return np.asarray(array, self.dtype).astype(np.float64)
+        rounded = np.array(array, self.dtype)
+        return round_factor(rounded, self.backend.precision, rounded).astype(np.float64)
 
     def normal(self, *shape: int) -> np.ndarray:
         return self.exact(self.rng.standard_normal(shape))
@@ -108,7 +110,11 @@ CASES: list[Case] = []
 #: to build. (A user's σ is built by itself.)
 LAUNCHED = tuple(
     kernel
-    for kernel in (*catalogue.everything(), *resident_cases.kernels())
+    for kernel in (
+        *catalogue.everything(),
+        *catalogue.tensor_products(planning.H200),
+        *resident_cases.kernels(),
+    )
     if kernel.file == "weight_gradient.cu"
     or "Tile" not in kernel.expression
     or "Sigmoid" in kernel.expression
@@ -145,23 +151,30 @@ def case(
 
 def run_on_cuda(case: Case, dtype: str, runtime: Any, limit: float = np.inf) -> None:
     """A case on CUDA C++ kernels, with every way of forming products that it asks for."""
-    choices: list[tuple[planning.Tile | None, int]] = []
+    choices: list[tuple[planning.Tile | None, int, str | None]] = []
     if case.products == "planned":
         case.check(Subject(CudaBackend(dtype, runtime), limit))
     if case.products in ("tiles", "splits"):
-        choices += [(tile, 1) for tile in reversed(planning.TILES)]
+        choices += [(tile, 1, None) for tile in reversed(planning.TILES)]
+        if dtype == "float32" and runtime.device.multiplies_rounded:
+            for precision, tiles in planning.TENSOR_TILES.items():
+                choices += [(tile, 1, precision) for tile in reversed(tiles)]
     if case.products == "splits":
         # More splits than the sum has slices, too: an empty part must be zero, not garbage.
-        choices += [(planning.TILES[2], 3), (planning.TILES[3], 8)]
+        choices += [(planning.TILES[2], 3, None), (planning.TILES[3], 8, None)]
+        if dtype == "float32" and runtime.device.multiplies_rounded:
+            choices += [(planning.TENSOR_TILES["float32"][1], 3, "float32")]
     if case.products != "planned" and runtime.device.library:
-        choices += [(None, 1)]
-    for tile, splits in choices:
+        choices += [(None, 1, None)]
+    for tile, splits, precision in choices:
         kernel = "cublas" if tile is None else "fused"
         choice = planning.Product(kernel, tile, splits, 0.0, "forced by a test")
         try:
-            case.check(Subject(CudaBackend(dtype, runtime, lambda *_: choice), limit))  # noqa: B023
+            backend = CudaBackend(dtype, runtime, lambda *_: choice, precision=precision)  # noqa: B023
+            case.check(Subject(backend, limit))
         except AssertionError as error:
-            raise AssertionError(f"{kernel} {tile or ''} splits {splits}: {error}") from error
+            form = f"{kernel} {tile or ''} {precision or ''} splits {splits}"
+            raise AssertionError(f"{form}: {error}") from error
 
 
 # -- the products -----------------------------------------------------------------------
@@ -189,7 +202,7 @@ def hidden_error(s: Subject, shapes: Shapes = SHAPES) -> None:
     sigma = activations.get("sigmoid")
     for m, n, k in s.shapes(*shapes):
         w_next, delta_next, z = s.normal(k, n), s.normal(m, k), s.normal(m, n)
-        a = s.exact(reference.activate("sigmoid", z))
+        a = reference.activate("sigmoid", z)  # no factor of a product
         delta = s.poisoned(m, n)
         s.backend.hidden_error(*s.put(w_next, delta_next, z, a), sigma, delta)
         exact = reference.hidden_error(w_next, delta_next, z, "sigmoid")

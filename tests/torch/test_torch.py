@@ -1066,8 +1066,9 @@ def on_device(monkeypatch):
     runtime = device_runtime()
 
     class OnCopies(equations.OnCuda):
-        def __init__(self):
-            super().__init__(runtime, torch.empty(0, dtype=torch.float64))
+        def __init__(self, precision):
+            dtype = torch.float64 if precision is None else torch.float32
+            super().__init__(runtime, torch.empty(0, dtype=dtype), precision)
             self._backend.scratch = runtime.empty
             self.copies = []
 
@@ -1094,8 +1095,8 @@ def on_device(monkeypatch):
             return and_back
 
     @contextlib.contextmanager
-    def chosen(x):
-        yield OnCopies() if x.numel() else equations.TORCH
+    def chosen(x, precision):
+        yield OnCopies(precision) if x.numel() else equations.TORCH
 
     monkeypatch.setattr(mlp, "equations_of", chosen)
 
@@ -1114,6 +1115,21 @@ def test_the_kernels_give_the_gradients_of_autograd(on_device, name):
     assert torch.equal(error, before)
     with torch.no_grad():
         assert torch.allclose(mlp(x), plain(mlp, x), rtol=1e-11)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_the_kernels_round_as_the_cpu_does(on_device, monkeypatch, precision):
+    mlp = MLP([70, 33, 5], ["tanh", "identity"], seed=1, precision=precision)
+    x, error = random(20, 70).float().requires_grad_(), random(20, 5, seed=1).float()
+    got = gradients(mlp, list(mlp.parameters()), x, error)
+    monkeypatch.undo()
+    expected = gradients(mlp, list(mlp.parameters()), x, error)
+    mlp.precision = None
+    exact = gradients(mlp, list(mlp.parameters()), x, error)
+    for mine, rounded, plain in zip(got, expected, exact, strict=True):
+        # A number that is near the middle between two may be rounded to either.
+        assert (mine - rounded).abs().max() <= (plain - rounded).abs().max() / 4
 
 
 @pytest.mark.gpu
@@ -1137,18 +1153,18 @@ def test_kernels_that_fail_their_check_are_not_used(monkeypatch):
         self_check.forget()
         with (
             pytest.warns(RuntimeWarning, match="failed its check"),
-            equations.equations_of(x) as found,
+            equations.equations_of(x, None) as found,
         ):
             assert found is equations.TORCH
-        with equations.equations_of(x) as found:  # and no second warning
+        with equations.equations_of(x, None) as found:  # and no second warning
             assert found is equations.TORCH
         # A capture is not disturbed: there is no check in it.
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-        with equations.equations_of(x) as found:
+        with equations.equations_of(x, None) as found:
             assert isinstance(found, equations.OnCuda)
     self_check.forget()
     assert equations.passed_check(device, x.dtype)
-    assert device in equations.PASSED[torch.float32]
+    assert device in equations.PASSED[torch.float32, None]
 
 
 @pytest.mark.gpu

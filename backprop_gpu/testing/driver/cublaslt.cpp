@@ -61,6 +61,7 @@ enum Compute : int {
   compute_32f_pedantic = 69,
   compute_64f = 70,
   compute_64f_pedantic = 71,
+  compute_32f_bf16 = 75,
   compute_32f_tf32 = 77,
 };
 
@@ -208,7 +209,7 @@ Problem problem_of(void* handle, void* description, void* a, void* b, void* c, v
     refuse(not_supported, "an epilogue, Cᵀ, or alpha and beta on the device");
   const bool doubles = o.compute == compute_64f || o.compute == compute_64f_pedantic;
   if (!doubles && o.compute != compute_32f && o.compute != compute_32f_pedantic &&
-      o.compute != compute_32f_tf32)
+      o.compute != compute_32f_tf32 && o.compute != compute_32f_bf16)
     refuse(not_supported, "compute type %d", o.compute);
   const int type = doubles ? float64 : float32;
   if (o.scale != type) refuse(not_supported, "scale type %d for compute type %d", o.scale, o.compute);
@@ -291,6 +292,21 @@ bool overlap(const void* a, uint64_t a_bytes, const void* b, uint64_t b_bytes) {
   return x < y + b_bytes && y < x + a_bytes;
 }
 
+// A factor as a compute type takes it: to the nearest number of so many bits of fraction.
+template <class T> T rounded(T x, int compute) {
+  if constexpr (sizeof(T) == 4) {
+    const int lost = compute == compute_32f_tf32 ? 13 : compute == compute_32f_bf16 ? 16 : 0;
+    if (lost == 0 || x != x) return x;
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    const uint32_t half = 1u << (lost - 1);
+    bits += lost == 13 ? half : half - 1 + (bits >> lost & 1);
+    bits = bits >> lost << lost;
+    memcpy(&x, &bits, 4);
+  }
+  return x;
+}
+
 template <class T>
 __attribute__((optimize("O3"))) void multiply(const Problem& p, T alpha, const T* a, const T* b,
                                               T beta, const T* c, T* d) {
@@ -304,11 +320,12 @@ __attribute__((optimize("O3"))) void multiply(const Problem& p, T alpha, const T
   const auto [d_row, d_column] = strides(p.d, false);
   std::vector<double> right(p.k * p.n), sums(p.n);
   for (uint64_t i = 0; i < p.k; ++i)
-    for (uint64_t j = 0; j < p.n; ++j) right[i * p.n + j] = b[i * b_row + j * b_column];
+    for (uint64_t j = 0; j < p.n; ++j)
+      right[i * p.n + j] = rounded(b[i * b_row + j * b_column], p.description.compute);
   for (uint64_t row = 0; row < p.m; ++row) {
     std::fill(sums.begin(), sums.end(), 0.0);
     for (uint64_t i = 0; i < p.k; ++i) {
-      const double factor = a[row * a_row + i * a_column];
+      const double factor = rounded(a[row * a_row + i * a_column], p.description.compute);
       const double* line = &right[i * p.n];
       for (uint64_t j = 0; j < p.n; ++j) sums[j] += factor * line[j];
     }

@@ -703,6 +703,12 @@ uint64_t warp_barrier(uint32_t mask, Site site, Exchange exchange, uint64_t offe
   return fiber.received;
 }
 
+void need_whole_warp(Site site) {
+  if (current->warp->live != 0xffffffffu)
+    fail("%s, %s:%d: of the warp's lanes only %08x are there", site.kind, site.file, site.line,
+         current->warp->live);
+}
+
 // Orders the threads that pass one, in the order they do: more than the device promises,
 // and enough for "write, fence, count; the last reads what all wrote".
 void fence() {

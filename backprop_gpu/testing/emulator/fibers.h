@@ -161,6 +161,7 @@ void block_barrier(Site site);
 void named_barrier(int id, int participants, Site site);
 void named_arrive(int id, int participants, Site site);
 uint64_t warp_barrier(uint32_t mask, Site site, Exchange exchange, uint64_t offered, int source);
+void need_whole_warp(Site site);  // for what is undefined when a lane has returned
 void fence();
 void await_prerequisites(Site site);  // griddepcontrol.wait
 int lane();

@@ -66,8 +66,9 @@ class BackendRuntime:
         )
 
     def product(
-        self, layout: planning.Transposes, a: Any, b: Any, out: Any, scale: float, workspace: Any
-    ) -> None:
+        self, layout: planning.Transposes, a: Any, b: Any, out: Any, scale: float, workspace: Any,
+        precision: str | None = None,
+    ) -> None:  # fmt: skip
         assert workspace.nbytes == WORKSPACE
         if self._recording is not None:
             self._recording.append(lambda: self._multiply(layout, a, b, out, scale))

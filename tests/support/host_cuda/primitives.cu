@@ -4,6 +4,7 @@
 #include "../../../kernels/cuda/primitives/last_block.cuh"
 #include "../../../kernels/cuda/primitives/launch.cuh"
 #include "../../../kernels/cuda/primitives/letters.cuh"
+#include "../../../kernels/cuda/primitives/mma.cuh"
 #include "../../../kernels/cuda/primitives/warp.cuh"
 
 // Of a warp's 32 numbers, what each lane gets. Block 32.
@@ -121,4 +122,48 @@ __global__ void add_when_last(int* parts, int* out, int* last, unsigned* finishe
   int sum = 0;
   for (int part = 0; part < gridDim.x * threads; ++part) sum += parts[part];
   *out = sum;
+}
+
+// Each lane's own numbers of A, B and C (32, values), and of the D that becomes of them. Block 32.
+__global__ void mma_tf32_of_warp(const float* a, const float* b, float* d) {
+  const int lane = threadIdx.x;
+  unsigned of_a[4], of_b[2];
+  float sum[4];
+  for (int i = 0; i < 4; ++i) of_a[i] = round_tf32(a[4 * lane + i]), sum[i] = d[4 * lane + i];
+  for (int i = 0; i < 2; ++i) of_b[i] = round_tf32(b[2 * lane + i]);
+  mma_tf32(sum, of_a, of_b);
+  for (int i = 0; i < 4; ++i) d[4 * lane + i] = sum[i];
+}
+
+__global__ void mma_bf16_of_warp(const float* a, const float* b, float* d) {
+  const int lane = threadIdx.x;
+  unsigned of_a[4], of_b[2];
+  float sum[4];
+  for (int i = 0; i < 4; ++i) {
+    of_a[i] = round_bf16(a[8 * lane + 2 * i], a[8 * lane + 2 * i + 1]);
+    sum[i] = d[4 * lane + i];
+  }
+  for (int i = 0; i < 2; ++i) of_b[i] = round_bf16(b[4 * lane + 2 * i], b[4 * lane + 2 * i + 1]);
+  mma_bf16(sum, of_a, of_b);
+  for (int i = 0; i < 4; ++i) d[4 * lane + i] = sum[i];
+}
+
+// Half of a warp leaves before the product.
+__global__ void mma_of_half_a_warp(float* d) {
+  if (threadIdx.x >= 16) {
+    __syncwarp(0xffff0000u);
+    return;
+  }
+  const unsigned a[4] = {}, b[2] = {};
+  float sum[4] = {};
+  mma_tf32(sum, a, b);
+  d[threadIdx.x] = sum[0];
+}
+
+// bits (n, 2): x as TF32 and, with itself, as a pair of bf16.
+__global__ void round_factors(const float* x, unsigned* bits, int n) {
+  for (int i = threadIdx.x; i < n; i += blockDim.x) {
+    bits[2 * i] = round_tf32(x[i]);
+    bits[2 * i + 1] = round_bf16(x[i], x[n - 1 - i]);
+  }
 }

@@ -1,0 +1,305 @@
+// The product of gemm.cuh on tensor cores, of float32 matrices:
+//
+//     C(i, j) = Σ_p A(i, p) B(p, j),   i < m, j < n, p in [p_begin, p_end)
+//
+// Factors. Bf16 and Tf32 round A and B to what their name says, in registers. Tf32x3 is float32: x is
+// big + small, both of TF32, and a product big·big + big·small + small·big, what is left out being
+// 2^-22 of it. Tensor cores cut off where they should round, so in Tf32x3 the sum of a slice alone is
+// theirs; slices are added, rounded, by the plain cores. small is kept 2^13 times as large, so that it
+// has its bits where x has no more than denormals have. A sum that is not finite is made again by
+// plain multiply-adds, in order: an infinity has no small, and beyond 2^126 small overflows.
+//
+// Tiling. A block makes BM × BN of C, BK of the sum at a time; each of its (BM/WM) · (BN/WN) warps
+// WM × WN, as 16 × 8 matrices of `mma`. Slices come by asynchronous copies of 16 bytes, of 4 where
+// rows are no multiples of 16, into three buffers in turn: two are on their way while one is used, and
+// one barrier a slice is enough. They lie as in memory, by lines with a padding of 16 or 32 bytes:
+// then the 32 numbers of a fragment that a warp reads at once are in 32 banks, and so are the chunks
+// of 16 bytes that arrive. A fragment of bf16 takes any four steps of the sum for its own four, the
+// same of A and of B, and so reads as one of TF32 does.
+//
+// Time, 64 × 64 × 16 with warps of 32 × 32, a slice, a multiprocessor of an H100 (mma.sync at 0.62 of
+// 1024 TF32 multiply-adds a cycle, three blocks at once): 4 warps · 48 mma.m16n8k8 take 309 cycles for
+// Tf32x3, a third of that for Tf32; fragments 4 · 32 wavefronts, copies 64 more, at one a cycle:
+// Tf32x3 is bound by its tensor cores (0.62), Tf32 by shared memory.
+//
+// The sum has one order, so the same launch gives the same bits.
+#pragma once
+
+#include "operand.cuh"
+#include "primitives/async_copy.cuh"
+#include "primitives/mma.cuh"
+
+// Fragments of a warp's share of A (R = 4 registers) and B (R = 2), as a lane holds them, and what
+// they are multiplied to. A fragment is of `steps` steps of the sum; read(s, x) gives the lane's
+// numbers of the eight from s on.
+struct Bf16 {
+  static constexpr int steps = 16;
+  static constexpr bool cuts = true;  // its sums are those of the tensor cores
+
+  template <int R> struct Fragment {
+    unsigned x[R];
+
+    template <class Read> __device__ void load(Read read) {
+      float first[R], second[R];
+      read(0, first);
+      read(8, second);
+#pragma unroll
+      for (int r = 0; r < R / 2; ++r) {
+        x[r] = round_bf16(first[r], first[r + R / 2]);
+        x[r + R / 2] = round_bf16(second[r], second[r + R / 2]);
+      }
+    }
+  };
+
+  struct Sum {
+    float of[4] = {};
+
+    __device__ void multiply(const Fragment<4>& a, const Fragment<2>& b) { mma_bf16(of, a.x, b.x); }
+    __device__ void end_slice() {}
+    __device__ float total(int r) const { return of[r]; }
+  };
+};
+
+struct Tf32 {
+  static constexpr int steps = 8;
+  static constexpr bool cuts = true;
+
+  template <int R> struct Fragment {
+    unsigned x[R];
+
+    template <class Read> __device__ void load(Read read) {
+      float numbers[R];
+      read(0, numbers);
+#pragma unroll
+      for (int r = 0; r < R; ++r) x[r] = round_tf32(numbers[r]);
+    }
+  };
+
+  struct Sum {
+    float of[4] = {};
+
+    __device__ void multiply(const Fragment<4>& a, const Fragment<2>& b) { mma_tf32(of, a.x, b.x); }
+    __device__ void end_slice() {}
+    __device__ float total(int r) const { return of[r]; }
+  };
+};
+
+struct Tf32x3 {
+  static constexpr int steps = 8;
+  static constexpr bool cuts = false;
+  static constexpr float larger = 8192;  // 2^13, what makes a denormal's last bit one of TF32's
+
+  template <int R> struct Fragment {
+    unsigned big[R], small[R];
+
+    template <class Read> __device__ void load(Read read) {
+      float numbers[R];
+      read(0, numbers);
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        big[r] = round_tf32(numbers[r]);
+        small[r] = round_tf32((numbers[r] - __int_as_float(big[r])) * larger);
+      }
+    }
+  };
+
+  struct Sum {
+    float before[4] = {}, slice[4] = {}, small[4] = {};
+
+    __device__ void multiply(const Fragment<4>& a, const Fragment<2>& b) {
+      mma_tf32(small, a.small, b.big);
+      mma_tf32(small, a.big, b.small);
+      mma_tf32(slice, a.big, b.big);
+    }
+    __device__ void end_slice() {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        before[r] += slice[r];
+        slice[r] = 0;
+      }
+    }
+    __device__ float total(int r) const { return before[r] + small[r] * (1 / larger); }
+  };
+};
+
+template <int BM_, int BN_, int BK_, int WM_, int WN_, class Factors_> struct TensorTile {
+  static constexpr int BM = BM_, BN = BN_, BK = BK_, WM = WM_, WN = WN_;
+  using Factors = Factors_;
+  static constexpr bool on_tensor_cores = true;
+  static constexpr int warps_across = BN / WN, threads = 32 * (BM / WM) * warps_across;
+  // With 96 sums a thread three blocks of 128 threads fit, with 64 four.
+  __device__ static constexpr int blocks(int) { return Factors::cuts ? 4 : 3; }
+  static_assert(BK % Factors::steps == 0 && WM % 16 == 0 && WN % 8 == 0, "whole fragments");
+};
+
+// One operand's slices in shared memory, EXTENT × BK numbers each, as they lie in memory: a line is
+// what lies together, BK numbers of one i where p is contiguous, EXTENT of one p otherwise.
+template <int EXTENT, int BK, int THREADS, Contiguous order> struct TensorSlices {
+  static constexpr bool by_p = order == Contiguous::p;
+  static constexpr int line = by_p ? BK : EXTENT, lines = by_p ? EXTENT : BK;
+  static constexpr int width = line + (by_p ? 4 : 8), chunks = line / 4;
+  static constexpr int share = lines * chunks / THREADS;
+  static_assert(lines * chunks % THREADS == 0, "every thread copies as many chunks");
+  static_assert(lines % 8 == 0, "eight lanes copy a chunk of eight lines");
+  using Buffer = float[lines][width];
+
+  const float* matrix;
+  int first, extent, stride;
+  bool by_chunks;
+
+  __device__ TensorSlices(const float* matrix, int first, int end, int stride)
+      : matrix(matrix),
+        first(first),
+        extent(end - first),
+        stride(stride),
+        by_chunks(size_t(matrix) % 16 == 0 && stride % 4 == 0) {}
+
+  // Starts the copies of the slice from p on, of which `left` steps are inside of the matrix; what is
+  // not is 0.
+  __device__ void copy(Buffer& to, int p, int left, AsyncCopies& copies) const {
+#pragma unroll
+    for (int r = 0; r < share; ++r) {
+      const int c = threadIdx.x + r * THREADS;
+      // Chunks of p are 5 to a line: of 8 lines they are in all banks. Of i they are neighbours.
+      const int l = by_p ? c % 8 + c / (8 * chunks) * 8 : c / chunks;
+      const int at = 4 * (by_p ? c / 8 % chunks : c % chunks);
+      const int rest = (by_p ? (l < extent ? left : 0) : (l < left ? extent : 0)) - at;
+      const float* from = matrix + (by_p ? size_t(first + l) * stride + p + at
+                                         : size_t(p + l) * stride + first + at);
+      float* place = &to[l][at];
+      if (by_chunks && rest >= 4) {
+        copies.copy<16>(place, from);
+      } else {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if (e < rest)
+            copies.copy<4>(place + e, from + e);
+          else
+            place[e] = 0;
+        }
+      }
+    }
+  }
+
+  __device__ static float read(const Buffer& buffer, int i, int p) {
+    return by_p ? buffer[i][p] : buffer[p][i];
+  }
+};
+
+// Σ_p A(i, p) B(p, j) by multiply-adds in order, as gemm.cuh's plain cores would have it.
+template <Contiguous a_order, Contiguous b_order>
+__device__ float plain_sum(const float* A, const float* B, int i, int j, int p_begin, int p_end,
+                           int a_stride, int b_stride) {
+  float sum = 0;
+#pragma unroll 1
+  for (int p = p_begin; p < p_end; ++p)
+    sum += A[a_order == Contiguous::p ? size_t(i) * a_stride + p : size_t(p) * a_stride + i] *
+           B[b_order == Contiguous::p ? size_t(j) * b_stride + p : size_t(p) * b_stride + j];
+  return sum;
+}
+
+// epilogue and of_a as in `gemm`.
+template <class Tile, Contiguous a_order, Contiguous b_order, class Epilogue, class OfA>
+__device__ void tensor_gemm(const float* A, const float* B, int m, int n, int p_begin, int p_end,
+                            int a_stride, int b_stride, Epilogue epilogue, OfA of_a) {
+  using Factors = typename Tile::Factors;
+  using A_slices = TensorSlices<Tile::BM, Tile::BK, Tile::threads, a_order>;
+  using B_slices = TensorSlices<Tile::BN, Tile::BK, Tile::threads, b_order>;
+  struct Stage {
+    alignas(16) typename A_slices::Buffer a;
+    alignas(16) typename B_slices::Buffer b;
+  };
+  constexpr int rows = Tile::WM / 16, columns = Tile::WN / 8;  // in 16 × 8 matrices
+  constexpr int width = Tile::WN + 8;  // of a warp's rows on their way out: no two in one bank
+  constexpr int warps = Tile::threads / 32;
+  constexpr int staged_bytes = warps * 16 * width * sizeof(float);
+  __shared__ alignas(16) Stage stages[3];
+  static_assert(staged_bytes <= sizeof(stages), "staging fits");
+
+  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+  const int first_row = blockIdx.x * Tile::BM, first_column = blockIdx.y * Tile::BN;
+  const int row = warp / Tile::warps_across * Tile::WM;  // of this warp's first, in the tile
+  const int column = warp % Tile::warps_across * Tile::WN;
+
+  const A_slices a_slices(A, first_row, m, a_stride);
+  const B_slices b_slices(B, first_column, n, b_stride);
+  typename Factors::Sum sum[rows][columns];
+  AsyncCopies copies;
+
+  auto start = [&](Stage& stage, int p) {
+    if (p < p_end) {
+      a_slices.copy(stage.a, p, p_end - p, copies);
+      b_slices.copy(stage.b, p, p_end - p, copies);
+    }
+    copies.commit();
+  };
+  start(stages[0], p_begin);
+  start(stages[1], p_begin + Tile::BK);
+  int current = 0;
+  for (int p = p_begin; p < p_end; p += Tile::BK) {
+    copies.wait<1>();
+    __syncthreads();  // this slice is here for all, and the one before has been read
+    start(stages[current == 0 ? 2 : current - 1], p + 2 * Tile::BK);
+    const Stage& stage = stages[current];
+#pragma unroll
+    for (int q = 0; q < Tile::BK; q += Factors::steps) {
+      typename Factors::template Fragment<2> b[columns];
+#pragma unroll
+      for (int c = 0; c < columns; ++c)
+        b[c].load([&](int s, float(&x)[2]) {
+          const int j = column + 8 * c + g;
+          x[0] = B_slices::read(stage.b, j, q + s + t);
+          x[1] = B_slices::read(stage.b, j, q + s + t + 4);
+        });
+#pragma unroll
+      for (int r = 0; r < rows; ++r) {
+        typename Factors::template Fragment<4> a;
+        a.load([&](int s, float(&x)[4]) {
+          const int i = row + 16 * r + g;
+          x[0] = A_slices::read(stage.a, i, q + s + t);
+          x[1] = A_slices::read(stage.a, i + 8, q + s + t);
+          x[2] = A_slices::read(stage.a, i, q + s + t + 4);
+          x[3] = A_slices::read(stage.a, i + 8, q + s + t + 4);
+        });
+#pragma unroll
+        for (int c = 0; c < columns; ++c) sum[r][c].multiply(a, b[c]);
+      }
+    }
+#pragma unroll
+    for (auto& line : sum)
+#pragma unroll
+      for (auto& one : line) one.end_slice();
+    if constexpr (!is_nothing<OfA>) {
+      if (blockIdx.y == 0)
+        for (int q = thread / Tile::BM; q < Tile::BK; q += Tile::threads / Tile::BM)
+          of_a(A_slices::read(stage.a, thread % Tile::BM, q));
+    }
+    current = current == 2 ? 0 : current + 1;
+  }
+  copies.wait<0>();
+  __syncthreads();  // all slices have been read
+
+  // A warp's rows leave through shared memory, 16 at a time, so that its accesses in the epilogue are
+  // neighbours, and σ is compiled WM / 16 times.
+  auto& staged = reinterpret_cast<float(&)[warps][16][width]>(stages);
+#pragma unroll
+  for (int r = 0; r < rows; ++r) {
+    __syncwarp();  // the rows before have left
+#pragma unroll
+    for (int c = 0; c < columns; ++c)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        staged[warp][g + e / 2 * 8][8 * c + 2 * t + e % 2] = sum[r][c].total(e);
+    __syncwarp();
+#pragma unroll 1
+    for (int e = lane; e < 16 * Tile::WN; e += 32) {
+      const int i = first_row + row + 16 * r + e / Tile::WN;
+      const int j = first_column + column + e % Tile::WN;
+      if (i >= m || j >= n) continue;
+      float value = staged[warp][e / Tile::WN][e % Tile::WN];
+      if (!Factors::cuts && !(fabsf(value) <= 3.4028235e38f))
+        value = plain_sum<a_order, b_order>(A, B, i, j, p_begin, p_end, a_stride, b_stride);
+      epilogue(i, j, value);
+    }
+  }
+}
