@@ -193,7 +193,7 @@ class GpuRecorder(Recorder):
             self.timed(
                 op, (m, n, k), dtype, f"{name}{' ' + chosen if chosen else ''}", seconds,
                 nbytes=(reads + out.size + extra) * item, flops=2 * m * n * k, error=error,
-                limit=LIMITS.get(precision),
+                limit=LIMITS.get(precision or "float32"),
             )  # fmt: skip
 
     def choices(

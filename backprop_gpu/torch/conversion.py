@@ -77,8 +77,10 @@ def from_torch(
         raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
     try:
         # An MLP's own forward is one function, but is what its modules are.
-        plain = isinstance(module, MLP) and type(module).forward is MLP.forward
-        layers = _read(module[:] if plain else module)
+        if isinstance(module, MLP) and type(module).forward is MLP.forward:
+            layers = _read(module[:])
+        else:
+            layers = _read(module)
     except ValueError as error:
         parts = _readable(module)
         if not parts:
