@@ -135,6 +135,20 @@ def test_the_resident_kernel_on_a_device() -> None:
     assert found.bytes == 4 * 10 * (SIZES[0] + SIZES[-1])  # its rows: the weights stay on the chip
 
 
+def test_of_a_precision(folder: Path) -> None:
+    """Its floor is that of its tensor cores, and what was measured was float32."""
+    record = step("2026-01-01", 5.0, "cuda", machine={"gpu": planning.H200.name})
+    record["plan"] = "engine layered: one backend call per equation"
+    (folder / records.GPU).write_text(json.dumps(record) + "\n")
+    choice = planning.Choice("cuda", "asked for")
+    sizes, run = (4096, 4096), planning.Run(50_000, 30, 4096, "layered")
+    plan = planning.choose_plan(sizes, "float32", choice, planning.H200, run, precision="bf16")
+    found = explain(sizes, 4096, np.dtype("float32"), plan, planning.H200)
+    assert found.floor == pytest.approx(found.flops / planning.H200.peak_rate(4, "bf16"))
+    assert found.measured is None
+    assert "precision bf16" in str(found)
+
+
 def test_of_a_device(folder: Path) -> None:
     record = step("2026-01-01", 5.0, "cuda", machine={"gpu": planning.H200.name})
     record["plan"] = "engine layered: one backend call per equation"
@@ -150,7 +164,7 @@ def test_of_a_device(folder: Path) -> None:
     assert kernels["BP1"] == "a map"
     assert kernels["BP3 layer 1"] == kernels["BP3 layer 2"] == "that of BP4"
     assert found.floor == pytest.approx(
-        max(FLOPS / planning.H200.rate(4), BYTES / planning.H200.bandwidth)
+        max(FLOPS / planning.H200.peak_rate(4, "float32"), BYTES / planning.H200.bandwidth)
     )
     assert found.measured == pytest.approx(5e-6)
     assert "peak of NVIDIA H200" in str(found)

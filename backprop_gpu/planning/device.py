@@ -46,6 +46,12 @@ class Device:
         tensor = itemsize == 8 and self.compute_capability in ((8, 0), (9, 0), (10, 0))
         return self.rate(itemsize) * (2.0 if tensor else 1.0)
 
+    def peak_rate(self, itemsize: int, precision: str) -> float:
+        """The most that anything reaches: float32 on tensor cores is three products of TF32."""
+        peak = self.library_rate(itemsize, precision)
+        three = precision == "float32" and self.multiplies_rounded and self.tensor_cores
+        return max(peak, self.library_rate(itemsize, "tf32") / 3) if three else peak
+
     @property
     def multiplies_rounded(self) -> bool:
         """Whether it has cores for TF32 and bf16."""

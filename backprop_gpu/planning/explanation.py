@@ -120,9 +120,13 @@ def explain(
 ) -> Explanation:
     """The explanation of a plan. ``records`` is a folder; by default that of the benchmarks."""
     found = _records(records)
-    rates = _device_rates(device, dtype.itemsize) if device else _recorded_rates(found, dtype.name)
+    rates = (
+        _device_rates(device, dtype.itemsize, plan.precision)
+        if device
+        else _recorded_rates(found, dtype.name)
+    )
     measured = None
-    if dtype.name == "float32":  # what the benchmarks train in
+    if plan.precision == "float32":  # what the benchmarks train in
         measured = _newest(
             [record for record in found if f"engine {plan.engine}:" in (record.get("plan") or "")],
             device, kind="step", peer="ours", sizes=list(sizes), batch=batch_size, members=1,
@@ -158,8 +162,9 @@ def _records(folder: Path | None) -> list[dict[str, Any]]:
     ]
 
 
-def _device_rates(device: Device, itemsize: int) -> Rates:
-    return Rates(device.rate(itemsize), device.bandwidth, 0, f"peak of {device.name}")
+def _device_rates(device: Device, itemsize: int, precision: str) -> Rates:
+    peak = device.peak_rate(itemsize, precision)
+    return Rates(peak, device.bandwidth, 0, f"peak of {device.name}")
 
 
 def _recorded_rates(found: Sequence[dict[str, Any]], dtype: str) -> Rates | None:

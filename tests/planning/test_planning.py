@@ -207,6 +207,12 @@ def test_rates():
     assert H200.rate(4) == pytest.approx(67e12, rel=0.02)
     assert H200.rate(8) == pytest.approx(34e12, rel=0.03)
     assert H200.library_rate(8) == pytest.approx(67e12, rel=0.02)
+    # 494 in TF32 and 989 in bf16, without sparsity; float32 as three products of TF32.
+    assert H200.peak_rate(4, "tf32") == pytest.approx(494e12, rel=0.1)
+    assert H200.peak_rate(4, "bf16") == pytest.approx(989e12, rel=0.1)
+    assert H200.peak_rate(4, "float32") == pytest.approx(494e12 / 3, rel=0.1)
+    assert H200.peak_rate(8, "float64") == pytest.approx(67e12, rel=0.02)
+    assert replace(H200, tensor_cores=False).peak_rate(4, "float32") == H200.rate(4)
     assert SMALL.rate(8) == SMALL.rate(4) / 32
     for capability in ((8, 7), (9, 9), (12, 5)):  # unlisted minor versions have a rate too
         assert replace(H200, compute_capability=capability).rate(4) > 0
