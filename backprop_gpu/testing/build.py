@@ -62,6 +62,7 @@ class Job(NamedTuple):
     sanitizer: Sanitizer = "plain"
     include: Sequence[Path] = ()
     extra_sources: str = ""
+    flags: Sequence[str] = ()
 
 
 def build(
@@ -70,6 +71,7 @@ def build(
     sanitizer: Sanitizer = "plain",
     include: Sequence[Path] = (),
     extra_sources: str = "",
+    flags: Sequence[str] = (),
 ) -> Path:
     """A shared library that launches kernels; one with a sanitizer is for `server`.
 
@@ -85,6 +87,8 @@ def build(
         Folders for ``#include "..."``, beside the source's own.
     extra_sources : str
         C++ that comes before the source, for ``#define`` and host twins.
+    flags : sequence of str
+        For g++, besides the sanitizer's.
     """
     text = "\n".join(
         [
@@ -97,7 +101,7 @@ def build(
         ]
     )
     scheduler = _scheduler(sanitizer)
-    flags = [*COMMON, *KERNEL[sanitizer], *SANITIZE[sanitizer], "-shared"]
+    flags = [*COMMON, *KERNEL[sanitizer], *SANITIZE[sanitizer], *flags, "-shared"]
     flags += [INIT] if knows(INIT) else []
     flags += [*(f"-I{folder}" for folder in (EMULATOR, *include)), f"-Wl,-rpath,{scheduler.parent}"]
     inputs = headers(text, source.parent, (EMULATOR, *include))

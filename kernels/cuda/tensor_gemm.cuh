@@ -14,8 +14,8 @@
 // rows are no multiples of 16, into three buffers in turn: two are on their way while one is used, and
 // one barrier a slice is enough. They lie as in memory, by lines with a padding of 16 or 32 bytes:
 // then the 32 numbers of a fragment that a warp reads at once are in 32 banks, and so are the chunks
-// of 16 bytes that arrive. A fragment of bf16 takes any four steps of the sum for its own four, the
-// same of A and of B, and so reads as one of TF32 does.
+// of 16 bytes that arrive (tests/kernels/test_accesses.py counts them). A fragment of bf16 takes any
+// four steps of the sum for its own four, the same of A and of B, and so reads as one of TF32 does.
 //
 // Time, 64 × 64 × 16 with warps of 32 × 32, a slice, a multiprocessor of an H100 (mma.sync at 0.62 of
 // 1024 TF32 multiply-adds a cycle, three blocks at once): 4 warps · 48 mma.m16n8k8 take 309 cycles for
@@ -210,7 +210,7 @@ __device__ void tensor_gemm(const float* A, const float* B, int m, int n, int p_
     alignas(16) typename B_slices::Buffer b;
   };
   constexpr int rows = Tile::WM / 16, columns = Tile::WN / 8;  // in 16 × 8 matrices
-  constexpr int width = Tile::WN + 8;  // of a warp's rows on their way out: no two in one bank
+  constexpr int width = Tile::WN + 8;  // of a warp's rows on their way out: no two pairs in one bank
   constexpr int warps = Tile::threads / 32;
   constexpr int staged_bytes = warps * 16 * width * sizeof(float);
   __shared__ alignas(16) Stage stages[3];
@@ -288,8 +288,9 @@ __device__ void tensor_gemm(const float* A, const float* B, int m, int n, int p_
 #pragma unroll
     for (int c = 0; c < columns; ++c)
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        staged[warp][g + e / 2 * 8][8 * c + 2 * t + e % 2] = sum[r][c].total(e);
+      for (int lower = 0; lower < 2; ++lower)
+        reinterpret_cast<float2&>(staged[warp][g + 8 * lower][8 * c + 2 * t]) = {
+            sum[r][c].total(2 * lower), sum[r][c].total(2 * lower + 1)};
     __syncwarp();
 #pragma unroll 1
     for (int e = lane; e < 16 * Tile::WN; e += 32) {

@@ -1,0 +1,104 @@
+"""How many wavefronts and sectors the accesses of the products on tensor cores take."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from backprop_gpu import activations, planning
+from backprop_gpu.backends.cuda import CudaBackend
+from host_cuda.accesses import CountingRuntime, Line
+from host_cuda.backend import BackendRuntime
+from host_cuda.runtime import KERNELS, SOURCES
+from machine import needs_compiler
+
+#: Times the fewest there could be: for shared memory in an inner loop, and for global memory.
+WAVEFRONTS, SECTORS = 1.1, 1.1
+
+
+def aligned(*shape: int) -> np.ndarray:
+    """As the device's memory begins: at a multiple of 256 bytes."""
+    size = int(np.prod(shape))
+    memory = np.zeros(size + 64, np.float32)
+    start = -memory.ctypes.data % 256 // 4
+    return memory[start : start + size].reshape(shape)
+
+
+def drawn(*shape: int) -> np.ndarray:
+    array = aligned(*shape)
+    array[...] = np.random.default_rng(0).standard_normal(shape)
+    return array
+
+
+def lines_of(op: str, tile: planning.Tile, precision: str) -> list[Line]:
+    needs_compiler()
+    runtime, counting = BackendRuntime(), CountingRuntime()
+    runtime.host = counting
+    choice = planning.Product("fused", tile, 1, 0.0, "forced by a test")
+    backend = CudaBackend("float32", runtime, lambda *_: choice, precision=precision)
+    sigma = activations.get("identity")
+    m, n, k = tile.bm, 2 * tile.bn, 4 * tile.bk
+    if op == "forward":
+        backend.forward(drawn(n, k), drawn(n), drawn(m, k), sigma, aligned(m, n), aligned(m, n))
+    elif op == "hidden_error":
+        backend.hidden_error(drawn(k, n), drawn(m, k), None, drawn(m, n), sigma, aligned(m, n))
+    else:
+        backend.weight_gradient(drawn(k, m), drawn(k, n), aligned(m, n), aligned(m))
+    return counting.lines
+
+
+@pytest.mark.parametrize("op", ["forward", "hidden_error", "weight_gradient"])
+@pytest.mark.parametrize(
+    ("precision", "tile"),
+    [(name, tile) for name, tiles in planning.TENSOR_TILES.items() for tile in tiles],
+    ids=lambda value: str(value).replace(" on tensor cores", ""),
+)
+def test_of_products_on_tensor_cores(op: str, precision: str, tile: planning.Tile) -> None:
+    lines = lines_of(op, tile, precision)
+    source = (KERNELS / "tensor_gemm.cuh").read_text().splitlines()
+
+    def number(text: str) -> int:
+        (found,) = (i for i, line in enumerate(source, 1) if text in line)
+        return found
+
+    loop = range(number("for (int p = p_begin; p < p_end; p += "), number("slices have been read"))
+    inner = [
+        line
+        for line in lines
+        if line.memory == "shared"
+        and (line.file, line.line in (number("return by_p ? buffer[i][p]"), *loop))
+        in (("async_copy.cuh", False), ("tensor_gemm.cuh", True))
+    ]
+    assert {line.file for line in inner} == {"async_copy.cuh", "tensor_gemm.cuh"}
+    for line in inner:
+        assert line.ratio <= WAVEFRONTS, line
+    stored = [line for line in lines if line.memory == "global"]
+    assert stored
+    for line in stored:
+        assert line.ratio <= SECTORS, line
+
+
+def test_the_counter_counts() -> None:
+    """Strides of a word, two, 32 and none; of 16 bytes a lane, side by side and eight apart."""
+    needs_compiler()
+    runtime = CountingRuntime()
+    runtime.sources = SOURCES
+    out = aligned(32)
+    runtime.launch("accesses.cu", "strides", (1, 1, 1), (32, 1, 1), (out, aligned(32 * 32)))
+    source = (SOURCES / "accesses.cu").read_text().splitlines()
+    found = {}
+    for line in runtime.lines:
+        label = source[line.line - 1].partition("//")[2].strip()
+        if label:
+            found[label] = (line.memory, line.times, line.served, line.least)
+    assert found == {
+        "a word": ("shared", 1, 1, 1),
+        "two words": ("shared", 1, 2, 1),
+        "32 words": ("shared", 1, 32, 1),
+        "one word for all": ("shared", 1, 1, 1),
+        "16 bytes": ("shared", 1, 4, 4),
+        "16 bytes, every other": ("shared", 1, 8, 4),
+        "half a warp": ("shared", 1, 1, 1),
+        "neighbours": ("global", 1, 4, 4),
+        "a sector each": ("global", 1, 32, 4),
+    }
