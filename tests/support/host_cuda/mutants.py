@@ -186,8 +186,8 @@ def _of(file: _File) -> Iterator[Place]:
         if token in (*BARRIERS, "meet") and _is_call(file, i):
             yield "barrier", *file.slice(i, file.partner[i + 1] + 1), "((void)0)"
         elif previous == "." and token == "wait":
-            begin = file.back_to(i, ";", "{", "}")
-            yield "barrier", *file.slice(begin, file.partner[i + 1] + 1), "((void)0)"
+            begin, arguments = file.back_to(i, ";", "{", "}"), tokens.index("(", i)
+            yield "barrier", *file.slice(begin, file.partner[arguments] + 1), "((void)0)"
         elif token == "if" and tokens[i + 1] == "(":
             end = file.partner[i + 1]
             leaves = tokens[end + 1] == "return"
