@@ -196,6 +196,14 @@ def column_splits(m: int, n: int, device: Device) -> int:
     return max(1, min(wanted, m // 128, 64))
 
 
+def _moving(m: int, n: int, k: int, itemsize: int, device: Device) -> float:
+    """Seconds in which both factors are read, and the result is written, once.
+
+    They are added to those of computing: how much of them is hidden behind it is not known.
+    """
+    return itemsize * (m * k + n * k + m * n) / device.bandwidth
+
+
 def fused(
     tile: Tile,
     splits: int,
@@ -213,7 +221,8 @@ def fused(
     waves = math.ceil(blocks / device.multiprocessors)
     steps = math.ceil(math.ceil(k / splits) / tile.bk)
     flops = 2.0 * tile.bm * tile.bn * tile.bk * steps * waves
-    seconds = LAUNCH + flops / (tile.efficiency * rate / device.multiprocessors)
+    computing = flops / (tile.efficiency * rate / device.multiprocessors)
+    seconds = LAUNCH + computing + _moving(m, n, k, itemsize, device)
     seconds += steps * (TENSOR_SUM_STEP if tensor else SUM_STEP)
     if splits > 1:
         seconds += LAUNCH + 2.0 * splits * m * n * itemsize / device.bandwidth
@@ -236,9 +245,8 @@ def by_library(
     waves = math.ceil(tiles / device.multiprocessors)
     paid = tiles if waves == 1 else waves * device.multiprocessors
     flops = 2.0 * min(m, LIBRARY_TILE) * min(n, LIBRARY_TILE) * k * paid
-    seconds = LIBRARY_LAUNCH + flops / (
-        LIBRARY_EFFICIENCY * device.library_rate(itemsize, precision)
-    )
+    computing = flops / (LIBRARY_EFFICIENCY * device.library_rate(itemsize, precision))
+    seconds = LIBRARY_LAUNCH + computing + _moving(m, n, k, itemsize, device)
     if layout != "TN":  # the epilogue becomes a map that reads and writes the result
         seconds += LAUNCH + 2.0 * m * n * itemsize / device.bandwidth
     return Product("cublas", None, 1, seconds, "")

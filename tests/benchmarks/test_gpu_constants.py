@@ -13,7 +13,7 @@ from backprop_gpu.benchmarks import gpu_constants
 from backprop_gpu.planning import residency
 
 CARD = planning.Device("A card", (9, 0), 100, 1.5e9, 2e12, 227 * 1024)
-KNOWN = {
+KNOWN = gpu_constants.current_constants() | {
     "LAUNCH": 1.5e-6, "SUM_STEP": 0.3e-6, "LIBRARY_LAUNCH": 3e-6, "LIBRARY_EFFICIENCY": 0.7,
     "PHASE": 200.0, "EFFICIENCY": 0.5, "EXCHANGE": 1500.0, "LETTERS": 1500.0, "LETTER_BYTES": 48.0,
     "tile 128x128x8": 0.5, "tile 64x64x16": 0.45,

@@ -332,7 +332,11 @@ def test_the_planner_chooses_from_the_catalogue(device: planning.Device, library
     _whole_steps(CudaBackend(np.float32, runtime))
     _whole_steps(CudaBackend(np.float64, runtime))
     compiled = {*catalogue.everything(), *catalogue.tensor_products(device)}
-    assert runtime.launched <= compiled
+    # Not every tile on tensor cores is compiled with every σ.
+    tiles = {re.sub(r"<float, \w+, Tensor", "<Tensor", kernel.expression) for kernel in compiled}
+    for kernel in runtime.launched - compiled:
+        assert "TensorTile" in kernel.expression
+        assert re.sub(r"<float, \w+, Tensor", "<Tensor", kernel.expression) in tiles
     assert {kernel.file for kernel in runtime.launched} == {
         kernel.file for kernel in catalogue.everything()
     }

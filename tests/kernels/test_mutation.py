@@ -44,7 +44,9 @@ def test_every_kind_of_slip_is_tried() -> None:
     assert {mutant.kind for mutant in found} == KINDS.keys()
     text = "".join(path.read_text() for path in KERNELS.rglob("*.cu*"))
     barriers = [mutant for mutant in found if mutant.kind == "barrier"]
-    waits = sum(text.count(f"{name}();") for name in BARRIERS) + len(re.findall(r"\.wait(?:<\d>)?\(", text))
+    waits = sum(text.count(f"{name}();") for name in BARRIERS) + len(
+        re.findall(r"\.wait(?:<\d>)?\(", text)
+    )
     assert len(barriers) == waits > 0
     for mutant in found:
         source = (KERNELS / mutant.file).read_text()
