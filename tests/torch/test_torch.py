@@ -1033,8 +1033,10 @@ def test_inputs_that_do_not_fit_are_named(x, kind, message):
 
 def test_parameters_that_do_not_fit_are_named():
     x = torch.zeros(5, 3)
-    with pytest.raises(TypeError, match=r"parameters must be torch.float32 or.*float16"):
+    with pytest.raises(TypeError, match=r"x must be torch.float16, as the parameters are"):
         MLP([3, 2]).half()(x)
+    with pytest.raises(TypeError, match=r"parameters must be torch.float32 or.*got .*e4m3"):
+        MLP([3, 2]).to(torch.float8_e4m3fn)(x)
     with pytest.raises(ValueError, match="x must be on meta, where the parameters are, got cpu"):
         MLP([3, 2]).to("meta")(x)
     mixed = MLP([3, 4, 2])
