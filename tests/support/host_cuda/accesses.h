@@ -31,10 +31,9 @@ struct Range {
 
 inline bool recording = false, inside = false;
 inline std::vector<Range> arrays;  // in global memory
-inline Range shared = {};          // of this OS thread: a launch whose blocks are on several is refused
+inline Range shared = {};          // the blocks of a launch without clusters are on one OS thread
 inline std::map<std::tuple<const void*, int, uintptr_t>, int> times;  // (block, thread, instruction)
 inline std::map<std::tuple<const void*, const void*, uintptr_t, int>, Access> found;
-inline std::vector<std::pair<const void*, unsigned>> blocks;
 
 __attribute__((no_sanitize("thread"))) inline int find_shared(dl_phdr_info* module, size_t, void*) {
   const uintptr_t begin = uintptr_t(module->dlpi_tls_data), one = uintptr_t(&dynamic_shared);

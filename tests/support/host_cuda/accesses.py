@@ -46,7 +46,7 @@ class Line:
 
 
 class CountingRuntime(HostRuntime):
-    """Runs kernels; `lines` is what each launch did, by instruction. Not for clusters."""
+    """Runs kernels without clusters; `lines` is what each launch did, by instruction."""
 
     def __init__(self) -> None:
         super().__init__(extra_sources='#include "accesses.h"')
@@ -63,6 +63,8 @@ class CountingRuntime(HostRuntime):
         activation: Any = None,
         cluster: Size = (1, 1, 1),
     ) -> None:
+        if cluster != (1, 1, 1):
+            raise NotImplementedError("blocks of a cluster are on several threads")
         path = build(
             self.sources / file, [expression], "plain", [self.sources, SOURCES],
             self.extra_sources, FLAGS,
