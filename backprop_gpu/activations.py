@@ -51,6 +51,8 @@ class Activation:
     builtin: bool = False
     #: Whether it passes about half of what comes in, which He's wider initial weights make up for.
     rectifier: bool = False
+    #: Whether σ' is a constant on either side of 0, and so told by a rounded a.
+    piecewise_linear: bool = False
 
     def __init__(
         self,
@@ -200,6 +202,7 @@ class Relu(BuiltinActivation):
     rectifier = True
     interval = (BELOW_ZERO, math.inf)
     derivative_from = "a"
+    piecewise_linear = True
 
     def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
         np.maximum(z, 0.0, out=out)
@@ -216,6 +219,7 @@ class LeakyRelu(BuiltinActivation):
     name = "leaky_relu"
     rectifier = True
     derivative_from = "a"
+    piecewise_linear = True
     slope: ClassVar[float] = 0.01
 
     def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
@@ -326,6 +330,7 @@ class Identity(BuiltinActivation):
 
     name = "identity"
     derivative_from = "a"
+    piecewise_linear = True
 
     def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
         if out is not z:

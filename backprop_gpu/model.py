@@ -24,7 +24,7 @@ from .engines import Engine
 from .engines.compiled_passes import CompiledPasses
 from .engines.passes import Passes, Reader
 from .parameters import Layout, Parameters
-from .planning import Choice, Device, Plan, Run
+from .planning import Choice, Device, Plan, Run, fusion
 from .precision import resolve as resolve_precision
 
 if TYPE_CHECKING:
@@ -145,12 +145,15 @@ class Model:
             For an engine that is asked for and cannot.
         """
         if run is None:
-            return self._choose_plan(None, None)
+            return self._choose_plan(None, {})
         validation.one_of("engine", run.engine, ("auto", *engines.NAMES))
-        wanted = "resident" if run.engine == "auto" else run.engine
-        plan = self._choose_plan(run, self.obstacle(wanted, run))
-        failed = self._failed_check(plan, run)
-        return plan if failed is None else self._choose_plan(run, failed)
+        obstacles = {name: self.obstacle(name, run) for name in engines.NAMES}
+        while True:
+            plan = self._choose_plan(run, obstacles)
+            failed = self._failed_check(plan, run)
+            if failed is None:
+                return plan
+            obstacles[plan.engine] = failed
 
     def obstacle(self, engine: str, run: Run) -> str | None:
         """Why an engine cannot train networks of this model so, if it cannot."""
@@ -159,18 +162,20 @@ class Model:
             return f"backend {self.choice.backend} has no engine {engine!r}"
         return kind.obstacle(self, run)
 
-    def _choose_plan(self, run: Run | None, obstacle: str | None) -> Plan:
+    def _choose_plan(self, run: Run | None, obstacles: dict[str, str | None]) -> Plan:
         algorithm = None
         if self.device is not None and self.device.library:
             algorithm = cast("CudaBackend", self.backend).algorithm
-        compiled = run is not None and obstacle is None and self.choice.backend == "numpy"
+        resident = run is not None and obstacles.get("resident") is None
+        compiled = resident and self.choice.backend == "numpy"
         processor = f"compiled for {cpu.library().description}" if compiled else ""
-        key = run, obstacle, threads.cores(), processor
+        key = run, tuple(obstacles.items()), threads.cores(), processor
         plan = self._plans.get(key)
         if plan is None:
             plan = planning.choose_plan(
-                self.sizes, self.dtype.name, self.choice, self.device, run, obstacle, key[2],
+                self.sizes, self.dtype.name, self.choice, self.device, run, obstacles, key[2],
                 self.cost.builtin, algorithm, processor, self.precision,
+                fusion.kept_slopes(self.activations, self.precision),
             )  # fmt: skip
             if self.device is None:
                 if len(self._plans) >= 8:  # what a search needs
@@ -179,11 +184,11 @@ class Model:
         return plan
 
     def _failed_check(self, plan: Plan, run: Run) -> str | None:
-        if plan.engine != "resident" or self.device is None:
+        if plan.engine == "layered" or self.device is None:
             return None
         from . import self_check
 
-        return self_check.resident_obstacle(
+        return self_check.engine_obstacle(
             cast("CudaBackend", self.backend), self.activations, self.cost, plan, run.rules
         )
 
@@ -208,6 +213,10 @@ class Model:
         obstacle = self.obstacle(plan.engine, run)
         if obstacle is None and plan.captured and not self.cost.builtin:
             obstacle = "it captures steps, and a user's cost cannot be captured"
+        slopes = fusion.kept_slopes(self.activations, self.precision)
+        forms = [planned.fusion for planned in plan.batches if planned.fusion is not None]
+        if obstacle is None and any(form.slopes != slopes for form in forms):
+            obstacle = "its kernel is for other activations"
         obstacle = (
             obstacle
             or plan.obstacle(run, self.dtype.itemsize, self.device)

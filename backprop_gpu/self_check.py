@@ -33,12 +33,13 @@ from .costs import Cost
 from .cuda import compiler
 from .cuda.catalogue import Catalogue, Kernel
 from .engines import Engine, Hyperparameters, Member
+from .engines.fused_cuda import FusedCudaEngine
 from .engines.layered import LayeredEngine
 from .engines.resident_cuda import ResidentCudaEngine
 from .imports import uninterrupted
 from .optimizers import SGD, Optimizer
 from .parameters import Layout, Parameters
-from .planning import Device, Product, residency
+from .planning import Device, Fusion, Product, fusion, residency
 from .planning.residency import Residency
 from .version import __version__
 
@@ -65,8 +66,8 @@ ROUNDED: dict[str | None, float] = {"tf32": 2.0**-11, "bf16": 2.0**-8}
 class Form:
     """What of an engine is checked.
 
-    ``blocks`` are a network's of the resident kernel, in a cluster or ``apart``, 0 of the layered
-    engine; ``library`` whether its products are cuBLASLt's; ``stored`` the bytes of a number of X;
+    ``blocks`` are a network's of the resident kernel, in a cluster or ``apart``, 0 of other
+    engines; ``library`` whether its products are cuBLASLt's; ``stored`` the bytes of a number of X;
     ``precision`` that of products on tensor cores.
     """
 
@@ -82,10 +83,13 @@ class Form:
             products = "" if self.precision is None else f" of {self.precision}"
             products += " by cuBLASLt" if self.library else " on tensor cores" if products else ""
             return f"layered, products{products}" if products else "layered"
+        stored = ", X of uint8" if self.stored == 1 else ""
+        if self.engine == "fused":
+            return f"fused, {self.precision}{stored}"
         blocks = "one block" if self.blocks == 1 else f"a cluster of {self.blocks}"
         if self.apart:
             blocks = f"{self.blocks} blocks apart"
-        return f"resident, {blocks}{', X of uint8' if self.stored == 1 else ''}"
+        return f"resident, {blocks}{stored}"
 
 
 LAYERED = Form("layered")
@@ -125,6 +129,9 @@ def forms(device: Device, dtype: Any) -> Iterator[Form]:
             yield replace(LAYERED, precision=precision)
             if device.library and precision != "float32":
                 yield replace(LAYERED, library=True, precision=precision)
+        for precision in planning.TENSOR_TILES:
+            for stored in (None, 1):
+                yield Form("fused", stored=stored, precision=precision)
     for stored in (None, 1):
         ways = [(blocks, False) for blocks in residency.CLUSTERS]
         ways += [(blocks, True) for blocks in residency.APART]
@@ -180,7 +187,8 @@ def distance(got: np.ndarray, exact: np.ndarray) -> float:
 def _engine(runtime: Runtime, form: Form, dtype: np.dtype[Any]) -> Engine:
     from .backends.cuda import CudaBackend
 
-    kind = LayeredEngine if form.engine == "layered" else ResidentCudaEngine
+    kinds = LayeredEngine, ResidentCudaEngine, FusedCudaEngine
+    kind = next(kind for kind in kinds if kind.name == form.engine)
     plan = _plan(runtime.device, form, dtype)
     return kind(CudaBackend(dtype, runtime, precision=form.precision), SIZES, _SIGMAS, _COST, plan)
 
@@ -198,6 +206,8 @@ def _plan(device: Device, form: Form, dtype: np.dtype[Any]) -> planning.Plan:
             )
             for m in (BATCH, ROWS % BATCH)
         )
+    elif form.engine == "fused":
+        batches = (planning.BatchPlan(BATCH, fusion=_fusion(form, device)),)
     else:
         cuts = []
         for slots in (0, 1, 2):
@@ -207,7 +217,7 @@ def _plan(device: Device, form: Form, dtype: np.dtype[Any]) -> planning.Plan:
             cuts.append(cut)
         batches = (planning.BatchPlan(BATCH, cuts=tuple(cuts)),)
     return planning.Plan(
-        "cuda", "to be checked", form.engine, "to be checked", captured=form.engine == "layered",
+        "cuda", "to be checked", form.engine, "to be checked", captured=form.engine != "resident",
         sizes=SIZES, dtype=dtype.name, batches=batches, precision=form.precision or dtype.name,
     )  # fmt: skip
 
@@ -228,6 +238,19 @@ def _cut(form: Form, itemsize: int, device: Device, slots: int = 0) -> Residency
         clusters=None if form.apart else (form.blocks,),
         apart=(form.blocks,) if form.apart else None,
     )  # fmt: skip
+
+
+def _fusion(form: Form, device: Device) -> Fusion:
+    """A tile long enough that all sums over its rows are of tensor cores."""
+    precision = str(form.precision)
+    found = fusion.choose(SIZES, BATCH, device, precision, fusion.kept_slopes(_SIGMAS, precision))
+    if isinstance(found, str):
+        raise RuntimeError(found)
+    found = replace(
+        found, stored=form.stored or 4, rows=64, row_warps=2, column_warps=2, blocks=1,
+        in_registers=True, grid=1,
+    )  # fmt: skip
+    return replace(found, shared_memory=fusion.block_bytes(found))
 
 
 def _train(
@@ -340,28 +363,37 @@ def layered_obstacle(runtime: Runtime, dtype: Any, precision: str | None = None)
     return failed if rounds else None
 
 
-def resident_obstacle(
+def engine_obstacle(
     backend: CudaBackend,
     sigmas: tuple[Activation, ...],
     cost: Cost,
     plan: planning.Plan,
     rules: Iterable[str],
 ) -> str | None:
-    """Why the resident kernel must not be used in the forms of a plan, if so."""
-    catalogue = Catalogue(backend.dtype)
-    for cut in dict.fromkeys(cut for batch in plan.batches for cut in batch.cuts):
-        read = 1 if cut.stored == 1 else None
-        form = Form("resident", cut.blocks, stored=read, apart=cut.apart)
-        # While the check's kernel is compiled, another core has time for the run's own.
-        own = [
-            catalogue.resident(cut, sigmas, cost, rule)
-            for rule in sorted(rules)
-            if optimizers.get(rule).slots == cut.slots
-        ]
-        failed = obstacle(backend.runtime, form, backend.dtype, own)
+    """Why the resident or fused kernel must not be used in the forms of a plan, if so."""
+    catalogue = Catalogue(backend.dtype, backend.precision)
+    # While the check's kernel is compiled, another core has time for the run's own.
+    wanted: dict[Form, list[Kernel]] = {}
+    for planned in plan.batches:
+        for cut in planned.cuts:
+            form = Form("resident", cut.blocks, stored=_as_bytes(cut.stored), apart=cut.apart)
+            own = [rule for rule in sorted(rules) if optimizers.get(rule).slots == cut.slots]
+            kernels = [catalogue.resident(cut, sigmas, cost, rule) for rule in own]
+            wanted.setdefault(form, []).extend(kernels)
+        if planned.fusion is not None:
+            fused = planned.fusion
+            form = Form("fused", stored=_as_bytes(fused.stored), precision=fused.precision)
+            kernels = [catalogue.fused(fused, sigmas, cost), *map(catalogue.fused_update, rules)]
+            wanted.setdefault(form, []).extend(kernels)
+    for form, kernels in wanted.items():
+        failed = obstacle(backend.runtime, form, backend.dtype, list(dict.fromkeys(kernels)))
         if failed is not None:
             return failed
     return None
+
+
+def _as_bytes(stored: int) -> int | None:
+    return 1 if stored == 1 else None
 
 
 def check_library(runtime: Runtime, dtype: Any, precision: str | None = None) -> None:
@@ -427,6 +459,10 @@ def launched(device: Device, form: Form, dtype: np.dtype[Any]) -> list[Kernel]:
     """What the check launches, or most of it: compiled at once it takes less time."""
     if form.engine == "resident":
         return [kernel(form, dtype, device, SGD())]
+    if form.engine == "fused":
+        fused = Catalogue(dtype, form.precision)
+        whole = fused.fused(_fusion(form, device), _SIGMAS, _COST)
+        return [whole, fused.fused_update("sgd"), fused.advance()]
     kernels, sigma = Catalogue(dtype, form.precision), _SIGMAS[0]
     found = [
         kernels.gather(), kernels.advance(), kernels.output_error(sigma, _COST),

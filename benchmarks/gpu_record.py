@@ -600,7 +600,7 @@ def compile_ahead(arch: str, names: Iterable[str], small: bool = False) -> None:
         At the end, naming the stages that could not be followed.
     """
     from .. import self_check, testing
-    from ..cuda.catalogue import everything, residents, tensor_products
+    from ..cuda.catalogue import all_of
 
     compile_kernels([Catalogue(np.dtype(np.float32)).advance()], arch)  # a missing compiler: now
     testing.start(CARDS[arch])
@@ -633,12 +633,7 @@ def compile_ahead(arch: str, names: Iterable[str], small: bool = False) -> None:
                 for dtype in map(np.dtype, (np.float32, np.float64)):
                     wanted.update(dict.fromkeys(kernel_checks.launched(device.device, dtype)))
             elif name == "gpu tests":
-                device_kernels = (
-                    everything(),
-                    tensor_products(device.device),
-                    residents(device.device),
-                )
-                wanted.update(dict.fromkeys(itertools.chain(*device_kernels)))
+                wanted.update(dict.fromkeys(all_of(device.device)))
             elif name.startswith("compute-sanitizer"):
                 print(f"{name}: runs small shapes, and compiles what it lacks")
             else:

@@ -187,15 +187,32 @@ def test_a_wrong_resident_kernel_is_not_used(card: str, tmp_path: Path) -> None:
             fit(network())
             raises(lambda: fit(network(), engine="resident"), ValueError,
                    "cannot run this", "failed its check", "backprop-gpu check")
-            right = fit(network(), engine="layered")
+            other = "layered" if "{card}" == "T4" else "fused"
+            right = fit(network(), engine=other)
             fit(Population([12, 6, 4], members=3, backend="cuda", seed=1))
-        assert net.plan.engine == "layered"
+        assert net.plan.engine == other
         assert "not resident, because the resident, one block engine failed" in str(net.plan)
         (warning,) = caught
         assert warning.category is RuntimeWarning, warning
         assert "off by" in str(warning.message) and "report" in str(warning.message), warning
         for got, exact in zip(net.weights, right.weights):
             np.testing.assert_array_equal(got, exact)
+        """,
+        tmp_path,
+    )
+
+
+def test_a_wrong_fused_kernel_is_not_used(tmp_path: Path) -> None:
+    in_process(
+        """
+        changed("fused.cu", "z0 += here.b[j];", "z0 -= here.b[j];")
+        with testing.stand_in("A100"), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            raises(lambda: fit(network(), engine="fused"), ValueError,
+                   "cannot run this", "the fused, float32 engine failed its check")
+            assert fit(network()).plan.engine == "resident"
+            assert fit(network(precision="bf16")).plan.engine == "layered"
+        assert len(caught) == 2, caught
         """,
         tmp_path,
     )
@@ -237,7 +254,7 @@ def test_wrong_products_of_the_library_are_not_used(tmp_path: Path) -> None:
 def test_wrong_tensor_cores_are_not_used(tmp_path: Path) -> None:
     in_process(
         """
-        changed("tensor_gemm.cuh", "before[r] + small[r]", "before[r] - small[r]")
+        changed("factors.cuh", "before[r] + small[r]", "before[r] - small[r]")
         with testing.stand_in("A100") as it, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             net = network()
@@ -251,7 +268,7 @@ def test_wrong_tensor_cores_are_not_used(tmp_path: Path) -> None:
 def test_wrong_tensor_cores_leave_rounded_products_no_way(tmp_path: Path) -> None:
     in_process(
         """
-        changed("tensor_gemm.cuh", "mma_bf16(of, a.x, b.x)", "mma_tf32(of, a.x, b.x)")
+        changed("factors.cuh", "mma_bf16(of, a.x, b.x)", "mma_tf32(of, a.x, b.x)")
         with testing.stand_in("A100"):
             assert network(precision="tf32").precision == "tf32"
             raises(lambda: network(precision="bf16"), RuntimeError, "bf16", "failed its check")
@@ -281,7 +298,7 @@ def test_an_engine_that_raises_is_not_used(tmp_path: Path) -> None:
             warnings.simplefilter("always")
             net = network()
             it.fail("launch", 1, 2)
-            assert fit(net).plan.engine == "layered"
+            assert fit(net).plan.engine == "fused"
             assert "OUT_OF_MEMORY" in str(caught[0].message), caught[0].message
             self_check.forget()
             assert fit(net).plan.engine == "resident"
@@ -344,7 +361,7 @@ def test_a_kept_failure_needs_no_check(tmp_path: Path) -> None:
         print(fit(network()).plan.engine, len(asked))
         """
     )
-    for expected in ("layered 4", "layered 0"):
+    for expected in ("fused 5", "fused 0"):
         printed = in_process(code, tmp_path)
         assert expected in printed
         assert "RuntimeWarning" in printed

@@ -19,7 +19,8 @@ import numpy as np
 from .. import activations, costs, optimizers
 from ..activations import Activation
 from ..costs import Cost
-from ..planning import TENSOR_TILES, TILES, Device, Tile, residency
+from ..planning import TENSOR_TILES, TILES, Device, Tile, fusion, residency
+from ..planning.fusion import Fusion
 from ..planning.residency import Residency
 
 Dimensions = tuple[int, int, int]
@@ -242,22 +243,19 @@ class Catalogue:
         rule: str,
     ) -> Kernel:
         """A whole epoch, specialised to a network; `residents` has examples."""
-        users = {sigma for sigma in sigmas if not sigma.builtin}
-        if len(users) > 1:
-            raise ValueError("a kernel takes one user's activation, and here are more")
+        user = _users_own(sigmas)
         layers = (
-            f"Layer<{tiles.n}, {'User' if sigma in users else _camel(sigma.name)}, {tiles.x}, "
+            f"Layer<{tiles.n}, {'User' if sigma is user else _camel(sigma.name)}, {tiles.x}, "
             f"{tiles.j}, {tiles.slices}, {tiles.xb}, {tiles.ju}>"
             for tiles, sigma in zip(residency.layers, sigmas, strict=True)
         )
         r = residency
-        collapses = str(costs.collapses(sigmas[-1], cost)).lower()
         arguments = (
             self._type,
             "unsigned char" if r.stored == 1 else self._type,
             f"Form<{r.batch}, {r.threads}, {r.blocks}, {r.stages}, {r.shared_memory}"
             f"{', true' if r.apart else ''}>",
-            f"Objective<{_COSTS[cost.name]}, {collapses}>",
+            _objective(sigmas[-1], cost),
             RULES[rule],
             str(r.inputs),
             *layers,
@@ -267,18 +265,59 @@ class Catalogue:
             "resident.cu",
             f"{name}<{', '.join(arguments)}>",
             (r.threads, 1, 1),
-            next(iter(users), None),
+            user,
             cluster=r.cluster,
             shared_memory=r.shared_memory,
             cooperative=r.apart,
         )
 
+    def fused(self, fusion: Fusion, sigmas: Sequence[Activation], cost: Cost) -> Kernel:
+        """Forward, C and BP1 to BP4 of a network at once; `fusions` has examples."""
+        user = _users_own(sigmas)
+        f = fusion
+        arguments = (
+            "unsigned char" if f.stored == 1 else self._type,
+            self._factors,
+            f"FusedForm<{f.rows}, {f.row_warps}, {f.column_warps}, {f.blocks}, "
+            f"{str(f.in_registers).lower()}, {f.shared_memory}>",
+            _objective(sigmas[-1], cost),
+            str(f.sizes[0]),
+            *(
+                f"FusedLayer<{n}, {'User' if sigma is user else _camel(sigma.name)}>"
+                for n, sigma in zip(f.sizes[1:], sigmas, strict=True)
+            ),
+        )
+        return Kernel(
+            "fused.cu",
+            f"fused<{', '.join(arguments)}>",
+            (f.threads, 1, 1),
+            user,
+            shared_memory=f.shared_memory,
+            programmatic=True,
+        )
+
+    def fused_update(self, rule: str) -> Kernel:
+        """The sum of all blocks' gradients, and what a rule makes of it."""
+        return Kernel("fused.cu", f"fused_update<{RULES[rule]}>", (32, 8, 1), programmatic=True)
+
+
+def _users_own(sigmas: Sequence[Activation]) -> Activation | None:
+    """The one of a user among them, if there is one."""
+    users = {sigma for sigma in sigmas if not sigma.builtin}
+    if len(users) > 1:
+        raise ValueError("a kernel takes one user's activation, and here are more")
+    return next(iter(users), None)
+
+
+def _objective(sigma: Activation, cost: Cost) -> str:
+    return f"Objective<{_COSTS[cost.name]}, {str(costs.collapses(sigma, cost)).lower()}>"
+
 
 def everything() -> Iterator[Kernel]:
     """All specialisations of the built-in activations, costs, optimizers and tiles.
 
-    But for `tensor_products`, which not every device has, and for those of `residents`, of which
-    there is one per network.
+    But for `tensor_products`, which not every device has, and for those of `residents` and
+    `fusions`, of which there is one per network.
     """
     catalogues = [Catalogue(np.dtype(name)) for name in _TYPES]
     found = (
@@ -288,6 +327,14 @@ def everything() -> Iterator[Kernel]:
         for values in itertools.product(*domains)
     )
     yield from dict.fromkeys(found)  # `advance` is one and the same for every dtype
+
+
+def all_of(device: Device) -> Iterator[Kernel]:
+    """Those of `everything`, and of a device its own and examples of what is built per network."""
+    yield from everything()
+    yield from tensor_products(device)
+    yield from residents(device)
+    yield from fusions(device)
 
 
 def tensor_products(device: Device) -> Iterator[Kernel]:
@@ -347,6 +394,43 @@ def residents(device: Device) -> Iterator[Kernel]:
         yield from _resident(
             device, "float32", nielsen, 10, sigmoids, "quadratic", rule, 4, apart=True
         )
+
+
+def fusions(device: Device) -> Iterator[Kernel]:
+    """Examples of the fused kernel that fit on a device, with all rules.
+
+    Two networks at their widest in every precision, and small ones, where every activation and cost
+    appears; of X of bytes, too.
+    """
+    for rule in RULES:
+        yield Catalogue(np.dtype("float32")).fused_update(rule)
+    sigmas = itertools.cycle(SIGMAS)
+    classifier, rectifiers = "categorical_cross_entropy", ["relu"] * 4
+    for precision in FACTORS:
+        yield from _fused(device, precision, (64,) * 5, rectifiers, "quadratic")
+        chosen = ["gelu", "gelu", "softmax"]
+        yield from _fused(device, precision, (32, 128, 128, 10), chosen, classifier)
+        for name, last in itertools.product(_COSTS, ("sigmoid", "softmax", "exponential")):
+            with suppress(ValueError):  # outputs that the cost is not defined for
+                costs.check_pair(activations.get(last), costs.get(name))
+                chosen = [next(sigmas), next(sigmas), last]
+                yield from _fused(device, precision, (20, 16, 12, 5), chosen, name)
+        yield from _fused(device, precision, (32, 64, 10), ["tanh", "softmax"], classifier, 1)
+
+
+def _fused(
+    device: Device,
+    precision: str,
+    sizes: tuple[int, ...],
+    sigmas: Sequence[str],
+    cost: str,
+    stored: int = 4,
+) -> Iterator[Kernel]:
+    chosen = [activations.get(name) for name in sigmas]
+    found = fusion.choose(sizes, 1 << 16, device, precision, fusion.kept_slopes(chosen, precision))
+    if not isinstance(found, str):
+        catalogue = Catalogue(np.dtype("float32"), precision)
+        yield catalogue.fused(replace(found, stored=stored), chosen, costs.get(cost))
 
 
 def _resident(

@@ -128,12 +128,7 @@ def compile_all(arch: str, jobs: int | None = None) -> Iterator[KernelReport]:
     """Compile every kernel of the catalogue, reporting each as its group is done."""
     groups: dict[str, list[Kernel]] = {}
     device = example(arch)
-    kernels = (
-        *catalogue.everything(),
-        *catalogue.tensor_products(device),
-        *catalogue.residents(device),
-    )
-    for kernel in kernels:
+    for kernel in catalogue.all_of(device):
         groups.setdefault(kernel.file, []).append(kernel)
     parts = [
         kernels[start : start + GROUP]

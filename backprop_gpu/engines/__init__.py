@@ -7,13 +7,19 @@ from .base import Engine, Hyperparameters, Member
 from .layered import LayeredEngine
 
 #: The engines of all backends.
-NAMES = ("layered", "resident")
+NAMES = ("layered", "resident", "fused")
 
 
 def find(name: str, backend: str) -> type[Engine] | None:
     """The engine of that name for a backend, if there is one."""
     if name == "layered":
         return LayeredEngine
+    if backend == "cuda" and name == "fused":
+        from .fused_cuda import FusedCudaEngine
+
+        return FusedCudaEngine
+    if name != "resident":
+        return None
     if backend == "numpy":
         from .resident_cpu import ResidentCpuEngine
 

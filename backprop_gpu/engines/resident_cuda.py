@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from math import inf
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..cuda.catalogue import Catalogue
 from ..planning import Run, residency
-from .base import Described, Engine, Member
+from .base import Described, Member
+from .members import MembersEngine, constants, owners, places
 from .passes import quiet
 
 Array = Any
 
 
-class ResidentCudaEngine(Engine):
+class ResidentCudaEngine(MembersEngine):
     """Epochs by ``kernels/cuda/resident.cu``, weights in shared memory, cut as the plan says."""
 
     name = "resident"
-    reads_bytes = True
-    #: An X of uint8, and the same as numbers.
-    _converted: tuple[Array, Array] | None = None
 
     @classmethod
     def obstacle(cls, model: Described, run: Run) -> str | None:
@@ -31,60 +27,14 @@ class ResidentCudaEngine(Engine):
             return (
                 f"its kernel multiplies in {model.dtype.name} alone, and not in {model.precision}"
             )
-        if run.step_callbacks:
-            return "a callback after every batch needs Python between steps"
-        if not model.cost.builtin:
-            return f"cost {model.cost.name!r} is not built in"
-        users = list(dict.fromkeys(a for a in model.activations if not a.builtin))
-        if len(users) > 1:
-            names = " and ".join(repr(user.name) for user in users)
-            return f"a kernel takes one user's activation, not {names}"
-        if run.squares:
-            return "its kernel does not sum w² at every step"
-        if run.clips_norm:
-            return "clip_norm needs the norm of all gradients before the first of them is used"
+        shared = cls.shared_obstacle(model, run)
+        if shared is not None:
+            return shared
         assert model.device is not None
         found = residency.choose(
             model.sizes, run.batch_size, model.dtype.itemsize, run.slots, model.device, run.members
         )
         return found if isinstance(found, str) else None
-
-    def run_epoch(
-        self,
-        member: Member,
-        X: Array,
-        Y: Array,
-        on_step: Callable[[int], None] | None = None,
-        meanwhile: Callable[[], None] = lambda: None,
-    ) -> np.ndarray:
-        if on_step is not None or member.hyperparameters.squares is not None:
-            raise ValueError("an epoch is one launch, and the host is needed between steps")
-        parts = list(_parts(member))
-        return np.concatenate([self._launch([part], X, Y, meanwhile)[0] for part in parts])
-
-    def run_members(
-        self,
-        members: Sequence[Member],
-        X: Array,
-        Y: Array,
-        on_member: Callable[[int], None] = lambda i: None,
-        meanwhile: Callable[[], None] = lambda: None,
-    ) -> list[np.ndarray]:
-        """All members of one rule and batch size in one launch, a block or a cluster each."""
-        if any(member.hyperparameters.alpha for member in members):
-            return super().run_members(members, X, Y, on_member, meanwhile)
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        for i, member in enumerate(members):
-            settings = member.hyperparameters
-            key = settings.optimizer.rule, settings.batch_size, len(member.order)
-            groups.setdefault(key, []).append(i)
-        found: dict[int, np.ndarray] = {}
-        for group in groups.values():
-            costs = self._launch([members[i] for i in group], X, Y, meanwhile)
-            found |= zip(group, costs, strict=True)
-            for i in group:
-                on_member(i)
-        return [found[i] for i in range(len(members))]
 
     @quiet
     def _launch(
@@ -102,15 +52,15 @@ class ResidentCudaEngine(Engine):
         rows = len(members[0].order)
         costs = runtime.empty((len(members), -(-rows // m)), np.float64)
         states = [(member.parameters.flat, *member.slots) for member in members]
-        places = _places(states)
-        arrays = _owners(states) if places is not None else self.gathered(states)
+        found = places(states)
+        arrays = owners(states) if found is not None else self.gathered(states)
         parameters, first, second = (*arrays, None, None)[:3]
         arguments = (
             X, Y,
             runtime.array(np.stack([member.order for member in members]), np.int32),
             runtime.array(np.stack([m.hyperparameters.coefficients for m in members]), "f8"),
-            runtime.array(np.array([_constants(member) for member in members]), backend.dtype),
-            runtime.array(np.arange(len(members)) if places is None else places, np.int32),
+            runtime.array(np.array([constants(member) for member in members]), backend.dtype),
+            runtime.array(np.arange(len(members)) if found is None else found, np.int32),
             parameters, first, second, costs, np.int32(rows),
         )  # fmt: skip
         if not cut.apart:
@@ -123,80 +73,9 @@ class ResidentCudaEngine(Engine):
                 runtime.launch(
                     kernel, (count * cut.blocks, 1, 1), (*arguments, np.int32(begin), letters)
                 )
-        if places is None:
+        if found is None:
             for i, state in enumerate(states):
                 for array, whole in zip(state, arrays, strict=True):
                     backend.copy(whole[i], array)
         meanwhile()
         return list(runtime.to_numpy(costs))
-
-    def _numbers(self, X: Array) -> Array:
-        """X in the backend's dtype, converted once for all epochs."""
-        if X.dtype == self.backend.dtype:
-            return X
-        if self._converted is None or self._converted[0] is not X:
-            numbers = self.backend.empty(X.shape)
-            self.backend.copy(X, numbers)
-            self._converted = X, numbers
-        return self._converted[1]
-
-    def release(self) -> None:
-        self._converted = None
-
-    def gathered(self, states: Sequence[tuple[Array, ...]]) -> list[Array]:
-        """(members, length) copies of the parameters and of each slot."""
-        found = []
-        for arrays in zip(*states, strict=True):
-            whole = self.backend.empty((len(arrays), len(arrays[0])))
-            for i, array in enumerate(arrays):
-                self.backend.copy(array, whole[i])
-            found.append(whole)
-        return found
-
-
-def _parts(member: Member) -> Iterator[Member]:
-    """The member's steps, by the penalty: of a short last mini-batch alpha weighs more."""
-    settings, rows = member.hyperparameters, len(member.order)
-    m = settings.batch_size
-    whole = rows // m * m if settings.alpha else rows
-    for begin, end in ((0, whole), (whole, rows)):
-        if begin < end:
-            steps = slice(begin // m, -(-end // m))
-            optimizer = settings.optimizer_of(min(m, end - begin))
-            part = replace(
-                settings, optimizer=optimizer, coefficients=settings.coefficients[steps], alpha=0.0
-            )
-            yield replace(member, order=member.order[begin:end], hyperparameters=part)
-
-
-def _owners(states: Sequence[tuple[Array, ...]]) -> list[Array]:
-    """The arrays of which the first state's are rows, or are themselves."""
-    return [array if len(states) == 1 else array.base for array in states[0]]
-
-
-def _places(states: Sequence[tuple[Array, ...]]) -> np.ndarray | None:
-    """Which row of `_owners` each state is; None if they are not rows of the same arrays."""
-    if len(states) == 1:
-        return np.zeros(1, np.int32)
-    rows = [[_row(array) for array in state] for state in states]
-    for state, numbers in zip(states, rows, strict=True):
-        same = all(array.base is first.base for array, first in zip(state, states[0], strict=True))
-        if not same or None in numbers or len(set(numbers)) != 1:
-            return None
-    return np.array([numbers[0] for numbers in rows], np.int32)
-
-
-def _row(array: Array) -> int | None:
-    """Which row an array is of the one that owns its memory, if it is one."""
-    whole = array.base
-    if whole is None or whole.shape[1:] != array.shape:
-        return None
-    row, rest = divmod(array.pointer - whole.pointer, array.nbytes)
-    return None if rest else int(row)
-
-
-def _constants(member: Member) -> tuple[float, ...]:
-    """What the kernel takes as numbers, a row of ``constants``."""
-    optimizer = member.hyperparameters.optimizer
-    limit = inf if optimizer.clip_value is None else optimizer.clip_value
-    return limit, optimizer.l1, optimizer.l2, *optimizer.kernel_constants

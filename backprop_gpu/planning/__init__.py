@@ -14,6 +14,7 @@ from .cpu import (
     steps_a_call,
 )
 from .device import H200, Device
+from .fusion import Fusion
 from .plan import (
     CHUNK_ROWS,
     BatchPlan,
@@ -51,6 +52,7 @@ __all__ = [
     "Choice",
     "CpuWork",
     "Device",
+    "Fusion",
     "Plan",
     "Product",
     "Residency",

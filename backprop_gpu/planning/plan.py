@@ -16,11 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from types import MappingProxyType
 
 from .. import validation
-from . import residency
+from . import fusion, residency
 from .cpu import CpuWork, cpu_work
 from .device import Device
+from .fusion import Fusion
 from .products import Product, Transposes, choose_product, layered_step_seconds
 from .residency import Residency
 from .restore import restored
@@ -62,41 +64,63 @@ def _choose_on_device(
     itemsize: int,
     device: Device,
     run: Run,
-    obstacle: str | None,
+    obstacles: Mapping[str, str | None],
+    slopes: Sequence[bool],
+    precision: str,
 ) -> tuple[str, str]:
     """(engine, reason) for a CUDA device, as `choose_engine` for a CPU."""
-    if run.engine not in ("auto", "resident"):
-        return choose_engine(run.engine, obstacle)
     m, members = run.batch_size, run.members
-    cut: Residency | None = None
-    if obstacle is None:
-        found = residency.choose(sizes, m, itemsize, run.slots, device, members)
-        cut, obstacle = (None, found) if isinstance(found, str) else (found, None)
-    # What is chosen does not depend on how X is stored, and neither do the bits.
-    if cut is None:
-        if run.engine == "resident":
-            raise ValueError(f"engine 'resident' cannot run this: {obstacle}")
-        return "layered", f"one backend call per equation; not resident, because {obstacle}"
-    layered = members * layered_step_seconds(sizes, m, itemsize, device)
+    if run.engine not in ("auto", "resident", "fused"):
+        return choose_engine(run.engine, obstacles.get(run.engine))
+    cut: Residency | str = obstacles.get("resident") or residency.choose(
+        sizes, m, itemsize, run.slots, device, members
+    )
+    form: Fusion | str = obstacles.get("fused") or (
+        fusion.choose(sizes, m, device, precision, slopes)
+        if itemsize == 4 and len(slopes) == len(sizes) - 2
+        else "its activations are not known"
+    )
+    wanted = {"resident": cut, "fused": form}.get(run.engine)
+    if isinstance(wanted, str):
+        raise ValueError(f"engine {run.engine!r} cannot run this: {wanted}")
+    layered = members * layered_step_seconds(sizes, m, itemsize, device, precision)
+    of_all = f", of all {members} networks" if members > 1 else ""
 
-    def predicted(cut: Residency) -> str:
-        ours, theirs = f"{cut.seconds * 1e6:.1f} µs", f"{layered * 1e6:.0f} µs"
-        of_all = f", of all {members} networks" if members > 1 else ""
+    def predicted(seconds: float) -> str:
+        ours, theirs = f"{seconds * 1e6:.1f} µs", f"{layered * 1e6:.0f} µs"
         return f"predicted {ours} per step against {theirs}, layered{of_all}"
 
-    saved = (layered - cut.seconds) * run.epochs * math.ceil(run.rows / m)
-    if run.engine == "resident" or saved > BUILDING:
+    # What is chosen does not depend on how X is stored, and neither do the bits.
+    seconds = {}
+    if not isinstance(form, str) and run.engine != "resident":
+        seconds["fused"] = form.seconds(device, members)
+    if not isinstance(cut, str) and run.engine != "fused":
+        seconds["resident"] = cut.seconds
+    if not seconds:
+        return "layered", f"one backend call per equation; not resident, because {cut}"
+    best = min(seconds, key=seconds.__getitem__)
+    not_resident = f"; not resident, because {cut}" if isinstance(cut, str) else ""
+    saved = (layered - seconds[best]) * run.epochs * math.ceil(run.rows / m)
+    if run.engine == best or saved > BUILDING:
+        asked = "asked for; " if run.engine == best else ""
+        if best == "fused":
+            expected = predicted(seconds[best])
+            return best, (
+                f"{asked}forward and BP1 to BP4 are one launch, {form}; {expected}{not_resident}"
+            )
         stored = 1 if run.bytes else itemsize
         taken = residency.choose(sizes, m, itemsize, run.slots, device, members, stored)
         assert not isinstance(taken, str)
-        asked = "asked for; " if run.engine == "resident" else ""
-        return "resident", f"{asked}an epoch is one launch, {taken}; {predicted(taken)}"
+        return best, f"{asked}an epoch is one launch, {taken}; {predicted(taken.seconds)}"
     why = (
         f"would save {saved:.2f} s of training, less than building it takes"
         if saved > 0
         else "is not expected to be faster"
     )
-    return "layered", f"one backend call per equation; the resident kernel {why} ({predicted(cut)})"
+    return "layered", (
+        f"one backend call per equation; the {best} kernel {why} ({predicted(seconds[best])})"
+        f"{not_resident}"
+    )
 
 
 @dataclass(frozen=True)
@@ -141,13 +165,14 @@ class BatchPlan:
 
     ``products`` are those of the layered engine on a device, by equation; ``work`` is how the
     resident engine of a CPU divides a batch; ``cuts`` are the forms of the resident kernel, for one
-    network and for all.
+    network and for all; ``fusion`` is that of the fused kernel.
     """
 
     rows: int
     products: tuple[tuple[str, Product], ...] = ()
     work: CpuWork | None = None
     cuts: tuple[Residency, ...] = ()
+    fusion: Fusion | None = None
 
 
 @dataclass(frozen=True)
@@ -215,6 +240,13 @@ class Plan:
             )
         return min(cuts, key=lambda cut: cut.seconds_for(members))
 
+    def fusion(self, rows: int) -> Fusion:
+        """The form of the fused kernel for mini-batches of so many rows."""
+        found = self.batch(rows).fusion
+        if found is None:
+            raise ValueError(f"the plan has no fused kernel for {rows} rows")
+        return found
+
     def product(self, layout: Transposes, m: int, n: int, k: int) -> Product | None:
         """The kernel of an (m, n) product summed over k, if it is planned."""
         return self._products.get((layout, m, n, k))
@@ -240,12 +272,16 @@ class Plan:
             obstacle = self._batch_obstacle(planned, itemsize, device)
             if obstacle is not None:
                 return obstacle
-            if not run.bytes and any(cut.stored < itemsize for cut in planned.cuts):
+            forms = (*planned.cuts, *(() if planned.fusion is None else (planned.fusion,)))
+            if not run.bytes and any(form.stored < itemsize for form in forms):
                 return "its kernel reads an X of uint8"
         try:
-            if self.engine != "resident":
+            if self.engine == "layered":
                 for m in run.batch_sizes:
                     self.batch(m)
+            elif self.engine == "fused":
+                for m, _ in run.kinds:
+                    self.fusion(m)
             for m, slots in run.kinds if self.engine == "resident" else ():
                 if device is None:
                     self.work(m)
@@ -265,7 +301,11 @@ class Plan:
         found = [] if planned.work is None else [planned.work.obstacle(m)]
         if device is not None:
             found += [cut.obstacle(self.sizes, m, itemsize, device) for cut in planned.cuts]
-            if self.engine != "resident":
+            if planned.fusion is not None:
+                found.append(
+                    planned.fusion.obstacle(self.sizes, m, itemsize, device, self.precision)
+                )
+            if self.engine == "layered":
                 shapes = product_shapes(self.sizes, m)
                 products = dict(planned.products)
                 if len(planned.products) != len(shapes) or products.keys() != shapes.keys():
@@ -314,7 +354,7 @@ class Plan:
         return "\n".join(lines)
 
 
-_FORMAT, _VERSION = "backprop_gpu plan", 3
+_FORMAT, _VERSION = "backprop_gpu plan", 4
 
 
 def product_shapes(sizes: Sequence[int], m: int) -> dict[str, tuple[Transposes, int, int, int]]:
@@ -356,15 +396,15 @@ def step_work(
         Numbers of optimizer state per parameter.
     """
     products = {label: str(chosen) for label, chosen in plan.products}
-    resident = plan.engine == "resident"
     library = "BLAS" if plan.backend == "numpy" else "our tiled product"
     other = "NumPy" if plan.backend == "numpy" else "a map"
-    if resident:
-        other = "compiled code" if plan.backend == "numpy" else "the resident kernel"
+    together = plan.engine != "layered"
+    if together:
+        other = "compiled code" if plan.backend == "numpy" else f"the {plan.engine} kernel"
     m, found = batch, []
 
     def product(label: str, rows: int, columns: int, summed: int, extra: int) -> None:
-        kernel = products.get(label, other if resident else library)
+        kernel = products.get(label, other if together else library)
         moved = rows * summed + summed * columns + rows * columns + extra
         found.append(Work(label, kernel, 2 * rows * columns * summed, moved * itemsize))
 
@@ -441,12 +481,13 @@ def choose_plan(
     choice: Choice,
     device: Device | None,
     run: Run | None = None,
-    obstacle: str | None = None,
+    obstacles: Mapping[str, str | None] = MappingProxyType({}),
     cores: int = 1,
     builtin: bool = True,
     algorithm: Callable[[Transposes, int, int, int], str] | None = None,
     processor: str = "",
     precision: str | None = None,
+    slopes: Sequence[bool] = (),
 ) -> Plan:
     """The plan of a training run: which engine, which kernels, and why.
 
@@ -460,8 +501,8 @@ def choose_plan(
         Of a CUDA backend.
     run : Run, optional
         Without it is the plan of a network that has not been asked to train.
-    obstacle : str, optional
-        Why the engine that is asked for, or the resident one, cannot run it, if it cannot.
+    obstacles : mapping
+        Of engines that cannot run it, why.
     cores : int
         Of the CPU.
     builtin : bool
@@ -472,6 +513,9 @@ def choose_plan(
         What the CPU's engine is compiled for.
     precision : str
         Of products, if it is not the dtype's.
+    slopes : sequence of bool
+        Of each hidden layer, whether the fused engine keeps σ' (`fusion.kept_slopes`); where they
+        are not given, it is not considered.
 
     Raises
     ------
@@ -486,9 +530,12 @@ def choose_plan(
         )  # fmt: skip
     itemsize = 4 if dtype == "float32" else 8
     if device is not None:
-        engine, reason = _choose_on_device(sizes, itemsize, device, run, obstacle)
+        engine, reason = _choose_on_device(
+            sizes, itemsize, device, run, obstacles, slopes, precision or dtype
+        )
     else:
-        engine, reason = choose_engine(run.engine, obstacle)
+        wanted = "resident" if run.engine == "auto" else run.engine
+        engine, reason = choose_engine(run.engine, obstacles.get(wanted))
         if engine == "resident" and run.members > 1:
             reason += f"; a thread per network, {min(cores, run.members)} at a time"
         elif engine == "resident":
@@ -508,10 +555,10 @@ def choose_plan(
             notes.append(
                 "a callback after every batch: steps are launched one by one, not captured"
             )
-    captured = device is not None and engine == "layered" and not notes
+    captured = device is not None and engine != "resident" and not notes
     if captured:
         notes.append("whole steps are captured in a CUDA graph and replayed")
-    if engine != "resident":
+    if engine == "layered":
         batches = tuple(
             BatchPlan(m, _products(sizes, m, itemsize, device, algorithm, precision))
             for m in run.batch_sizes
@@ -521,6 +568,11 @@ def choose_plan(
             BatchPlan(
                 m, work=cpu_work(sizes, m, itemsize, run.bytes, cores if run.members == 1 else 1)
             )
+            for m in sorted({m for m, _ in run.kinds}, reverse=True)
+        )
+    elif engine == "fused":
+        batches = tuple(
+            BatchPlan(m, fusion=_form(sizes, m, device, precision or dtype, slopes, run.bytes))
             for m in sorted({m for m, _ in run.kinds}, reverse=True)
         )
     else:
@@ -548,6 +600,21 @@ def _products(
             chosen = replace(chosen, reason=f"{chosen.reason}; {algorithm(*shape)}")
         found.append((label, chosen))
     return tuple(found)
+
+
+def _form(
+    sizes: Sequence[int],
+    m: int,
+    device: Device,
+    precision: str,
+    slopes: Sequence[bool],
+    bytes: bool,
+) -> Fusion:
+    """The fused kernel's form: that for numbers, which may read X as it is stored."""
+    form = fusion.choose(sizes, m, device, precision, slopes)
+    if isinstance(form, str):  # no batch size changes what fits
+        raise ValueError(f"engine 'fused' cannot run this: {form}")
+    return replace(form, stored=1 if bytes else 4)
 
 
 def _cuts(sizes: Sequence[int], itemsize: int, device: Device, run: Run) -> tuple[BatchPlan, ...]:

@@ -252,13 +252,17 @@ def by_library(
     return Product("cublas", None, 1, seconds, "")
 
 
-def layered_step_seconds(sizes: Sequence[int], batch: int, itemsize: int, device: Device) -> float:
+def layered_step_seconds(
+    sizes: Sequence[int], batch: int, itemsize: int, device: Device, precision: str | None = None
+) -> float:
     """How long the layered engine is expected to take for a step on a CUDA device."""
     seconds = 0.0
     for l, (k, n) in enumerate(pairwise(sizes)):
         shapes: list[tuple[Transposes, int, int, int]] = [("TN", n, k, batch), ("NT", batch, n, k)]
         shapes += [("NN", batch, k, n)] if l else []
-        chosen = [choose_product(*shape, itemsize, device, device.library) for shape in shapes]
+        chosen = [
+            choose_product(*shape, itemsize, device, device.library, precision) for shape in shapes
+        ]
         seconds += sum(one.seconds for one in chosen)
         seconds += LAUNCH if chosen[0].tile is None else 0.0  # BP3, if not beside BP4
     return seconds + 5 * LAUNCH  # gather, C, BP1, update, advance

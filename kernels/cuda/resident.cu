@@ -50,13 +50,6 @@
 
 extern __shared__ __align__(16) unsigned char dynamic_shared[];
 
-// The σ of a last layer whose outputs are coupled: a_j = e^(z_j - max z) / Σ_k e^(z_k - max z).
-struct Softmax {
-  static constexpr bool from_z = false;
-};
-template <class Sigma> constexpr bool couples = false;
-template <> constexpr bool couples<Softmax> = true;
-
 template <int N, class T> __device__ __forceinline__ Run<T, N> run_at(const T* x) {
   return *reinterpret_cast<const Run<T, N>*>(x);
 }
@@ -379,16 +372,9 @@ struct Epoch {
 #pragma unroll 1
       for (int e = thread; e < m * n; e += THREADS) {
         const int x = e / n, j = e % n;
-        const T z = here.delta[x][j], a = Sigma::value(z), y = stage().y[x][j];
-        if constexpr (Objective::collapses) {
-          here.a[x][j] = Cost::term_from_z(z, a, y);
-          here.delta[x][j] = a - y;
-        } else {
-          here.a[x][j] = Cost::term(a, y);
-          const T inside = Cost::inside(a);
-          here.delta[x][j] =
-              Cost::error(inside, y, Sigma::derivative(Sigma::from_z ? z : inside));
-        }
+        const auto [term, error] = output_of<Objective, Sigma>(here.delta[x][j], stage().y[x][j]);
+        here.a[x][j] = term;
+        here.delta[x][j] = error;
       }
     }
   }

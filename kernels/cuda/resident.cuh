@@ -2,11 +2,9 @@
 // planning chooses the numbers; Form::bytes is its count of what stands here.
 #pragma once
 
+#include "network.cuh"
 #include "primitives/cluster.cuh"
 #include "run.cuh"
-
-// How many units hold `count`.
-template <int count, int unit> constexpr int units_of = (count + unit - 1) / unit;
 
 // Rows are read in runs of 16 bytes. A row has an odd number of them, so that what neighbouring
 // rows have at one column lies in different banks.
@@ -22,9 +20,6 @@ constexpr int at_once = WIDTH % per_run<N> == 0    ? per_run<N>
                         : WIDTH % per_word<N> == 0 ? per_word<N>
                                                    : 1;
 
-// In the parameters' flat array every block starts at a multiple of 32 (parameters.py).
-template <int count> constexpr int aligned = units_of<count, 32> * 32;
-
 // m rows per step; threads, blocks of a network, batches on their way or in use, and bytes of shared
 // memory. The blocks are a cluster or, if APART, write to each other through device memory.
 template <int BATCH, int THREADS, int BLOCKS, int STAGES, int BYTES, bool APART = false>
@@ -32,12 +27,6 @@ struct Form {
   static constexpr int batch = BATCH, threads = THREADS, blocks = BLOCKS, stages = STAGES;
   static constexpr int bytes = BYTES;
   static constexpr bool apart = APART, cluster = BLOCKS > 1 && !APART;
-};
-
-// `collapses`: BP1 is a - y for this cost and the last σ.
-template <class COST, bool COLLAPSES> struct Objective {
-  using Cost = COST;
-  static constexpr bool collapses = COLLAPSES;
 };
 
 // A layer of N neurons. A thread makes X × J of its z, over one of the SLICES of the sum; XB rows ×

@@ -2,12 +2,7 @@
 //
 //     C(i, j) = Σ_p A(i, p) B(p, j),   i < m, j < n, p in [p_begin, p_end)
 //
-// Factors. Bf16 and Tf32 round A and B to what their name says, in registers. Tf32x3 is float32: x is
-// big + small, both of TF32, and a product big·big + big·small + small·big, what is left out being
-// 2^-22 of it. Tensor cores cut off where they should round, so in Tf32x3 the sum of a slice alone is
-// theirs; slices are added, rounded, by the plain cores. small is kept 2^13 times as large, so that it
-// has its bits where x has no more than denormals have. A sum that is not finite is made again by
-// plain multiply-adds, in order: an infinity has no small, and beyond 2^126 small overflows.
+// Factors are those of factors.cuh.
 //
 // Tiling. A block makes BM × BN of C, BK of the sum at a time; each of its (BM/WM) · (BN/WN) warps
 // WM × WN, as 16 × 8 matrices of `mma`. Slices come by asynchronous copies of 16 bytes, of 4 where
@@ -25,102 +20,9 @@
 // The sum has one order, so the same launch gives the same bits.
 #pragma once
 
+#include "factors.cuh"
 #include "operand.cuh"
 #include "primitives/async_copy.cuh"
-#include "primitives/mma.cuh"
-
-// Fragments of a warp's share of A (R = 4 registers) and B (R = 2), as a lane holds them, and what
-// they are multiplied to. A fragment is of `steps` steps of the sum; read(s, x) gives the lane's
-// numbers of the eight from s on.
-struct Bf16 {
-  static constexpr int steps = 16;
-  static constexpr bool cuts = true;  // its sums are those of the tensor cores
-
-  template <int R> struct Fragment {
-    unsigned x[R];
-
-    template <class Read> __device__ void load(Read read) {
-      float first[R], second[R];
-      read(0, first);
-      read(8, second);
-#pragma unroll
-      for (int r = 0; r < R / 2; ++r) {
-        x[r] = round_bf16(first[r], first[r + R / 2]);
-        x[r + R / 2] = round_bf16(second[r], second[r + R / 2]);
-      }
-    }
-  };
-
-  struct Sum {
-    float of[4] = {};
-
-    __device__ void multiply(const Fragment<4>& a, const Fragment<2>& b) { mma_bf16(of, a.x, b.x); }
-    __device__ void end_slice() {}
-    __device__ float total(int r) const { return of[r]; }
-  };
-};
-
-struct Tf32 {
-  static constexpr int steps = 8;
-  static constexpr bool cuts = true;
-
-  template <int R> struct Fragment {
-    unsigned x[R];
-
-    template <class Read> __device__ void load(Read read) {
-      float numbers[R];
-      read(0, numbers);
-#pragma unroll
-      for (int r = 0; r < R; ++r) x[r] = round_tf32(numbers[r]);
-    }
-  };
-
-  struct Sum {
-    float of[4] = {};
-
-    __device__ void multiply(const Fragment<4>& a, const Fragment<2>& b) { mma_tf32(of, a.x, b.x); }
-    __device__ void end_slice() {}
-    __device__ float total(int r) const { return of[r]; }
-  };
-};
-
-struct Tf32x3 {
-  static constexpr int steps = 8;
-  static constexpr bool cuts = false;
-  static constexpr float larger = 8192;  // 2^13, what makes a denormal's last bit one of TF32's
-
-  template <int R> struct Fragment {
-    unsigned big[R], small[R];
-
-    template <class Read> __device__ void load(Read read) {
-      float numbers[R];
-      read(0, numbers);
-#pragma unroll
-      for (int r = 0; r < R; ++r) {
-        big[r] = round_tf32(numbers[r]);
-        small[r] = round_tf32((numbers[r] - __int_as_float(big[r])) * larger);
-      }
-    }
-  };
-
-  struct Sum {
-    float before[4] = {}, slice[4] = {}, small[4] = {};
-
-    __device__ void multiply(const Fragment<4>& a, const Fragment<2>& b) {
-      mma_tf32(small, a.small, b.big);
-      mma_tf32(small, a.big, b.small);
-      mma_tf32(slice, a.big, b.big);
-    }
-    __device__ void end_slice() {
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        before[r] += slice[r];
-        slice[r] = 0;
-      }
-    }
-    __device__ float total(int r) const { return before[r] + small[r] * (1 / larger); }
-  };
-};
 
 template <int BM_, int BN_, int BK_, int WM_, int WN_, class Factors_> struct TensorTile {
   static constexpr int BM = BM_, BN = BN_, BK = BK_, WM = WM_, WN = WN_;

@@ -93,6 +93,21 @@ def test_what_resident_kernels_take(arch: str) -> None:
             assert report.occupancy.blocks > 0, report
 
 
+@pytest.mark.parametrize(("number", "arch"), list(enumerate(compiler.ARCHITECTURES)))
+def test_what_fused_kernels_take(number: int, arch: str) -> None:
+    """Some on each; all of them on an H100 as planning counts blocks on a multiprocessor."""
+    device = compiler.example(arch)
+    kernels = [k for k in catalogue.fusions(device) if "update" not in k.expression]
+    assert bool(kernels) == device.multiplies_rounded
+    for part in np.array_split(np.array(kernels[number::5], object), 2):
+        for report in compiler.compile_kernels(list(part), arch).reports if len(part) else ():
+            assert report.spills == report.stack == 0, report
+            assert report.shared_memory <= device.shared_memory, report
+            assert report.occupancy is not None
+            (blocks,) = re.findall(r"FusedForm<\d+, \d+, \d+, (\d+)", report.kernel)
+            assert report.occupancy.blocks >= int(blocks), report
+
+
 def test_the_cluster_is_in_the_kernel() -> None:
     """Its size is part of the code, so that an ordinary launch makes clusters of it."""
     kernels = {kernel.cluster: kernel for kernel in catalogue.residents(planning.H200)}
@@ -152,7 +167,7 @@ def test_the_resident_kernel_rounds_as_a_cpu(
 
 def test_every_source_is_in_the_catalogue() -> None:
     folder = compiler.folder()
-    listed = {*catalogue.everything(), *catalogue.residents(planning.H200)}
+    listed = set(catalogue.all_of(planning.H200))
     assert {path.name for path in folder.glob("*.cu")} == {kernel.file for kernel in listed}
 
 

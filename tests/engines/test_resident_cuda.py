@@ -634,7 +634,7 @@ def plan(sizes: Sequence[int], batch: int, **rest: Any) -> planning.Plan:
         cost=cost, dtype=np.dtype(np.float32), precision="float32", device=device,
     )  # fmt: skip
     obstacle = ResidentCudaEngine.obstacle(model, run)
-    return planning.choose_plan(sizes, "float32", CHOICE, device, run, obstacle)
+    return planning.choose_plan(sizes, "float32", CHOICE, device, run, {"resident": obstacle})
 
 
 def test_the_book_is_resident_and_the_reason_has_both_figures() -> None:

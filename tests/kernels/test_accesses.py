@@ -1,12 +1,14 @@
-"""How many wavefronts and sectors the accesses of the products on tensor cores take."""
+"""How many wavefronts and sectors the accesses of the kernels on tensor cores take."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+import fused_cases
 from backprop_gpu import activations, planning
 from backprop_gpu.backends.cuda import CudaBackend
+from backprop_gpu.optimizers import SGD
 from host_cuda.accesses import CountingRuntime, Line
 from host_cuda.backend import BackendRuntime
 from host_cuda.runtime import KERNELS, SOURCES
@@ -78,6 +80,39 @@ def test_of_products_on_tensor_cores(op: str, precision: str, tile: planning.Til
     assert stored
     for line in stored:
         assert line.ratio <= SECTORS, line
+
+
+FUSED = {  # sizes, warps that share rows and columns
+    "rows to themselves": ((48, 80, 16), (4, 1)),
+    "rows in common": ((16, 64, 32), (2, 2)),
+}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.parametrize("name", FUSED)
+def test_of_the_fused_kernel(name: str, precision: str) -> None:
+    """Fragments, forward and back: of the other accesses there is one for several products."""
+    needs_compiler()
+    sizes, warps = FUSED[name]
+    form = fused_cases.Form(
+        name, sizes, ("relu",) * (len(sizes) - 1), "quadratic", (SGD(),), 64, 64, 64, warps
+    )
+    runtime, counting = BackendRuntime(), CountingRuntime()
+    runtime.host = counting
+    backend = CudaBackend("float32", runtime, precision=precision)
+    fused_cases.Run(form, backend, np.float32).train(form.engine(backend))
+    source = (KERNELS / "fused.cuh").read_text().splitlines()
+    (number,) = (i for i, line in enumerate(source, 1) if "x[i][place(i, p)] : x[p]" in line)
+    inner = [
+        line
+        for line in counting.lines
+        if line.memory == "shared"
+        and (line.file == "load_matrix.cuh" if precision == "bf16" else line.line == number)
+        and line.file in ("load_matrix.cuh", "fused.cuh")
+    ]
+    assert sum(line.times for line in inner) > 500
+    plain = [line for line in inner if line.ratio > WAVEFRONTS]
+    assert not plain, plain[:3]
 
 
 def test_the_counter_counts() -> None:

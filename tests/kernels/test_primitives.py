@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from backprop_gpu.cuda.catalogue import everything, residents, tensor_products
+from backprop_gpu.cuda.catalogue import all_of
 from host_cuda.runtime import KERNELS, SOURCES, HostRuntime, LaunchFailed, Sanitizer
 from kernel_cases import RUNS
 
@@ -33,13 +34,7 @@ def test_ptx_and_host_code_stand_in_primitives_only(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(KERNELS.glob("*.cu")), ids=lambda path: path.name)
 def test_what_is_launched_programmatically_waits_first(path: Path) -> None:
     waits = {
-        kernel.programmatic
-        for kernel in (
-            *everything(),
-            *tensor_products(HostRuntime.device),
-            *residents(HostRuntime.device),
-        )
-        if kernel.file == path.name
+        kernel.programmatic for kernel in all_of(HostRuntime.device) if kernel.file == path.name
     }
     assert len(waits) == 1, "one rule for a file"
     kernels = re.findall(r"__global__[^;{]*\{\s*([^;]*;)", path.read_text())
@@ -61,6 +56,16 @@ def test_an_ordinary_launch_awaits_nothing(sanitizer: Sanitizer) -> None:
     runtime = HostRuntime(sanitizer, sources=SOURCES)
     runtime.launch("primitives.cu", "copy_after_wait", (1, 1, 1), (32, 1, 1), (x, out))
     np.testing.assert_array_equal(out, x)
+
+
+@needs_compiler
+def test_a_prefetch_is_of_memory_that_there_is() -> None:
+    x, out = np.zeros(4, np.float32), np.zeros(1, np.float32)
+    for at, fails in ((3, False), (4, True)):
+        runtime = HostRuntime("asan", sources=SOURCES)
+        arguments = x, out, np.int32(at)
+        with pytest.raises(LaunchFailed, match="prefetch") if fails else nullcontext():
+            runtime.launch("primitives.cu", "prefetch_at", (1, 1, 1), (1, 1, 1), arguments)
 
 
 def test_every_primitive_is_tested() -> None:

@@ -70,6 +70,31 @@ def test_fragments_lie_where_cute_says(name: str) -> None:
     np.testing.assert_array_equal(got.reshape(8, 16).T, c + a @ b.T)
 
 
+def test_matrices_are_loaded_as_cute_says() -> None:
+    x = RNG.permutation(256).astype(np.uint16)
+    out, turned = np.zeros(256, np.uint16), np.zeros(256, np.uint16)
+    runtime = HostRuntime(sources=SOURCES)
+    runtime.launch("primitives.cu", "load_of_warp", (1, 1, 1), (32, 1, 1), (x, out, turned))
+    for name, got in (("load_matrices", out), ("load_transposed", turned)):
+        np.testing.assert_array_equal(got.reshape(32, 8), x[places(CUTE[name])], name)
+
+
+def test_loading_orders_nothing() -> None:
+    out = np.zeros(32, np.uint32)
+    with pytest.raises(LaunchFailed, match="data race"):
+        HostRuntime("tsan", sources=SOURCES).launch(
+            "primitives.cu", "load_too_early", (1, 1, 1), (32, 1, 1), (out,)
+        )
+
+
+def test_a_row_is_at_a_multiple_of_16_bytes() -> None:
+    out = np.zeros(32, np.uint32)
+    with pytest.raises(LaunchFailed, match="load_matrices: a row is at a multiple of 16 bytes"):
+        HostRuntime(sources=SOURCES).launch(
+            "primitives.cu", "load_from_between", (1, 1, 1), (32, 1, 1), (out,)
+        )
+
+
 def test_roundings_are_those_of_numpy() -> None:
     x = RNG.integers(0, 2**32, 4096, dtype=np.uint32)
     x[:64] = x[:64] >> 16 << 16 | 0x8000  # ties of bf16, then of TF32

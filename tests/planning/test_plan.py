@@ -99,12 +99,12 @@ def changed(**fields: Any) -> str:
     ("text", "message"),
     [
         ("", "damaged JSON"),
-        ('{"format": "backprop_gpu plan", "version": 3', "damaged JSON"),
+        ('{"format": "backprop_gpu plan", "version": 4', "damaged JSON"),
         ("[" * 100_000, "damaged JSON"),
         ("[]", "not a plan that"),
         ('{"format": "another"}', "not a plan that"),
-        ('{"format": "backprop_gpu plan", "version": 1}', "version 1; this backprop_gpu reads 3"),
-        ('{"format": "backprop_gpu plan", "version": 3}', "plan must hold backend, "),
+        ('{"format": "backprop_gpu plan", "version": 1}', "version 1; this backprop_gpu reads 4"),
+        ('{"format": "backprop_gpu plan", "version": 4}', "plan must hold backend, "),
         (changed(engine=3), r"plan\.engine must be of type str, got 3"),
         (changed(captured=1), r"plan\.captured must be of type bool"),
         (changed(more=1), "plan must hold"),
@@ -314,7 +314,7 @@ def test_a_plan_whose_kernel_fails_its_check(monkeypatch: pytest.MonkeyPatch) ->
     net = network(backend="cuda")
     net.fit(X, y, batch_size=8, engine="resident", **FIT)
     before = net.weights
-    monkeypatch.setattr(self_check, "resident_obstacle", lambda *_: "it fails the check of BP4")
+    monkeypatch.setattr(self_check, "engine_obstacle", lambda *_: "it fails the check of BP4")
     with pytest.raises(ValueError, match=r"engine resident\): it fails the check of BP4"):
         net.fit(X, y, batch_size=8, plan=net.plan, **FIT)
     np.testing.assert_array_equal(net.weights[0], before[0])

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+import fused_cases
 import reference
 import resident_cases
 from backprop_gpu import activations, costs, planning
@@ -114,6 +115,7 @@ LAUNCHED = tuple(
         *catalogue.everything(),
         *catalogue.tensor_products(planning.H200),
         *resident_cases.kernels(),
+        *fused_cases.kernels(),
     )
     if kernel.file == "weight_gradient.cu"
     or "Tile" not in kernel.expression
@@ -755,3 +757,14 @@ def sum_of_squares(s: Subject) -> None:
 def resident(s: Subject, form: resident_cases.Form) -> None:
     """Two epochs, as the layered engine runs them in float64."""
     resident_cases.check(s.backend, form)
+
+
+@case(each=fused_cases.FORMS, cuda=True)
+def fused(s: Subject, form: fused_cases.Form) -> None:
+    """Two epochs, as the layered engine runs them, in every precision."""
+    backend = s.backend
+    assert isinstance(backend, CudaBackend)
+    if s.dtype != np.float32 or not backend.device.multiplies_rounded:
+        return
+    for precision in form.precisions:
+        fused_cases.check(CudaBackend(s.dtype, backend.runtime, precision=precision), form)

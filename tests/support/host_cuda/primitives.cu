@@ -4,7 +4,9 @@
 #include "../../../kernels/cuda/primitives/last_block.cuh"
 #include "../../../kernels/cuda/primitives/launch.cuh"
 #include "../../../kernels/cuda/primitives/letters.cuh"
+#include "../../../kernels/cuda/primitives/load_matrix.cuh"
 #include "../../../kernels/cuda/primitives/mma.cuh"
+#include "../../../kernels/cuda/primitives/prefetch.cuh"
 #include "../../../kernels/cuda/primitives/warp.cuh"
 
 // Of a warp's 32 numbers, what each lane gets. Block 32.
@@ -166,4 +168,39 @@ __global__ void round_factors(const float* x, unsigned* bits, int n) {
     bits[2 * i] = round_tf32(x[i]);
     bits[2 * i + 1] = round_bf16(x[i], x[n - 1 - i]);
   }
+}
+
+// Four 8 × 8 matrices below each other (32, 8), as the lanes get them (32, 8), and turned.
+__global__ void load_of_warp(const unsigned short* in, unsigned short* out, unsigned short* turned) {
+  __shared__ alignas(16) unsigned short x[32][8];
+  const int lane = threadIdx.x;
+  for (int j = 0; j < 8; ++j) x[lane][j] = in[8 * lane + j];
+  __syncwarp();
+  unsigned got[4];
+  load_matrices(got, x[lane]);
+  memcpy(out + 8 * lane, got, sizeof got);
+  load_transposed(got, x[lane]);
+  memcpy(turned + 8 * lane, got, sizeof got);
+}
+
+// It reads what other lanes wrote, and nothing says that they have.
+__global__ void load_too_early(unsigned* out) {
+  __shared__ alignas(16) unsigned x[32][4];
+  const int lane = threadIdx.x;
+  for (int j = 0; j < 4; ++j) x[lane][j] = lane;
+  unsigned got[4];
+  load_matrices(got, x[lane]);
+  out[lane] = got[0];
+}
+
+__global__ void load_from_between(unsigned* out) {
+  __shared__ alignas(16) unsigned x[33][4];
+  unsigned got[4];
+  load_matrices(got, &x[threadIdx.x][2]);
+  out[threadIdx.x] = got[0];
+}
+
+__global__ void prefetch_at(const float* x, float* out, int at) {
+  prefetch(x + at);
+  *out = 1;
 }

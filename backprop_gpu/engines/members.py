@@ -1,0 +1,156 @@
+"""What the engines of a CUDA device have in common that train many members at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from ..planning import Run
+from .base import Described, Engine, Member
+
+Array = Any
+
+
+class MembersEngine(Engine):
+    """Epochs of all members of one rule and batch size at once."""
+
+    reads_bytes = True
+    #: An X of uint8, and the same as numbers.
+    _converted: tuple[Array, Array] | None = None
+
+    @classmethod
+    def shared_obstacle(cls, model: Described, run: Run) -> str | None:
+        """Why no such engine can train the model so, if none can."""
+        if run.step_callbacks:
+            return "a callback after every batch needs Python between steps"
+        if not model.cost.builtin:
+            return f"cost {model.cost.name!r} is not built in"
+        users = list(dict.fromkeys(a for a in model.activations if not a.builtin))
+        if len(users) > 1:
+            names = " and ".join(repr(user.name) for user in users)
+            return f"a kernel takes one user's activation, not {names}"
+        if run.squares:
+            return "its kernel does not sum w² at every step"
+        if run.clips_norm:
+            return "clip_norm needs the norm of all gradients before the first of them is used"
+        return None
+
+    def run_epoch(
+        self,
+        member: Member,
+        X: Array,
+        Y: Array,
+        on_step: Callable[[int], None] | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
+        if on_step is not None or member.hyperparameters.squares is not None:
+            raise ValueError(
+                "the host is needed between steps, and here they follow each other on the device"
+            )
+        parts = list(_parts(member))
+        return np.concatenate([self._launch([part], X, Y, meanwhile)[0] for part in parts])
+
+    def run_members(
+        self,
+        members: Sequence[Member],
+        X: Array,
+        Y: Array,
+        on_member: Callable[[int], None] = lambda i: None,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> list[np.ndarray]:
+        """All members of one rule, batch size and number of rows together."""
+        if any(member.hyperparameters.alpha for member in members):
+            return super().run_members(members, X, Y, on_member, meanwhile)
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for i, member in enumerate(members):
+            settings = member.hyperparameters
+            key = settings.optimizer.rule, settings.batch_size, len(member.order)
+            groups.setdefault(key, []).append(i)
+        found: dict[int, np.ndarray] = {}
+        for group in groups.values():
+            costs = self._launch([members[i] for i in group], X, Y, meanwhile)
+            found |= zip(group, costs, strict=True)
+            for i in group:
+                on_member(i)
+        return [found[i] for i in range(len(members))]
+
+    def _launch(
+        self, members: Sequence[Member], X: Array, Y: Array, meanwhile: Callable[[], None]
+    ) -> list[np.ndarray]:
+        """An epoch of members of one rule and one batch size: the costs of each."""
+        raise NotImplementedError
+
+    def _numbers(self, X: Array) -> Array:
+        """X in the backend's dtype, converted once for all epochs."""
+        if X.dtype == self.backend.dtype:
+            return X
+        if self._converted is None or self._converted[0] is not X:
+            numbers = self.backend.empty(X.shape)
+            self.backend.copy(X, numbers)
+            self._converted = X, numbers
+        return self._converted[1]
+
+    def release(self) -> None:
+        self._converted = None
+
+    def gathered(self, states: Sequence[tuple[Array, ...]]) -> list[Array]:
+        """(members, length) copies of the parameters and of each slot."""
+        found = []
+        for arrays in zip(*states, strict=True):
+            whole = self.backend.empty((len(arrays), len(arrays[0])))
+            for i, array in enumerate(arrays):
+                self.backend.copy(array, whole[i])
+            found.append(whole)
+        return found
+
+
+def _parts(member: Member) -> Iterator[Member]:
+    """The member's steps, by the penalty: of a short last mini-batch alpha weighs more."""
+    settings, rows = member.hyperparameters, len(member.order)
+    m = settings.batch_size
+    whole = rows // m * m if settings.alpha else rows
+    for begin, end in ((0, whole), (whole, rows)):
+        if begin < end:
+            steps = slice(begin // m, -(-end // m))
+            optimizer = settings.optimizer_of(min(m, end - begin))
+            part = replace(
+                settings, optimizer=optimizer, coefficients=settings.coefficients[steps], alpha=0.0
+            )
+            yield replace(member, order=member.order[begin:end], hyperparameters=part)
+
+
+def owners(states: Sequence[tuple[Array, ...]]) -> list[Array]:
+    """The arrays of which the first state's are rows, or are themselves."""
+    return [array if len(states) == 1 else array.base for array in states[0]]
+
+
+def places(states: Sequence[tuple[Array, ...]]) -> np.ndarray | None:
+    """Which row of `owners` each state is; None if they are not rows of the same arrays."""
+    if len(states) == 1:
+        return np.zeros(1, np.int32)
+    rows = [[_row(array) for array in state] for state in states]
+    for state, numbers in zip(states, rows, strict=True):
+        same = all(array.base is first.base for array, first in zip(state, states[0], strict=True))
+        if not same or None in numbers or len(set(numbers)) != 1:
+            return None
+    return np.array([numbers[0] for numbers in rows], np.int32)
+
+
+def _row(array: Array) -> int | None:
+    """Which row an array is of the one that owns its memory, if it is one."""
+    whole = array.base
+    if whole is None or whole.shape[1:] != array.shape:
+        return None
+    row, rest = divmod(array.pointer - whole.pointer, array.nbytes)
+    return None if rest else int(row)
+
+
+def constants(member: Member) -> tuple[float, ...]:
+    """What the kernel takes as numbers, a row of ``constants``."""
+    optimizer = member.hyperparameters.optimizer
+    limit = inf if optimizer.clip_value is None else optimizer.clip_value
+    return limit, optimizer.l1, optimizer.l2, *optimizer.kernel_constants
