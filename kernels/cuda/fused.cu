@@ -70,12 +70,12 @@ struct FusedPass {
   Shared& shared;
   const Stored* X;
   const float* Y;
-  const int* order;   // of this step's rows
-  const float* p;     // this member's
-  float* part;        // this block's
+  const int* order;  // of this step's rows
+  const float* p;    // this member's
+  float* part;       // this block's
   const int m, thread, warp, lane;
-  int left = 0;        // rows of this tile
-  bool first = true;   // whether it is the block's first
+  int left = 0;  // rows of this tile
+  int done = 0;  // tiles of this block
   double total = 0;
 
   __device__ __forceinline__ FusedPass(Shared& shared_memory, const Stored* X_, const float* Y_,
@@ -335,7 +335,7 @@ struct FusedPass {
 #pragma unroll
           for (int e = 0; e < 8; ++e) gradients.of[r][c][e / 4][e % 4] += g[r][c][e / 4][e % 4];
     } else {
-      put<Here>(g, w, !first);
+      put<Here>(g, w, done > 0);
     }
   }
 
@@ -419,7 +419,7 @@ struct FusedPass {
       prefetch_rows<INPUTS>(X, after, count);
       prefetch_rows<outputs>(Y, after, count);
       pass(shared.x, shared.network, gradients, 0, sources);
-      first = false;
+      ++done;
       __syncthreads();  // x and δ have been read
     }
     put_all(shared.network, gradients, 0, Network::all_weights);
