@@ -222,15 +222,15 @@ __device__ __forceinline__ void multiply(Square (&z)[I::count][J::count], const 
             z[r][c0 + c][e / 4][e % 4] = sum[r][c][e / 4].total(e % 4);
     }
     if constexpr (!Factors::cuts) {
-      bool finite = true;
+      bool again = false;
 #pragma unroll
       for (int r = 0; r < I::count; ++r)
 #pragma unroll
         for (int c = 0; c < J::count; ++c)
 #pragma unroll
           for (int e = 0; e < 8; ++e)
-            finite = finite && fabsf(z[r][c][e / 4][e % 4]) <= 3.4028235e38f;
-      if (!finite) multiply_plainly<P, a_order, b_order>(z, a, b, rows, columns);
+            again = again || !(fabsf(z[r][c][e / 4][e % 4]) <= 3.4028235e38f);
+      if (again) multiply_plainly<P, a_order, b_order>(z, a, b, rows, columns);
     }
   }
 }
