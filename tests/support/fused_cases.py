@@ -79,7 +79,7 @@ class Form:
         )  # fmt: skip
 
 
-FORMS = (
+_FORMS = (
     Form(  # two blocks, of which one takes two tiles, the last a short one
         "blocks", (37, 40, 19, 5), ("relu", "tanh", "softmax"), "categorical_cross_entropy",
         (Adam(l2=0.02, l1=0.01, epsilon=0.01), Adam(epsilon=0.1)), batch=69, rows=150, tile=32,
@@ -116,10 +116,14 @@ FORMS = (
     ),
 )  # fmt: skip
 
+FORMS = {form.name: form for form in _FORMS}
+#: (form, precision).
+TRAININGS = [(form.name, precision) for form in _FORMS for precision in form.precisions]
+
 
 def kernels() -> Iterator[Kernel]:
     """What `FORMS` launch."""
-    for form in FORMS:
+    for form in _FORMS:
         yield from form.kernels()
 
 

@@ -759,12 +759,12 @@ def resident(s: Subject, form: resident_cases.Form) -> None:
     resident_cases.check(s.backend, form)
 
 
-@case(each=fused_cases.FORMS, cuda=True)
-def fused(s: Subject, form: fused_cases.Form) -> None:
-    """Two epochs, as the layered engine runs them, in every precision."""
+@case(each=fused_cases.TRAININGS, cuda=True)
+def fused(s: Subject, training: tuple[str, str]) -> None:
+    """Two epochs, as the layered engine runs them."""
+    name, precision = training
     backend = s.backend
     assert isinstance(backend, CudaBackend)
-    if s.dtype != np.float32 or not backend.device.multiplies_rounded:
-        return
-    for precision in form.precisions:
-        fused_cases.check(CudaBackend(s.dtype, backend.runtime, precision=precision), form)
+    if s.dtype == np.float32 and backend.device.multiplies_rounded:
+        of_precision = CudaBackend(s.dtype, backend.runtime, precision=precision)
+        fused_cases.check(of_precision, fused_cases.FORMS[name])

@@ -286,18 +286,24 @@ def _initial_value(file: _File, i: int) -> Iterator[Place]:
     words = file.tokens[file.statement(i) : i]
     const = words[0] == "const"
     kind = words[1 if const else 0]
-    if kind not in ("T", "double", "int", "size_t", "long", "bool"):
+    if kind not in ("T", "float", "Square", "double", "int", "size_t", "long", "bool"):
         return
     end = min(file.siblings(i, len(file.tokens), ";", ","))
     at, value = file.slice(i + 1, end)
     if kind == "bool":
-        yield from _condition(file, i + 1, end, ("true", "false"))
-    elif "*" in words or (const and kind != "T"):
+        verdicts = tuple(verdict for verdict in ("true", "false") if verdict != value)
+        yield from _condition(file, i + 1, end, verdicts)
+    elif "*" in words or (const and kind not in ("T", "float")):
         yield "index", at, value, f"{value} + 1"
-    elif not const and kind in ("T", "double"):
+    elif not const and kind in ("T", "float", "Square", "double"):
         name = file.tokens[i - 1] if file.tokens[i - 1] != "]" else words[1]
-        if re.search(rf"\b{name}(\[[\w +]*\])* (\+=|= fused\()|> {name} \?", file.text[at:]):
-            yield "reset", at, value, "{1}" if value == "{}" else "7"
+        if re.search(rf"\b{name}(\[[\w +/%]*\])* (\+=|= fused\()|> {name} \?", file.text[at:]):
+            yield (
+                "reset",
+                at,
+                value,
+                "{{{1}}}" if kind == "Square" else "{1}" if value == "{}" else "7",
+            )
 
 
 def _arguments(file: _File, i: int) -> Iterator[Place]:
