@@ -248,7 +248,7 @@ def _fusion(form: Form, device: Device) -> Fusion:
         raise RuntimeError(found)
     found = replace(
         found, stored=form.stored or 4, rows=64, row_warps=2, column_warps=2, blocks=1,
-        in_registers=True, grid=1,
+        sharers=fusion.choose_sharers(SIZES, 4), in_registers=True, grid=1,
     )  # fmt: skip
     return replace(found, shared_memory=fusion.block_bytes(found))
 

@@ -283,8 +283,8 @@ class Catalogue:
             _objective(sigmas[-1], cost),
             str(f.sizes[0]),
             *(
-                f"FusedLayer<{n}, {'User' if sigma is user else _camel(sigma.name)}>"
-                for n, sigma in zip(f.sizes[1:], sigmas, strict=True)
+                f"FusedLayer<{n}, {'User' if sigma is user else _camel(sigma.name)}, {sharers}>"
+                for n, sigma, sharers in zip(f.sizes[1:], sigmas, f.sharers, strict=True)
             ),
         )
         return Kernel(

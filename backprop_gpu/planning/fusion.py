@@ -24,7 +24,9 @@ from .device import Device
 WIDEST = 128
 #: Rows of a tile, and (warps that share them, warps that share their columns).
 ROWS = (256, 192, 128, 96, 64, 48, 32, 16)
-WARPS = tuple((along, across) for along in (8, 6, 4, 2, 1) for across in (1, 2, 4, 8))
+WARPS = tuple(
+    (along, across) for along in (8, 6, 4, 2, 1) for across in (1, 2, 4, 8) if along * across <= 16
+)
 #: Blocks that a multiprocessor holds.
 BLOCKS = (1, 2)
 #: Bytes of a factor as it lies in shared memory.
@@ -52,8 +54,10 @@ class Fusion:
     """A specialisation of the fused kernel, and the time it is expected to take.
 
     ``stored`` are the bytes of a number of X in device memory; ``slopes`` which hidden layers keep
-    σ' beside a; ``rows`` those of a tile; ``blocks`` those of a multiprocessor, ``grid`` those of a
-    network; ``shared_memory`` is a block's, in bytes; ``cycles`` a tile's.
+    σ' beside a. A tile has ``rows``, which ``row_warps`` share, as ``column_warps`` do a layer's
+    columns; of each layer's ∂C/∂w ``sharers`` of the warps share the rows, the others the columns.
+    A multiprocessor holds ``blocks``, and a network has ``grid`` of them. ``shared_memory`` is a
+    block's, in bytes; ``cycles`` a tile's.
 
     The order of a network's sums depends on ``rows`` and ``grid``, and so neither does on how many
     networks train at once, or on how X is stored.
@@ -67,6 +71,7 @@ class Fusion:
     rows: int
     row_warps: int
     column_warps: int
+    sharers: tuple[int, ...]
     blocks: int
     grid: int
     in_registers: bool
@@ -107,6 +112,8 @@ class Fusion:
             and self.rows in ROWS
             and (self.row_warps, self.column_warps) in WARPS
             and self.blocks in BLOCKS
+            and len(self.sharers) == len(sizes) - 1
+            and all(n > 0 and self.threads // 32 % n == 0 for n in self.sharers)
             and self.rows // 16 % self.row_warps == 0
             and 1 <= self.grid <= ceil(m / self.rows)
             and self.shared_memory == block_bytes(self)
@@ -177,7 +184,8 @@ def _choose(
     found, least = [], 1 << 62
     for rows, (row_warps, column_warps), blocks in _ways():
         form = Fusion(
-            sizes, precision, 4, slopes, batch, rows, row_warps, column_warps, blocks,
+            sizes, precision, 4, slopes, batch, rows, row_warps, column_warps,
+            choose_sharers(sizes, row_warps * column_warps), blocks,
             min(ceil(batch / rows), device.multiprocessors * blocks), True, 0, 0,
         )  # fmt: skip
         form = replace(form, shared_memory=block_bytes(form))
@@ -199,7 +207,7 @@ def _ways() -> Iterator[tuple[int, tuple[int, int], int]]:
     for rows in ROWS:
         for warps in WARPS:
             for blocks in BLOCKS:
-                if rows // 16 % warps[0] == 0 and warps[0] * warps[1] <= 16:
+                if rows // 16 % warps[0] == 0:
                     yield rows, warps, blocks
 
 
@@ -232,34 +240,34 @@ def _fits(form: Fusion, device: Device) -> bool:
     return shared and _registers(form) <= min(255, 65536 // (form.threads * form.blocks) // 8 * 8)
 
 
-def _squares(form: Fusion) -> Iterator[tuple[int, int, int]]:
-    """(rows, columns, of the gradient): 16 × 16 numbers that a warp has at once, of each layer."""
-    for k, n in pairwise(form.sizes):
-        rows = form.rows // 16 // form.row_warps
-        yield rows, ceil(padded(n) // 16 / form.column_warps), _gradient_squares(form, k, n)[0]
+def _gradient_squares(form: Fusion) -> Iterator[tuple[int, int]]:
+    """(rows, columns) of a warp's share of each layer's ∂C/∂w, in squares."""
+    warps = form.row_warps * form.column_warps
+    for (k, n), sharers in zip(pairwise(form.sizes), form.sharers, strict=True):
+        yield ceil(padded(n) // 16 / sharers), ceil(padded(k) // 16 / (warps // sharers))
 
 
-def _gradient_squares(form: Fusion, k: int, n: int) -> tuple[int, int, int]:
-    """(all, rows, columns) of a warp's share of ∂C/∂w, as ``sharers`` divides it."""
-    warps, best = form.row_warps * form.column_warps, (1 << 30, 0, 0)
-    i, j = padded(n) // 16, padded(k) // 16
-    for sharers in (1, 2, 4, 8, 16):
-        if warps % sharers == 0:
-            share = ceil(i / sharers), ceil(j / (warps // sharers))
-            if share[0] * share[1] * 64 + sum(share) < best[0] * 64 + sum(best[1:]):
-                best = share[0] * share[1], *share
-    return best
+def choose_sharers(sizes: Sequence[int], warps: int) -> tuple[int, ...]:
+    """Of each layer, what gives a warp the fewest squares, and of those the most nearly square."""
+
+    def load(k: int, n: int, sharers: int) -> tuple[int, int]:
+        i, j = ceil(padded(n) // 16 / sharers), ceil(padded(k) // 16 / (warps // sharers))
+        return i * j, i + j
+
+    ways = [sharers for sharers in (1, 2, 4, 8, 16) if warps % sharers == 0]
+    return tuple(min(ways, key=lambda s: load(k, n, s)) for k, n in pairwise(sizes))
 
 
 def _registers(form: Fusion) -> int:
     """Registers of a thread, an estimate."""
-    most, kept, outputs = 0, 0, padded(form.sizes[-1]) // 16
-    for rows, columns, gradient in _squares(form):
+    rows, outputs = form.rows // 16 // form.row_warps, padded(form.sizes[-1]) // 16
+    most = 16 * outputs + 16
+    for n in form.sizes[1:]:
+        columns = ceil(padded(n) // 16 / form.column_warps)
         together = min(columns, 4 if form.precision != "float32" else 2)
         sums = 24 if form.precision == "float32" else 8
         most = max(most, rows * (columns - together) * 8 + rows * together * sums + together * 8)
-        kept += 8 * gradient
-    most = max(most, 16 * outputs + 16)
+    kept = 8 * sum(i * j for i, j in _gradient_squares(form))
     return REGISTERS[form.precision] + most + (kept if form.in_registers else 0)
 
 
@@ -281,7 +289,7 @@ def _timed(form: Fusion, device: Device) -> Fusion:
         waves += 4 * factor * fragments
         issued += fragments * (2 + 8 * ROUNDING[form.precision]) + macs / 2048 * 1.1
 
-    for l, (k, n) in enumerate(layers):
+    for l, ((k, n), (i, j)) in enumerate(zip(layers, _gradient_squares(form), strict=True)):
         columns = ceil(n // 16 / form.column_warps)
         macs = form.rows * k * n
 
@@ -292,7 +300,6 @@ def _timed(form: Fusion, device: Device) -> Fusion:
         product(macs, form.sizes[l], passing(k))
         if l:
             product(macs, form.sizes[l + 1], passing(n, ceil(k // 16 / form.column_warps)))
-        _, i, j = _gradient_squares(form, form.sizes[l], form.sizes[l + 1])
         product(macs, form.rows, warps * form.rows / 16 * (i + j))
         numbers = form.rows * (2 * n + (k if l == 0 else 0))
         waves += numbers * FACTOR_BYTES[form.precision] / 128

@@ -104,7 +104,8 @@ def _choose_on_device(
     if run.engine == best or saved > BUILDING:
         asked = "asked for; " if run.engine == best else ""
         if best == "fused":
-            expected = predicted(seconds[best])
+            assert not isinstance(form, str)
+            form, expected = replace(form, stored=1 if run.bytes else 4), predicted(seconds[best])
             return best, (
                 f"{asked}forward and BP1 to BP4 are one launch, {form}; {expected}{not_resident}"
             )

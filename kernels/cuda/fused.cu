@@ -311,7 +311,7 @@ struct FusedPass {
         float sum = 0;
 #pragma unroll
         for (int r = 0; r < I::count; ++r)
-          if (rows.has(r)) sum += delta[r][c][e / 2][e % 2] + delta[r][c][e / 2][e % 2 + 2];
+          sum += delta[r][c][e / 2][e % 2] + delta[r][c][e / 2][e % 2 + 2];
         sum = column_sum(sum);
         if (lane < 4) sums[columns.at(c) + e / 2 * 8 + 2 * lane + e % 2] += sum;
       }
@@ -344,7 +344,7 @@ struct FusedPass {
     typename Here::Columns columns;
   };
   template <class Here> __device__ __forceinline__ OwnWeights<Here> own_weights() const {
-    constexpr int across = Form::warps / Here::sharers();
+    constexpr int across = Form::warps / Here::Layer::sharers;
     return {{warp / across}, {warp % across}};
   }
 

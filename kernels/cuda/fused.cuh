@@ -20,10 +20,10 @@ struct FusedForm {
   static constexpr bool in_registers = IN_REGISTERS;
 };
 
-// A layer of N neurons.
-template <int N, class SIGMA> struct FusedLayer {
+// A layer of N neurons. SHARERS of the warps share the rows of its ∂C/∂w, the rest their columns.
+template <int N, class SIGMA, int SHARERS> struct FusedLayer {
   using Sigma = SIGMA;
-  static constexpr int n = N;
+  static constexpr int n = N, sharers = SHARERS;
 };
 
 // Numbers of a layer as whole fragments have them.
@@ -235,7 +235,8 @@ __device__ __forceinline__ void multiply(Square (&z)[I::count][J::count], const 
   }
 }
 
-// each(i, j, x, y) for a lane's pairs of neighbours, (i, j) and (i, j + 1).
+// each(i, j, x, y) for a lane's pairs of neighbours, (i, j) and (i, j + 1), rows beyond the last unit
+// included.
 template <class I, class J, class Each>
 __device__ __forceinline__ void each_pair(Square (&z)[I::count][J::count], I rows, J columns,
                                           Each each) {
@@ -244,7 +245,7 @@ __device__ __forceinline__ void each_pair(Square (&z)[I::count][J::count], I row
   for (int r = 0; r < I::count; ++r)
 #pragma unroll
     for (int c = 0; c < J::count; ++c)
-      if (rows.has(r) && columns.has(c))
+      if (columns.has(c))
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           each(rows.at(r) + g + e % 2 * 8, columns.at(c) + e / 2 * 8 + 2 * t,
@@ -282,22 +283,8 @@ struct FusedMemory
   alignas(16) float b[outputs];
   alignas(16) float sums[HIDDEN ? Form::row_warps : Form::warps][outputs];
 
-  // Of the warps that make ∂C/∂w, how many share its rows: the rest share its columns.
-  __device__ static constexpr int sharers() {
-    int best = 1, least = 1 << 30;
-    for (int r = 1; r <= Form::warps; r *= 2) {
-      if (Form::warps % r != 0) continue;
-      const int across = Form::warps / r;
-      const int i = (outputs / 16 + r - 1) / r, j = (inputs / 16 + across - 1) / across;
-      if (i * j * 64 + i + j < least) {
-        best = r;
-        least = i * j * 64 + i + j;
-      }
-    }
-    return best;
-  }
-  using Rows = Units<outputs / 16, sharers()>;
-  using Columns = Units<inputs / 16, Form::warps / sharers()>;
+  using Rows = Units<outputs / 16, LAYER::sharers>;
+  using Columns = Units<inputs / 16, Form::warps / LAYER::sharers>;
 };
 
 template <class Factors, class Form, int FAN_IN, class... Layers> struct FusedChain;

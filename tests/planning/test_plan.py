@@ -32,11 +32,21 @@ def of_a_device(engine: str, **options: Any) -> Plan:
     )
 
 
+def fused_on_a_device(**options: Any) -> Plan:
+    run = Run(**{"rows": 100_003, "epochs": 3, "batch_size": 4096, "engine": "fused"} | options)
+    choice = planning.Choice("cuda", "it is there")
+    return planning.choose_plan(
+        (20, 48, 33, 5), "float32", choice, planning.H200, run, precision="bf16",
+        slopes=(True, False),
+    )  # fmt: skip
+
+
 def plans() -> dict[str, Plan]:
     found = {
         "layered on a device": of_a_device("layered"),
         "resident on a device": of_a_device("resident", members=132, others=((7, 2), (10, 0))),
         "bytes": of_a_device("resident", bytes=True),
+        "fused on a device": fused_on_a_device(),
     }
     for engine in ("layered", "resident"):
         net = network()
@@ -209,7 +219,8 @@ def of_a_file(name: str, **part: Any) -> Plan:
     """A plan whose file somebody has changed, where these names first stand in its first batch."""
     whole = json.loads(PLANS[name].to_json())
     batch = whole["plan"]["batches"][0]
-    parts = [batch["work"], *batch["cuts"], *(product for _, product in batch["products"])]
+    products = (product for _, product in batch["products"])
+    parts = [batch["work"], batch["fusion"], *batch["cuts"], *products]
     for place in parts:
         if place is not None and part.keys() <= place.keys():
             place |= part
@@ -253,12 +264,21 @@ LAYERS = json.loads(PLANS["resident on a device"].to_json())["plan"]["batches"][
             *({"layers": [LAYERS[0], LAYERS[1] | {tile: wrong}]}
               for tile in ("x", "j", "xb", "ju") for wrong in (0, 7)),
         )),
+        *(("fused on a device", part) for part in (
+            {"sizes": [20, 48, 33, 6]}, {"sizes": [20, 48, 33]}, {"batch": 4095}, {"stored": 2},
+            {"stored": 1}, {"precision": "tf32"}, {"slopes": [True]}, {"slopes": [True, True]},
+            {"rows": 0}, {"rows": 24}, {"row_warps": 3}, {"row_warps": 0}, {"column_warps": 16},
+            {"sharers": [1, 1]}, {"sharers": [1, 1, 3]}, {"sharers": [1, 0, 1]}, {"blocks": 3},
+            {"grid": 0}, {"grid": 4097}, {"shared_memory": 1024}, {"fusion": None},
+        )),
     ],
 )  # fmt: skip
 def test_a_plan_that_is_not_the_planners(name: str, part: dict[str, Any]) -> None:
     """Compiled code does not check its bounds: no such plan may reach it."""
     plan, of_device = of_a_file(name, **part), "device" in name
     run = Run(1003, 3, 10, members=132) if of_device else Run(len(X), 2, 8)
+    if "fused" in name:
+        run = Run(100_003, 3, 4096)
     device = planning.H200 if of_device else None
     assert PLANS[name].obstacle(run, 4, device) is None
     assert plan.to_json() != PLANS[name].to_json()
@@ -294,13 +314,19 @@ def test_every_plan_of_the_planner_passes(card: planning.Device, itemsize: int) 
             bytes=bool(rng.integers(2)),
         )  # fmt: skip
         for device in (card, None):
-            for engine in ("layered", "resident"):
+            for engine in ("layered", "resident", "fused") if device else ("layered", "resident"):
                 choice = planning.Choice("numpy" if device is None else "cuda", "")
                 try:
                     plan = planning.choose_plan(
-                        sizes, dtype, choice, device, replace(run, engine=engine), cores=8
+                        sizes,
+                        dtype,
+                        choice,
+                        device,
+                        replace(run, engine=engine),
+                        cores=8,
+                        slopes=rng.random(len(sizes) - 2) < 0.5,
                     )
-                except ValueError:  # too large for the resident kernel
+                except ValueError:  # too large for the resident kernel, or too wide for the fused
                     assert device is not None
                     continue
                 assert plan.obstacle(run, itemsize, device) is None

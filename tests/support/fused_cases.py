@@ -43,6 +43,8 @@ class Form:
     tile: int
     warps: tuple[int, int]
     grid: int = 1
+    #: The planner's, if not given.
+    sharers: tuple[int, ...] = ()
     in_registers: bool = True
     #: X of uint8, read as such.
     bytes: bool = False
@@ -51,9 +53,11 @@ class Form:
 
     def fusion(self, precision: str, batch: int) -> planning.Fusion:
         slopes = fusion.kept_slopes([activations.get(name) for name in self.sigmas], precision)
+        sharers = self.sharers or fusion.choose_sharers(self.sizes, self.warps[0] * self.warps[1])
         form = planning.Fusion(
             self.sizes, precision, 1 if self.bytes else 4, slopes, batch, self.tile,
-            *self.warps, 1, min(self.grid, -(-batch // self.tile)), self.in_registers, 0, 0,
+            *self.warps, sharers, 1, min(self.grid, -(-batch // self.tile)), self.in_registers,
+            0, 0,
         )  # fmt: skip
         return replace(form, shared_memory=fusion.block_bytes(form))
 
