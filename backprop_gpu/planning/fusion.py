@@ -44,7 +44,7 @@ INSTRUCTIONS = 10
 #: The same of a factor of Tf32 and Tf32x3 as it becomes part of a fragment.
 ROUNDING = {"float32": 5, "tf32": 2, "bf16": 0}
 #: Registers that a thread needs beside its sums.
-REGISTERS = {"float32": 104, "tf32": 80, "bf16": 80}
+REGISTERS = {"float32": 104, "tf32": 100, "bf16": 68}
 #: Seconds from one launch to the next in a graph, of which a step has three.
 LAUNCH = 2.0e-6
 
@@ -195,6 +195,8 @@ def _choose(
             if _fits(form, device):
                 found.append(_timed(form, device))
                 break
+    if not found and least <= device.shared_memory:
+        return "no warp has registers for its part of a layer"
     if not found:
         return (
             f"weights and the activations of {ROWS[-1]} rows need {ceil(least / 1024)} KB of "
@@ -248,11 +250,14 @@ def _gradient_squares(form: Fusion) -> Iterator[tuple[int, int]]:
 
 
 def choose_sharers(sizes: Sequence[int], warps: int) -> tuple[int, ...]:
-    """Of each layer, what gives a warp the fewest squares, and of those the most nearly square."""
+    """Of each layer, what gives a warp the fewest squares, the most nearly square, the least high.
 
-    def load(k: int, n: int, sharers: int) -> tuple[int, int]:
+    A warp makes a few columns of squares at a time, of all of its rows.
+    """
+
+    def load(k: int, n: int, sharers: int) -> tuple[int, int, int]:
         i, j = ceil(padded(n) // 16 / sharers), ceil(padded(k) // 16 / (warps // sharers))
-        return i * j, i + j
+        return i * j, i + j, i
 
     ways = [sharers for sharers in (1, 2, 4, 8, 16) if warps % sharers == 0]
     return tuple(min(ways, key=lambda s: load(k, n, s)) for k, n in pairwise(sizes))
@@ -260,14 +265,18 @@ def choose_sharers(sizes: Sequence[int], warps: int) -> tuple[int, ...]:
 
 def _registers(form: Fusion) -> int:
     """Registers of a thread, an estimate."""
-    rows, outputs = form.rows // 16 // form.row_warps, padded(form.sizes[-1]) // 16
-    most = 16 * outputs + 16
-    for n in form.sizes[1:]:
+    sums = 24 if form.precision == "float32" else 8  # of a square, while it is made
+
+    def product(rows: int, columns: int) -> int:
+        together = min(columns, 2 if form.precision == "float32" else 4)
+        return 8 * rows * (columns - together) + rows * together * sums + 8 * together
+
+    outputs, shares = padded(form.sizes[-1]) // 16, list(_gradient_squares(form))
+    most = max(product(1, outputs), 12 * outputs + 16, *(product(*share) for share in shares))
+    for n in form.sizes[1:-1]:
         columns = ceil(padded(n) // 16 / form.column_warps)
-        together = min(columns, 4 if form.precision != "float32" else 2)
-        sums = 24 if form.precision == "float32" else 8
-        most = max(most, rows * (columns - together) * 8 + rows * together * sums + together * 8)
-    kept = 8 * sum(i * j for i, j in _gradient_squares(form))
+        most = max(most, product(form.rows // 16 // form.row_warps, columns))
+    kept = 8 * sum(i * j for i, j in shares)
     return REGISTERS[form.precision] + most + (kept if form.in_registers else 0)
 
 

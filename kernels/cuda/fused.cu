@@ -191,31 +191,20 @@ struct FusedPass {
       // Its rows are those whose a^{L-1} it has made, if a warp has rows to itself.
       const Units<ROWS / 16, ROWS / 16> rows{unit};
       const Columns columns{0};
-      Square z[1][Columns::count], y[1][Columns::count];
+      Square z[1][Columns::count];
       multiply<Factors, Here::inputs, by_p, by_p>(z, a_prev, here.w, rows, columns);
       each_pair(z, rows, columns, [&](int, int j, float& z0, float& z1) {
         z0 += here.b[j];
         z1 += here.b[j + 1];
       });
-      each_pair(y, rows, columns, [&](int i, int j, float& y0, float& y1) {
-        const float* row = Y + size_t(i < left ? sources[i] : 0) * n + j;
-        Run<float, 2> pair = {};
-        if (n % 2 == 0) {
-          if (i < left && j < n) pair = *reinterpret_cast<const Run<float, 2>*>(row);
-        } else {
-          if (i < left && j < n) pair.x[0] = row[0];
-          if (i < left && j + 1 < n) pair.x[1] = row[1];
-        }
-        y0 = pair.x[0];
-        y1 = pair.x[1];
-      });
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        cost += row_error<Here>(z[0], y[0], half, rows.at(0) + lane / 4 + 8 * half < left);
-      each_pair(z, rows, columns,
-                [&](int i, int j, float& d0, float& d1) {
-                  here.a.put(i, j, Run<float, 2>{{d0, d1}});
-                });
+      for (int half = 0; half < 2; ++half) {
+        const int i = rows.at(0) + lane / 4 + 8 * half;
+        cost += row_error<Here>(z[0], Y + size_t(i < left ? sources[i] : 0) * n, half, i < left);
+      }
+      each_pair(z, rows, columns, [&](int i, int j, float& d0, float& d1) {
+        here.a.put(i, j, Run<float, 2>{{d0, d1}});
+      });
       add_columns(here.sums[warp], z, rows, columns);
     }
     total += double(cost);
@@ -223,51 +212,63 @@ struct FusedPass {
 
   // c summed over a lane's outputs of one of its two rows, whose z become δ.
   template <class Here, int COUNT>
-  __device__ __forceinline__ float row_error(Square (&z)[COUNT], const Square (&y)[COUNT], int half,
+  __device__ __forceinline__ float row_error(Square (&all)[COUNT], const float* targets, int half,
                                              bool inside) {
     using Sigma = typename Here::Layer::Sigma;
     constexpr int n = Here::n, numbers = 4 * COUNT;
-    const int t = lane % 4;
-    auto column = [&](int e) { return e / 4 * 16 + e / 2 % 2 * 8 + 2 * t + e % 2; };
-    auto at = [&](auto& x, int e) -> auto& { return x[e / 4][e / 2 % 2][e % 2 + 2 * half]; };
+    auto column = [&](int e) { return e / 4 * 16 + e / 2 % 2 * 8 + 2 * (lane % 4) + e % 2; };
+    auto z = [&](int e) -> float& { return all[e / 4][e / 2 % 2][e % 2 + 2 * half]; };
+    float y[numbers] = {};
+#pragma unroll
+    for (int e = 0; e < numbers; e += 2) {
+      if (!inside || column(e) >= n) continue;
+      if (n % 2 == 0) {
+        const auto pair = *reinterpret_cast<const Run<float, 2>*>(targets + column(e));
+        y[e] = pair.x[0];
+        y[e + 1] = pair.x[1];
+      } else {
+        y[e] = targets[column(e)];
+        if (column(e) + 1 < n) y[e + 1] = targets[column(e) + 1];
+      }
+    }
     float cost = 0;
     if constexpr (couples<Sigma>) {
       float largest = __int_as_float(0xff800000), sum = 0;  // -∞: a lane may have no output
 #pragma unroll
       for (int e = 0; e < numbers; ++e)
-        if (column(e) < n && at(z, e) > largest) largest = at(z, e);
+        if (column(e) < n && z(e) > largest) largest = z(e);
       largest = warp_max<4>(largest);
 #pragma unroll
       for (int e = 0; e < numbers; ++e)
-        if (column(e) < n) sum += exp(at(z, e) - largest);
+        if (column(e) < n) sum += exp(z(e) - largest);
       sum = warp_sum<4>(sum);
       SoftmaxRow<float, Cost> outputs_of_row;
       if constexpr (!Objective::collapses) {
 #pragma unroll
         for (int e = 0; e < numbers; ++e)
-          if (column(e) < n) outputs_of_row.add(exp(at(z, e) - largest) / sum, at(y, e));
+          if (column(e) < n) outputs_of_row.add(exp(z(e) - largest) / sum, y[e]);
         for (float& each : outputs_of_row.sums) each = warp_sum<4>(each);
         outputs_of_row.finish();
       }
 #pragma unroll
       for (int e = 0; e < numbers; ++e) {
-        const float a = exp(at(z, e) - largest) / sum;
+        const float a = exp(z(e) - largest) / sum;
         const bool there = inside && column(e) < n;
         if constexpr (Objective::collapses) {
-          if (there) cost += Cost::term_of_row(at(z, e), at(y, e), largest, 1 / sum);
-          at(z, e) = there ? a - at(y, e) : 0.0f;
+          if (there) cost += Cost::term_of_row(z(e), y[e], largest, 1 / sum);
+          z(e) = there ? a - y[e] : 0.0f;
         } else {
-          if (there) cost += Cost::term(a, at(y, e));
-          at(z, e) = there ? outputs_of_row.error(a, at(y, e)) : 0.0f;
+          if (there) cost += Cost::term(a, y[e]);
+          z(e) = there ? outputs_of_row.error(a, y[e]) : 0.0f;
         }
       }
     } else {
 #pragma unroll
       for (int e = 0; e < numbers; ++e) {
         const bool there = inside && column(e) < n;
-        const auto [term, error] = output_of<Objective, Sigma>(at(z, e), at(y, e));
+        const auto [term, error] = output_of<Objective, Sigma>(z(e), y[e]);
         if (there) cost += term;
-        at(z, e) = there ? error : 0.0f;
+        z(e) = there ? error : 0.0f;
       }
     }
     return cost;
