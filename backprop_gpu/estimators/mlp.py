@@ -118,7 +118,7 @@ _PARAMETERS = """
         One for each hidden layer; also ours for hidden layers, such as "gelu" (see `Network`).
     backend : {"auto", "numpy", "cuda", "numba_cuda"}, default "auto"
         As in `Network`. ``plan_`` says what ran, and why.
-    engine : {"auto", "layered", "resident"}, default "auto"
+    engine : {"auto", "layered", "resident", "fused"}, default "auto"
         As in `Network.fit`; not of "lbfgs".
     precision : {"float32", "tf32", "bf16"}, optional
         As in `Network`, for "sgd" and "adam" and a dense X of float32, without sample weights,

@@ -343,7 +343,7 @@ def test_random_networks_get_forms_that_fit(precision: str) -> None:
         slopes = tuple((rng.random(len(sizes) - 2) < 0.5).tolist())
         form = fusion.choose(sizes, int(rng.integers(1, 1 << 18)), H200, precision, slopes)
         if isinstance(form, str):
-            assert "KB of shared memory" in form
+            assert "KB of shared memory" in form or "no warp has registers" in form
             continue
         tried += 1
         assert form.shared_memory == fusion.block_bytes(form) <= H200.shared_memory
