@@ -131,7 +131,7 @@ def _cases(
             if device.library and precision != "float32":
                 ways += [(f"cuBLASLt, {precision}", None, 1, precision)]
     for way, tile, splits, rounded in ways:
-        choice = Product("cublas" if tile is None else "fused", tile, splits, 0.0, "to be checked")
+        choice = Product("cublas" if tile is None else "tiled", tile, splits, 0.0, "to be checked")
         if splits == 1:
             yield f"forward, {way}", partial(_forward, sigma=sigmoid), choice, rounded
             yield f"BP2, {way}", partial(_hidden_error, sigma=sigmoid), choice, rounded

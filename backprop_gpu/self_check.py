@@ -226,7 +226,7 @@ def _product(form: Form, dtype: np.dtype[Any], device: Device, *shape: Any) -> P
     """How a form of the layered engine forms a product."""
     if form.library or form.precision is not None:
         tile = None if form.library else planning.TENSOR_TILES[str(form.precision)][0]
-        return Product("cublas" if form.library else "fused", tile, 1, 0.0, "to be checked")
+        return Product("cublas" if form.library else "tiled", tile, 1, 0.0, "to be checked")
     plain = replace(device, tensor_cores=False)
     return planning.choose_product(*shape, dtype.itemsize, plain, False)
 

@@ -40,7 +40,8 @@ _TILES = {f"tile {tile}": tile for tile in planning.TILES} | {
     for precision, tiles in planning.TENSOR_TILES.items()
     for tile in tiles
 }
-_FUSED = re.compile(r"fused (.+?) split (\d+)")
+#: Of a tiled product; "fused" is what records called it until there was an engine of that name.
+_TILED = re.compile(r"(?:tiled|fused) (.+?) split (\d+)")
 _ROUNDED = re.compile(r", (tf32|bf16)\b")
 _THREADS = re.compile(r"of (\d+) threads")
 
@@ -117,7 +118,7 @@ def _product(record: Record, device: planning.Device) -> Timed | None:
     layout, result = as_product(record["op"], *record["shape"])
     sizes = (*result, np.dtype(record["dtype"]).itemsize, device)
     seconds = record["median_us"] * 1e-6
-    match, rounded = _FUSED.match(record["plan"]), _ROUNDED.search(record["plan"])
+    match, rounded = _TILED.match(record["plan"]), _ROUNDED.search(record["plan"])
     precision = None if rounded is None else rounded[1]
     if match is None:
         return Timed(
@@ -129,9 +130,9 @@ def _product(record: Record, device: planning.Device) -> Timed | None:
 
     def predict(constants: Mapping[str, float]) -> float:
         tile = replace(_TILES[name], efficiency=constants[name])
-        return products.fused(tile, splits, *sizes, precision).seconds
+        return products.tiled(tile, splits, *sizes, precision).seconds
 
-    return Timed("fused", seconds, predict)
+    return Timed("tiled", seconds, predict)
 
 
 def _epoch(record: Record, device: planning.Device) -> Timed | None:
@@ -187,7 +188,7 @@ def report(measurements: Sequence[Timed], new: Constants) -> str:
     lines += [f"{name:<22}{old[name]:>12.4g}{new[name]:>12.4g}" for name in old]
     lines += ["", f"{'off by a factor of':<22}{'now':>12}{'fitted':>12}{'records':>9}"]
     before, after = (abs(errors(measurements, constants)) for constants in (old, new))
-    for kind in ("fused", "cublas", "resident"):
+    for kind in ("tiled", "cublas", "resident"):
         of_kind = np.array([one.kind == kind for one in measurements])
         if of_kind.any():
             for level in (50, 90):

@@ -6,11 +6,12 @@ In one call of five minutes, with nothing to download, each stage in a process o
 own with a time limit of its own, most worth first: ``backprop-gpu check``, the GPU
 tests, the floors (copy, cuBLAS, an empty launch, a cluster's barrier), whole training
 steps and then populations beside other libraries (the suite of ``backprop-gpu bench``),
-an epoch in one launch in each of its forms beside what was predicted, every kernel of
-a product at a range of shapes (``python -m backprop_gpu.benchmarks.gpu_constants`` makes the
-planner's constants of these two), Nsight Compute on two kernels, the other kernels, and
-compute-sanitizer on small shapes. Everything is checked against float64 before it is
-timed. One JSON line a measurement goes to ``DIR/gpu.jsonl``, also for a check or a stage
+an epoch in one launch in each of its forms, and a step on the fused kernel, beside what
+was predicted, every kernel of a product at a range of shapes (of epochs and products
+``python -m backprop_gpu.benchmarks.gpu_constants`` makes the planner's constants), Nsight
+Compute on two kernels, the other kernels, and compute-sanitizer on small shapes.
+Everything is checked against float64 before it is timed (rounded steps, against NumPy's
+same rounding). One JSON line a measurement goes to ``DIR/gpu.jsonl``, also for a check or a stage
 that failed; what other programs print goes to a .log beside it.
 
 Times are of CUDA graph replays between events, so the gaps between launches are
@@ -57,9 +58,10 @@ from ..cuda.catalogue import Catalogue, Kernel
 from ..cuda.compiler import compile_kernels
 from ..cuda.runtime import runtime
 from ..engines import Hyperparameters, Member
+from ..engines.fused_cuda import FusedCudaEngine
 from ..engines.resident_cuda import ResidentCudaEngine
 from ..parameters import Layout, Parameters
-from ..planning import products, residency
+from ..planning import fusion, products, residency
 from ..planning.residency import Residency
 from ..records import Record
 from . import suite
@@ -206,13 +208,13 @@ class GpuRecorder(Recorder):
         rounded = "" if precision is None else f", {precision}"
         for tile in planning.tiles(item, self.runtime.device, precision):
             best = min(
-                (products.fused(tile, s, *result, item, self.runtime.device, precision)
+                (products.tiled(tile, s, *result, item, self.runtime.device, precision)
                  for s in (products.SPLITS if layout == "TN" else (1,))
                  if s == 1 or result[2] // s >= tile.bk),
                 key=lambda c: c.seconds,
             )  # fmt: skip
             if best.seconds < 20e-3:  # a small tile on a huge product teaches nothing
-                yield best, f"fused {tile} split {best.splits}{rounded}"
+                yield best, f"tiled {tile} split {best.splits}{rounded}"
         if self.runtime.device.library:
             yield planning.Product("cublas", None, 1, 0.0, ""), f"cublas and a map{rounded}"
 
@@ -245,14 +247,14 @@ class GpuRecorder(Recorder):
                     self.runtime.to_numpy(out), host.mean(axis=0), host.std() / m**0.5
                 )
                 seconds = self.clock(partial(backend.bias_gradient, delta, out))
-                self.timed("bias_gradient", (m, n), dtype, "fused", seconds,
+                self.timed("bias_gradient", (m, n), dtype, "ours", seconds,
                            nbytes=(m * n + n) * item, flops=m * n, error=error)  # fmt: skip
                 t, product = self.random((m, n), dtype), self.runtime.empty((m, n), dtype)
                 backend.hadamard(delta, t, product)
                 reference = host * self.runtime.to_numpy(t)
                 error = _relative(self.runtime.to_numpy(product), reference, 1.0)
                 seconds = self.clock(partial(backend.hadamard, delta, t, product))
-                self.timed("hadamard", (m, n), dtype, "fused", seconds,
+                self.timed("hadamard", (m, n), dtype, "ours", seconds,
                            nbytes=3 * m * n * item, flops=m * n, error=error)  # fmt: skip
                 epoch = backend.epoch(m, m)
                 pair = activations.get("tanh"), costs.get("quadratic")
@@ -260,7 +262,7 @@ class GpuRecorder(Recorder):
                 record()
                 reference = np.square(host - self.runtime.to_numpy(t)).sum(axis=1).mean() / 2
                 error = _relative(self.runtime.to_numpy(epoch.step_costs), reference, 0.0)
-                self.timed("cost", (m, n), dtype, "fused", self.clock(record),
+                self.timed("cost", (m, n), dtype, "ours", self.clock(record),
                            nbytes=2 * m * n * item, flops=3 * m * n, error=error)  # fmt: skip
 
     def updates(self, sizes: Any = ((784, 30, 10), (4096, 4096, 4096))) -> None:
@@ -393,6 +395,71 @@ class GpuRecorder(Recorder):
             expected_us=round(cut.seconds * 1e6, 3),
         )  # fmt: skip
 
+    # -- the fused kernel -------------------------------------------------------------
+
+    def fused(
+        self,
+        shapes: Any = (((64, 64, 64, 64, 64), 1 << 18), ((32, 64, 64, 64, 64, 16), 1 << 14)),
+        repeats: int = 20,
+    ) -> None:
+        """A step of narrow networks in each precision, in a graph, beside what was predicted."""
+        for (sizes, batch), precision in itertools.product(shapes, planning.TENSOR_TILES):
+            about: Record = {"op": "fused", "shape": (*sizes, batch)}
+            # Of the same rounding: beside float64 a step says little about the kernel.
+            exact: Record = {"precision": precision}
+            if precision == "float32":
+                exact = {"dtype": "float64"}
+            net = Network(sizes, activation="relu", backend="numpy", seed=0, **exact)
+            slopes = fusion.kept_slopes(net.activations, precision)
+            form = fusion.choose(sizes, batch, self.runtime.device, precision, slopes)
+            if isinstance(form, str):
+                self.write(**about, plan=precision, absent=form)
+                continue
+            try:
+                self.fused_step(net, form, repeats)
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}"
+                self.write(**about, plan=f"{precision}, {form}", failed=why)
+
+    def fused_step(self, net: Network, form: planning.Fusion, repeats: int) -> None:
+        sizes, m, device = form.sizes, form.batch, self.runtime.device
+        backend = CudaBackend(np.float32, self.runtime, precision=form.precision)
+        by_plan = planning.Plan(
+            "cuda", "recorded", "fused", "recorded", captured=True, sizes=sizes,
+            batches=(planning.BatchPlan(m, fusion=form),), precision=form.precision,
+        )  # fmt: skip
+        engine = FusedCudaEngine(backend, net.sizes, net.activations, net.cost, by_plan)
+        X, Y = self.rng.random((m, sizes[0]), np.float32), self.rng.random((m, sizes[-1]))
+        arrays = backend.asarray(X), backend.asarray(Y)
+        sgd, order = optimizers.get("sgd"), self.rng.permutation(m)
+        flat = backend.asarray(net.model.read(net.parameters))
+
+        def member(parameters: Parameters, rows: int, steps: int = 1) -> Member:
+            settings = Hyperparameters(m, sgd, sgd.coefficients(np.full(steps, 0.1), 0))
+            return Member(parameters, (), np.resize(order, rows * steps), settings)
+
+        # A short mini-batch tells as much, and NumPy's float64 has it soon.
+        exact, few = net.parameters.flat, min(m, 4099)
+        before, trained = exact.copy(), Parameters(net.model.layout, flat)
+        engine.run_members([member(trained, few)], *arrays)
+        layered = net.model.engine(net.model.plan(planning.Run(few, 1, few, "layered")))
+        rows = X.astype(net.dtype), Y.astype(net.dtype)
+        layered.run_members([member(net.parameters, few)], *rows)
+        got = self.runtime.to_numpy(flat)
+        error = float(np.abs(got - exact).max() / np.abs(exact - before).max())
+        whole, seconds = member(trained, m, repeats), []
+        engine.run_members([whole], *arrays)  # captures a step
+        bound = engine.bind([whole], *arrays)
+        for _ in range(3):
+            bound.load([whole])
+            ran = self.runtime.seconds(lambda: bound.backend.repeat(bound.whole_step, repeats))
+            seconds.append(ran / repeats)
+        self.timed(
+            "fused", (*sizes, m), np.float32, f"{form.precision}, {form}", seconds,
+            flops=planning.step_flops(sizes, m), error=error,
+            expected_us=round(form.seconds(device) * 1e6, 3),
+        )  # fmt: skip
+
     # -- training -------------------------------------------------------------------
 
     def training(self, peers: Any = None, chosen: Any = None, device: Any = "cuda") -> None:
@@ -512,6 +579,7 @@ def profiled_case() -> None:
 #: What is recorded, most worth first, and the seconds that each may take of five minutes.
 STAGES = {
     "check": 30, "gpu tests": 80, "floors": 30, "training": 90, "populations": 40, "resident": 25,
+    "fused": 25,
     "products": 40, "ncu": 30, "maps": 20, "updates": 20,
     "compute-sanitizer memcheck": 40, "compute-sanitizer racecheck": 40,
 }  # fmt: skip
@@ -530,6 +598,7 @@ _METRICS = (
 _SMALL: dict[str, Record] = {
     "floors": {"size": 4096, "product": 64, "barriers": 3},
     "resident": {"shapes": (((70, 5, 3), 4),), "members": (1, 3), "rows": 16, "repeats": 1},
+    "fused": {"shapes": (((20, 16, 5), 40),), "repeats": 2},
     "products": {"shapes": ((10, 30, 40),), "dtypes": (np.float32,)},
     "maps": {"shapes": ((5, 7),)},
     "updates": {"sizes": ((9, 7, 5),)},
@@ -547,6 +616,7 @@ def stages(
         "training": recorder.training,
         "populations": lambda: recorder.training(chosen=suite_cases(population=True)),
         "resident": recorder.residents,
+        "fused": recorder.fused,
         "products": recorder.products,
         "ncu": recorder.ncu,
         "maps": recorder.maps,

@@ -47,7 +47,7 @@ class FusedCudaEngine(MembersEngine):
         settings = members[0].hyperparameters
         if self.plan.fusion(settings.batch_size).stored != X.dtype.itemsize:
             X = self._numbers(X)
-        bound = self._bind(members, X, Y)
+        bound = self.bind(members, X, Y)
         bound.load(members)
         whole, rest = divmod(len(members[0].order), settings.batch_size)
         bound.backend.repeat(bound.whole_step, whole, self.plan.captured)
@@ -57,7 +57,8 @@ class FusedCudaEngine(MembersEngine):
         bound.unload(members)
         return list(bound.backend.to_numpy(bound.costs))
 
-    def _bind(self, members: Sequence[Member], X: Array, Y: Array) -> FusedSteps:
+    def bind(self, members: Sequence[Member], X: Array, Y: Array) -> FusedSteps:
+        """Steps of these members on these rows: as long as they are the same arrays, the same."""
         key = _key(members, X, Y)
         for bound in self._bounds:
             if len(bound.key) == len(key) and all(

@@ -417,7 +417,7 @@ def step_work(
         product(f"forward layer {l}", m, n, k, n)
     elementwise("BP1", 2 * m * sizes[-1], 3 * m * sizes[-1])
     for l, (k, n) in reversed(layers):
-        if products.get(f"BP4 layer {l}", "").startswith("fused"):
+        if products.get(f"BP4 layer {l}", "").startswith("tiled"):
             elementwise(f"BP3 layer {l}", m * n, n, "that of BP4")  # which reads δ
         else:
             elementwise(f"BP3 layer {l}", m * n, m * n + n)

@@ -93,7 +93,7 @@ TENSOR_SUM_STEP = 0.2e-6
 class Product:
     """How one matrix product of the equations is carried out."""
 
-    kernel: Literal["fused", "cublas"]
+    kernel: Literal["tiled", "cublas"]
     tile: Tile | None
     splits: int
     seconds: float = field(compare=False)
@@ -148,18 +148,18 @@ def choose_product(
     forms = _forms(layout, k, itemsize, device, precision)
     if not forms and not library:
         raise ValueError(f"{device.name} cannot multiply in {precision}")
-    candidates = [fused(*form, m, n, k, itemsize, device, precision) for form in forms]
+    candidates = [tiled(*form, m, n, k, itemsize, device, precision) for form in forms]
     if not candidates:
         found = by_library(layout, m, n, k, itemsize, device, precision)
         return replace(found, reason=f"cuBLAS: our kernels have no {precision} here")
     ours = min(candidates, key=lambda c: c.seconds)
     if not library:
-        return replace(ours, reason="fused kernel: no cuBLAS on this backend")
+        return replace(ours, reason="our tiled product: no cuBLAS on this backend")
     theirs = by_library(layout, m, n, k, itemsize, device, precision)
     us = f"{ours.seconds * 1e6:.1f} µs against {theirs.seconds * 1e6:.1f} µs"
     if ours.seconds <= theirs.seconds:
-        return replace(ours, reason=f"fused kernel, predicted {us} for cuBLAS and a map")
-    return replace(theirs, reason=f"cuBLAS and a map, predicted faster: fused kernel {us}")
+        return replace(ours, reason=f"our tiled product, predicted {us} for cuBLAS and a map")
+    return replace(theirs, reason=f"cuBLAS and a map, predicted faster: our tiled product {us}")
 
 
 def tiles(itemsize: int, device: Device, precision: str | None = None) -> tuple[Tile, ...]:
@@ -204,7 +204,7 @@ def _moving(m: int, n: int, k: int, itemsize: int, device: Device) -> float:
     return itemsize * (m * k + n * k + m * n) / device.bandwidth
 
 
-def fused(
+def tiled(
     tile: Tile,
     splits: int,
     m: int,
@@ -226,7 +226,7 @@ def fused(
     seconds += steps * (TENSOR_SUM_STEP if tensor else SUM_STEP)
     if splits > 1:
         seconds += LAUNCH + 2.0 * splits * m * n * itemsize / device.bandwidth
-    return Product("fused", tile, splits, seconds, "")
+    return Product("tiled", tile, splits, seconds, "")
 
 
 def by_library(

@@ -27,7 +27,7 @@ def untimed() -> list[dict[str, Any]]:
     for op in ("forward", "hidden_error", "weight_gradient"):
         for shape in ((10, 30, 784), (512, 512, 784), (4096, 512, 512), (2048, 2048, 2048)):
             about = common | {"op": op, "shape": shape, "dtype": "float32"}
-            plans = [f"fused {tile} split 1" for tile in planning.TILES]
+            plans = [f"tiled {tile} split 1" for tile in planning.TILES]
             plans += ["fused 32x32x32 split 4 planned"] if op == "weight_gradient" else []
             found += [about | {"plan": plan} for plan in (*plans, "cublas and a map")]
     for sizes in ((784, 30, 10), (64, 32, 32, 10)):
@@ -70,7 +70,7 @@ def test_known_constants_are_found(tmp_path: Path, capsys: pytest.CaptureFixture
     assert gpu_constants.main([str(tmp_path / "gpu.jsonl"), "--gpu", CARD.name]) == 0
     shown = capsys.readouterr().out
     assert f"LAUNCH                {before['LAUNCH']:>12.4g}" in shown
-    assert "fused, median" in shown
+    assert "tiled, median" in shown
     assert gpu_constants.current_constants() == before
 
 

@@ -46,7 +46,7 @@ def written(folder: Path) -> list[dict[str, Any]]:
 def test_every_stage(tmp_path: Path) -> None:
     recorder = recorder_of(device_runtime(), tmp_path)
     stages = gpu_record.stages(recorder, small=True)
-    for name in ("floors", "maps", "updates", "resident", "products"):
+    for name in ("floors", "maps", "updates", "resident", "fused", "products"):
         recorder.stage(name, stages[name])
     tiny = suite.BenchCase(Workload("tiny", (20, 9, 5), 10, classes=True))
     peers = [registry.get(name) for name in ("ours", "numpy", "torch.graph")]
@@ -61,7 +61,7 @@ def test_every_stage(tmp_path: Path) -> None:
             assert line["error"] < (rounds[0] if rounds else 1e-5)
     assert {line["op"] for line in timed} >= {
         "copy", "empty launch", "training", "bias_gradient", "hadamard", "cost",
-        "update", "forward", "hidden_error", "weight_gradient", "resident",
+        "update", "forward", "hidden_error", "weight_gradient", "resident", "fused",
     }  # fmt: skip
     assert "matmul" in {line["op"] for line in lines}
     assert {line["cluster"] for line in lines if line["op"] == "cluster barrier"} == {2, 4, 8, 16}
@@ -163,8 +163,8 @@ def test_what_a_stopped_program_has_printed_is_kept(
 
 
 def test_what_is_wrong_is_not_timed(recorder: gpu_record.GpuRecorder, tmp_path: Path) -> None:
-    recorder.timed("forward", (1,), np.float32, "fused", [1e-6], error=0.5)
-    recorder.timed("forward", (1,), np.float32, "fused", [1e-6], error=float("nan"))
+    recorder.timed("forward", (1,), np.float32, "tiled", [1e-6], error=0.5)
+    recorder.timed("forward", (1,), np.float32, "tiled", [1e-6], error=float("nan"))
     for line in written(tmp_path):
         assert "not timed" in line["failed"]
         assert "median_us" not in line

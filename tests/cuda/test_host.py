@@ -388,7 +388,7 @@ def test_the_layered_engine_launches_what_its_plan_names(
 
     def tiled(tile: str) -> planning.Plan:
         def product(label: str, product: planning.Product) -> planning.Product:
-            return replace(product, kernel="fused", tile=of[tile], splits=1)
+            return replace(product, kernel="tiled", tile=of[tile], splits=1)
 
         return replace(
             planned,

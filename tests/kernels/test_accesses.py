@@ -36,7 +36,7 @@ def lines_of(op: str, tile: planning.Tile, precision: str) -> list[Line]:
     needs_compiler()
     runtime, counting = BackendRuntime(), CountingRuntime()
     runtime.host = counting
-    choice = planning.Product("fused", tile, 1, 0.0, "forced by a test")
+    choice = planning.Product("tiled", tile, 1, 0.0, "forced by a test")
     backend = CudaBackend("float32", runtime, lambda *_: choice, precision=precision)
     sigma = activations.get("identity")
     m, n, k = tile.bm, 2 * tile.bn, 4 * tile.bk

@@ -148,7 +148,7 @@ def runtime() -> BackendRuntime:
 
 def product(a: np.ndarray, w: np.ndarray, tile: planning.Tile, precision: str) -> np.ndarray:
     """a wᵀ, as the forward kernel makes it."""
-    choice = planning.Product("fused", tile, 1, 0.0, "forced by a test")
+    choice = planning.Product("tiled", tile, 1, 0.0, "forced by a test")
     backend = CudaBackend("float32", runtime(), lambda *_: choice, precision=precision)
     z, b = np.full((len(a), len(w)), np.nan, "f4"), np.zeros(len(w), "f4")
     backend.forward(w, b, a, activations.get("identity"), None, z)

@@ -250,7 +250,7 @@ LAYERS = json.loads(PLANS["resident on a device"].to_json())["plan"]["batches"][
         ("layered on a device", {"splits": 3}),
         ("layered on a device", {"splits": 2}),  # of the first, which is no BP4
         ("layered on a device", {"kernel": "cublas", "splits": 2}),
-        ("layered on a device", {"kernel": "fused", "tile": None}),
+        ("layered on a device", {"kernel": "tiled", "tile": None}),
         ("layered on a device", {"products": []}),
         *(("resident on a device", part) for part in (
             {"inputs": 783}, {"batch": 11}, {"itemsize": 8}, {"stored": 2}, {"stored": 1},

@@ -169,7 +169,7 @@ def run_on_cuda(case: Case, dtype: str, runtime: Any, limit: float = np.inf) -> 
     if case.products != "planned" and runtime.device.library:
         choices += [(None, 1, None)]
     for tile, splits, precision in choices:
-        kernel = "cublas" if tile is None else "fused"
+        kernel = "cublas" if tile is None else "tiled"
         choice = planning.Product(kernel, tile, splits, 0.0, "forced by a test")
         try:
             backend = CudaBackend(dtype, runtime, lambda *_: choice, precision=precision)  # noqa: B023
