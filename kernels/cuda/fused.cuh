@@ -40,6 +40,7 @@ template <int count> constexpr int padded = units_of<count, 16> * 16;
 template <class Factors, int ROWS, int COLUMNS> struct Matrix {
   static constexpr int width = units_of<COLUMNS, 32> * 32;
   alignas(16) float x[ROWS][width];
+  static_assert(Factors::steps == 8, "a fragment is of eight steps of the sum");
 
   __device__ static int place(int i, int j) { return j ^ (i % 4 * 8) ^ (i & 4); }
 
@@ -59,10 +60,10 @@ template <class Factors, int ROWS, int COLUMNS> struct Matrix {
   template <Contiguous order>
   __device__ void as_a(typename Factors::template Fragment<4>& a, int i, int p) const {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    a.load([&](int s, float(&numbers)[4]) {
+    a.load([&](int, float(&numbers)[4]) {
 #pragma unroll
       for (int r = 0; r < 4; ++r)
-        numbers[r] = number<order>(i + g + r % 2 * 8, p + s + t + r / 2 * 4);
+        numbers[r] = number<order>(i + g + r % 2 * 8, p + t + r / 2 * 4);
     });
   }
   template <Contiguous order>
@@ -70,10 +71,9 @@ template <class Factors, int ROWS, int COLUMNS> struct Matrix {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      b[half].load([&](int s, float(&numbers)[2]) {
+      b[half].load([&](int, float(&numbers)[2]) {
 #pragma unroll
-        for (int r = 0; r < 2; ++r)
-          numbers[r] = number<order>(j + 8 * half + g, p + s + t + 4 * r);
+        for (int r = 0; r < 2; ++r) numbers[r] = number<order>(j + 8 * half + g, p + t + 4 * r);
       });
   }
 };
@@ -130,7 +130,7 @@ template <int UNITS, int SHARERS> struct Units {
   int first;
   __device__ int at(int i) const { return (first + i * SHARERS) * 16; }
   __device__ bool has(int i) const {
-    return count * SHARERS == UNITS || first + i * SHARERS < UNITS;
+    return i < count && (count * SHARERS == UNITS || first + i * SHARERS < UNITS);
   }
 };
 
@@ -190,7 +190,7 @@ __device__ __forceinline__ void multiply(Square (&z)[I::count][J::count], const 
           typename Factors::template Fragment<2> of_b[together][2];
 #pragma unroll
           for (int c = 0; c < together; ++c)
-            if (c0 + c < J::count && columns.has(c0 + c))
+            if (columns.has(c0 + c))
               b.template as_b<b_order>(of_b[c], columns.at(c0 + c), p + q);
 #pragma unroll
           for (int r = 0; r < I::count; ++r) {
@@ -199,7 +199,7 @@ __device__ __forceinline__ void multiply(Square (&z)[I::count][J::count], const 
             a.template as_a<a_order>(of_a, rows.at(r), p + q);
 #pragma unroll
             for (int c = 0; c < together; ++c)
-              if (c0 + c < J::count && columns.has(c0 + c)) {
+              if (columns.has(c0 + c)) {
                 sum[r][c][0].multiply(of_a, of_b[c][0]);
                 sum[r][c][1].multiply(of_a, of_b[c][1]);
               }

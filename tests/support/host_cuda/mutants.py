@@ -273,7 +273,13 @@ def _bound(file: _File, begin: int, end: int, step: int, close: int) -> Iterator
 def _subscript(file: _File, i: int) -> Iterator[Place]:
     start = file.statement(i)
     words = file.tokens[start:i]
-    declares = "__shared__" in words or words[0] in ("alignas", "using", "struct", "template")
+    declares = "__shared__" in words or words[0] in (
+        "alignas",
+        "using",
+        "struct",
+        "template",
+        "typename",
+    )
     typed = words[0] in ("T", "double", "int", "float", "Run", "Stage") and "=" not in words
     cast = "(&)" in "".join(words)  # to an array's type
     if not (declares or typed or cast):
