@@ -156,6 +156,25 @@ def test_a_users_activation() -> None:
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.gpu
+def test_factors_too_large_for_three_products_of_tf32() -> None:
+    """Beyond 2^126 the smaller part overflows: such a sum is made again on the plain cores."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((64, 64)).astype(np.float32)
+    X[np.arange(64), rng.permutation(64)] = 3e38
+    Y, found = np.zeros((64, 33), np.float32), []
+    for backend, engine, dtype in (("cuda", "fused", "float32"), ("numpy", "layered", "float64")):
+        net = Network([64, 33], activation="identity", backend=backend, seed=1, dtype=dtype)
+        net.weights = [1e-36 * w for w in net.weights]
+        net.fit(
+            X, Y, epochs=1, batch_size=64, learning_rate=1e-38, engine=engine,
+            optimizer=SGD(clip_value=1.0),
+        )  # fmt: skip
+        assert net.history is not None
+        found.append(net.history.loss[0])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+
+
 def _data(rows: int, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(4)
     return rng.standard_normal((rows, inputs)), rng.uniform(size=(rows, outputs))
