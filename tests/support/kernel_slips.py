@@ -1,6 +1,6 @@
 """Breaks the kernels in small ways, one at a time, and counts how many the tests notice.
 
-    python tests/support/kernel_slips.py              all: a quarter of an hour on two cores
+    python tests/support/kernel_slips.py              all: some hours on two cores
     python tests/support/kernel_slips.py --listed     those of kernel_survivors.toml, too
     python tests/support/kernel_slips.py --sample 20  some of them, drawn at random
     python tests/support/kernel_slips.py --only gemm  those whose description matches
