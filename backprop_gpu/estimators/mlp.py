@@ -419,8 +419,8 @@ class _Perceptron(
     ) -> tuple[Model, Engine]:
         """What trains, on the backend that is asked for or, where only the CPU can, there."""
         reason = self._obstacle()
-        if reason is not None and self.engine == "resident":
-            raise ValueError(f"engine 'resident' cannot run this: {reason}")
+        if reason is not None and self.engine in ("resident", "fused"):
+            raise ValueError(f"engine {self.engine!r} cannot run this: {reason}")
         of_cpu = reason or (
             "X is sparse" if sparse else "samples have weights" if weighted else None
         )

@@ -18,6 +18,7 @@ from itertools import pairwise
 from math import ceil
 
 from ..activations import Activation
+from . import products
 from .device import Device
 
 #: The widest layer, inputs included: of wider ones a warp's rows leave the registers.
@@ -31,8 +32,6 @@ WARPS = tuple(
 BLOCKS = (1, 2)
 #: Bytes of a factor as it lies in shared memory.
 FACTOR_BYTES = {"float32": 4, "tf32": 4, "bf16": 2}
-#: Sums that are shorter stay on the plain cores in float32, as in ``fused.cuh``.
-LONG_SUM = 64
 
 #: Warps of a multiprocessor with which its busiest unit reaches half of its peak: w reach
 #: w / (w + this), since each waits for what it has asked for.
@@ -45,8 +44,6 @@ INSTRUCTIONS = 10
 ROUNDING = {"float32": 5, "tf32": 2, "bf16": 0}
 #: Registers that a thread needs beside its sums.
 REGISTERS = {"float32": 104, "tf32": 100, "bf16": 68}
-#: Seconds from one launch to the next in a graph, of which a step has three.
-LAUNCH = 2.0e-6
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class Fusion:
         rows = members * self.batch * (self.sizes[0] * self.stored + self.sizes[-1] * 4)
         parts = 2 * members * self.grid * parameters * 4
         moving = rows / device.bandwidth
-        return 3 * LAUNCH + max(computing, moving) + parts / device.bandwidth
+        return 3 * products.LAUNCH + max(computing, moving) + parts / device.bandwidth
 
     def blocks_for(self, m: int) -> int:
         """Blocks that take a mini-batch of m rows, a short last one perhaps."""
@@ -291,7 +288,7 @@ def _timed(form: Fusion, device: Device) -> Fusion:
 
     def product(macs: float, length: int, fragments: float) -> None:
         nonlocal tensor, waves, issued
-        if form.precision == "float32" and length < LONG_SUM:
+        if form.precision == "float32" and length < products.LONG_SUM:
             tensor += 2.0 * macs / lanes  # and as many loads
             return
         tensor += macs / per_cycle

@@ -61,7 +61,6 @@ struct FusedPass {
   using Shared = FusedShared<Factors, Form, INPUTS, Layers...>;
   using Network = typename Shared::Network;
   using RowUnits = Units<ROWS / 16, Form::row_warps>;
-  using AllRows = Units<ROWS / 16, 1>;
   static constexpr int outputs = Network::outputs_of_all;
   static constexpr Contiguous by_p = Contiguous::p, by_result = Contiguous::result;
   static_assert(sizeof(Shared) == Form::bytes, "planning counts the same bytes");

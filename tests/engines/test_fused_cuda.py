@@ -26,6 +26,7 @@ from backprop_gpu import (
     planning,
 )
 from backprop_gpu.backends.cuda import CudaBackend
+from backprop_gpu.cuda import compiler
 from backprop_gpu.cuda.catalogue import RULES, Catalogue
 from backprop_gpu.cuda.runtime import Runtime
 from backprop_gpu.engines import fused_cuda
@@ -333,6 +334,11 @@ def test_why_not_fused(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=f"engine 'fused' cannot run this: .*{reason}"):
         _plan(engine="fused", **changes)
     assert _plan(**changes).engine != "fused"
+
+
+def test_planning_and_the_kernel_mean_the_same_by_a_long_sum() -> None:
+    source = (compiler.folder() / "fused.cuh").read_text()
+    assert f"constexpr int long_sum = {planning.LONG_SUM};" in source
 
 
 def test_small_steps_are_left_to_others() -> None:

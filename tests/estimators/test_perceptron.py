@@ -195,8 +195,10 @@ def test_an_engine_that_is_asked_for(iris: Any, engine: str) -> None:
     X, y = iris
     est = MLPClassifier(max_iter=2, random_state=0, engine=engine, backend="numpy").fit(X, y)
     assert f"engine {'resident' if engine == 'auto' else engine}" in est.plan_
-    with pytest.raises(ValueError, match="engine 'resident' cannot run this: activations are"):
-        MLPClassifier(engine="resident", dropout=0.1).fit(X, y)
+    for on_device in ("resident", "fused"):
+        message = f"engine '{on_device}' cannot run this: activations are"
+        with pytest.raises(ValueError, match=message):
+            MLPClassifier(engine=on_device, dropout=0.1).fit(X, y)
     with pytest.raises(ValueError, match="The 'engine' parameter of MLPClassifier must be"):
         MLPClassifier(engine="fast").fit(X, y)
 
