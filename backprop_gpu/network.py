@@ -265,7 +265,7 @@ class Network:
             A true result stops training after that epoch.
         progress : bool
             Show a progress bar.
-        engine : {"auto", "layered", "resident", "fused"}
+        engine : {"auto", "layered", "resident", "fused", "persistent"}
             What runs an epoch; "auto" takes what the planner expects to be faster, and
             ``network.plan`` says which and why.
         plan : planning.Plan, optional

@@ -237,7 +237,7 @@ class Population:
             patience is not another's.
         progress : bool
             Show a progress bar over members and epochs.
-        engine : {"auto", "layered", "resident", "fused"}
+        engine : {"auto", "layered", "resident", "fused", "persistent"}
             What runs an epoch of all members; ``population.plan`` says which and why.
         plan : planning.Plan, optional
             As in `Network.fit`.

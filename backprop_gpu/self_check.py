@@ -35,11 +35,12 @@ from .cuda.catalogue import Catalogue, Kernel
 from .engines import Engine, Hyperparameters, Member
 from .engines.fused_cuda import FusedCudaEngine
 from .engines.layered import LayeredEngine
+from .engines.persistent_cuda import PersistentCudaEngine
 from .engines.resident_cuda import ResidentCudaEngine
 from .imports import uninterrupted
 from .optimizers import SGD, Optimizer
 from .parameters import Layout, Parameters
-from .planning import Device, Fusion, Product, fusion, residency
+from .planning import Device, Fusion, Persistence, Product, fusion, persistence, residency
 from .planning.residency import Residency
 from .version import __version__
 
@@ -57,7 +58,7 @@ SIZES, BATCH, ROWS, EPOCHS, MEMBERS = (67, 9, 5), 4, 11, 3, 3
 _SIGMAS = (activations.get("sigmoid"),) * 2
 _COST = costs.get("quadratic")
 #: Rounding errors of this many ε, of numbers about 1, are what nine steps may add up to.
-TOLERANCE = 256
+TOLERANCE = 32
 #: Of products whose factors are rounded it is so much: ten times what NumPy's rounding leaves.
 ROUNDED: dict[str | None, float] = {"tf32": 2.0**-11, "bf16": 2.0**-8}
 
@@ -84,8 +85,8 @@ class Form:
             products += " by cuBLASLt" if self.library else " on tensor cores" if products else ""
             return f"layered, products{products}" if products else "layered"
         stored = ", X of uint8" if self.stored == 1 else ""
-        if self.engine == "fused":
-            return f"fused, {self.precision}{stored}"
+        if self.engine in ("fused", "persistent"):
+            return f"{self.engine}, {self.precision}{stored}"
         blocks = "one block" if self.blocks == 1 else f"a cluster of {self.blocks}"
         if self.apart:
             blocks = f"{self.blocks} blocks apart"
@@ -129,9 +130,10 @@ def forms(device: Device, dtype: Any) -> Iterator[Form]:
             yield replace(LAYERED, precision=precision)
             if device.library and precision != "float32":
                 yield replace(LAYERED, library=True, precision=precision)
-        for precision in planning.TENSOR_TILES:
-            for stored in (None, 1):
-                yield Form("fused", stored=stored, precision=precision)
+        for engine in ("fused", "persistent"):
+            for precision in planning.TENSOR_TILES:
+                for stored in (None, 1):
+                    yield Form(engine, stored=stored, precision=precision)
     for stored in (None, 1):
         ways = [(blocks, False) for blocks in residency.CLUSTERS]
         ways += [(blocks, True) for blocks in residency.APART]
@@ -187,7 +189,7 @@ def distance(got: np.ndarray, exact: np.ndarray) -> float:
 def _engine(runtime: Runtime, form: Form, dtype: np.dtype[Any]) -> Engine:
     from .backends.cuda import CudaBackend
 
-    kinds = LayeredEngine, ResidentCudaEngine, FusedCudaEngine
+    kinds = LayeredEngine, ResidentCudaEngine, FusedCudaEngine, PersistentCudaEngine
     kind = next(kind for kind in kinds if kind.name == form.engine)
     plan = _plan(runtime.device, form, dtype)
     return kind(CudaBackend(dtype, runtime, precision=form.precision), SIZES, _SIGMAS, _COST, plan)
@@ -208,6 +210,8 @@ def _plan(device: Device, form: Form, dtype: np.dtype[Any]) -> planning.Plan:
         )
     elif form.engine == "fused":
         batches = (planning.BatchPlan(BATCH, fusion=_fusion(form, device)),)
+    elif form.engine == "persistent":
+        batches = (planning.BatchPlan(BATCH, persistence=_persistence(form, device)),)
     else:
         cuts = []
         for slots in (0, 1, 2):
@@ -217,8 +221,9 @@ def _plan(device: Device, form: Form, dtype: np.dtype[Any]) -> planning.Plan:
             cuts.append(cut)
         batches = (planning.BatchPlan(BATCH, cuts=tuple(cuts)),)
     return planning.Plan(
-        "cuda", "to be checked", form.engine, "to be checked", captured=form.engine != "resident",
-        sizes=SIZES, dtype=dtype.name, batches=batches, precision=form.precision or dtype.name,
+        "cuda", "to be checked", form.engine, "to be checked",
+        captured=form.engine in ("layered", "fused"), sizes=SIZES, dtype=dtype.name,
+        batches=batches, precision=form.precision or dtype.name,
     )  # fmt: skip
 
 
@@ -251,6 +256,15 @@ def _fusion(form: Form, device: Device) -> Fusion:
         sharers=fusion.choose_sharers(SIZES, 4), in_registers=True, grid=1,
     )  # fmt: skip
     return replace(found, shared_memory=fusion.block_bytes(found))
+
+
+def _persistence(form: Form, device: Device) -> Persistence:
+    """Blocks that have several tiles each."""
+    found = persistence.choose(SIZES, BATCH, device, str(form.precision))
+    if isinstance(found, str):
+        raise RuntimeError(found)
+    grid = min(4, device.multiprocessors)
+    return replace(found.of_tiles(16, 16, 16), stored=form.stored or 4, grid=grid)
 
 
 def _train(
@@ -370,7 +384,7 @@ def engine_obstacle(
     plan: planning.Plan,
     rules: Iterable[str],
 ) -> str | None:
-    """Why the resident or fused kernel must not be used in the forms of a plan, if so."""
+    """Why an engine's kernel must not be used in the forms of a plan, if so."""
     catalogue = Catalogue(backend.dtype, backend.precision)
     # While the check's kernel is compiled, another core has time for the run's own.
     wanted: dict[Form, list[Kernel]] = {}
@@ -384,6 +398,11 @@ def engine_obstacle(
             fused = planned.fusion
             form = Form("fused", stored=_as_bytes(fused.stored), precision=fused.precision)
             kernels = [catalogue.fused(fused, sigmas, cost), *map(catalogue.fused_update, rules)]
+            wanted.setdefault(form, []).extend(kernels)
+        if planned.persistence is not None:
+            p = planned.persistence
+            form = Form("persistent", stored=_as_bytes(p.stored), precision=p.precision)
+            kernels = [catalogue.persistent(p, sigmas, cost, rule) for rule in sorted(rules)]
             wanted.setdefault(form, []).extend(kernels)
     for form, kernels in wanted.items():
         failed = obstacle(backend.runtime, form, backend.dtype, list(dict.fromkeys(kernels)))
@@ -463,6 +482,9 @@ def launched(device: Device, form: Form, dtype: np.dtype[Any]) -> list[Kernel]:
         fused = Catalogue(dtype, form.precision)
         whole = fused.fused(_fusion(form, device), _SIGMAS, _COST)
         return [whole, fused.fused_update("sgd"), fused.advance()]
+    if form.engine == "persistent":
+        of_precision = Catalogue(dtype, form.precision)
+        return [of_precision.persistent(_persistence(form, device), _SIGMAS, _COST, "sgd")]
     kernels, sigma = Catalogue(dtype, form.precision), _SIGMAS[0]
     found = [
         kernels.gather(), kernels.advance(), kernels.output_error(sigma, _COST),

@@ -149,7 +149,7 @@ def sweep(
         What the table is sorted by; by default the first of these that there is.
     progress : bool
         Show a progress bar over networks and epochs.
-    engine : {"auto", "layered", "resident", "fused"}
+    engine : {"auto", "layered", "resident", "fused", "persistent"}
     **shared
         What all settings have in common, for example ``sizes=[784, 30, 10], epochs=10``; a
         setting that names the same key goes first.

@@ -35,7 +35,7 @@ from backprop_gpu.cuda import compiler
 from backprop_gpu.cuda import runtime
 from backprop_gpu.testing import build, standin, twins
 
-planning.plan.BUILDING = -10.0  # the resident kernel for the smallest of networks
+planning.plan.BUILDING = dict.fromkeys(planning.plan.BUILDING, -10.0)  # of the smallest of networks
 X, y = np.random.default_rng(0).random((20, 12)), np.arange(20) % 4
 
 
@@ -187,7 +187,7 @@ def test_a_wrong_resident_kernel_is_not_used(card: str, tmp_path: Path) -> None:
             fit(network())
             raises(lambda: fit(network(), engine="resident"), ValueError,
                    "cannot run this", "failed its check", "backprop-gpu check")
-            other = "layered" if "{card}" == "T4" else "fused"
+            other = "layered" if "{card}" == "T4" else "persistent"
             right = fit(network(), engine=other)
             fit(Population([12, 6, 4], members=3, backend="cuda", seed=1))
         assert net.plan.engine == other
@@ -211,7 +211,23 @@ def test_a_wrong_fused_kernel_is_not_used(tmp_path: Path) -> None:
             raises(lambda: fit(network(), engine="fused"), ValueError,
                    "cannot run this", "the fused, float32 engine failed its check")
             assert fit(network()).plan.engine == "resident"
-            assert fit(network(precision="bf16")).plan.engine == "layered"
+            assert fit(network(precision="bf16")).plan.engine == "persistent"
+        assert len(caught) == 2, caught
+        """,
+        tmp_path,
+    )
+
+
+def test_a_wrong_persistent_kernel_is_not_used(tmp_path: Path) -> None:
+    in_process(
+        """
+        changed("persistent.cu", "product + bias", "product - bias")
+        with testing.stand_in("H100"), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for precision in ("float32", "bf16"):
+                raises(lambda: fit(network(precision=precision), engine="persistent"), ValueError,
+                       "cannot run this", f"the persistent, {precision} engine failed its check")
+            assert fit(network()).plan.engine == "resident"
         assert len(caught) == 2, caught
         """,
         tmp_path,

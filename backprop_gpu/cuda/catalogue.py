@@ -19,8 +19,9 @@ import numpy as np
 from .. import activations, costs, optimizers
 from ..activations import Activation
 from ..costs import Cost
-from ..planning import TENSOR_TILES, TILES, Device, Tile, fusion, residency
+from ..planning import TENSOR_TILES, TILES, Device, Tile, fusion, persistence, residency
 from ..planning.fusion import Fusion
+from ..planning.persistence import Persistence
 from ..planning.residency import Residency
 
 Dimensions = tuple[int, int, int]
@@ -36,6 +37,7 @@ _MAP = (MAP_THREADS, 1, 1)
 _ROWS = (32, WARPS, 1)
 _COST = (32, 8, 1)
 _ONE = (1, 1, 1)
+_PERSISTENT = (persistence.THREADS, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -296,9 +298,40 @@ class Catalogue:
             programmatic=True,
         )
 
+    def persistent(
+        self, persistence: Persistence, sigmas: Sequence[Activation], cost: Cost, rule: str
+    ) -> Kernel:
+        """A whole epoch by all blocks, for any sizes; `persistents` has examples."""
+        user = _users_own(sigmas)
+        p = persistence
+        arguments = (
+            "unsigned char" if p.stored == 1 else self._type,
+            f"PersistentForm<{self._factors}, {p.forward}, {p.error}, {p.gradient}, "
+            f"{p.shared_memory}>",
+            _objective(sigmas[-1], cost),
+            RULES[rule],
+            *(
+                "User" if sigma is user else _camel(sigma.name)
+                for sigma in (sigmas[-1], *hidden_sigmas(sigmas))
+            ),
+        )
+        return Kernel(
+            "persistent.cu",
+            f"persistent<{', '.join(arguments)}>",
+            _PERSISTENT,
+            user,
+            shared_memory=p.shared_memory,
+            cooperative=True,
+        )
+
     def fused_update(self, rule: str) -> Kernel:
         """The sum of all blocks' gradients, and what a rule makes of it."""
         return Kernel("fused.cu", f"fused_update<{RULES[rule]}>", (32, 8, 1), programmatic=True)
+
+
+def hidden_sigmas(sigmas: Sequence[Activation]) -> list[Activation]:
+    """Those of hidden layers, each once, in the order that the persistent kernel has them."""
+    return list(dict.fromkeys(sigmas[:-1]))
 
 
 def _users_own(sigmas: Sequence[Activation]) -> Activation | None:
@@ -316,8 +349,8 @@ def _objective(sigma: Activation, cost: Cost) -> str:
 def everything() -> Iterator[Kernel]:
     """All specialisations of the built-in activations, costs, optimizers and tiles.
 
-    But for `tensor_products`, which not every device has, and for those of `residents` and
-    `fusions`, of which there is one per network.
+    But for `tensor_products`, which not every device has, and for those of `residents`, `fusions`
+    and `persistents`, of which there is one for each kind of network.
     """
     catalogues = [Catalogue(np.dtype(name)) for name in _TYPES]
     found = (
@@ -335,6 +368,7 @@ def all_of(device: Device) -> Iterator[Kernel]:
     yield from tensor_products(device)
     yield from residents(device)
     yield from fusions(device)
+    yield from persistents(device)
 
 
 def tensor_products(device: Device) -> Iterator[Kernel]:
@@ -416,6 +450,32 @@ def fusions(device: Device) -> Iterator[Kernel]:
                 chosen = [next(sigmas), next(sigmas), last]
                 yield from _fused(device, precision, (20, 16, 12, 5), chosen, name)
         yield from _fused(device, precision, (32, 64, 10), ["tanh", "softmax"], classifier, 1)
+
+
+def persistents(device: Device) -> Iterator[Kernel]:
+    """Examples of the persistent kernel that a device can run.
+
+    All tiles in every precision, all activations at once, every cost and rule; of X of bytes, too.
+    """
+    rules, every = itertools.cycle(RULES), [activations.get(name) for name in SIGMAS]
+    for precision in FACTORS:
+        catalogue = Catalogue(np.dtype("float32"), precision)
+        found = persistence.choose((784, 128, 10), 128, device, precision)
+        if isinstance(found, str):
+            return
+        for extent in persistence.EXTENTS:
+            form = found.of_tiles(extent, extent, extent)
+            softmax, classifier = activations.get("softmax"), costs.get("categorical_cross_entropy")
+            for stored, hidden in ((4, "relu"), (1, "sigmoid")):
+                yield catalogue.persistent(
+                    replace(form, stored=stored), [activations.get(hidden), softmax], classifier,
+                    next(rules),
+                )  # fmt: skip
+        for name, last in itertools.product(_COSTS, ("sigmoid", "softmax", "exponential")):
+            with suppress(ValueError):  # outputs that the cost is not defined for
+                costs.check_pair(activations.get(last), costs.get(name))
+                chosen = [*(every if last == "sigmoid" else every[:1]), activations.get(last)]
+                yield catalogue.persistent(found, chosen, costs.get(name), next(rules))
 
 
 def _fused(

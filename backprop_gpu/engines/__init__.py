@@ -7,7 +7,7 @@ from .base import Engine, Hyperparameters, Member
 from .layered import LayeredEngine
 
 #: The engines of all backends.
-NAMES = ("layered", "resident", "fused")
+NAMES = ("layered", "resident", "fused", "persistent")
 
 
 def find(name: str, backend: str) -> type[Engine] | None:
@@ -18,6 +18,10 @@ def find(name: str, backend: str) -> type[Engine] | None:
         from .fused_cuda import FusedCudaEngine
 
         return FusedCudaEngine
+    if backend == "cuda" and name == "persistent":
+        from .persistent_cuda import PersistentCudaEngine
+
+        return PersistentCudaEngine
     if name != "resident":
         return None
     if backend == "numpy":

@@ -84,6 +84,22 @@ class MembersEngine(Engine):
         """An epoch of members of one rule and one batch size: the costs of each."""
         raise NotImplementedError
 
+    def _states(
+        self, members: Sequence[Member]
+    ) -> tuple[tuple[Array | None, ...], np.ndarray, Callable[[], None]]:
+        """(p, s0, s1), which row of them each member is, and what gives copies back to members."""
+        states = [(member.parameters.flat, *member.slots) for member in members]
+        found = places(states)
+        arrays = owners(states) if found is not None else self.gathered(states)
+
+        def give_back() -> None:
+            for i, state in enumerate(states if found is None else ()):
+                for array, whole in zip(state, arrays, strict=True):
+                    self.backend.copy(whole[i], array)
+
+        rows = np.arange(len(members), dtype=np.int32) if found is None else found
+        return (*arrays, None, None)[:3], rows, give_back
+
     def _numbers(self, X: Array) -> Array:
         """X in the backend's dtype, converted once for all epochs."""
         if X.dtype == self.backend.dtype:

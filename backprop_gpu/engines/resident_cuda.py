@@ -10,7 +10,7 @@ import numpy as np
 from ..cuda.catalogue import Catalogue
 from ..planning import Run, residency
 from .base import Described, Member
-from .members import MembersEngine, constants, owners, places
+from .members import MembersEngine, constants
 from .passes import quiet
 
 Array = Any
@@ -51,17 +51,13 @@ class ResidentCudaEngine(MembersEngine):
 
         rows = len(members[0].order)
         costs = runtime.empty((len(members), -(-rows // m)), np.float64)
-        states = [(member.parameters.flat, *member.slots) for member in members]
-        found = places(states)
-        arrays = owners(states) if found is not None else self.gathered(states)
-        parameters, first, second = (*arrays, None, None)[:3]
+        arrays, found, give_back = self._states(members)
         arguments = (
             X, Y,
             runtime.array(np.stack([member.order for member in members]), np.int32),
             runtime.array(np.stack([m.hyperparameters.coefficients for m in members]), "f8"),
             runtime.array(np.array([constants(member) for member in members]), backend.dtype),
-            runtime.array(np.arange(len(members)) if found is None else found, np.int32),
-            parameters, first, second, costs, np.int32(rows),
+            runtime.array(found), *arrays, costs, np.int32(rows),
         )  # fmt: skip
         if not cut.apart:
             runtime.launch(kernel, (len(members) * cut.blocks, 1, 1), arguments)
@@ -73,9 +69,6 @@ class ResidentCudaEngine(MembersEngine):
                 runtime.launch(
                     kernel, (count * cut.blocks, 1, 1), (*arguments, np.int32(begin), letters)
                 )
-        if found is None:
-            for i, state in enumerate(states):
-                for array, whole in zip(state, arrays, strict=True):
-                    backend.copy(whole[i], array)
+        give_back()
         meanwhile()
         return list(runtime.to_numpy(costs))

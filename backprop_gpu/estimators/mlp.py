@@ -118,7 +118,7 @@ _PARAMETERS = """
         One for each hidden layer; also ours for hidden layers, such as "gelu" (see `Network`).
     backend : {"auto", "numpy", "cuda", "numba_cuda"}, default "auto"
         As in `Network`. ``plan_`` says what ran, and why.
-    engine : {"auto", "layered", "resident", "fused"}, default "auto"
+    engine : {"auto", "layered", "resident", "fused", "persistent"}, default "auto"
         As in `Network.fit`; not of "lbfgs".
     precision : {"float32", "tf32", "bf16"}, optional
         As in `Network`, for "sgd" and "adam" and a dense X of float32, without sample weights,
@@ -419,7 +419,7 @@ class _Perceptron(
     ) -> tuple[Model, Engine]:
         """What trains, on the backend that is asked for or, where only the CPU can, there."""
         reason = self._obstacle()
-        if reason is not None and self.engine in ("resident", "fused"):
+        if reason is not None and self.engine not in ("auto", "layered"):
             raise ValueError(f"engine {self.engine!r} cannot run this: {reason}")
         of_cpu = reason or (
             "X is sparse" if sparse else "samples have weights" if weighted else None

@@ -15,6 +15,7 @@ from .cpu import (
 )
 from .device import H200, Device
 from .fusion import Fusion
+from .persistence import Persistence
 from .plan import (
     CHUNK_ROWS,
     BatchPlan,
@@ -53,6 +54,7 @@ __all__ = [
     "CpuWork",
     "Device",
     "Fusion",
+    "Persistence",
     "Plan",
     "Product",
     "Residency",

@@ -4,8 +4,8 @@ Pure functions of a description (sizes, batch, dtype, device), each answer with
 its reason, so that every choice can be tested on a machine without a device.
 Nothing else in the package looks at a shape to decide something.
 
-The kernel of a product is chosen in `products`, how the resident kernel is cut in `residency`, how
-a CPU divides its work in `cpu`.
+The kernel of a product is chosen in `products`; how the resident, the fused and the persistent
+kernel are cut in `residency`, `fusion` and `persistence`; how a CPU divides its work in `cpu`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from itertools import pairwise
 from types import MappingProxyType
 
 from .. import validation
-from . import fusion, residency
+from . import fusion, persistence, residency
 from .cpu import CpuWork, cpu_work
 from .device import Device
 from .fusion import Fusion
+from .persistence import Persistence
 from .products import Product, Transposes, choose_product, layered_step_seconds
 from .residency import Residency
 from .restore import restored
 
-#: Seconds that building the resident kernel of a network takes, the first time on a machine.
-BUILDING = 1.5
+#: Seconds that building an engine's kernel takes, the first time on a machine.
+BUILDING = {"resident": 1.5, "fused": 5.0, "persistent": 5.0}
 
 #: Rows that `predict` and `loss` push through the network at a time: enough to
 #: fill a device, few enough that the activations stay small beside the data.
@@ -70,17 +71,25 @@ def _choose_on_device(
 ) -> tuple[str, str]:
     """(engine, reason) for a CUDA device, as `choose_engine` for a CPU."""
     m, members = run.batch_size, run.members
-    if run.engine not in ("auto", "resident", "fused"):
+    if run.engine == "layered":
         return choose_engine(run.engine, obstacles.get(run.engine))
-    cut: Residency | str = obstacles.get("resident") or residency.choose(
-        sizes, m, itemsize, run.slots, device, members
-    )
-    form: Fusion | str = obstacles.get("fused") or (
-        fusion.choose(sizes, m, device, precision, slopes)
-        if itemsize == 4 and len(slopes) == len(sizes) - 2
-        else "its activations are not known"
-    )
-    wanted = {"resident": cut, "fused": form}.get(run.engine)
+    forms: dict[str, Residency | Fusion | Persistence | str] = {
+        "resident": obstacles.get("resident")
+        or residency.choose(sizes, m, itemsize, run.slots, device, members),
+        "fused": obstacles.get("fused")
+        or (
+            fusion.choose(sizes, m, device, precision, slopes)
+            if itemsize == 4 and len(slopes) == len(sizes) - 2
+            else "its activations are not known"
+        ),
+        "persistent": obstacles.get("persistent")
+        or (
+            persistence.choose(sizes, m, device, precision)
+            if itemsize == 4
+            else "its kernel computes in float32"
+        ),
+    }
+    wanted = forms.get(run.engine)
     if isinstance(wanted, str):
         raise ValueError(f"engine {run.engine!r} cannot run this: {wanted}")
     layered = members * layered_step_seconds(sizes, m, itemsize, device, precision)
@@ -91,28 +100,31 @@ def _choose_on_device(
         return f"predicted {ours} per step against {theirs}, layered{of_all}"
 
     # What is chosen does not depend on how X is stored, and neither do the bits.
-    seconds = {}
-    if not isinstance(form, str) and run.engine != "resident":
-        seconds["fused"] = form.seconds(device, members)
-    if not isinstance(cut, str) and run.engine != "fused":
-        seconds["resident"] = cut.seconds
+    seconds = {
+        name: form.seconds if isinstance(form, Residency) else form.seconds(device, members)
+        for name, form in forms.items()
+        if not isinstance(form, str) and run.engine in ("auto", name)
+    }
+    not_resident = (
+        f"; not resident, because {forms['resident']}" if isinstance(forms["resident"], str) else ""
+    )
     if not seconds:
-        return "layered", f"one backend call per equation; not resident, because {cut}"
+        return "layered", f"one backend call per equation{not_resident}"
     best = min(seconds, key=seconds.__getitem__)
-    not_resident = f"; not resident, because {cut}" if isinstance(cut, str) else ""
     saved = (layered - seconds[best]) * run.epochs * math.ceil(run.rows / m)
-    if run.engine == best or saved > BUILDING:
-        asked = "asked for; " if run.engine == best else ""
-        if best == "fused":
-            assert not isinstance(form, str)
-            form, expected = replace(form, stored=1 if run.bytes else 4), predicted(seconds[best])
-            return best, (
-                f"{asked}forward and BP1 to BP4 are one launch, {form}; {expected}{not_resident}"
-            )
-        stored = 1 if run.bytes else itemsize
-        taken = residency.choose(sizes, m, itemsize, run.slots, device, members, stored)
+    if run.engine == best or saved > BUILDING[best]:
+        asked, stored = "asked for; " if run.engine == best else "", 1 if run.bytes else itemsize
+        launch = "forward and BP1 to BP4 are" if best == "fused" else "an epoch is"
+        taken = forms[best]
         assert not isinstance(taken, str)
-        return best, f"{asked}an epoch is one launch, {taken}; {predicted(taken.seconds)}"
+        expected = seconds[best]
+        if isinstance(taken, Residency):
+            read = residency.choose(sizes, m, itemsize, run.slots, device, members, stored)
+            assert not isinstance(read, str)
+            taken, expected = read, read.seconds
+        else:
+            taken = replace(taken, stored=stored)
+        return best, (f"{asked}{launch} one launch, {taken}; {predicted(expected)}{not_resident}")
     why = (
         f"would save {saved:.2f} s of training, less than building it takes"
         if saved > 0
@@ -166,7 +178,7 @@ class BatchPlan:
 
     ``products`` are those of the layered engine on a device, by equation; ``work`` is how the
     resident engine of a CPU divides a batch; ``cuts`` are the forms of the resident kernel, for one
-    network and for all; ``fusion`` is that of the fused kernel.
+    network and for all; ``fusion`` is that of the fused kernel, ``persistence`` of the persistent.
     """
 
     rows: int
@@ -174,6 +186,13 @@ class BatchPlan:
     work: CpuWork | None = None
     cuts: tuple[Residency, ...] = ()
     fusion: Fusion | None = None
+    persistence: Persistence | None = None
+
+    @property
+    def forms(self) -> tuple[Residency | Fusion | Persistence, ...]:
+        """Those of kernels that are cut to a network."""
+        others = (form for form in (self.fusion, self.persistence) if form is not None)
+        return (*self.cuts, *others)
 
 
 @dataclass(frozen=True)
@@ -248,6 +267,13 @@ class Plan:
             raise ValueError(f"the plan has no fused kernel for {rows} rows")
         return found
 
+    def persistence(self, rows: int) -> Persistence:
+        """The form of the persistent kernel for mini-batches of so many rows."""
+        found = self.batch(rows).persistence
+        if found is None:
+            raise ValueError(f"the plan has no persistent kernel for {rows} rows")
+        return found
+
     def product(self, layout: Transposes, m: int, n: int, k: int) -> Product | None:
         """The kernel of an (m, n) product summed over k, if it is planned."""
         return self._products.get((layout, m, n, k))
@@ -273,8 +299,7 @@ class Plan:
             obstacle = self._batch_obstacle(planned, itemsize, device)
             if obstacle is not None:
                 return obstacle
-            forms = (*planned.cuts, *(() if planned.fusion is None else (planned.fusion,)))
-            if not run.bytes and any(form.stored < itemsize for form in forms):
+            if not run.bytes and any(form.stored < itemsize for form in planned.forms):
                 return "its kernel reads an X of uint8"
         try:
             if self.engine == "layered":
@@ -283,6 +308,9 @@ class Plan:
             elif self.engine == "fused":
                 for m, _ in run.kinds:
                     self.fusion(m)
+            elif self.engine == "persistent":
+                for m, _ in run.kinds:
+                    self.persistence(m)
             for m, slots in run.kinds if self.engine == "resident" else ():
                 if device is None:
                     self.work(m)
@@ -302,10 +330,11 @@ class Plan:
         found = [] if planned.work is None else [planned.work.obstacle(m)]
         if device is not None:
             found += [cut.obstacle(self.sizes, m, itemsize, device) for cut in planned.cuts]
-            if planned.fusion is not None:
-                found.append(
-                    planned.fusion.obstacle(self.sizes, m, itemsize, device, self.precision)
-                )
+            found += [
+                form.obstacle(self.sizes, m, itemsize, device, self.precision)
+                for form in (planned.fusion, planned.persistence)
+                if form is not None
+            ]
             if self.engine == "layered":
                 shapes = product_shapes(self.sizes, m)
                 products = dict(planned.products)
@@ -355,7 +384,7 @@ class Plan:
         return "\n".join(lines)
 
 
-_FORMAT, _VERSION = "backprop_gpu plan", 4
+_FORMAT, _VERSION = "backprop_gpu plan", 5
 
 
 def product_shapes(sizes: Sequence[int], m: int) -> dict[str, tuple[Transposes, int, int, int]]:
@@ -556,7 +585,7 @@ def choose_plan(
             notes.append(
                 "a callback after every batch: steps are launched one by one, not captured"
             )
-    captured = device is not None and engine != "resident" and not notes
+    captured = device is not None and engine in ("layered", "fused") and not notes
     if captured:
         notes.append("whole steps are captured in a CUDA graph and replayed")
     if engine == "layered":
@@ -571,9 +600,9 @@ def choose_plan(
             )
             for m in sorted({m for m, _ in run.kinds}, reverse=True)
         )
-    elif engine == "fused":
+    elif engine in ("fused", "persistent"):
         batches = tuple(
-            BatchPlan(m, fusion=_form(sizes, m, device, precision or dtype, slopes, run.bytes))
+            _form(engine, sizes, m, device, precision or dtype, slopes, run.bytes)
             for m in sorted({m for m, _ in run.kinds}, reverse=True)
         )
     else:
@@ -604,18 +633,24 @@ def _products(
 
 
 def _form(
+    engine: str,
     sizes: Sequence[int],
     m: int,
     device: Device,
     precision: str,
     slopes: Sequence[bool],
     bytes: bool,
-) -> Fusion:
-    """The fused kernel's form: that for numbers, which may read X as it is stored."""
-    form = fusion.choose(sizes, m, device, precision, slopes)
+) -> BatchPlan:
+    """The form of a kernel: that for numbers, which may read X as it is stored."""
+    form: Fusion | Persistence | str = (
+        fusion.choose(sizes, m, device, precision, slopes)
+        if engine == "fused"
+        else persistence.choose(sizes, m, device, precision)
+    )
     if isinstance(form, str):  # no batch size changes what fits
-        raise ValueError(f"engine 'fused' cannot run this: {form}")
-    return replace(form, stored=1 if bytes else 4)
+        raise ValueError(f"engine {engine!r} cannot run this: {form}")
+    form = replace(form, stored=1 if bytes else 4)
+    return BatchPlan(m, fusion=form) if isinstance(form, Fusion) else BatchPlan(m, persistence=form)
 
 
 def _cuts(sizes: Sequence[int], itemsize: int, device: Device, run: Run) -> tuple[BatchPlan, ...]:

@@ -10,6 +10,10 @@
 
 #include "primitives/mma.cuh"
 
+// Three products of TF32 are off by more than twice what plain multiply-adds are, where sums are
+// shorter; planning has the same number, as LONG_SUM.
+constexpr int long_sum = 64;
+
 // Fragments of a warp's share of A (R = 4 registers) and B (R = 2), as a lane holds them, and what
 // they are multiplied to. A fragment is of `steps` steps of the sum; read(s, x) gives the lane's
 // numbers of the eight from s on.
@@ -99,6 +103,7 @@ struct Tf32x3 {
         slice[r] = 0;
       }
     }
+    __device__ void add(int r, float a, float b) { before[r] += a * b; }
     __device__ float total(int r) const { return before[r] + small[r] * (1 / larger); }
   };
 };

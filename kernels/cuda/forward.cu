@@ -18,9 +18,10 @@ __global__ void __launch_bounds__(Tile::threads, least_blocks<T, Tile>)
     forward(const T* w, const T* b, const T* a_prev, T* z, T* a, int m, int n, int k) {
   await_prerequisites();
   gemm<T, Tile, Contiguous::p, Contiguous::p>(
-      a_prev, w, m, n, 0, k, k, k, [=](int x, int j, T product) {
+      a_prev, w, m, n, 0, k, k, k, [=](int, int j) { return b[j]; },
+      [=](int x, int j, T product, T bias) {
         const size_t at = size_t(x) * n + j;
-        const T weighted_input = product + b[j];
+        const T weighted_input = product + bias;
         if (z != nullptr) z[at] = weighted_input;
         a[at] = Sigma::value(weighted_input);
       });

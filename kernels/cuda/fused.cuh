@@ -137,10 +137,6 @@ template <int UNITS, int SHARERS> struct Units {
 // A lane's numbers of 16 × 16: two of mma's D, side by side.
 using Square = float[2][4];
 
-// 3×TF32 is off by more than twice what plain multiply-adds are, where sums are shorter; planning has
-// the same number, as LONG_SUM.
-constexpr int long_sum = 64;
-
 // z = Σ_p A(i, p) B(p, j) by multiply-adds of the plain cores, in order.
 template <int P, Contiguous a_order, Contiguous b_order, class A, class B, class I, class J>
 __device__ __forceinline__ void multiply_plainly(Square (&z)[I::count][J::count], const A& a,

@@ -87,9 +87,10 @@ template <class T, int EXTENT, int BK, int THREADS, Contiguous order> struct Sli
   }
 };
 
-template <class T, class Tile, Contiguous a_order, Contiguous b_order, class Epilogue, class OfA>
+template <class T, class Tile, Contiguous a_order, Contiguous b_order, class Fetch, class Epilogue,
+          class OfA>
 __device__ void plain_gemm(const T* A, const T* B, int m, int n, int p_begin, int p_end,
-                           int a_stride, int b_stride, Epilogue epilogue, OfA of_a) {
+                           int a_stride, int b_stride, Fetch fetch, Epilogue epilogue, OfA of_a) {
   using A_slice = Slice<T, Tile::BM, Tile::BK, Tile::threads, a_order>;
   using B_slice = Slice<T, Tile::BN, Tile::BK, Tile::threads, b_order>;
   constexpr int per_16_bytes = 16 / sizeof(T);
@@ -165,25 +166,27 @@ __device__ void plain_gemm(const T* A, const T* B, int m, int n, int p_begin, in
       const int result_row = first_row + i / RM * row_step + e / Tile::BN * RM + i % RM;
       const int result_column = first_column + e % Tile::BN;
       if (result_row < m && result_column < n)
-        epilogue(result_row, result_column, staged[e / Tile::BN][e % Tile::BN]);
+        epilogue(result_row, result_column, staged[e / Tile::BN][e % Tile::BN],
+                 fetch(result_row, result_column));
     }
   }
 }
 
-// epilogue(i, j, C(i, j)) is called once for every element of the result. Where A has the result
+// epilogue(i, j, C(i, j), fetch(i, j)) is called once for every element of the result; what it needs
+// of memory is in `fetch`, which may be called for several elements before. Where A has the result
 // contiguous, of_a(A(i, p)) is called for every element of A's slices, zeros outside of the matrix
 // included, by blocks (x, 0) at least: thread h gets those of i = first + h % BM.
 //
 // A with p contiguous has rows of `a_stride` elements, one row an i; with the
 // result contiguous, one row a p. B likewise with j.
-template <class T, class Tile, Contiguous a_order, Contiguous b_order, class Epilogue,
+template <class T, class Tile, Contiguous a_order, Contiguous b_order, class Fetch, class Epilogue,
           class OfA = Nothing>
 __device__ void gemm(const T* A, const T* B, int m, int n, int p_begin, int p_end, int a_stride,
-                     int b_stride, Epilogue epilogue, OfA of_a = {}) {
+                     int b_stride, Fetch fetch, Epilogue epilogue, OfA of_a = {}) {
   if constexpr (Tile::on_tensor_cores)
-    tensor_gemm<Tile, a_order, b_order>(A, B, m, n, p_begin, p_end, a_stride, b_stride, epilogue,
-                                        of_a);
+    tensor_gemm<Tile, a_order, b_order>(A, B, m, n, p_begin, p_end, a_stride, b_stride, fetch,
+                                        epilogue, of_a);
   else
-    plain_gemm<T, Tile, a_order, b_order>(A, B, m, n, p_begin, p_end, a_stride, b_stride, epilogue,
-                                          of_a);
+    plain_gemm<T, Tile, a_order, b_order>(A, B, m, n, p_begin, p_end, a_stride, b_stride, fetch,
+                                          epilogue, of_a);
 }

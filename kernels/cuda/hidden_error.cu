@@ -16,9 +16,10 @@ __global__ void __launch_bounds__(Tile::threads, least_blocks<T, Tile>)
     hidden_error(const T* w_next, const T* delta_next, const T* saved, T* delta, int m, int n, int k) {
   await_prerequisites();
   gemm<T, Tile, Contiguous::p, Contiguous::result>(
-      delta_next, w_next, m, n, 0, k, k, n, [=](int x, int j, T product) {
-        const size_t at = size_t(x) * n + j;
-        delta[at] = product * Sigma::derivative(saved[at]);
+      delta_next, w_next, m, n, 0, k, k, n,
+      [=](int x, int j) { return saved[size_t(x) * n + j]; },
+      [=](int x, int j, T product, T of_slope) {
+        delta[size_t(x) * n + j] = product * Sigma::derivative(of_slope);
       });
 }
 

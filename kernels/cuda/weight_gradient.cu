@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(Tile::threads, least_blocks<T, Tile>)
   T* part = weights + size_t(blockIdx.z) * n * k;
   T sum = 0;
   gemm<T, Tile, Contiguous::result, Contiguous::result>(
-      delta, a_prev, n, k, begin, end, n, k,
-      [=](int j, int i, T product) { part[size_t(j) * k + i] = product * scale; },
+      delta, a_prev, n, k, begin, end, n, k, Nothing{},
+      [=](int j, int i, T product, Nothing) { part[size_t(j) * k + i] = product * scale; },
       [&](T element) { sum += element; });
 
   if (biases == nullptr || blockIdx.y != 0) return;  // the whole block

@@ -292,7 +292,7 @@ def _plan(
     cost: Any = "quadratic",
     **run: Any,
 ) -> Plan:
-    chosen = planning.Run(**{"rows": 1 << 20, "epochs": 2000, "batch_size": 1 << 16} | run)
+    chosen = planning.Run(**{"rows": 1 << 20, "epochs": 20_000, "batch_size": 1 << 16} | run)
     model: Any = SimpleNamespace(
         sizes=tuple(sizes), activations=(activations.get(sigma),) * (len(sizes) - 1),
         cost=costs.get(cost), dtype=np.dtype(dtype), precision=precision, device=device,
@@ -313,7 +313,7 @@ def test_narrow_networks_over_wide_batches_are_fused(precision: str) -> None:
     assert "not resident, because" in plan.engine_reason
     form = plan.fusion(1 << 16)
     assert form.obstacle((64,) * 5, 1 << 16, 4, H200, precision) is None
-    assert plan.obstacle(planning.Run(1 << 20, 2000, 1 << 16), 4, H200) is None
+    assert plan.obstacle(planning.Run(1 << 20, 20_000, 1 << 16), 4, H200) is None
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_why_not_fused(changes: dict[str, Any], reason: str) -> None:
 
 
 def test_planning_and_the_kernel_mean_the_same_by_a_long_sum() -> None:
-    source = (compiler.folder() / "fused.cuh").read_text()
+    source = (compiler.folder() / "factors.cuh").read_text()
     assert f"constexpr int long_sum = {planning.LONG_SUM};" in source
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backprop_gpu import Activation, Network, Population, cpu, planning, self_check
+from backprop_gpu import Activation, Network, Population, cpu, engines, planning, self_check
 from backprop_gpu.planning import BatchPlan, CpuWork, Plan, Run, residency
 
 NIELSEN = (784, 30, 10)
@@ -32,8 +32,8 @@ def of_a_device(engine: str, **options: Any) -> Plan:
     )
 
 
-def fused_on_a_device(**options: Any) -> Plan:
-    run = Run(**{"rows": 100_003, "epochs": 3, "batch_size": 4096, "engine": "fused"} | options)
+def wide_on_a_device(engine: str, **options: Any) -> Plan:
+    run = Run(**{"rows": 100_003, "epochs": 3, "batch_size": 4096, "engine": engine} | options)
     choice = planning.Choice("cuda", "it is there")
     return planning.choose_plan(
         (20, 48, 33, 5), "float32", choice, planning.H200, run, precision="bf16",
@@ -46,7 +46,8 @@ def plans() -> dict[str, Plan]:
         "layered on a device": of_a_device("layered"),
         "resident on a device": of_a_device("resident", members=132, others=((7, 2), (10, 0))),
         "bytes": of_a_device("resident", bytes=True),
-        "fused on a device": fused_on_a_device(),
+        "fused on a device": wide_on_a_device("fused"),
+        "persistent on a device": wide_on_a_device("persistent"),
     }
     for engine in ("layered", "resident"):
         net = network()
@@ -109,12 +110,12 @@ def changed(**fields: Any) -> str:
     ("text", "message"),
     [
         ("", "damaged JSON"),
-        ('{"format": "backprop_gpu plan", "version": 4', "damaged JSON"),
+        ('{"format": "backprop_gpu plan", "version": 5', "damaged JSON"),
         ("[" * 100_000, "damaged JSON"),
         ("[]", "not a plan that"),
         ('{"format": "another"}', "not a plan that"),
-        ('{"format": "backprop_gpu plan", "version": 1}', "version 1; this backprop_gpu reads 4"),
-        ('{"format": "backprop_gpu plan", "version": 4}', "plan must hold backend, "),
+        ('{"format": "backprop_gpu plan", "version": 1}', "version 1; this backprop_gpu reads 5"),
+        ('{"format": "backprop_gpu plan", "version": 5}', "plan must hold backend, "),
         (changed(engine=3), r"plan\.engine must be of type str, got 3"),
         (changed(captured=1), r"plan\.captured must be of type bool"),
         (changed(more=1), "plan must hold"),
@@ -220,7 +221,7 @@ def of_a_file(name: str, **part: Any) -> Plan:
     whole = json.loads(PLANS[name].to_json())
     batch = whole["plan"]["batches"][0]
     products = (product for _, product in batch["products"])
-    parts = [batch["work"], batch["fusion"], *batch["cuts"], *products]
+    parts = [batch["work"], batch["fusion"], batch["persistence"], *batch["cuts"], *products]
     for place in parts:
         if place is not None and part.keys() <= place.keys():
             place |= part
@@ -271,13 +272,18 @@ LAYERS = json.loads(PLANS["resident on a device"].to_json())["plan"]["batches"][
             {"sharers": [1, 1]}, {"sharers": [1, 1, 3]}, {"sharers": [1, 0, 1]}, {"blocks": 3},
             {"grid": 0}, {"grid": 4097}, {"shared_memory": 1024}, {"fusion": None},
         )),
+        *(("persistent on a device", part) for part in (
+            {"sizes": [20, 48, 33, 6]}, {"batch": 4095}, {"stored": 2}, {"stored": 1},
+            {"precision": "tf32"}, {"forward": 0}, {"error": 48}, {"gradient": 128}, {"grid": 0},
+            {"grid": 133}, {"shared_memory": 1024}, {"persistence": None},
+        )),
     ],
 )  # fmt: skip
 def test_a_plan_that_is_not_the_planners(name: str, part: dict[str, Any]) -> None:
     """Compiled code does not check its bounds: no such plan may reach it."""
     plan, of_device = of_a_file(name, **part), "device" in name
     run = Run(1003, 3, 10, members=132) if of_device else Run(len(X), 2, 8)
-    if "fused" in name:
+    if name.startswith(("fused", "persistent")):
         run = Run(100_003, 3, 4096)
     device = planning.H200 if of_device else None
     assert PLANS[name].obstacle(run, 4, device) is None
@@ -314,7 +320,7 @@ def test_every_plan_of_the_planner_passes(card: planning.Device, itemsize: int) 
             bytes=bool(rng.integers(2)),
         )  # fmt: skip
         for device in (card, None):
-            for engine in ("layered", "resident", "fused") if device else ("layered", "resident"):
+            for engine in engines.NAMES if device else ("layered", "resident"):
                 choice = planning.Choice("numpy" if device is None else "cuda", "")
                 try:
                     plan = planning.choose_plan(

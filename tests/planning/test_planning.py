@@ -262,7 +262,7 @@ def test_a_plan_says_why_steps_are_not_captured(hindrance):
     run = Run(rows=1000, epochs=1, batch_size=10, step_callbacks=hindrance == "step_callbacks")
     plan = planning.choose_plan(
         [4, 2], "float32", Choice("cuda", "x"), H200, run, builtin=hindrance != "a user's cost",
-        obstacles={"resident": hindrance, "fused": hindrance},
+        obstacles=dict.fromkeys(("resident", "fused", "persistent"), hindrance),
     )  # fmt: skip
     assert not plan.captured
     assert "not captured" in str(plan)

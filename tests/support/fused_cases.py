@@ -61,6 +61,9 @@ class Form:
         )  # fmt: skip
         return replace(form, shared_memory=fusion.block_bytes(form))
 
+    def rounds_slopes(self, precision: str) -> bool:
+        return precision == "bf16" and any(self.fusion("bf16", 1).slopes)
+
     def kernels(self) -> Iterator[Kernel]:
         """What it launches."""
         sigmas = [activations.get(name) for name in self.sigmas]
@@ -131,11 +134,11 @@ def kernels() -> Iterator[Kernel]:
         yield from form.kernels()
 
 
-def check(backend: Any, form: Form) -> list[np.ndarray]:
+def check(backend: Any, form: Any) -> list[np.ndarray]:
     """The results, where they are as near to NumPy as so many steps allow.
 
     NumPy rounds the same factors, to the same bits, so that what is left is float32's own error;
-    but σ', which it does not round.
+    but σ', which it does not round where the fused kernel does.
     """
     got = Run(form, backend, np.float32).train(form.engine(backend))
     sigmas, precision = tuple(map(activations.get, form.sigmas)), backend.precision
@@ -144,7 +147,7 @@ def check(backend: Any, form: Form) -> list[np.ndarray]:
     numpy = NumpyBackend("float32", precision) if rounds else NumpyBackend("float64")
     layered = LayeredEngine(numpy, form.sizes, sigmas, costs.get(form.cost), plan)
     exact = Run(form, numpy, np.float32).train(layered)
-    unit = 2.0**-10 if precision == "bf16" and any(form.fusion("bf16", 1).slopes) else 2.0**-18
+    unit = 2.0**-10 if form.rounds_slopes(precision) else 2.0**-18
     steps = 2 * -(-form.rows // form.batch)
     for i, (a, b) in enumerate(zip(got, exact, strict=True)):
         b = b.astype(np.float64)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 import fused_cases
+import persistent_cases
 import reference
 import resident_cases
 from backprop_gpu import activations, costs, planning
@@ -116,6 +117,7 @@ LAUNCHED = tuple(
         *catalogue.tensor_products(planning.H200),
         *resident_cases.kernels(),
         *fused_cases.kernels(),
+        *persistent_cases.kernels(),
     )
     if kernel.file == "weight_gradient.cu"
     or "Tile" not in kernel.expression
@@ -763,8 +765,18 @@ def resident(s: Subject, form: resident_cases.Form) -> None:
 def fused(s: Subject, training: tuple[str, str]) -> None:
     """Two epochs, as the layered engine runs them."""
     name, precision = training
+    _train(s, fused_cases.FORMS[name], precision)
+
+
+@case(each=persistent_cases.TRAININGS, cuda=True)
+def persistent(s: Subject, training: tuple[str, str]) -> None:
+    """Two epochs, as the layered engine runs them."""
+    name, precision = training
+    _train(s, persistent_cases.FORMS[name], precision)
+
+
+def _train(s: Subject, form: Any, precision: str) -> None:
     backend = s.backend
     assert isinstance(backend, CudaBackend)
     if s.dtype == np.float32 and backend.device.multiplies_rounded:
-        of_precision = CudaBackend(s.dtype, backend.runtime, precision=precision)
-        fused_cases.check(of_precision, fused_cases.FORMS[name])
+        fused_cases.check(CudaBackend(s.dtype, backend.runtime, precision=precision), form)

@@ -537,9 +537,10 @@ bool is_cooperative(const Launch& launch) {
   return launch.cluster.x == 0 && launch.cluster.y == 0 && launch.cluster.z == 0;
 }
 
-// The most blocks, a power of 2, of which a cooperative grid is a multiple.
+// All blocks of a small cooperative grid; of a larger one as many, a power of 2, as it is a multiple of.
 unsigned side_by_side(uint3 grid) {
   unsigned blocks = blocks_of_cluster;
+  if (grid.x <= blocks) return grid.x;
   while (blocks > 1 && grid.x % blocks != 0) blocks /= 2;
   return blocks;
 }
