@@ -6,10 +6,11 @@ In one call of five minutes, with nothing to download, each stage in a process o
 own with a time limit of its own, most worth first: ``backprop-gpu check``, the GPU
 tests, the floors (copy, cuBLAS, an empty launch, a cluster's barrier), whole training
 steps and then populations beside other libraries (the suite of ``backprop-gpu bench``),
-an epoch in one launch in each of its forms, and a step on the fused kernel, beside what
-was predicted, every kernel of a product at a range of shapes (of epochs and products
-``python -m backprop_gpu.benchmarks.gpu_constants`` makes the planner's constants), Nsight
-Compute on two kernels, the other kernels, and compute-sanitizer on small shapes.
+an epoch in one launch in each of its forms, and steps on the persistent and the fused
+kernel, beside what was predicted, every kernel of a product at a range of shapes (of
+epochs and products ``python -m backprop_gpu.benchmarks.gpu_constants`` makes the
+planner's constants), Nsight Compute on three kernels, the other kernels, and
+compute-sanitizer on small shapes.
 Everything is checked against float64 before it is timed (rounded steps, against NumPy's
 same rounding). One JSON line a measurement goes to ``DIR/gpu.jsonl``, also for a check or a stage
 that failed; what other programs print goes to a .log beside it.
@@ -38,7 +39,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -59,9 +60,10 @@ from ..cuda.compiler import compile_kernels
 from ..cuda.runtime import runtime
 from ..engines import Hyperparameters, Member
 from ..engines.fused_cuda import FusedCudaEngine
+from ..engines.persistent_cuda import PersistentCudaEngine
 from ..engines.resident_cuda import ResidentCudaEngine
 from ..parameters import Layout, Parameters
-from ..planning import fusion, products, residency
+from ..planning import fusion, persistence, products, residency
 from ..planning.residency import Residency
 from ..records import Record
 from . import suite
@@ -373,20 +375,11 @@ class GpuRecorder(Recorder):
         )
         got = self.runtime.to_numpy(flat)
         error = float(np.abs(got - exact).max() / np.abs(exact - before).max())
-        launch = self.runtime.launch
-        epochs: list[float] = []
         steps = rows // batch
-
-        def timed(*arguments: Any) -> None:  # an epoch may be several: what runs at once is limited
-            epochs[-1] += self.runtime.seconds(lambda: launch(*arguments))
-
-        self.runtime.launch = timed  # type: ignore[method-assign, assignment]
-        try:
-            for _ in range(repeats):
-                epochs.append(0.0)
-                engine.run_members(members(steps), *arrays)
-        finally:
-            self.runtime.launch = launch  # type: ignore[method-assign]
+        epochs = [
+            self._in_launches(partial(engine.run_members, members(steps), *arrays))
+            for _ in range(repeats)
+        ]
         self.timed(
             "resident", (*sizes, batch), np.float32, str(cut), [x / steps for x in epochs],
             flops=count * planning.step_flops(sizes, batch), error=error, members=count,
@@ -395,7 +388,22 @@ class GpuRecorder(Recorder):
             expected_us=round(cut.seconds * 1e6, 3),
         )  # fmt: skip
 
-    # -- the fused kernel -------------------------------------------------------------
+    def _in_launches(self, run: Callable[[], Any]) -> float:
+        """Seconds of all launches of `run`, and of nothing between them."""
+        launch, total = self.runtime.launch, 0.0
+
+        def timed(*arguments: Any) -> None:
+            nonlocal total
+            total += self.runtime.seconds(lambda: launch(*arguments))
+
+        self.runtime.launch = timed  # type: ignore[method-assign, assignment]
+        try:
+            run()
+        finally:
+            self.runtime.launch = launch  # type: ignore[method-assign]
+        return total
+
+    # -- the fused and the persistent kernel --------------------------------------------
 
     def fused(
         self,
@@ -404,31 +412,71 @@ class GpuRecorder(Recorder):
     ) -> None:
         """A step of narrow networks in each precision, in a graph, beside what was predicted."""
         for (sizes, batch), precision in itertools.product(shapes, planning.TENSOR_TILES):
-            about: Record = {"op": "fused", "shape": (*sizes, batch)}
-            # Of the same rounding: beside float64 a step says little about the kernel.
-            exact: Record = {"precision": precision}
-            if precision == "float32":
-                exact = {"dtype": "float64"}
-            net = Network(sizes, activation="relu", backend="numpy", seed=0, **exact)
+            net = self._relus(sizes, precision)
             slopes = fusion.kept_slopes(net.activations, precision)
             form = fusion.choose(sizes, batch, self.runtime.device, precision, slopes)
-            if isinstance(form, str):
-                self.write(**about, plan=precision, absent=form)
-                continue
-            try:
-                self.fused_step(net, form, repeats)
-            except Exception as error:
-                why = f"{type(error).__name__}: {error}"
-                self.write(**about, plan=f"{precision}, {form}", failed=why)
+            self._step_of(net, batch, FusedCudaEngine, form, precision, repeats)
 
-    def fused_step(self, net: Network, form: planning.Fusion, repeats: int) -> None:
-        sizes, m, device = form.sizes, form.batch, self.runtime.device
+    def persistent(
+        self,
+        shapes: Any = (
+            ((784, 128, 128, 10), 128),
+            ((784, 30, 10), 128),
+            ((784, 512, 512, 10), 256),
+        ),
+        repeats: int = 200,
+    ) -> None:
+        """A step of an epoch by all blocks, in each precision, beside what was predicted."""
+        for (sizes, batch), precision in itertools.product(shapes, planning.TENSOR_TILES):
+            form = persistence.choose(sizes, batch, self.runtime.device, precision)
+            net = self._relus(sizes, precision)
+            self._step_of(net, batch, PersistentCudaEngine, form, precision, repeats)
+
+    def _relus(self, sizes: Sequence[int], precision: str) -> Network:
+        """Of the same rounding as the kernel: beside float64 a step says little about that."""
+        exact: Record = {"precision": precision}
+        if precision == "float32":
+            exact = {"dtype": "float64"}
+        return Network(sizes, activation="relu", backend="numpy", seed=0, **exact)
+
+    def _step_of(
+        self,
+        net: Network,
+        m: int,
+        kind: type[FusedCudaEngine] | type[PersistentCudaEngine],
+        form: planning.Fusion | planning.Persistence | str,
+        precision: str,
+        repeats: int,
+    ) -> None:
+        about: Record = {"op": kind.name, "shape": (*net.sizes, m)}
+        if isinstance(form, str):
+            self.write(**about, plan=precision, absent=form)
+            return
+        try:
+            self._time_step(net, m, kind, form, repeats)
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            self.write(**about, plan=f"{precision}, {form}", failed=why)
+
+    def _time_step(
+        self,
+        net: Network,
+        m: int,
+        kind: type[FusedCudaEngine] | type[PersistentCudaEngine],
+        form: planning.Fusion | planning.Persistence,
+        repeats: int,
+    ) -> None:
+        sizes, device = form.sizes, self.runtime.device
         backend = CudaBackend(np.float32, self.runtime, precision=form.precision)
         by_plan = planning.Plan(
-            "cuda", "recorded", "fused", "recorded", captured=True, sizes=sizes,
-            batches=(planning.BatchPlan(m, fusion=form),), precision=form.precision,
+            "cuda", "recorded", kind.name, "recorded", captured=kind is FusedCudaEngine,
+            sizes=sizes, precision=form.precision,
+            batches=(
+                planning.BatchPlan(m, fusion=form) if isinstance(form, planning.Fusion)
+                else planning.BatchPlan(m, persistence=form),
+            ),
         )  # fmt: skip
-        engine = FusedCudaEngine(backend, net.sizes, net.activations, net.cost, by_plan)
+        engine = kind(backend, net.sizes, net.activations, net.cost, by_plan)
         X, Y = self.rng.random((m, sizes[0]), np.float32), self.rng.random((m, sizes[-1]))
         arrays = backend.asarray(X), backend.asarray(Y)
         sgd, order = optimizers.get("sgd"), self.rng.permutation(m)
@@ -448,14 +496,18 @@ class GpuRecorder(Recorder):
         got = self.runtime.to_numpy(flat)
         error = float(np.abs(got - exact).max() / np.abs(exact - before).max())
         whole, seconds = member(trained, m, repeats), []
-        engine.run_members([whole], *arrays)  # captures a step
-        bound = engine.bind([whole], *arrays)
+        engine.run_members([whole], *arrays)  # builds, or captures a step
         for _ in range(3):
-            bound.load([whole])
-            ran = self.runtime.seconds(lambda: bound.backend.repeat(bound.whole_step, repeats))
-            seconds.append(ran / repeats)
+            if isinstance(engine, FusedCudaEngine):
+                bound = engine.bind([whole], *arrays)
+                bound.load([whole])
+                run = partial(bound.backend.repeat, bound.whole_step, repeats)
+                seconds.append(self.runtime.seconds(run) / repeats)
+            else:
+                run = partial(engine.run_members, [whole], *arrays)
+                seconds.append(self._in_launches(run) / repeats)
         self.timed(
-            "fused", (*sizes, m), np.float32, f"{form.precision}, {form}", seconds,
+            kind.name, (*sizes, m), np.float32, f"{form.precision}, {form}", seconds,
             flops=planning.step_flops(sizes, m), error=error,
             expected_us=round(form.seconds(device) * 1e6, 3),
         )  # fmt: skip
@@ -564,9 +616,10 @@ def sanitized_case() -> None:
                             optimizer=optimizer, engine="resident")  # fmt: skip
 
 
-#: One by products, one by the resident kernel.
+#: By products, by the persistent kernel and by the resident one.
 PROFILED = (
-    Workload("profiled", (512, 512), 4096, classes=False),
+    Workload("profiled", (1024, 1024), 8192, classes=False),
+    Workload("profiled", (784, 128, 128, 10), 128, classes=True),
     Workload("profiled", (784, 30, 10), 10, classes=True),
 )
 
@@ -579,7 +632,7 @@ def profiled_case() -> None:
 #: What is recorded, most worth first, and the seconds that each may take of five minutes.
 STAGES = {
     "check": 30, "gpu tests": 80, "floors": 30, "training": 90, "populations": 40, "resident": 25,
-    "fused": 25,
+    "persistent": 25, "fused": 25,
     "products": 40, "ncu": 30, "maps": 20, "updates": 20,
     "compute-sanitizer memcheck": 40, "compute-sanitizer racecheck": 40,
 }  # fmt: skip
@@ -598,6 +651,7 @@ _METRICS = (
 _SMALL: dict[str, Record] = {
     "floors": {"size": 4096, "product": 64, "barriers": 3},
     "resident": {"shapes": (((70, 5, 3), 4),), "members": (1, 3), "rows": 16, "repeats": 1},
+    "persistent": {"shapes": (((20, 16, 5), 40),), "repeats": 2},
     "fused": {"shapes": (((20, 16, 5), 40),), "repeats": 2},
     "products": {"shapes": ((10, 30, 40),), "dtypes": (np.float32,)},
     "maps": {"shapes": ((5, 7),)},
@@ -616,6 +670,7 @@ def stages(
         "training": recorder.training,
         "populations": lambda: recorder.training(chosen=suite_cases(population=True)),
         "resident": recorder.residents,
+        "persistent": recorder.persistent,
         "fused": recorder.fused,
         "products": recorder.products,
         "ncu": recorder.ncu,

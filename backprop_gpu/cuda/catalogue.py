@@ -93,6 +93,15 @@ RULES = {
 
 _ALL_SIGMAS = tuple(activations.get(name) for name in SIGMAS)
 _ALL_COSTS = tuple(costs.get(name) for name in _COSTS)
+#: σ of a last layer and costs that go with it.
+_PAIRS = [
+    (activations.get(last), costs.get(cost))
+    for cost, last in (
+        ("categorical_cross_entropy", "softmax"), ("quadratic", "sigmoid"),
+        ("binary_cross_entropy", "sigmoid"), ("poisson", "exponential"),
+        ("binary_cross_entropy", "softmax"), ("quadratic", "softmax"),
+    )
+]  # fmt: skip
 _Row = TypeVar("_Row", bound=Callable[..., Kernel])
 _rows: list[tuple[Callable[..., Kernel], tuple[Sequence[Any], ...]]] = []
 
@@ -455,27 +464,21 @@ def fusions(device: Device) -> Iterator[Kernel]:
 def persistents(device: Device) -> Iterator[Kernel]:
     """Examples of the persistent kernel that a device can run.
 
-    All tiles in every precision, all activations at once, every cost and rule; of X of bytes, too.
+    All tiles in every precision, in turn with every cost and rule, and X of bytes; and all
+    activations at once.
     """
-    rules, every = itertools.cycle(RULES), [activations.get(name) for name in SIGMAS]
+    sizes, rules, pairs = (784, 128, 10), itertools.cycle(RULES), itertools.cycle(_PAIRS)
     for precision in FACTORS:
-        catalogue = Catalogue(np.dtype("float32"), precision)
-        found = persistence.choose((784, 128, 10), 128, device, precision)
+        found = persistence.choose(sizes, 128, device, precision)
         if isinstance(found, str):
             return
-        for extent in persistence.EXTENTS:
-            form = found.of_tiles(extent, extent, extent)
-            softmax, classifier = activations.get("softmax"), costs.get("categorical_cross_entropy")
-            for stored, hidden in ((4, "relu"), (1, "sigmoid")):
-                yield catalogue.persistent(
-                    replace(form, stored=stored), [activations.get(hidden), softmax], classifier,
-                    next(rules),
-                )  # fmt: skip
-        for name, last in itertools.product(_COSTS, ("sigmoid", "softmax", "exponential")):
-            with suppress(ValueError):  # outputs that the cost is not defined for
-                costs.check_pair(activations.get(last), costs.get(name))
-                chosen = [*(every if last == "sigmoid" else every[:1]), activations.get(last)]
-                yield catalogue.persistent(found, chosen, costs.get(name), next(rules))
+        catalogue = Catalogue(np.dtype("float32"), precision)
+        for stored, extent in zip((4, 1, 4), persistence.EXTENTS, strict=True):
+            form = replace(found.of_tiles(extent, extent, extent), stored=stored)
+            last, cost = next(pairs)
+            yield catalogue.persistent(form, [activations.get("relu"), last], cost, next(rules))
+            if stored == 1 and precision == "float32":
+                yield catalogue.persistent(form, [*_ALL_SIGMAS, last], cost, next(rules))
 
 
 def _fused(

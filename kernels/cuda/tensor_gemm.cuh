@@ -143,7 +143,8 @@ __device__ __forceinline__ void tensor_tile(TensorSlicesOf<Tile, a_order, b_orde
   constexpr int ahead = Tile::buffers - 1;
 
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
-  const int part = warp % Tile::parts, sharer = warp / Tile::parts;
+  const int sharer = Tile::sharers == 1 ? 0 : warp / Tile::parts;  // known to the compiler, if 0
+  const int part = warp - sharer * Tile::parts;
   const int row = part / Tile::warps_across * Tile::WM;  // of this warp's first, in the tile
   const int column = part % Tile::warps_across * Tile::WN;
   const bool plainly = !Factors::cuts && p_end - p_begin < long_sum;

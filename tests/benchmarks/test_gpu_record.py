@@ -46,7 +46,7 @@ def written(folder: Path) -> list[dict[str, Any]]:
 def test_every_stage(tmp_path: Path) -> None:
     recorder = recorder_of(device_runtime(), tmp_path)
     stages = gpu_record.stages(recorder, small=True)
-    for name in ("floors", "maps", "updates", "resident", "fused", "products"):
+    for name in ("floors", "maps", "updates", "resident", "persistent", "fused", "products"):
         recorder.stage(name, stages[name])
     tiny = suite.BenchCase(Workload("tiny", (20, 9, 5), 10, classes=True))
     peers = [registry.get(name) for name in ("ours", "numpy", "torch.graph")]
@@ -61,7 +61,8 @@ def test_every_stage(tmp_path: Path) -> None:
             assert line["error"] < (rounds[0] if rounds else 1e-5)
     assert {line["op"] for line in timed} >= {
         "copy", "empty launch", "training", "bias_gradient", "hadamard", "cost",
-        "update", "forward", "hidden_error", "weight_gradient", "resident", "fused",
+        "update", "forward", "hidden_error", "weight_gradient", "resident", "persistent",
+        "fused",
     }  # fmt: skip
     assert "matmul" in {line["op"] for line in lines}
     assert {line["cluster"] for line in lines if line["op"] == "cluster barrier"} == {2, 4, 8, 16}

@@ -108,6 +108,20 @@ def test_what_fused_kernels_take(number: int, arch: str) -> None:
             assert report.occupancy.blocks >= int(blocks), report
 
 
+@pytest.mark.parametrize(("number", "arch"), list(enumerate(compiler.ARCHITECTURES)))
+def test_what_persistent_kernels_take(number: int, arch: str) -> None:
+    """Some on each."""
+    device = compiler.example(arch)
+    kernels = list(catalogue.persistents(device))
+    assert bool(kernels) == device.multiplies_rounded
+    for kernel in kernels[number::5]:
+        (report,) = compiler.compile_kernels([kernel], arch).reports
+        assert report.spills == report.stack == 0, report
+        assert report.shared_memory <= device.shared_memory, report
+        assert report.occupancy is not None
+        assert report.occupancy.blocks >= 1, report
+
+
 def test_the_cluster_is_in_the_kernel() -> None:
     """Its size is part of the code, so that an ordinary launch makes clusters of it."""
     kernels = {kernel.cluster: kernel for kernel in catalogue.residents(planning.H200)}

@@ -23,6 +23,7 @@ from backprop_gpu.cuda import runtime as runtimes
 from backprop_gpu.cuda.blas import WORKSPACE
 from backprop_gpu.cuda.catalogue import Kernel
 from backprop_gpu.cuda.runtime import Runtime
+from backprop_gpu.engines import fused_cuda, persistent_cuda
 from backprop_gpu.planning import residency
 from backprop_gpu.training.fitting import FitCourse
 from machine import device_runtime
@@ -339,6 +340,31 @@ def test_as_numpy_does(engine: Any, optimizer: Any, batch: int) -> None:
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
     np.testing.assert_allclose(nets[0].predict(X), nets[1].predict(X), atol=1e-12)
     np.testing.assert_allclose(nets[0].history.loss, nets[1].history.loss, rtol=1e-11)
+
+
+@pytest.mark.parametrize("engine", ["fused", "persistent"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_members_on_tensor_cores(
+    engine: Any, optimizer: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three networks, a launch each, as they are on NumPy."""
+    if not runtime.device.multiplies_rounded:
+        pytest.skip(f"{runtime.device.name} has no tensor cores for the engine {engine}")
+    monkeypatch.setattr(fused_cuda, "PARTS", 1)
+    monkeypatch.setattr(persistent_cuda, "SCRATCH", 1)
+    X, y = problem(90)
+    found = []
+    for backend, chosen in (("cuda", engine), ("numpy", "layered")):
+        nets = Population([33, 17, 5], members=3, backend=backend, dtype="float32", seed=3)
+        options = {"epochs": 2, "batch_size": 40, "learning_rate": 0.01}
+        with on_this_card():
+            nets.fit(X, y, optimizer=optimizer, engine=chosen, validation_data=(X, y), **options)
+        nets.fit(X, y, optimizer=optimizer, engine=chosen, **options)
+        found.append([w for net in nets for w in net.weights])
+    for got, expected in zip(*found, strict=True):
+        np.testing.assert_allclose(
+            got, expected, rtol=0, atol=1e-4 if optimizer == "adam" else 1e-6
+        )
 
 
 @pytest.mark.parametrize("sizes", [(784, 30, 10), (2000, 8, 10)])
