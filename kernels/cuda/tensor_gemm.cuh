@@ -220,8 +220,11 @@ __device__ __forceinline__ void tensor_tile(TensorSlicesOf<Tile, a_order, b_orde
         for (auto& one : line) one.end_slice();
     }
     if constexpr (!is_nothing<OfA>) {
+      // Half a warp has a line of 16, and the other half the next but one, which is in other banks.
+      const int own = thread / Tile::BM;
+      const int first = Tile::BM == 16 ? own / 4 * 4 + own % 2 * 2 + own / 2 % 2 : own;
       if (first_column == 0)
-        for (int q = thread / Tile::BM; q < Tile::BK; q += Tile::threads / Tile::BM)
+        for (int q = first; q < Tile::BK; q += Tile::threads / Tile::BM)
           of_a(A_slices::read(slice.a, thread % Tile::BM, q));
     }
     current = current == ahead ? 0 : current + 1;

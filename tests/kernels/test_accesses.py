@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 import fused_cases
+import persistent_cases
 from backprop_gpu import activations, planning
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.optimizers import SGD
@@ -18,12 +21,25 @@ from machine import needs_compiler
 WAVEFRONTS, SECTORS = 1.1, 1.1
 
 
-def aligned(*shape: int) -> np.ndarray:
+def aligned(*shape: int, dtype: Any = np.float32) -> np.ndarray:
     """As the device's memory begins: at a multiple of 256 bytes."""
-    size = int(np.prod(shape))
-    memory = np.zeros(size + 64, np.float32)
-    start = -memory.ctypes.data % 256 // 4
-    return memory[start : start + size].reshape(shape)
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + 256, np.uint8)
+    start = -memory.ctypes.data % 256
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+class AlignedRuntime(BackendRuntime):
+    def empty(self, shape: Any, dtype: Any) -> np.ndarray:
+        return aligned(*np.atleast_1d(shape).tolist(), dtype=dtype)
+
+    zeros = empty
+
+    def array(self, values: Any, dtype: Any = None) -> np.ndarray:
+        host = np.ascontiguousarray(values, dtype)
+        array = self.empty(host.shape, host.dtype)
+        array[...] = host
+        return array
 
 
 def drawn(*shape: int) -> np.ndarray:
@@ -57,6 +73,14 @@ def lines_of(op: str, tile: planning.Tile, precision: str) -> list[Line]:
 )
 def test_of_products_on_tensor_cores(op: str, precision: str, tile: planning.Tile) -> None:
     lines = lines_of(op, tile, precision)
+    check_inner_loop(lines)
+    stored = [line for line in lines if line.memory == "global"]
+    assert stored
+    for line in stored:
+        assert line.ratio <= SECTORS, line
+
+
+def check_inner_loop(lines: list[Line]) -> None:
     source = (KERNELS / "tensor_gemm.cuh").read_text().splitlines()
 
     def number(text: str) -> int:
@@ -76,10 +100,30 @@ def test_of_products_on_tensor_cores(op: str, precision: str, tile: planning.Til
     assert {line.file for line in inner} == {"async_copy.cuh", "tensor_gemm.cuh"}
     for line in inner:
         assert line.ratio <= WAVEFRONTS, line
-    stored = [line for line in lines if line.memory == "global"]
-    assert stored
-    for line in stored:
-        assert line.ratio <= SECTORS, line
+
+
+@pytest.mark.parametrize(
+    ("tiles", "precision"),
+    [((16, 32, 64), "bf16"), ((32, 64, 16), "tf32"), ((64, 16, 32), "tf32")],
+)
+def test_of_the_persistent_kernel(tiles: tuple[int, int, int], precision: str) -> None:
+    """Each tile in each product; of global memory rows, epilogues and the update."""
+    needs_compiler()
+    form = persistent_cases.Form(
+        "aligned", (64, 64, 64), ("relu", "softmax"), "quadratic", (SGD(momentum=0.5),),
+        batch=64, rows=64, tiles=tiles,
+    )  # fmt: skip
+    runtime, counting = AlignedRuntime(), CountingRuntime()
+    runtime.host = counting
+    backend = CudaBackend("float32", runtime, precision=precision)
+    fused_cases.Run(form, backend, np.float32).train(form.engine(backend))
+    check_inner_loop(counting.lines)
+    source = (KERNELS / "persistent.cu").read_text().splitlines()
+    (end,) = (i for i, line in enumerate(source, 1) if "float(run.x[0]), float(run" in line)
+    split = range(end - 2, end + 1)  # g++ makes four accesses of 16 bytes
+    for line in counting.lines:
+        if line.memory == "global" and line.times >= 64 and line.line not in split:
+            assert line.ratio <= SECTORS, line
 
 
 FUSED = {  # sizes, warps that share rows and columns

@@ -167,6 +167,10 @@ UNALIGNED(write, 2) UNALIGNED(write, 4) UNALIGNED(write, 8) UNALIGNED(write, 16)
 extern "C" __attribute__((no_sanitize("thread"))) unsigned __tsan_atomic32_load(unsigned* at, int) {
   return __atomic_load_n(at, __ATOMIC_RELAXED);
 }
+extern "C" __attribute__((no_sanitize("thread"))) unsigned __tsan_atomic32_fetch_add(
+    unsigned* at, unsigned value, int) {
+  return __atomic_fetch_add(at, value, __ATOMIC_SEQ_CST);
+}
 extern "C" __attribute__((no_sanitize("thread"))) int __tsan_atomic32_compare_exchange_strong(
     unsigned* at, unsigned* expected, unsigned value, int, int) {
   return __atomic_compare_exchange_n(at, expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
