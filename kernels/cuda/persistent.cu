@@ -96,7 +96,8 @@ struct PersistentEpoch {
     const int* order;
     const double* coefficients;
     const float* constants;
-    float *p, *s0, *s1, *scratch;
+    size_t at;  // of its parameters
+    float* scratch;
     double *row_costs, *costs;
   };
 
@@ -119,13 +120,11 @@ struct PersistentEpoch {
   __device__ __forceinline__ void meet() { grid_barrier(arrived, ++met); }
 
   __device__ __forceinline__ Member member(int here) const {
-    const size_t number = first + here, at = places[number] * length;
+    const size_t number = first + here;
     return {order + number * rows,
             coefficients + number * steps * 4,
             constants + number * 6,
-            p + at,
-            s0 == nullptr ? nullptr : s0 + at,
-            s1 == nullptr ? nullptr : s1 + at,
+            places[number] * length,
             scratch + here * scratch_length,
             row_costs + size_t(here) * batch,
             costs + number * steps};
@@ -189,10 +188,10 @@ struct PersistentEpoch {
     const int across = tiles_of(here.n, Forward::BN);
     each_tile(tiles_of(m, Forward::BM) * across, [&](const Member& of, int tile) {
       const int row = tile / across * Forward::BM;
-      const float* b = of.p + here.b;
+      const float *w = p + of.at + here.w, *b = p + of.at + here.b;
       tensor_tile<Forward, by_p, by_p>(
-          shared.forward, activations(of, l - 1), of.p + here.w, row, tile % across * Forward::BN, m,
-          here.n, 0, prev.n, prev.stride, prev.n, [=](int, int j) { return b[j]; },
+          shared.forward, activations(of, l - 1), w, row, tile % across * Forward::BN, m, here.n, 0,
+          prev.n, prev.stride, prev.n, [=](int, int j) { return b[j]; },
           [&](int x, int j, float product, float bias) {
             put(of.scratch, size_t(x) * here.stride + j, product + bias);
           },
@@ -300,7 +299,7 @@ struct PersistentEpoch {
       each_tile(tiles_of(m, Error::BM) * across, [&](const Member& of, int tile) {
         float* arrays = of.scratch;
         tensor_tile<Error, by_p, by_result>(
-            shared.error, arrays + next.delta, of.p + next.w, tile / across * Error::BM,
+            shared.error, arrays + next.delta, p + of.at + next.w, tile / across * Error::BM,
             tile % across * Error::BN, m, here.n, 0, next.n, next.stride, here.n,
             [=](int x, int j) {
               const size_t at = size_t(x) * here.stride + j;
@@ -324,8 +323,8 @@ struct PersistentEpoch {
     float value, state0, state1;
   };
 
-  __device__ __forceinline__ Parameter parameter(const Member& of, size_t at) const {
-    return {of.p[at], Rule::slots > 0 ? of.s0[at] : 0, Rule::slots > 1 ? of.s1[at] : 0};
+  __device__ __forceinline__ Parameter parameter(size_t at) const {
+    return {p[at], Rule::slots > 0 ? s0[at] : 0, Rule::slots > 1 ? s1[at] : 0};
   }
 
   // By its gradient, C's own.
@@ -334,10 +333,9 @@ struct PersistentEpoch {
     const float* k = of.constants;
     g = clip_by_value(g, k[0]);
     if (weight) g = penalized(g, old.value, k[1], k[2]);
-    of.p[at] =
-        Rule::apply(old.value, g, old.state0, old.state1, c, k[3], k[4], k[5], weight);
-    if constexpr (Rule::slots > 0) of.s0[at] = old.state0;
-    if constexpr (Rule::slots > 1) of.s1[at] = old.state1;
+    p[at] = Rule::apply(old.value, g, old.state0, old.state1, c, k[3], k[4], k[5], weight);
+    if constexpr (Rule::slots > 0) s0[at] = old.state0;
+    if constexpr (Rule::slots > 1) s1[at] = old.state1;
   }
 
   __device__ __forceinline__ int weight_tiles(int l) const {
@@ -361,6 +359,7 @@ struct PersistentEpoch {
     const PersistentLayer prev = layers[l - 1], here = layers[l];
     const int across = tiles_of(prev.n, Gradient::BN);
     const int row = tile / across * Gradient::BM, column = tile % across * Gradient::BN;
+    const size_t w = of.at + here.w;
     const float mean = 1.0f / float(m);
     float c[4], sum = 0;
 #pragma unroll
@@ -368,9 +367,9 @@ struct PersistentEpoch {
     tensor_tile<Gradient, by_result, by_result>(
         shared.gradient, of.scratch + here.delta, activations(of, l - 1), row, column, here.n, prev.n,
         0, m, here.stride, prev.stride,
-        [&](int j, int k) { return parameter(of, here.w + size_t(j) * prev.n + k); },
+        [&](int j, int k) { return parameter(w + size_t(j) * prev.n + k); },
         [&](int j, int k, float product, Parameter old) {
-          change(of, here.w + size_t(j) * prev.n + k, old, product * mean, c, true);
+          change(of, w + size_t(j) * prev.n + k, old, product * mean, c, true);
         },
         [&](float delta) { sum += delta; });
     if (column != 0) return;  // the whole block
@@ -378,8 +377,8 @@ struct PersistentEpoch {
     __syncthreads();
     if (thread >= Gradient::BM || row + thread >= here.n) return;
     for (int other = 1; other < share; ++other) sum += sums[other][thread];
-    const size_t at = here.b + row + thread;
-    change(of, at, parameter(of, at), sum * mean, c, false);
+    const size_t at = of.at + here.b + row + thread;
+    change(of, at, parameter(at), sum * mean, c, false);
   }
 
   __device__ __forceinline__ void record_cost(const Member& of) {
@@ -406,7 +405,7 @@ struct PersistentEpoch {
           hidden_layer(shared, l);
         else
           last_layer(shared);
-        if (l == 1 && step + 1 < steps) {
+        if (l == 1) {  // behind the last step there are none
           const int tiles = tiles_of(m, Forward::BM) * tiles_of(layers[1].n, Forward::BN) * members;
           bring_rows(step + 1, tiles % gridDim.x);
         }

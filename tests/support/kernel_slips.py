@@ -39,7 +39,7 @@ from kernel_cases import CASES, DTYPES, LAUNCHED, RUNS, Case, run_on_cuda
 
 SCORE = 0.95
 #: Seconds for one case, building its kernels included; a mutant may run forever.
-PATIENCE = 30
+PATIENCE = 60
 
 CAUGHT = {
     "numbers": "wrong numbers",
