@@ -475,6 +475,8 @@ def persistents(device: Device) -> Iterator[Kernel]:
         catalogue = Catalogue(np.dtype("float32"), precision)
         for stored, extent in zip((4, 1, 4), persistence.EXTENTS, strict=True):
             form = replace(found.of_tiles(extent, extent, extent), stored=stored)
+            if form.obstacle(sizes, 128, 4, device, precision) is not None:
+                form = replace(found, stored=stored)  # of 16 × 16 BP4 takes the most memory
             last, cost = next(pairs)
             yield catalogue.persistent(form, [activations.get("relu"), last], cost, next(rules))
             if stored == 1 and precision == "float32":

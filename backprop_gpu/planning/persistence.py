@@ -144,18 +144,24 @@ def choose(sizes: Sequence[int], batch: int, device: Device, precision: str) -> 
 def _choose(
     sizes: tuple[int, ...], batch: int, device: Device, precision: str
 ) -> Persistence | str:
-    def fastest(cycles: Callable[[int], float]) -> int:
-        fitting = (e for e in EXTENTS if _holds(block_bytes(e, e, e), device))
+    def fastest(a_by_sum: bool, b_by_sum: bool, cycles: Callable[[int], float]) -> int:
+        fitting = (e for e in EXTENTS if _holds(_product_bytes(e, a_by_sum, b_by_sum), device))
         return min(fitting, key=cycles, default=0)
 
     def phase(extent: int, tiles: int, k: int) -> float:
         return _phase(extent, tiles, k, device, precision, device.multiprocessors)
 
     layers = list(pairwise(sizes))
-    forward = fastest(lambda e: sum(phase(e, _tiles(batch, n, e), k) for k, n in layers))
-    error = fastest(lambda e: sum(phase(e, _tiles(batch, k, e), n) for k, n in layers[1:]))
-    gradient = fastest(lambda e: phase(e, sum(_tiles(n, k, e) for k, n in layers), batch))
-    if not forward:
+    forward = fastest(
+        True, True, lambda e: sum(phase(e, _tiles(batch, n, e), k) for k, n in layers)
+    )
+    error = fastest(
+        True, False, lambda e: sum(phase(e, _tiles(batch, k, e), n) for k, n in layers[1:])
+    )
+    gradient = fastest(
+        False, False, lambda e: phase(e, sum(_tiles(n, k, e) for k, n in layers), batch)
+    )
+    if not (forward and error and gradient):
         least = block_bytes(*[EXTENTS[-1]] * 3)
         return f"a block needs {ceil(least / 1024)} KB of shared memory, and the device has less"
     return Persistence(
@@ -172,16 +178,20 @@ def _holds(shared_memory: int, device: Device) -> bool:
 def block_bytes(forward: int, error: int, gradient: int) -> int:
     """Bytes of ``Shared`` in ``persistent.cu``, the largest of three products'."""
 
-    def product(extent: int, a_by_sum: bool, b_by_sum: bool) -> int:
-        steps = 2048 // extent
-        along, across = 4 * extent * (steps + 4), 4 * steps * (extent + 8)
-        slices = BUFFERS * sum(along if by_sum else across for by_sum in (a_by_sum, b_by_sum))
-        sharers = {16: 8, 32: 4, 64: 2}[extent]
-        return max(slices, 4 * sharers * extent * (extent + 8))
-
     return max(
-        product(forward, True, True), product(error, True, False), product(gradient, False, False)
+        _product_bytes(forward, True, True),
+        _product_bytes(error, True, False),
+        _product_bytes(gradient, False, False),
     )
+
+
+def _product_bytes(extent: int, a_by_sum: bool, b_by_sum: bool) -> int:
+    """Of slices of A and of B, each with its lines along the sum or across it."""
+    steps = 2048 // extent
+    along, across = 4 * extent * (steps + 4), 4 * steps * (extent + 8)
+    slices = BUFFERS * sum(along if by_sum else across for by_sum in (a_by_sum, b_by_sum))
+    sharers = {16: 8, 32: 4, 64: 2}[extent]
+    return max(slices, 4 * sharers * extent * (extent + 8))
 
 
 def _tiles(m: int, n: int, extent: int) -> int:

@@ -246,8 +246,38 @@ def test_letters_that_may_be_written_too_early_are_seen() -> None:
         tell_others("tsan", np.float32, places=1)
 
 
+def pass_on(sanitizer: Sanitizer, blocks: int, meets: bool = True) -> None:
+    rounds = 4
+    x = np.full((rounds + 1, 32 * blocks), np.nan, np.float32)
+    x[0] = np.arange(32 * blocks)
+    expected = [np.roll(x[0], -32 * round) + round for round in range(rounds + 1)]
+    HostRuntime(sanitizer, sources=SOURCES).launch(
+        "primitives.cu", "pass_on", (blocks, 1, 1), (32, 1, 1),
+        (x, np.zeros(1, np.uint32), np.int32(rounds), np.int32(meets)), cluster=TOGETHER,
+    )  # fmt: skip
+    np.testing.assert_array_equal(x, expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("sanitizer", RUNS)
+@pytest.mark.parametrize("blocks", [1, 3, 8])
+def test_the_barrier_of_a_grid(sanitizer: Sanitizer, blocks: int) -> None:
+    pass_on(sanitizer, blocks)
+
+
+@needs_compiler
+def test_blocks_that_do_not_meet_are_seen() -> None:
+    with pytest.raises(LaunchFailed, match="data race"):
+        pass_on("tsan", 3, meets=False)
+
+
 @needs_compiler
 def test_blocks_that_do_not_run_at_once_wait_in_vain() -> None:
+    with pytest.raises(LaunchFailed, match=r"the barrier of the grid at .* is not met"):
+        HostRuntime(sources=SOURCES).launch(
+            "primitives.cu", "pass_on", (2, 1, 1), (32, 1, 1),
+            (np.zeros((2, 64), np.float32), np.zeros(1, np.uint32), np.int32(1), np.int32(1)),
+        )  # fmt: skip
     with pytest.raises(LaunchFailed, match="message 1 does not come"):
         tell_others("plain", np.float32, cluster=(1, 1, 1))
     with pytest.raises(LaunchFailed, match="the blocks of a cooperative launch are no cluster"):

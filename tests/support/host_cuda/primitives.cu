@@ -1,6 +1,7 @@
 // A kernel for each primitive, for tests/kernels/test_primitives.py.
 #include "../../../kernels/cuda/primitives/async_copy.cuh"
 #include "../../../kernels/cuda/primitives/cluster.cuh"
+#include "../../../kernels/cuda/primitives/grid.cuh"
 #include "../../../kernels/cuda/primitives/last_block.cuh"
 #include "../../../kernels/cuda/primitives/launch.cuh"
 #include "../../../kernels/cuda/primitives/letters.cuh"
@@ -203,4 +204,14 @@ __global__ void load_from_between(unsigned* out) {
 __global__ void prefetch_at(const float* x, float* out, int at) {
   prefetch(x + at);
   *out = 1;
+}
+
+// Each block writes, meets all others and reads what the next has written: x (rounds + 1, blocks · 32),
+// of which the first row is given, and each other is the one before, a block further, plus 1.
+__global__ void pass_on(float* x, unsigned* arrived, int rounds, int meets) {
+  const int width = gridDim.x * 32, here = blockIdx.x * 32 + threadIdx.x;
+  for (int round = 0; round < rounds; ++round) {
+    x[(round + 1) * width + here] = x[round * width + (here + 32) % width] + 1;
+    if (meets) grid_barrier(arrived, round + 1);
+  }
 }
