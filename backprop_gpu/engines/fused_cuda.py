@@ -30,9 +30,7 @@ class FusedCudaEngine(MembersEngine):
 
     @classmethod
     def obstacle(cls, model: Described, run: Run) -> str | None:
-        if model.dtype != np.float32:
-            return f"its kernel computes in float32, and not in {model.dtype.name}"
-        shared = cls.shared_obstacle(model, run)
+        shared = cls.float32_obstacle(model, run)
         if shared is not None:
             return shared
         assert model.device is not None

@@ -39,6 +39,13 @@ class MembersEngine(Engine):
             return "clip_norm needs the norm of all gradients before the first of them is used"
         return None
 
+    @classmethod
+    def float32_obstacle(cls, model: Described, run: Run) -> str | None:
+        """The same, of a kernel on tensor cores."""
+        if model.dtype != np.float32:
+            return f"its kernel computes in float32, and not in {model.dtype.name}"
+        return cls.shared_obstacle(model, run)
+
     def run_epoch(
         self,
         member: Member,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Any
 
 import numpy as np
 
+from .. import testing
 from ..activations import Activation
 from ..cuda.catalogue import Catalogue, hidden_sigmas
 from ..parameters import Layout
@@ -30,9 +30,7 @@ class PersistentCudaEngine(MembersEngine):
 
     @classmethod
     def obstacle(cls, model: Described, run: Run) -> str | None:
-        if model.dtype != np.float32:
-            return f"its kernel computes in float32, and not in {model.dtype.name}"
-        shared = cls.shared_obstacle(model, run)
+        shared = cls.float32_obstacle(model, run)
         if shared is not None:
             return shared
         assert model.device is not None
@@ -71,9 +69,8 @@ class PersistentCudaEngine(MembersEngine):
             costs,
             runtime.array(table),
         )  # fmt: skip
-        # How many there are changes no bit, and a stand-in runs no more of them at once.
-        testing = sys.modules.get("backprop_gpu.testing")
-        most = form.grid if testing is None or testing.running() is None else 16
+        # How many blocks there are changes no bit, and all of them have to run at once.
+        most = testing.blocks_at_once() or form.grid
         for begin in range(0, count, at_once):
             now = min(at_once, count - begin)
             runtime.launch(

@@ -102,6 +102,15 @@ def is_over() -> bool:
     return standin is not None and standin.running() is not None and not _users
 
 
+def blocks_at_once() -> int | None:
+    """How many blocks that wait for each other the stand-in runs, if it is this process's driver.
+
+    Fewer than the card that it stands for: `emulator/fibers.h` has as many, as `blocks_of_cluster`.
+    """
+    standin = sys.modules.get(f"{__name__}.standin")
+    return 16 if standin is not None and standin.running() is not None else None
+
+
 def _start(card: str, seed: int, **options: object) -> Standin:
     try:
         found = importlib.util.find_spec("cuda.core")

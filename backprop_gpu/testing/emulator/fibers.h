@@ -15,8 +15,8 @@
 // returned: a peer that still reads it gets nonsense or a sanitizer's report.
 //
 // A launch is cooperative if the size of its clusters is 0, 0, 0. All its blocks run at once on a
-// device; here so many do as a power of 2 up to 16 divides the grid, the others after them. Blocks
-// that wait for such as come later wait for ever, so who waits in a loop needs a limit.
+// device; here up to 16 do, of a larger grid so many as a power of 2 divides it, the others after them.
+// Blocks that wait for such as come later wait for ever, so who waits in a loop needs a limit.
 //
 // This header has what device code needs inline. The scheduler (fibers.cpp) is
 // compiled without sanitizers, which would otherwise watch its bookkeeping, and
