@@ -15,12 +15,8 @@ import numpy as np
 import pytest
 
 from backprop_gpu import (
-    Activation,
-    Callback,
     Cost,
-    MLPClassifier,
     Network,
-    Population,
     activations,
     costs,
     planning,
@@ -29,15 +25,13 @@ from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.cuda import compiler
 from backprop_gpu.cuda.catalogue import RULES, Catalogue
 from backprop_gpu.cuda.runtime import Runtime
-from backprop_gpu.engines import fused_cuda
 from backprop_gpu.engines.fused_cuda import FusedCudaEngine
-from backprop_gpu.optimizers import SGD, Adam, Optimizer
-from backprop_gpu.optimizers import get as rule_of
+from backprop_gpu.optimizers import SGD
 from backprop_gpu.planning import H200, Device, Plan, fusion
 from backprop_gpu.testing import twins
-from fused_cases import FORMS, Form, Run, check
+from fused_cases import FORMS, Form, Run, check, gentle
 from machine import device_runtime
-from reference import ACTIVATIONS, VALID_PAIRS
+from reference import ACTIVATIONS, VALID_PAIRS, same_bits
 
 CHOICE = planning.Choice("cuda", "it is there")
 T4 = Device("T4", (7, 5), 40, 1.6e9, 3e11)
@@ -55,16 +49,10 @@ def _settings() -> list[Form]:
     return [
         Form(
             "-".join([*sigmas, cost, rule]), (18, 7, 20, 4), sigmas, cost,
-            (_gentle(rule),), batch=30, rows=50, tile=16, warps=(1, 2),
+            (gentle(rule),), batch=30, rows=50, tile=16, warps=(1, 2),
         )
         for sigmas, cost, rule in dict.fromkeys(found)
     ]  # fmt: skip
-
-
-def _gentle(rule: str) -> Optimizer:
-    """Of Adam with an ε beside which a rounded gradient that is nearly 0 makes no step."""
-    optimizer = rule_of(rule)
-    return replace(optimizer, epsilon=0.1) if isinstance(optimizer, Adam) else optimizer
 
 
 def _random_form(number: int) -> Form:
@@ -123,12 +111,6 @@ def _train(form: Form, precision: str = "bf16", captured: bool = False) -> list[
     return Run(form, backend, "float32").train(engine)
 
 
-def same_bits(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> None:
-    assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        np.testing.assert_array_equal(x.view(np.uint8), y.view(np.uint8))
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_activation_cost_and_rule(name: str) -> None:
@@ -142,85 +124,6 @@ def test_any_shape_in_any_form(form: Form) -> None:
     check(_backend(precision), form)
 
 
-@pytest.mark.gpu
-def test_a_users_activation() -> None:
-    squash = Activation("fused_squash", lambda z: z / (1 + z * z) ** 0.5,
-                        lambda z: (1 + z * z) ** -1.5)  # fmt: skip
-    X, Y = _data(90, 6, 3)
-    nets = [
-        Network([6, 20, 3], activation=[squash, "sigmoid"], backend=backend, seed=3)
-        for backend in ("cuda", "numpy")
-    ]
-    for net, engine in zip(nets, ("fused", "layered"), strict=True):
-        net.fit(X, Y, epochs=2, batch_size=40, learning_rate=0.5, engine=engine)
-    for got, expected in zip(nets[0].weights, nets[1].weights, strict=True):
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.gpu
-def test_factors_too_large_for_three_products_of_tf32() -> None:
-    """Beyond 2^126 the smaller part overflows: such a sum is made again on the plain cores."""
-    rng = np.random.default_rng(0)
-    X = rng.standard_normal((64, 64)).astype(np.float32)
-    X[np.arange(64), rng.permutation(64)] = 3e38
-    Y, found = np.zeros((64, 33), np.float32), []
-    for backend, engine, dtype in (("cuda", "fused", "float32"), ("numpy", "layered", "float64")):
-        net = Network([64, 33], activation="identity", backend=backend, seed=1, dtype=dtype)
-        net.weights = [1e-36 * w for w in net.weights]
-        net.fit(
-            X, Y, epochs=1, batch_size=64, learning_rate=1e-38, engine=engine,
-            optimizer=SGD(clip_value=1.0),
-        )  # fmt: skip
-        assert net.history is not None
-        found.append(net.history.loss[0])
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
-
-
-def _data(rows: int, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(4)
-    return rng.standard_normal((rows, inputs)), rng.uniform(size=(rows, outputs))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_by_the_name_of_the_engine(precision: str) -> None:
-    """One network and three, with a short last batch, and what the host looks at between epochs."""
-    X, Y = _data(150, 6, 3)
-    settings: dict[str, Any] = {"epochs": 3, "batch_size": 64, "learning_rate": 0.3}
-    results = []
-    for backend, engine in (("cuda", "fused"), ("numpy", "layered")):
-        options: dict[str, Any] = {"backend": backend, "precision": precision, "seed": 2}
-        net = Network([6, 20, 3], **options)
-        net.fit(X, Y, validation_data=(X[:9], Y[:9]), engine=engine, **settings)
-        many = Population([6, 20, 3], members=3, **options)
-        many.fit(X, Y, engine=engine, **settings)
-        assert net.plan.engine == many.plan.engine == engine
-        results.append([net, *many])
-    for got, expected in zip(*results, strict=True):
-        for a, b in zip(got.weights, expected.weights, strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 if precision == "float32" else 1e-3)
-    np.testing.assert_allclose(
-        results[0][0].history.val_loss, results[1][0].history.val_loss, rtol=1e-3
-    )
-
-
-@pytest.mark.gpu
-def test_a_penalty_on_the_sum_weighs_more_in_a_short_batch() -> None:
-    """scikit-learn's alpha."""
-    X, Y = _data(70, 6, 3)
-    labels = Y.argmax(1)
-    fitted = [
-        MLPClassifier(
-            (12,), alpha=3.0, batch_size=48, max_iter=3, random_state=0, backend=backend,
-            solver="sgd", learning_rate_init=0.1, engine=engine,
-        ).fit(X.astype(np.float32), labels)
-        for backend, engine in (("cuda", "fused"), ("numpy", "layered"))
-    ]  # fmt: skip
-    assert "engine fused" in fitted[0].plan_
-    for got, expected in zip(fitted[0].coefs_, fitted[1].coefs_, strict=True):
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
-
-
 # -- bits -------------------------------------------------------------------------------------
 
 
@@ -229,55 +132,6 @@ def test_the_same_training_gives_the_same_bits() -> None:
     form = FORMS["blocks"]
     same_bits(_train(form), _train(form))
     same_bits(_train(form), _train(form, captured=True))
-
-
-@pytest.mark.gpu
-def test_a_member_is_as_it_would_be_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one launch or in several."""
-    form = replace(FORMS["one layer"], optimizers=FORMS["one layer"].optimizers[:1] * 3)
-    together = _train(form)
-    backend = _backend()
-    alone = Run(form, backend, "float32")
-    found = []
-    for member in alone.members:
-        engine = form.engine(backend)
-        alone.members = [member]
-        found += alone.train(engine)
-    same_bits(together, found)
-    monkeypatch.setattr(fused_cuda, "PARTS", 1)
-    launches: list[Any] = []
-    backend = _backend()
-    launch = backend.runtime.launch
-    monkeypatch.setattr(
-        backend.runtime, "launch", lambda *args: (launches.append(args[0]), launch(*args))[1]
-    )
-    same_bits(together, Run(form, backend, "float32").train(form.engine(backend)))
-    steps = 2 * -(-form.rows // form.batch)
-    assert sum("fused<" in kernel.expression for kernel in launches) == 3 * steps
-
-
-@pytest.mark.gpu
-def test_how_x_is_stored_changes_no_bit() -> None:
-    form = FORMS["bytes"]
-    runs = [Run(form, _backend(), "float32") for _ in range(2)]
-    X = runs[1].backend.to_numpy(runs[1].X)
-    assert X.dtype == np.uint8
-    runs[1].X = runs[1].backend.asarray(X)
-    plain = replace(form, bytes=False)
-    same_bits(*(r.train(f.engine(r.backend)) for r, f in zip(runs, (form, plain), strict=True)))
-
-
-@pytest.mark.gpu
-def test_rows_of_bytes_stay_bytes() -> None:
-    rng = np.random.default_rng(0)
-    X, y = rng.integers(0, 4, (90, 20), np.uint8), rng.integers(0, 3, 90)
-    nets = []
-    for data in (X, X.astype(np.float32)):
-        net = Network([20, 16, 3], backend="cuda", seed=1)
-        net.fit(data, y, epochs=2, batch_size=32, learning_rate=0.1, engine="fused")
-        assert ("uint8" in str(net.plan)) == (data is X)
-        nets.append(net)
-    same_bits(nets[0].weights, nets[1].weights)
 
 
 # -- when it is taken -------------------------------------------------------------------------
@@ -383,7 +237,8 @@ def test_random_networks_get_forms_that_fit(precision: str) -> None:
 
 @pytest.mark.gpu
 def test_a_plan_of_other_activations_is_refused() -> None:
-    X, Y = _data(64, 6, 3)
+    rng = np.random.default_rng(4)
+    X, Y = rng.standard_normal((64, 6)), rng.random((64, 3))
     settings: dict[str, Any] = {"epochs": 1, "batch_size": 64, "learning_rate": 0.3}
     net = Network([6, 20, 3], activation="relu", backend="cuda", precision="bf16", seed=2)
     net.fit(X, Y, engine="fused", **settings)
@@ -395,19 +250,3 @@ def test_a_plan_of_other_activations_is_refused() -> None:
     again = Network([6, 20, 3], activation="relu", backend="cuda", precision="bf16", seed=2)
     again.fit(X, Y, plan=Plan.from_json(net.plan.to_json()), **settings)
     same_bits(net.weights, again.weights)
-
-
-@pytest.mark.gpu
-def test_what_needs_the_host_between_steps_is_refused() -> None:
-    class Watches(Callback):
-        def on_batch_end(self, *_: Any) -> None: ...
-
-    X, Y = _data(64, 6, 3)
-    net = Network([6, 20, 3], backend="cuda", seed=2)
-    with pytest.raises(ValueError, match="a callback after every batch"):
-        net.fit(X, Y, epochs=1, batch_size=64, learning_rate=0.3, engine="fused",
-                callbacks=[Watches()])  # fmt: skip
-    with pytest.raises(ValueError, match="backend numpy has no engine 'fused'"):
-        Network([6, 20, 3], backend="numpy").fit(
-            X, Y, epochs=1, batch_size=64, learning_rate=0.3, engine="fused"
-        )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from backprop_gpu import activations, costs, planning
+from backprop_gpu import activations, costs, optimizers, planning
 from backprop_gpu.backends.base import Backend
 from backprop_gpu.backends.numpy import NumpyBackend
 from backprop_gpu.cuda.catalogue import Catalogue, Kernel
@@ -126,6 +126,12 @@ _FORMS = (
 FORMS = {form.name: form for form in _FORMS}
 #: (form, precision).
 TRAININGS = [(form.name, precision) for form in _FORMS for precision in form.precisions]
+
+
+def gentle(rule: str) -> Optimizer:
+    """Of Adam with an ε beside which a rounded gradient that is nearly 0 makes no step."""
+    optimizer = optimizers.get(rule)
+    return replace(optimizer, epsilon=0.1) if isinstance(optimizer, Adam) else optimizer
 
 
 def kernels() -> Iterator[Kernel]:

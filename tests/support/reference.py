@@ -220,3 +220,10 @@ def assert_close(got: Array, expected: Array, bound: Array | float, what: str = 
 
 def _double(*arrays: Array) -> list[Array]:
     return [np.asarray(array, np.float64) for array in arrays]
+
+
+def same_bits(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> None:
+    """Arrays one by one, NaN of the same payload included."""
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x.view(np.uint8), y.view(np.uint8))
