@@ -175,13 +175,18 @@ class Model:
             plan = planning.choose_plan(
                 self.sizes, self.dtype.name, self.choice, self.device, run, obstacles, key[2],
                 self.cost.builtin, algorithm, processor, self.precision,
-                fusion.kept_slopes(self.activations, self.precision),
+                fusion.kept_slopes(self.activations, self.precision), self._sigmas,
             )  # fmt: skip
             if self.device is None:
                 if len(self._plans) >= 8:  # what a search needs
                     self._plans = {}
                 self._plans[key] = plan
         return plan
+
+    @property
+    def _sigmas(self) -> tuple[str, ...]:
+        """The names of our σ, for the planner."""
+        return tuple(sigma.name if sigma.builtin else "" for sigma in self.activations)
 
     def _failed_check(self, plan: Plan, run: Run) -> str | None:
         if plan.engine == "layered" or self.device is None:
@@ -217,11 +222,11 @@ class Model:
         forms = [planned.fusion for planned in plan.batches if planned.fusion is not None]
         if obstacle is None and any(form.slopes != slopes for form in forms):
             obstacle = "its kernel is for other activations"
-        obstacle = (
-            obstacle
-            or plan.obstacle(run, self.dtype.itemsize, self.device)
-            or self._failed_check(plan, run)
-        )
+        obstacle = obstacle or plan.obstacle(run, self.dtype.itemsize, self.device)
+        for planned in plan.batches if obstacle is None else ():
+            if planned.products:
+                obstacle = obstacle or planning.misfit(dict(planned.products), self._sigmas)
+        obstacle = obstacle or self._failed_check(plan, run)
         if obstacle is not None:
             raise ValueError(f"this training cannot run by plan (engine {plan.engine}): {obstacle}")
         return plan

@@ -56,6 +56,8 @@ REPORT = "backprop-gpu-check.json"
 #: last batch.
 SIZES, BATCH, ROWS, EPOCHS, MEMBERS = (67, 9, 5), 4, 11, 3, 3
 _SIGMAS = (activations.get("sigmoid"),) * 2
+#: Of products with epilogues: rows of whole 16 bytes, without which cuBLASLt may have none.
+ALIGNED, _WITH_EPILOGUES = (64, 32, 16), (activations.get("relu"), activations.get("softmax"))
 _COST = costs.get("quadratic")
 #: Rounding errors of this many ε, of numbers about 1, are what nine steps may add up to.
 TOLERANCE = 32
@@ -68,8 +70,9 @@ class Form:
     """What of an engine is checked.
 
     ``blocks`` are a network's of the resident kernel, in a cluster or ``apart``, 0 of other
-    engines; ``library`` whether its products are cuBLASLt's; ``stored`` the bytes of a number of X;
-    ``precision`` that of products on tensor cores.
+    engines; ``library`` whether its products are cuBLASLt's, ``epilogues`` whether with what those
+    can do besides; ``stored`` the bytes of a number of X; ``precision`` that of products on tensor
+    cores.
     """
 
     engine: str
@@ -78,11 +81,21 @@ class Form:
     stored: int | None = None
     apart: bool = False
     precision: str | None = None
+    epilogues: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return ALIGNED if self.epilogues else SIZES
+
+    @property
+    def sigmas(self) -> tuple[Activation, ...]:
+        return _WITH_EPILOGUES if self.epilogues else _SIGMAS
 
     def __str__(self) -> str:
         if self.engine == "layered":
             products = "" if self.precision is None else f" of {self.precision}"
             products += " by cuBLASLt" if self.library else " on tensor cores" if products else ""
+            products += " with epilogues" if self.epilogues else ""
             return f"layered, products{products}" if products else "layered"
         stored = ", X of uint8" if self.stored == 1 else ""
         if self.engine in ("fused", "persistent"):
@@ -125,11 +138,13 @@ def forms(device: Device, dtype: Any) -> Iterator[Form]:
     yield LAYERED
     if device.library:
         yield replace(LAYERED, library=True)
+        yield replace(LAYERED, library=True, epilogues=True)
     if device.multiplies_rounded and np.dtype(dtype) == np.float32:
         for precision in planning.TENSOR_TILES:
             yield replace(LAYERED, precision=precision)
             if device.library and precision != "float32":
                 yield replace(LAYERED, library=True, precision=precision)
+                yield replace(LAYERED, library=True, precision=precision, epilogues=True)
         for engine in ("fused", "persistent"):
             for precision in planning.TENSOR_TILES:
                 for stored in (None, 1):
@@ -164,7 +179,7 @@ def check_engine(
     try:
         engine = _engine(runtime, form, dtype)
         plain = planning.Plan("numpy", "exact", "layered", "exact", captured=False)
-        exact = LayeredEngine(NumpyBackend(np.float64), SIZES, _SIGMAS, _COST, plain)
+        exact = LayeredEngine(NumpyBackend(np.float64), form.sizes, form.sigmas, _COST, plain)
         runs = [
             _train(each, dtype, optimizer or SGD(), form.stored == 1) for each in (engine, exact)
         ]
@@ -191,13 +206,28 @@ def _engine(runtime: Runtime, form: Form, dtype: np.dtype[Any]) -> Engine:
 
     kinds = LayeredEngine, ResidentCudaEngine, FusedCudaEngine, PersistentCudaEngine
     kind = next(kind for kind in kinds if kind.name == form.engine)
-    plan = _plan(runtime.device, form, dtype)
-    return kind(CudaBackend(dtype, runtime, precision=form.precision), SIZES, _SIGMAS, _COST, plan)
+    backend = CudaBackend(dtype, runtime, precision=form.precision)
+    plan = _plan(backend, form, dtype)
+    return kind(backend, form.sizes, form.sigmas, _COST, plan)
 
 
-def _plan(device: Device, form: Form, dtype: np.dtype[Any]) -> planning.Plan:
+def _plan(backend: CudaBackend, form: Form, dtype: np.dtype[Any]) -> planning.Plan:
     """The tiny network's training in that form, for rules of any number of slots."""
-    if form.engine == "layered":
+    device = backend.device
+    if form.epilogues:
+        names = [sigma.name for sigma in form.sigmas]
+        batches = tuple(
+            planning.BatchPlan(
+                m,
+                tuple(
+                    planning.products_of_step(
+                        form.sizes, m, _by_library, names, backend.precision, backend.algorithm
+                    ).items()
+                ),
+            )
+            for m in (BATCH, ROWS % BATCH)
+        )
+    elif form.engine == "layered":
         batches = tuple(
             planning.BatchPlan(
                 m,
@@ -222,9 +252,13 @@ def _plan(device: Device, form: Form, dtype: np.dtype[Any]) -> planning.Plan:
         batches = (planning.BatchPlan(BATCH, cuts=tuple(cuts)),)
     return planning.Plan(
         "cuda", "to be checked", form.engine, "to be checked",
-        captured=form.engine in ("layered", "fused"), sizes=SIZES, dtype=dtype.name,
+        captured=form.engine in ("layered", "fused"), sizes=form.sizes, dtype=dtype.name,
         batches=batches, precision=form.precision or dtype.name,
     )  # fmt: skip
+
+
+def _by_library(*shape: Any) -> Product:
+    return Product("cublas", None, 1, 0.0, "to be checked", shape[-1])
 
 
 def _product(form: Form, dtype: np.dtype[Any], device: Device, *shape: Any) -> Product:
@@ -272,11 +306,11 @@ def _train(
 ) -> list[np.ndarray]:
     """Parameters, optimizer state and costs of all members, from numbers rounded to `dtype`."""
     rng = np.random.default_rng(0)
-    backend, layout, steps = engine.backend, Layout(SIZES), -(-ROWS // BATCH)
-    X = rng.standard_normal((ROWS, SIZES[0])).astype(dtype)
+    backend, layout, steps = engine.backend, Layout(engine.sizes), -(-ROWS // BATCH)
+    X = rng.standard_normal((ROWS, engine.sizes[0])).astype(dtype)
     if as_bytes:
         X = rng.integers(0, 4, X.shape, np.uint8)
-    Y = rng.random((ROWS, SIZES[-1])).astype(dtype)
+    Y = rng.random((ROWS, engine.sizes[-1])).astype(dtype)
     rows = backend.asarray(X, X.dtype if as_bytes and engine.reads_bytes else None)
     targets = backend.asarray(Y)
     states = []
@@ -416,9 +450,15 @@ def _as_bytes(stored: int) -> int | None:
 
 
 def check_library(runtime: Runtime, dtype: Any, precision: str | None = None) -> None:
-    """Let a device do without cuBLASLt whose products are wrong: our kernels form them all."""
-    if obstacle(runtime, replace(LAYERED, library=True, precision=precision), dtype) is not None:
+    """Let a device do without cuBLASLt whose products are wrong: our kernels form them all.
+
+    Where it is what it does besides that is wrong, let it do without that.
+    """
+    form = replace(LAYERED, library=True, precision=precision)
+    if obstacle(runtime, form, dtype) is not None:
         runtime.device = replace(runtime.device, library=False)
+    elif obstacle(runtime, replace(form, epilogues=True), dtype) is not None:
+        runtime.device = replace(runtime.device, epilogues=False)
 
 
 def verdict(
@@ -485,13 +525,19 @@ def launched(device: Device, form: Form, dtype: np.dtype[Any]) -> list[Kernel]:
     if form.engine == "persistent":
         of_precision = Catalogue(dtype, form.precision)
         return [of_precision.persistent(_persistence(form, device), _SIGMAS, _COST, "sgd")]
-    kernels, sigma = Catalogue(dtype, form.precision), _SIGMAS[0]
+    kernels, sigma = Catalogue(dtype, form.precision), form.sigmas[0]
     found = [
-        kernels.gather(), kernels.advance(), kernels.output_error(sigma, _COST),
-        kernels.mean_cost(_COST, False), kernels.update("sgd"), kernels.all_finite(),
+        kernels.gather(), kernels.advance(), kernels.mean_cost(_COST, False),
+        kernels.update("sgd"), kernels.all_finite(),
     ]  # fmt: skip
+    if form.epilogues:
+        softmax = kernels.softmax(), kernels.softmax_output_error(_COST)
+        bf16 = [kernels.round()] if form.precision == "bf16" else []
+        return [*found, *softmax, *bf16, kernels.sum_splits(), kernels.bias_gradient()]
+    found.append(kernels.output_error(sigma, _COST))
     if form.library:
-        maps = kernels.bias_activation(sigma), kernels.pull_back(sigma), kernels.bias_gradient()
+        maps = [kernels.bias_activation(sigma), kernels.pull_back(sigma), kernels.bias_gradient()]
+        maps += [kernels.round()] if form.precision == "bf16" else []
         return [*found, *maps]
     tile = _product(form, dtype, device, "NT", BATCH, SIZES[1], SIZES[0]).tile
     assert tile is not None

@@ -32,6 +32,7 @@ Constants = dict[str, float]
 _MODULES = {
     "LAUNCH": products, "SUM_STEP": products, "TENSOR_SUM_STEP": products,
     "LIBRARY_LAUNCH": products, "LIBRARY_EFFICIENCY": products,
+    "LIBRARY_TENSOR_EFFICIENCY": products,
     "PHASE": residency, "EFFICIENCY": residency,
     "EXCHANGE": residency, "LETTERS": residency, "LETTER_BYTES": residency,
 }  # fmt: skip
@@ -184,8 +185,8 @@ def fitted(measurements: Sequence[Timed]) -> Constants:
 
 def report(measurements: Sequence[Timed], new: Constants) -> str:
     old = current_constants()
-    lines = [f"{'constant':<22}{'now':>12}{'fitted':>12}"]
-    lines += [f"{name:<22}{old[name]:>12.4g}{new[name]:>12.4g}" for name in old]
+    lines = [f"{'constant':<26}{'now':>12}{'fitted':>12}"]
+    lines += [f"{name:<26}{old[name]:>12.4g}{new[name]:>12.4g}" for name in old]
     lines += ["", f"{'off by a factor of':<22}{'now':>12}{'fitted':>12}{'records':>9}"]
     before, after = (abs(errors(measurements, constants)) for constants in (old, new))
     for kind in ("tiled", "cublas", "resident"):

@@ -17,7 +17,7 @@ from ..activations import Activation
 from ..costs import Cost
 from ..optimizers import Optimizer
 from ..parameters import Parameters
-from ..planning import Plan
+from ..planning import Product
 
 Array = Any
 
@@ -53,21 +53,31 @@ class Backend(Protocol):
     def copy(self, source: Array, out: Array) -> None: ...
     def all_finite(self, array: Array) -> bool: ...
     def sum_of_squares(self, array: Array) -> float: ...
-    def fork(self, plan: Plan | None = None) -> Backend:
+    def fork(self) -> Backend:
         """The same backend, with scratch memory and captured steps of its own.
-
-        Products that `plan` names are carried out as it says.
 
         One backend serves one use at a time. So each training, and each call that reads, takes a
         fork for itself, and what that has made goes with it. Arrays belong to all forks.
         """
         ...
 
-    # the equations
+    # the equations; `product` says how to form one, to a backend that has several ways
     def forward(
-        self, w: Array, b: Array, a_prev: Array, activation: Activation, z: Array | None, a: Array
+        self,
+        w: Array,
+        b: Array,
+        a_prev: Array,
+        activation: Activation,
+        z: Array | None,
+        a: Array,
+        *,
+        product: Product | None = None,
+        mask: Array | None = None,
     ) -> None:
-        """z = a_prev wᵀ + b, a = σ(z). With z None only a is kept."""
+        """z = a_prev wᵀ + b, a = σ(z). With z None only a is kept.
+
+        `mask` gets a bit for each a > 0, of a product with RELU_AUX_BIAS.
+        """
 
     def output_error(
         self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost, out: Array
@@ -82,14 +92,27 @@ class Backend(Protocol):
         a: Array,
         activation: Activation,
         out: Array,
+        *,
+        product: Product | None = None,
+        mask: Array | None = None,
+        biases: Array | None = None,
     ) -> None:
-        """BP2: out = (δ_next w_next) ⊙ σ'(z)."""
+        """BP2: out = (δ_next w_next) ⊙ σ'(z).
+
+        `mask` is what `forward` left, of a product with DRELU_BGRAD, and then BP3 goes to `biases`.
+        """
 
     def bias_gradient(self, delta: Array, out: Array) -> None:
         """BP3: out = mean of δ over the rows."""
 
     def weight_gradient(
-        self, delta: Array, a_prev: Array, out: Array, biases: Array | None = None
+        self,
+        delta: Array,
+        a_prev: Array,
+        out: Array,
+        biases: Array | None = None,
+        *,
+        product: Product | None = None,
     ) -> None:
         """BP4: out = δᵀ a_prev / m; with `biases` BP3 too, which a device may do on the way."""
 

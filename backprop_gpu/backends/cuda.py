@@ -17,7 +17,7 @@ from .. import activations, costs, planning
 from ..activations import Activation
 from ..costs import Cost
 from ..cuda.arrays import DeviceArray
-from ..cuda.blas import WORKSPACE
+from ..cuda.blas import BF16, WORKSPACE, mask_bytes
 from ..cuda.catalogue import Catalogue, Kernel
 from ..cuda.runtime import Runtime
 from ..imports import uninterrupted
@@ -37,7 +37,7 @@ class CudaEpoch:
     def __init__(self, runtime: Runtime, rows: int, batch: int) -> None:
         steps = ceil(rows / batch)
         self._runtime = runtime
-        self.batch = batch
+        self.batch, self.whole = batch, rows // batch
         self.order = runtime.empty(rows, np.int32)
         self.coefficients = runtime.empty((steps, COEFFICIENTS), np.float64)
         self.step_costs = runtime.empty(steps, np.float64)
@@ -61,9 +61,7 @@ class CudaBackend:
     dtype : float32 or float64
     runtime : Runtime
     choose : callable, optional
-        Stands in for `planning.choose_product`; the tests use it to try every kernel.
-    plan : Plan, optional
-        Says how the products of a training are carried out; `choose` is for all others.
+        How products are formed that no plan names; the tests use it to try every kernel.
     precision : str, optional
         What factors of products are rounded to, if they are.
     """
@@ -75,7 +73,6 @@ class CudaBackend:
         dtype: Any,
         runtime: Runtime,
         choose: Callable[..., planning.Product] = planning.choose_product,
-        plan: planning.Plan | None = None,
         precision: str | None = None,
     ) -> None:
         self.dtype = np.dtype(dtype)
@@ -83,10 +80,11 @@ class CudaBackend:
         self.runtime = runtime
         self.device = runtime.device
         self._kernels = Catalogue(self.dtype, self.precision)
-        self._choose, self._plan = choose, plan
+        self._choose = choose
         self.scratch: Callable[[int, Any], Array] = runtime.empty
         self._scratch: dict[tuple[str, int], Array] = {}
         self._captured: dict[Callable[[], None], Callable[[], None]] = {}
+        self._ran: set[Callable[[], None]] = set()
 
     # -- memory -----------------------------------------------------------------
 
@@ -116,9 +114,26 @@ class CudaBackend:
     def sum_of_squares(self, array: Array) -> float:
         return float(self.to_numpy(self._squares(array, np.inf)).sum())
 
-    def fork(self, plan: planning.Plan | None = None) -> CudaBackend:
+    def fork(self) -> CudaBackend:
         self.runtime.use()
-        return type(self)(self.dtype, self.runtime, self._choose, plan, self.precision)
+        return type(self)(self.dtype, self.runtime, self._choose, self.precision)
+
+    def with_rounded(self, array: DeviceArray) -> DeviceArray:
+        """The array with a copy as the library's products take it, yet to be written, if rounded.
+
+        Who writes such an array writes both; a copy that is not there is made for each product.
+        """
+        if self.precision != "bf16":
+            return array
+        return array.beside(self.runtime.empty(array.shape, BF16))
+
+    def round(self, array: DeviceArray) -> None:
+        """Write the array's copy, if it has one."""
+        self.runtime.round(array)
+
+    def empty_mask(self, m: int, n: int) -> Array:
+        """For ReLU's bits of an (m, n) activation."""
+        return self.runtime.empty((m, mask_bytes(n)), np.uint8)
 
     def scratch_array(self, name: str, size: int, dtype: Any = None, zeros: bool = False) -> Array:
         """A flat scratch array for one purpose, kept as long as the backend; zeroed first, or not.
@@ -145,22 +160,42 @@ class CudaBackend:
     def _scalar(self, value: float) -> Any:
         return self.dtype.type(value)
 
-    def _product(self, layout: planning.Transposes, m: int, n: int, k: int) -> planning.Product:
-        planned = None if self._plan is None else self._plan.product(layout, m, n, k)
-        return planned or self._choose(
+    def _planned(self, layout: planning.Transposes, m: int, n: int, k: int) -> planning.Product:
+        """How a product is formed that no plan names."""
+        return self._choose(
             layout, m, n, k, self.dtype.itemsize, self.device, self.device.library, self.precision
         )
 
-    def algorithm(self, layout: planning.Transposes, m: int, n: int, k: int) -> str:
-        """Which algorithm the library takes for a product, by its own numbering."""
-        return self.runtime.algorithm(layout, m, n, k, self.dtype, self.precision)
+    def algorithm(
+        self, layout: planning.Transposes, m: int, n: int, k: int, epilogue: planning.Epilogue = ""
+    ) -> str | None:
+        """Which algorithm the library takes for a product, by its own numbering; None for none."""
+        return self.runtime.algorithm(layout, m, n, k, self.dtype, self.precision, epilogue)
 
     def _multiply(
-        self, layout: planning.Transposes, a: Array, b: Array, out: Array, scale: float = 1.0
+        self,
+        layout: planning.Transposes,
+        a: Array,
+        b: Array,
+        out: Array,
+        scale: float = 1.0,
+        **epilogue: Any,
     ) -> None:
         """A product by the library."""
         workspace = self.scratch_array("workspace", WORKSPACE, np.uint8)
-        self.runtime.product(layout, a, b, out, scale, workspace, self.precision)
+        if self.precision == "bf16":
+            a, b = self._rounded("first factor", a), self._rounded("second factor", b)
+        self.runtime.product(
+            layout, a, b, out, scale, workspace, precision=self.precision, **epilogue
+        )
+
+    def _rounded(self, name: str, array: DeviceArray) -> DeviceArray:
+        """The array as a product in bf16 takes it."""
+        if array.rounded is not None:
+            return array.rounded
+        rounded: DeviceArray = self.scratch_array(name, array.size, BF16).reshape(array.shape)
+        self.runtime.round(array, rounded)
+        return rounded
 
     # -- the equations ------------------------------------------------------------
 
@@ -172,25 +207,39 @@ class CudaBackend:
         activation: Activation,
         z: Array | None,
         a: Array,
+        *,
+        product: planning.Product | None = None,
+        mask: Array | None = None,
     ) -> None:
         (m, k), n = a_prev.shape, len(b)
-        plan = self._product("NT", m, n, k)
+        how = product or self._planned("NT", m, n, k)
         # Softmax is a kernel of its own, from z to a.
         sigma = activation if activation.elementwise else _IDENTITY
         z_out = z if activation.elementwise else None
         target = a if activation.elementwise or z is None else z
         sizes = np.int32(m), np.int32(n)
-        if plan.tile is not None:
+        if how.tile is not None:
             self.runtime.launch(
-                self._kernels.forward(sigma, plan.tile),
-                (ceil(m / plan.tile.bm), ceil(n / plan.tile.bn), 1),
+                self._kernels.forward(sigma, how.tile),
+                (ceil(m / how.tile.bm), ceil(n / how.tile.bn), 1),
                 (w, b, a_prev, z_out, target, *sizes, np.int32(k)),
             )
+        elif how.epilogue:
+            self._multiply("NT", a_prev, w, target, epilogue=how.epilogue, bias=b, mask=mask)
+            if z_out is not None:  # of the identity
+                self.runtime.copy(target, z_out)
         else:
             self._multiply("NT", a_prev, w, target)
-            self._map(self._kernels.bias_activation(sigma), m * n, target, b, z_out, target, *sizes)
+            rounded = target.rounded if activation.elementwise else None
+            self._map(
+                self._kernels.bias_activation(sigma),
+                m * n, target, b, z_out, target, rounded, *sizes,
+            )  # fmt: skip
         if not activation.elementwise:
             self._rows(self._kernels.softmax(), m, target, a, *sizes)
+        elif how.tile is None and not how.epilogue:
+            return  # the map has rounded
+        self.round(a)
 
     def output_error(
         self,
@@ -215,6 +264,7 @@ class CudaBackend:
             )  # fmt: skip
         else:
             self._rows(self._kernels.softmax_output_error(cost), m, a, y, out, *sizes)
+        self.round(out)
 
     def pull_back(self, z: Array | None, a: Array, activation: Activation, delta: Array) -> None:
         """δ holds ∂C/∂a and becomes ∂C/∂z."""
@@ -222,9 +272,12 @@ class CudaBackend:
         sizes = np.int32(m), np.int32(n)
         if activation.elementwise:
             saved = _saved(z, a, activation)
-            self._map(self._kernels.pull_back(activation), m * n, saved, delta, *sizes)
+            self._map(
+                self._kernels.pull_back(activation), m * n, saved, delta, delta.rounded, *sizes
+            )
         else:
             self._rows(self._kernels.softmax_pull_back(), m, a, delta, *sizes)
+            self.round(delta)
 
     def hidden_error(
         self,
@@ -234,9 +287,21 @@ class CudaBackend:
         a: Array,
         activation: Activation,
         out: Array,
+        *,
+        product: planning.Product | None = None,
+        mask: Array | None = None,
+        biases: Array | None = None,
     ) -> None:
         (m, k), n = delta_next.shape, w_next.shape[1]
-        tile = self._product("NN", m, n, k).tile
+        how = product or self._planned("NN", m, n, k)
+        if how.epilogue:
+            self._multiply(
+                "NN", delta_next, w_next, out, epilogue=how.epilogue, bias=biases, mask=mask
+            )
+            self.round(out)
+            self._sum_splits(1, 1.0 / m, biases, biases)
+            return
+        tile = how.tile
         if tile is None:
             self._multiply("NN", delta_next, w_next, out)
             self.pull_back(z, a, activation, out)
@@ -252,6 +317,8 @@ class CudaBackend:
         )  # fmt: skip
         if not activation.elementwise:
             self.pull_back(z, a, activation, out)
+        else:
+            self.round(out)
 
     def bias_gradient(self, delta: Array, out: Array) -> None:
         m, n = delta.shape
@@ -268,16 +335,26 @@ class CudaBackend:
             self._sum_splits(splits, 1.0 / m, parts, out)
 
     def weight_gradient(
-        self, delta: Array, a_prev: Array, out: Array, biases: Array | None = None
+        self,
+        delta: Array,
+        a_prev: Array,
+        out: Array,
+        biases: Array | None = None,
+        *,
+        product: planning.Product | None = None,
     ) -> None:
         (m, n), k = delta.shape, a_prev.shape[1]
-        plan = self._product("TN", n, k, m)
-        if plan.tile is None:
-            self._multiply("TN", delta, a_prev, out, 1.0 / m)
-            if biases is not None:
+        how = product or self._planned("TN", n, k, m)
+        if how.tile is None:
+            beside = how.epilogue if biases is not None else ""
+            bias = biases if beside else None
+            self._multiply("TN", delta, a_prev, out, 1.0 / m, epilogue=beside, bias=bias)
+            if beside:
+                self._sum_splits(1, 1.0 / m, biases, biases)
+            elif biases is not None:
                 self.bias_gradient(delta, biases)
             return
-        tile, splits = plan.tile, plan.splits
+        tile, splits = how.tile, how.splits
         rows = ceil(ceil(m / splits) / tile.bk) * tile.bk
         parts, bias_parts = out, biases
         if splits > 1:
@@ -364,13 +441,16 @@ class CudaBackend:
     def epoch(self, rows: int, batch: int) -> CudaEpoch:
         return CudaEpoch(self.runtime, rows, batch)
 
-    def gather(self, X: Array, Y: Array, epoch: CudaEpoch, x: Array, y: Array) -> None:
-        sizes = epoch.batch, len(x), x.shape[1], y.shape[1]
+    def gather(
+        self, X: Array, Y: Array, epoch: CudaEpoch, x: Array, y: Array, ahead: int = 0
+    ) -> None:
+        """The rows of this step, or of the one `ahead`, if there is a whole one."""
+        sizes = epoch.batch, len(x), x.shape[1], y.shape[1], ahead, epoch.whole
         kernel = self._kernels.gather()
         self.runtime.launch(
             kernel,
             (kernel.blocks(x.size) + kernel.blocks(y.size), 1, 1),
-            (X, Y, epoch.order, epoch.step, x, y, *map(np.int32, sizes)),
+            (X, Y, epoch.order, epoch.step, x, x.rounded, y, *map(np.int32, sizes)),
         )
 
     def record_cost(
@@ -406,7 +486,8 @@ class CudaBackend:
         first, second = (*slots, None, None)[:2]
         self._map(
             self._kernels.update(optimizer.rule), count,
-            parameters.flat, gradients.flat, first, second, epoch.coefficients, epoch.step, scale,
+            parameters.flat, parameters.flat.rounded, gradients.flat, first, second,
+            epoch.coefficients, epoch.step, scale,
             np.int64(count), np.int64(parameters.layout.weights_end),
             *map(self._scalar, (clip_value, optimizer.l1, optimizer.l2)),
             *map(self._scalar, optimizer.kernel_constants),
@@ -427,19 +508,18 @@ class CudaBackend:
         self.runtime.launch(self._kernels.advance(), (1, 1, 1), (epoch.step,))
 
     def repeat(self, step: Callable[[], None], times: int, captured: bool = True) -> None:
-        if not captured:
-            for _ in range(times):
-                step()
-            return
-        replay = self._captured.get(step)
-        if replay is None and times > 1:
-            # The first step runs as it is: it compiles kernels and makes scratch memory,
-            # which a capture must not.
-            step()
-            times -= 1
-            replay = self._captured[step] = self.runtime.capture(step)
         for _ in range(times):
+            replay = self._captured.get(step)
+            if replay is None and captured and step in self._ran:
+                replay = self._captured[step] = self.runtime.capture(step)
+            # The first time a step runs as it is: it compiles kernels and makes scratch memory,
+            # which a capture must not.
             (replay or step)()
+            self._ran.add(step)
+
+    def side_by_side(self, aside: Callable[[], None], work: Callable[[], None]) -> None:
+        """Two works of which neither needs the other's results; in a captured step at one time."""
+        self.runtime.side_by_side(aside, work)
 
 
 class _OnOneStream:

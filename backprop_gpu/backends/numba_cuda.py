@@ -37,7 +37,6 @@ from ..kernels.numba_cuda import cost as device_cost
 from ..kernels.numba_cuda import costs as device_costs
 from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
-from ..planning import Plan
 
 Array = Any  # numba.cuda.cudadrv.devicearray.DeviceNDArray, or the simulator's stand-in
 
@@ -125,7 +124,7 @@ class NumbaCudaBackend:
         host = array.copy_to_host()
         return float(np.dot(host, host))
 
-    def fork(self, plan: Plan | None = None) -> NumbaCudaBackend:
+    def fork(self) -> NumbaCudaBackend:
         fork = type(self)(self.dtype)
         fork._sigmas = self._sigmas  # compiling a user's σ again would take long  # noqa: SLF001
         return fork
@@ -140,7 +139,14 @@ class NumbaCudaBackend:
     # -- the equations ------------------------------------------------------------
 
     def forward(
-        self, w: Array, b: Array, a_prev: Array, activation: Activation, z: Array | None, a: Array
+        self,
+        w: Array,
+        b: Array,
+        a_prev: Array,
+        activation: Activation,
+        z: Array | None,
+        a: Array,
+        **_: Any,
     ) -> None:
         sigma, _ = self.device_functions(activation)
         kernel = forward.make_forward(sigma, self.T, z is not None)
@@ -179,6 +185,7 @@ class NumbaCudaBackend:
         a: Array,
         activation: Activation,
         out: Array,
+        **_: Any,
     ) -> None:
         _, derivative = self.device_functions(activation)
         kernel = hidden_error.make_hidden_error(derivative, self.T)
@@ -190,7 +197,7 @@ class NumbaCudaBackend:
         kernel[-(-out.shape[0] // TILE), (TILE, TILE)](delta, out)
 
     def weight_gradient(
-        self, delta: Array, a_prev: Array, out: Array, biases: Array | None = None
+        self, delta: Array, a_prev: Array, out: Array, biases: Array | None = None, **_: Any
     ) -> None:
         if biases is not None:
             self.bias_gradient(delta, biases)

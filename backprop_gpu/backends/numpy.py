@@ -12,7 +12,6 @@ from ..activations import Activation
 from ..costs import Cost
 from ..optimizers import Optimizer
 from ..parameters import Parameters
-from ..planning import Plan
 from ..precision import resolve, round_factor
 
 
@@ -78,7 +77,7 @@ class NumpyBackend:
     def sum_of_squares(self, array: np.ndarray) -> float:
         return float(np.dot(array, array))
 
-    def fork(self, plan: Plan | None = None) -> NumpyBackend:
+    def fork(self) -> NumpyBackend:
         return type(self)(self.dtype, self.precision)
 
     def _mean_of(self, rows: int) -> np.ndarray:
@@ -109,6 +108,7 @@ class NumpyBackend:
         activation: Activation,
         z: np.ndarray | None,
         a: np.ndarray,
+        **_: Any,
     ) -> None:
         z = a if z is None else z
         np.dot(self._factor(a_prev, 0), self._factor(w, 1).T, out=z)
@@ -138,6 +138,7 @@ class NumpyBackend:
         a: np.ndarray,
         activation: Activation,
         out: np.ndarray,
+        **_: Any,
     ) -> None:
         np.dot(self._factor(delta_next, 0), self._factor(w_next, 1), out=out)
         activation.pull_back(out, a if z is None else z, a, self.scratch(a.shape))
@@ -151,6 +152,7 @@ class NumpyBackend:
         a_prev: np.ndarray,
         out: np.ndarray,
         biases: np.ndarray | None = None,
+        **_: Any,
     ) -> None:
         if biases is not None:
             self.bias_gradient(delta, biases)

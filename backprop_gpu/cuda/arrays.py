@@ -25,9 +25,12 @@ class DeviceArray:
         Gives the stream, of cuda.core, on which the array's values come to be.
     base : DeviceArray, optional
         Whose view this is.
+    rounded : DeviceArray, optional
+        A copy of its numbers in bf16, as bits in uint16, of the same shape. Whoever writes the
+        array writes both.
     """
 
-    __slots__ = ("__weakref__", "_ready", "base", "dtype", "memory", "pointer", "shape")
+    __slots__ = ("__weakref__", "_ready", "base", "dtype", "memory", "pointer", "rounded", "shape")
 
     def __init__(
         self,
@@ -37,9 +40,11 @@ class DeviceArray:
         memory: Any,
         ready: Callable[[], Any],
         base: DeviceArray | None = None,
+        rounded: DeviceArray | None = None,
     ) -> None:
         self.pointer, self.shape, self.dtype = pointer, shape, dtype
         self.memory, self._ready, self.base = memory, ready, base
+        self.rounded = rounded
 
     @property
     def ndim(self) -> int:
@@ -63,7 +68,14 @@ class DeviceArray:
         """A view of `shape` that begins `offset` elements further on."""
         pointer = self.pointer + offset * self.dtype.itemsize
         base = self if self.base is None else self.base
-        return DeviceArray(pointer, shape, self.dtype, self.memory, self._ready, base)
+        rounded = None if self.rounded is None else self.rounded._view(offset, shape)  # noqa: SLF001
+        return DeviceArray(pointer, shape, self.dtype, self.memory, self._ready, base, rounded)
+
+    def beside(self, rounded: DeviceArray) -> DeviceArray:
+        """The same array, with a copy in bf16 that is yet to be written."""
+        return DeviceArray(
+            self.pointer, self.shape, self.dtype, self.memory, self._ready, self.base, rounded
+        )
 
     def __getitem__(self, index: int | slice) -> DeviceArray:
         """Row `index`, or rows `index` without a step, as a view."""

@@ -226,6 +226,10 @@ class Catalogue:
             self._kernel("convert.cu", "convert", _MAP, _TYPES.get(source, "unsigned char"))
         )
 
+    def round(self) -> Kernel:
+        """The conversion to bf16, where there are products of that."""
+        return self._map(self._kernel("convert.cu", "round_to_bf16", _MAP))
+
     @_of()
     def all_finite(self) -> Kernel:
         return self._kernel("all_finite.cu", "all_finite", (256, 1, 1))
@@ -381,10 +385,10 @@ def all_of(device: Device) -> Iterator[Kernel]:
 
 
 def tensor_products(device: Device) -> Iterator[Kernel]:
-    """The products on a device's tensor cores, if it has such: every tile, and one with every σ."""
+    """Of a device's tensor cores, if it has such: products of every tile, and one with every σ."""
     if not device.multiplies_rounded:
         return
-    found = []
+    found = [Catalogue(np.dtype("float32")).round()]
     for precision, tiles in TENSOR_TILES.items():
         catalogue = Catalogue(np.dtype("float32"), precision)
         for tile in tiles:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..imports import uninterrupted
-from ..planning import Device, Transposes
+from ..planning import Device, Epilogue, Transposes
 from ..planning.residency import CLUSTERS, PORTABLE_CLUSTER, largest_cluster
 from ..threads import cores
 from .arrays import DeviceArray
@@ -64,7 +64,7 @@ class Runtime:
         self.memory = self.cuda_device.memory_resource
         self._here = threading.local()  # .places: where this thread's work goes, the last one first
         self._functions: dict[Kernel, Any] = {}
-        self.configurations: dict[tuple[Kernel, Dimensions], Any] = {}
+        self.configurations: dict[tuple[Kernel, Dimensions, bool], Any] = {}
         self._loading = threading.Lock()
         self.blas: Blas | None = None
         with suppress(ImportError):
@@ -172,8 +172,9 @@ class Runtime:
 
     def clear(self, array: DeviceArray) -> None:
         """Set every byte of an array to 0."""
-        if array.size:
-            self._buffer(array).fill(0, stream=self.stream)
+        for each in (array, array.rounded):
+            if each is not None and each.size:
+                self._buffer(each).fill(0, stream=self.stream)
 
     def array(self, values: Any, dtype: Any = None) -> DeviceArray:
         """A copy on the device of a host array; one that is already there is returned as it is.
@@ -255,6 +256,7 @@ class Runtime:
                     out.pointer, host.ctypes.data, out.nbytes, self.stream.handle
                 )
             )
+            self.round(out)
 
     def to_numpy(self, array: DeviceArray) -> np.ndarray:
         """A copy on the host, once all that was queued before is done."""
@@ -278,6 +280,15 @@ class Runtime:
             self.launch(kernel, (kernel.blocks(count), 1, 1), (source, out, np.int64(count)))
         elif count:
             self._buffer(source).copy_to(self._buffer(out), stream=self.stream)
+        self.round(out)
+
+    def round(self, array: DeviceArray, out: DeviceArray | None = None) -> None:
+        """The array's numbers in bf16 into its own copy, if it has one, or into `out`."""
+        out = array.rounded if out is None else out
+        if out is not None and array.size:
+            kernel = Catalogue(array.dtype).round()
+            grid = (kernel.blocks(array.size), 1, 1)
+            self.launch(kernel, grid, (array, out, np.int64(array.size)))
 
     def _buffer(self, array: DeviceArray) -> Any:
         return self._core.Buffer.from_handle(array.pointer, array.nbytes, owner=array)
@@ -294,7 +305,11 @@ class Runtime:
         The grid counts blocks, those of a cluster included.
         """
         function = self._functions.get(kernel) or self._load(kernel)
-        key = kernel, grid
+        # Of several branches of a graph that end, programmatic launches know nothing.
+        here = self._here
+        programmatic = bool(self._programmatic) and not getattr(here, "branched", False)
+        here.branched = False
+        key = kernel, grid, programmatic
         configuration = self.configurations.get(key)
         if configuration is None:
             if len(self.configurations) > 4096:  # of ragged shapes there may be any number
@@ -304,7 +319,7 @@ class Runtime:
                 block=kernel.block,
                 shmem_size=kernel.shared_memory,
                 is_cooperative=kernel.cooperative,
-                programmatic_stream_serialization=kernel.programmatic and self._programmatic,
+                programmatic_stream_serialization=kernel.programmatic and programmatic,
             )
         values = [x.pointer if isinstance(x, DeviceArray) else _NOTHING if x is None else x
                   for x in arguments]  # fmt: skip
@@ -345,23 +360,13 @@ class Runtime:
         self._check(self._driver.cuKernelSetAttribute(attribute, value, function.handle, index))
 
     def product(
-        self,
-        layout: Transposes,
-        a: DeviceArray,
-        b: DeviceArray,
-        out: DeviceArray,
-        scale: float,
-        workspace: DeviceArray,
-        precision: str | None = None,
-    ) -> None:
-        """out = scale · a bᵀ ("NT"), a b ("NN") or aᵀ b ("TN"), by cuBLASLt.
-
-        `workspace` are `blas.WORKSPACE` bytes that nothing else uses meanwhile; `precision` is what
-        factors are rounded to, if they are.
-        """
+        self, layout: Transposes, a: DeviceArray, b: DeviceArray, out: DeviceArray, scale: float,
+        workspace: DeviceArray, **how: Any,
+    ) -> None:  # fmt: skip
+        """A product by cuBLASLt, as `Blas.product` has it."""
         assert self.blas is not None
         stream = int(self._plain_stream().handle)
-        self.blas.product(layout, a, b, out, scale, workspace, stream, precision)
+        self.blas.product(layout, a, b, out, scale, workspace, stream, **how)
 
     def algorithm(
         self,
@@ -371,11 +376,13 @@ class Runtime:
         k: int,
         dtype: np.dtype[Any],
         precision: str | None = None,
-    ) -> str:
-        """Which of cuBLASLt's algorithms forms an (m, n) product summed over k."""
+        epilogue: Epilogue = "",
+    ) -> str | None:
+        """Which of cuBLASLt's algorithms forms an (m, n) product summed over k, if one does."""
         assert self.blas is not None
         self.use()
-        return f"cuBLASLt's {self.blas.algorithm(layout, m, n, k, dtype, precision)}"
+        found = self.blas.algorithm(layout, m, n, k, dtype, precision, epilogue)
+        return None if found is None else f"cuBLASLt's {found}"
 
     def _plain_stream(self) -> Any:
         stream = self.stream
@@ -398,6 +405,26 @@ class Runtime:
         finally:
             builder.close()
         return lambda: graph.launch(self.stream)
+
+    def side_by_side(self, aside: Callable[[], None], work: Callable[[], None]) -> None:
+        """Queue two works of which neither needs the other's results.
+
+        While a step is captured they become branches of its graph, which what follows waits for;
+        else `aside` comes first.
+        """
+        builder = self.stream
+        if not isinstance(builder, self._builder):
+            aside()
+            work()
+            return
+        _, branch = builder.split(2)
+        self._here.branched = True
+        with self.on(branch):
+            aside()
+        self._here.branched = False
+        work()
+        self._builder.join(builder, branch)
+        self._here.branched = True
 
     # -- time ---------------------------------------------------------------------
 

@@ -116,7 +116,7 @@ class Engine:
         cost: Cost,
         plan: Plan,
     ) -> None:
-        self.backend = backend.fork(plan)
+        self.backend = backend.fork()
         self.sizes, self.activations, self.cost, self.plan = sizes, activations, cost, plan
 
     @classmethod

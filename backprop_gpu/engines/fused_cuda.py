@@ -81,7 +81,7 @@ class FusedSteps:
         self, engine: FusedCudaEngine, members: Sequence[Member], X: Array, Y: Array
     ) -> None:
         self.key = _key(members, X, Y)
-        backend: Any = engine.backend.fork(engine.plan)
+        backend: Any = engine.backend.fork()
         self.backend, runtime = backend, backend.runtime
         settings, rows, count = members[0].hyperparameters, len(members[0].order), len(members)
         m = settings.batch_size

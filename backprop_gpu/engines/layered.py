@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..optimizers import Optimizer
 from ..parameters import Layout, Parameters
 from ..planning import Run
 from .base import Described, Engine, Member
-from .passes import Passes, quiet
+from .passes import Batch, Passes, quiet
 
 Array = Any
 
@@ -25,8 +26,13 @@ class Bound:
     arguments: tuple[Any, ...]
     passes: Passes
     epoch: Epoch
+    #: One step, with a whole mini-batch and with the last one.
     whole_step: Callable[[], None]
     last_step: Callable[[], None]
+    #: So many whole steps.
+    whole_steps: Callable[[int], None]
+    #: Round what products take rounded of the parameters, for what others have written to them.
+    refresh: Callable[[], None]
 
 
 class LayeredEngine(Engine):
@@ -58,14 +64,15 @@ class LayeredEngine(Engine):
         bound.epoch.load(member.order, hyperparameters.coefficients)
         if hyperparameters.squares is not None:
             on_step = self._sums_squares(member.parameters, hyperparameters.squares, on_step)
+        bound.refresh()
         if on_step is None:
-            bound.passes.backend.repeat(bound.whole_step, whole, self.plan.captured)
-            if rest:
-                bound.last_step()
+            bound.whole_steps(whole)
+            bound.passes.backend.repeat(bound.last_step, int(rest > 0), self.plan.captured)
         else:
             for number in range(whole + bool(rest)):
                 (bound.whole_step if number < whole else bound.last_step)()
                 on_step(number)
+                bound.refresh()
         meanwhile()
         return bound.epoch.costs()
 
@@ -138,30 +145,71 @@ class LayeredEngine(Engine):
             ):
                 return bound
         self._bounds = self._bounds[-1:]  # room for another
-        backend = self.backend.fork(self.plan)
-        passes = Passes(backend, self.sizes, self.activations, self.cost)
+        backend: Any = self.backend.fork()
+        passes = Passes(backend, self.sizes, self.activations, self.cost, self.plan)
         epoch, gradients = backend.epoch(rows, m), passes.zeros_like(parameters)
+        refresh: Callable[[], None] = _nothing
+        products = (one for planned in self.plan.batches for _, one in planned.products)
+        if any(product.kernel == "cublas" for product in products):
+            parameters = Parameters(parameters.layout, backend.with_rounded(parameters.flat))
+            refresh = partial(backend.round, parameters.flat)
 
-        def step_of(size: int) -> Callable[[], None]:
-            batch, optimizer = passes.batch(size), member.hyperparameters.optimizer_of(size)
+        def compute(batch: Batch) -> None:
+            """From rows to an update of the parameters."""
+            optimizer = member.hyperparameters.optimizer_of(batch.rows)
+            passes.forward(parameters, batch)
+            backend.record_cost(batch.z[-1], batch.a[-1], batch.y, passes.output, self.cost, epoch)
+            passes.backward(parameters, gradients, batch)
+            backend.update(parameters, gradients, slots, optimizer, epoch)
 
-            def step() -> None:
-                backend.gather(X, Y, epoch, batch.a[0], batch.y)
-                passes.forward(parameters, batch)
-                backend.record_cost(
-                    batch.z[-1], batch.a[-1], batch.y, passes.output, self.cost, epoch
-                )
-                passes.backward(parameters, gradients, batch)
-                backend.update(parameters, gradients, slots, optimizer, epoch)
-                backend.advance(epoch)
+        def step(batch: Batch) -> None:
+            backend.gather(X, Y, epoch, batch.a[0], batch.y)
+            compute(batch)
+            backend.advance(epoch)
 
-            return step
-
-        whole = step_of(m)
-        last = step_of(rows % m) if rows % m else whole
-        bound = Bound(arguments, passes, epoch, whole, last)
+        batch = passes.batch(m)
+        whole = partial(step, batch)
+        last = partial(step, passes.batch(rows % m)) if rows % m else whole
+        steps: Callable[[int], None] = partial(backend.repeat, whole, captured=False)
+        if self.plan.captured:
+            steps = _gathering_ahead(backend, compute, batch, X, Y, epoch)
+        bound = Bound(arguments, passes, epoch, whole, last, steps, refresh)
         self._bounds += (bound,)
         return bound
 
     def release(self) -> None:
         self._bounds, self._turns = (), None
+
+
+def _gathering_ahead(
+    backend: Any, compute: Callable[[Batch], None], batch: Batch, X: Array, Y: Array, epoch: Any
+) -> Callable[[int], None]:
+    """Steps of which each brings the next one's rows while it computes: two take turns."""
+    other = batch.twin(backend)
+
+    def gather(rows: Batch, ahead: int) -> None:
+        backend.gather(X, Y, epoch, rows.a[0], rows.y, ahead)
+
+    def step(now: Batch, then: Batch) -> None:
+        backend.side_by_side(partial(gather, then, 1), partial(compute, now))
+        backend.advance(epoch)
+
+    def two() -> None:
+        step(batch, other)
+        step(other, batch)
+
+    def odd() -> None:
+        compute(batch)
+        backend.advance(epoch)
+
+    def steps(count: int) -> None:
+        if count:
+            gather(batch, 0)
+        backend.repeat(two, count // 2)
+        backend.repeat(odd, count % 2)
+
+    return steps
+
+
+def _nothing() -> None:
+    """Products take the parameters as they are."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -12,12 +14,19 @@ from ..activations import Activation
 from ..backends.base import Backend
 from ..costs import Cost
 from ..parameters import Parameters
+from ..planning import Plan, Product
+
+if TYPE_CHECKING:
+    from ..backends.cuda import CudaBackend
 
 Array = Any
 
 
 class Batch:
-    """Activations and, for training, errors of m rows. Index l is layer l, 0 the input."""
+    """Activations and, for training, errors of m rows. Index l is layer l, 0 the input.
+
+    `products` is how those of a step are formed, by equation, where that is planned.
+    """
 
     def __init__(
         self,
@@ -26,8 +35,9 @@ class Batch:
         keeps_z: tuple[bool, ...],
         rows: int,
         errors: bool = True,
+        products: Mapping[str, Product] = MappingProxyType({}),
     ) -> None:
-        self.rows = rows
+        self.rows, self.products = rows, products
         self.a = [backend.empty((rows, n)) for n in sizes]
         self.z = [
             backend.empty((rows, n)) if keep else None
@@ -35,6 +45,24 @@ class Batch:
         ]
         self.y = backend.empty((rows, sizes[-1]))
         self.delta = [None, *(backend.empty((rows, n)) for n in sizes[1:])] if errors else []
+        #: Bits of ReLU's layers, where forward leaves them for BP2.
+        self.mask: list[Array | None] = [None] * len(sizes)
+        if any(product.kernel == "cublas" for product in products.values()):
+            device = cast("CudaBackend", backend)
+            self.a[:-1] = map(device.with_rounded, self.a[:-1])
+            self.delta[1:] = map(device.with_rounded, self.delta[1:])
+            for l, n in enumerate(sizes[1:], start=1):
+                if products[f"forward layer {l}"].epilogue == "RELU_AUX_BIAS":
+                    self.mask[l] = device.empty_mask(rows, n)
+
+    def twin(self, backend: Backend) -> Batch:
+        """The same, but for the rows: to be filled while this one's are in use."""
+        twin = copy.copy(self)
+        twin.y, first = backend.empty(self.y.shape), backend.empty(self.a[0].shape)
+        if getattr(self.a[0], "rounded", None) is not None:
+            first = cast("CudaBackend", backend).with_rounded(first)
+        twin.a = [first, *self.a[1:]]
+        return twin
 
 
 #: Overflow has its right answer in σ, and a diverging cost is reported by `fit`.
@@ -122,16 +150,27 @@ class Passes(Reader):
         A fork, which nothing else uses.
     sizes, activations, cost
         As in `base.Engine`.
+    plan : Plan, optional
+        Says how the products of batches are formed; without one the backend chooses.
     """
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(
+        self,
+        backend: Backend,
+        sizes: tuple[int, ...],
+        activations: tuple[Activation, ...],
+        cost: Cost,
+        plan: Plan | None = None,
+    ) -> None:
+        super().__init__(backend, sizes, activations, cost)
+        self._plan = plan
         self.output: Activation = self.activations[-1]
         self._keeps_z = keeps_z(self.activations, self.cost)
 
     def batch(self, rows: int, errors: bool = True) -> Batch:
         """Buffers for `rows` rows."""
-        return Batch(self.backend, self.sizes, self._keeps_z, rows, errors)
+        products = {} if self._plan is None else self._plan.products_of(rows)
+        return Batch(self.backend, self.sizes, self._keeps_z, rows, errors, products)
 
     def forward(self, parameters: Parameters, batch: Batch) -> None:
         """z and a of layers 1 … L, from ``batch.a[0]``."""
@@ -143,6 +182,8 @@ class Passes(Reader):
                 self.activations[l - 1],
                 batch.z[l],
                 batch.a[l],
+                product=batch.products.get(f"forward layer {l}"),
+                mask=batch.mask[l],
             )
 
     def backward(self, parameters: Parameters, gradients: Parameters, batch: Batch) -> None:
@@ -151,7 +192,11 @@ class Passes(Reader):
         self.backend.output_error(z[-1], a[-1], batch.y, self.output, self.cost, delta[-1])
         for l in range(len(self.activations), 0, -1):
             self.backend.weight_gradient(
-                delta[l], a[l - 1], gradients.weights[l - 1], gradients.biases[l - 1]
+                delta[l],
+                a[l - 1],
+                gradients.weights[l - 1],
+                gradients.biases[l - 1] if batch.mask[l] is None else None,
+                product=batch.products.get(f"BP4 layer {l}"),
             )
             if l > 1:
                 self.backend.hidden_error(
@@ -161,6 +206,9 @@ class Passes(Reader):
                     a[l - 1],
                     self.activations[l - 2],
                     delta[l - 1],
+                    product=batch.products.get(f"BP2 layer {l - 1}"),
+                    mask=batch.mask[l - 1],
+                    biases=None if batch.mask[l - 1] is None else gradients.biases[l - 2],
                 )
 
     # -- whole arrays of the host -------------------------------------------------

@@ -20,6 +20,8 @@ class Device:
     shared_memory: int = 48 * 1024
     #: Whether cuBLAS is installed.
     library: bool = True
+    #: Whether cuBLAS's products may do more than multiply.
+    epilogues: bool = True
     #: Whether our kernels may use the tensor cores, where there are any.
     tensor_cores: bool = True
     #: (blocks of a cluster, such clusters at once) where each block has all of `shared_memory`.

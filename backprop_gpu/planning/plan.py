@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from itertools import pairwise
 from types import MappingProxyType
 
@@ -24,7 +23,13 @@ from .cpu import CpuWork, cpu_work
 from .device import Device
 from .fusion import Fusion
 from .persistence import Persistence
-from .products import Product, Transposes, choose_product, layered_step_seconds
+from .products import (
+    Algorithm,
+    Product,
+    layered_products,
+    layered_step_seconds,
+    product_shapes,
+)
 from .residency import Residency
 from .restore import restored
 
@@ -68,6 +73,7 @@ def _choose_on_device(
     obstacles: Mapping[str, str | None],
     slopes: Sequence[bool],
     precision: str,
+    sigmas: Sequence[str],
 ) -> tuple[str, str]:
     """(engine, reason) for a CUDA device, as `choose_engine` for a CPU."""
     m, members = run.batch_size, run.members
@@ -92,7 +98,9 @@ def _choose_on_device(
     wanted = forms.get(run.engine)
     if isinstance(wanted, str):
         raise ValueError(f"engine {run.engine!r} cannot run this: {wanted}")
-    layered = members * layered_step_seconds(sizes, m, itemsize, device, precision)
+    layered = members * layered_step_seconds(
+        sizes, m, itemsize, device, precision, sigmas, run.slots
+    )
     of_all = f", of all {members} networks" if members > 1 else ""
 
     def predicted(seconds: float) -> str:
@@ -274,18 +282,9 @@ class Plan:
             raise ValueError(f"the plan has no persistent kernel for {rows} rows")
         return found
 
-    def product(self, layout: Transposes, m: int, n: int, k: int) -> Product | None:
-        """The kernel of an (m, n) product summed over k, if it is planned."""
-        return self._products.get((layout, m, n, k))
-
-    @cached_property
-    def _products(self) -> dict[tuple[Transposes, int, int, int], Product]:
-        found: dict[tuple[Transposes, int, int, int], Product] = {}
-        for planned in self.batches:
-            shapes = product_shapes(self.sizes, planned.rows)
-            found |= {shape: dict(planned.products)[label] for label, shape in shapes.items()
-                      if planned.products}  # fmt: skip
-        return found
+    def products_of(self, rows: int) -> dict[str, Product]:
+        """The kernel of each equation's product for so many rows, of what is planned."""
+        return next((dict(each.products) for each in self.batches if each.rows == rows), {})
 
     def obstacle(self, run: Run, itemsize: int, device: Device | None) -> str | None:
         """What a training run needs and the plan, or the device, does not have, if anything.
@@ -384,18 +383,7 @@ class Plan:
         return "\n".join(lines)
 
 
-_FORMAT, _VERSION = "backprop_gpu plan", 5
-
-
-def product_shapes(sizes: Sequence[int], m: int) -> dict[str, tuple[Transposes, int, int, int]]:
-    """The products of a step with m rows, by equation: (layout, rows, columns, length of a sum)."""
-    found: dict[str, tuple[Transposes, int, int, int]] = {}
-    for l, (k, n) in enumerate(pairwise(sizes), start=1):
-        found[f"forward layer {l}"] = "NT", m, n, k
-        found[f"BP4 layer {l}"] = "TN", n, k, m
-        if l > 1:
-            found[f"BP2 layer {l - 1}"] = "NN", m, k, n
-    return found
+_FORMAT, _VERSION = "backprop_gpu plan", 6
 
 
 @dataclass(frozen=True)
@@ -446,8 +434,11 @@ def step_work(
         product(f"forward layer {l}", m, n, k, n)
     elementwise("BP1", 2 * m * sizes[-1], 3 * m * sizes[-1])
     for l, (k, n) in reversed(layers):
-        if products.get(f"BP4 layer {l}", "").startswith("tiled"):
-            elementwise(f"BP3 layer {l}", m * n, n, "that of BP4")  # which reads δ
+        bp4 = products.get(f"BP4 layer {l}", "")
+        beside = "BP4" if bp4.startswith("tiled") or bp4.endswith("BGRADB") else ""
+        beside = "BP2" if products.get(f"BP2 layer {l}", "").endswith("DRELU_BGRAD") else beside
+        if beside:
+            elementwise(f"BP3 layer {l}", m * n, n, f"that of {beside}")  # which has δ
         else:
             elementwise(f"BP3 layer {l}", m * n, m * n + n)
         product(f"BP4 layer {l}", n, k, m, 0)
@@ -514,10 +505,11 @@ def choose_plan(
     obstacles: Mapping[str, str | None] = MappingProxyType({}),
     cores: int = 1,
     builtin: bool = True,
-    algorithm: Callable[[Transposes, int, int, int], str] | None = None,
+    algorithm: Algorithm | None = None,
     processor: str = "",
     precision: str | None = None,
     slopes: Sequence[bool] = (),
+    sigmas: Sequence[str] = (),
 ) -> Plan:
     """The plan of a training run: which engine, which kernels, and why.
 
@@ -538,7 +530,7 @@ def choose_plan(
     builtin : bool
         Whether C is one of ours.
     algorithm : callable, optional
-        Tells how the library forms an (m, n) product summed over k.
+        Asks the library how it forms a product.
     processor : str
         What the CPU's engine is compiled for.
     precision : str
@@ -546,6 +538,8 @@ def choose_plan(
     slopes : sequence of bool
         Of each hidden layer, whether the fused engine keeps σ' (`fusion.kept_slopes`); where they
         are not given, it is not considered.
+    sigmas : sequence of str
+        The names of σ of layers 1 … L, "" of a user's own.
 
     Raises
     ------
@@ -561,7 +555,7 @@ def choose_plan(
     itemsize = 4 if dtype == "float32" else 8
     if device is not None:
         engine, reason = _choose_on_device(
-            sizes, itemsize, device, run, obstacles, slopes, precision or dtype
+            sizes, itemsize, device, run, obstacles, slopes, precision or dtype, sigmas
         )
     else:
         wanted = "resident" if run.engine == "auto" else run.engine
@@ -590,7 +584,16 @@ def choose_plan(
         notes.append("whole steps are captured in a CUDA graph and replayed")
     if engine == "layered":
         batches = tuple(
-            BatchPlan(m, _products(sizes, m, itemsize, device, algorithm, precision))
+            BatchPlan(m, ())
+            if device is None
+            else BatchPlan(
+                m,
+                tuple(
+                    layered_products(
+                        sizes, m, itemsize, device, precision, sigmas, algorithm
+                    ).items()
+                ),
+            )
             for m in run.batch_sizes
         )
     elif device is None:
@@ -611,25 +614,6 @@ def choose_plan(
         choice.backend, choice.reason, engine, reason, captured, tuple(sizes), dtype, cores,
         batches, tuple(notes), precision or dtype,
     )  # fmt: skip
-
-
-def _products(
-    sizes: Sequence[int],
-    m: int,
-    itemsize: int,
-    device: Device | None,
-    algorithm: Callable[[Transposes, int, int, int], str] | None,
-    precision: str | None,
-) -> tuple[tuple[str, Product], ...]:
-    """The kernels of a step with m rows; on a CPU it is BLAS."""
-    found = []
-    for label, shape in product_shapes(sizes, m).items() if device is not None else ():
-        assert device is not None
-        chosen = choose_product(*shape, itemsize, device, device.library, precision)
-        if chosen.tile is None and algorithm is not None:
-            chosen = replace(chosen, reason=f"{chosen.reason}; {algorithm(*shape)}")
-        found.append((label, chosen))
-    return tuple(found)
 
 
 def _form(

@@ -7,6 +7,7 @@
 // second half alone, a thread 16 bytes (map.cuh), after a product made by cuBLAS.
 // softmax takes z to a where the outputs of a sample are coupled, a warp per row.
 #include "activations.cuh"
+#include "bf16.cuh"
 #include "gemm.cuh"
 #include "map.cuh"
 #include "primitives/launch.cuh"
@@ -27,11 +28,12 @@ __global__ void __launch_bounds__(Tile::threads, least_blocks<T, Tile>)
       });
 }
 
-// product (m, n) -> z, a; z may be null, and either may be `product` itself.
+// product (m, n) -> z, a, and a in bf16; z and `rounded` may be null, z or a `product` itself.
 template <class T, class Sigma>
-__global__ void bias_activation(const T* product, const T* b, T* z, T* a, int m, int n) {
+__global__ void bias_activation(const T* product, const T* b, T* z, T* a, BFloat16* rounded, int m,
+                                int n) {
   await_prerequisites();
-  const Share<T> share(size_t(m) * n, true, product, z, a);
+  const Share<T> share(size_t(m) * n, true, product, z, a, rounded);
   auto values = share.get(product);
   int j = share.at(0) % n;
   for (int i = 0; i < share.N; ++i) {
@@ -41,6 +43,7 @@ __global__ void bias_activation(const T* product, const T* b, T* z, T* a, int m,
   if (z != nullptr) share.put(z, values);
   for (int i = 0; i < share.N; ++i) values.x[i] = Sigma::value(values.x[i]);
   share.put(a, values);
+  put_rounded(share, rounded, values);
 }
 
 // a_j = e^(z_j - max z) / Σ_k e^(z_k - max z). Block (32, rows); z and a may be one array.

@@ -2,30 +2,38 @@
 //
 //   x (rows, n_x)   y (rows, n_y)   order (rows)   ->   x_out (m, n_x)   y_out (m, n_y)
 //
-// A thread 16 bytes (map.cuh), in runs where a row is made of whole ones; blocks for x, then blocks
-// for y. It takes the time of its bytes, 2 m (n_x + n_y) · sizeof(T). The step is read from device
-// memory, so that one captured launch serves every step of an epoch.
+// and x_out in bf16 too, where it is wanted. A thread 16 bytes (map.cuh), in runs where a row is
+// made of whole ones; blocks for x, then blocks for y. It takes the time of its bytes,
+// 2 m (n_x + n_y) · sizeof(T). The step is read from device memory, so that one captured launch
+// serves every step of an epoch; the rows may be those of a step `ahead`, of whole ones so many.
+#include "bf16.cuh"
 #include "map.cuh"
 #include "primitives/launch.cuh"
 
 template <class T>
-__device__ void gather_rows(unsigned block, const T* source, const int* rows, T* out, size_t count,
-                            int n) {
-  const Share<T> share(block, count, n % Share<T>::N == 0, source, out);
-  share.put(out, share.get(source, [=](size_t at) { return size_t(rows[at / n]) * n + at % n; }));
+__device__ void gather_rows(unsigned block, const T* source, const int* rows, T* out,
+                            BFloat16* rounded, size_t count, int n) {
+  const Share<T> share(block, count, n % Share<T>::N == 0, source, out, rounded);
+  const auto values =
+      share.get(source, [=](size_t at) { return size_t(rows[at / n]) * n + at % n; });
+  share.put(out, values);
+  put_rounded(share, rounded, values);
 }
 
 template <class T>
 __global__ void gather(const T* x, const T* y, const int* order, const int* step, T* x_out,
-                       T* y_out, int batch, int m, int n_x, int n_y) {
+                       BFloat16* x_rounded, T* y_out, int batch, int m, int n_x, int n_y,
+                       int ahead, int whole) {
   await_prerequisites();
-  const int* rows = order + size_t(*step) * batch;
+  const int of_step = *step + ahead;
+  if (ahead != 0 && of_step >= whole) return;
+  const int* rows = order + size_t(of_step) * batch;
   const size_t count = size_t(m) * n_x, of_block = blockDim.x * Share<T>::N;
   const unsigned blocks = (count + of_block - 1) / of_block;
   if (blockIdx.x < blocks)
-    gather_rows(blockIdx.x, x, rows, x_out, count, n_x);
+    gather_rows(blockIdx.x, x, rows, x_out, x_rounded, count, n_x);
   else
-    gather_rows(blockIdx.x - blocks, y, rows, y_out, size_t(m) * n_y, n_y);
+    gather_rows<T>(blockIdx.x - blocks, y, rows, y_out, nullptr, size_t(m) * n_y, n_y);
 }
 
 // One thread: the step is over.

@@ -7,6 +7,7 @@
 // from. pull_back is the second half alone, a thread 16 bytes (map.cuh), after a product
 // made by cuBLAS or the gradient of a user's cost.
 #include "activations.cuh"
+#include "bf16.cuh"
 #include "gemm.cuh"
 #include "map.cuh"
 #include "primitives/launch.cuh"
@@ -23,12 +24,14 @@ __global__ void __launch_bounds__(Tile::threads, least_blocks<T, Tile>)
       });
 }
 
+// `rounded` is δ in bf16, or null.
 template <class T, class Sigma>
-__global__ void pull_back(const T* saved, T* delta, int m, int n) {
+__global__ void pull_back(const T* saved, T* delta, BFloat16* rounded, int m, int n) {
   await_prerequisites();
-  const Share<T> share(size_t(m) * n, true, saved, delta);
+  const Share<T> share(size_t(m) * n, true, saved, delta, rounded);
   const auto from = share.get(saved);
   auto error = share.get(delta);
   for (int i = 0; i < share.N; ++i) error.x[i] *= Sigma::derivative(from.x[i]);
   share.put(delta, error);
+  put_rounded(share, rounded, error);
 }

@@ -48,9 +48,9 @@ template <class T> struct Share {
     return get(x, [](size_t at) { return at; });
   }
 
-  __device__ void put(T* x, const Run<T, N>& values) const {
+  template <class X> __device__ void put(X* x, const Run<X, N>& values) const {
     if (wide) {
-      *reinterpret_cast<Run<T, N>*>(x + first) = values;
+      *reinterpret_cast<Run<X, N>*>(x + first) = values;
       return;
     }
 #pragma unroll

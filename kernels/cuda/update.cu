@@ -4,19 +4,22 @@
 //
 //   parameters p, gradients g, state s0, s1 (count)   coefficients (steps, 4)
 //
+// and p in bf16 too, where products take it so.
 // A thread 16 bytes of each array (map.cuh). It takes the time of its bytes: p and the state read
 // and written, g read. Weights stand before biases: element < weights_end is a weight.
+#include "bf16.cuh"
 #include "map.cuh"
 #include "primitives/launch.cuh"
 #include "rules.cuh"
 
-// clip_value is infinite where there is no limit; clip_scale may be null. s0, s1 may be null.
+// clip_value is infinite where there is no limit; clip_scale, rounded, s0 and s1 may be null.
 template <class T, class Rule>
-__global__ void update(T* p, const T* g, T* s0, T* s1, const double* coefficients, const int* step,
-                       const T* clip_scale, long long count, long long weights_end, T clip_value,
-                       T l1, T l2, T d1, T d2, T epsilon) {
+__global__ void update(T* p, BFloat16* rounded, const T* g, T* s0, T* s1,
+                       const double* coefficients, const int* step, const T* clip_scale,
+                       long long count, long long weights_end, T clip_value, T l1, T l2, T d1, T d2,
+                       T epsilon) {
   await_prerequisites();
-  const Share<T> share(count, true, p, g, s0, s1);
+  const Share<T> share(count, true, p, rounded, g, s0, s1);
   const auto gradients = share.get(g);
   auto values = share.get(p);
   Run<T, Share<T>::N> state0 = {}, state1 = {};
@@ -34,6 +37,7 @@ __global__ void update(T* p, const T* g, T* s0, T* s1, const double* coefficient
         Rule::apply(old, gradient, state0.x[i], state1.x[i], c, d1, d2, epsilon, weight);
   }
   share.put(p, values);
+  put_rounded(share, rounded, values);
   if (s0 != nullptr) share.put(s0, state0);
   if (s1 != nullptr) share.put(s1, state1);
 }

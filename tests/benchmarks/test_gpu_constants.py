@@ -69,7 +69,7 @@ def test_known_constants_are_found(tmp_path: Path, capsys: pytest.CaptureFixture
     assert abs(gpu_constants.errors(measurements, new)).max() < 0.02
     assert gpu_constants.main([str(tmp_path / "gpu.jsonl"), "--gpu", CARD.name]) == 0
     shown = capsys.readouterr().out
-    assert f"LAUNCH                {before['LAUNCH']:>12.4g}" in shown
+    assert f"LAUNCH                    {before['LAUNCH']:>12.4g}" in shown
     assert "tiled, median" in shown
     assert gpu_constants.current_constants() == before
 

@@ -24,6 +24,7 @@ from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.cuda import catalogue, compiler
 from backprop_gpu.cuda.catalogue import Catalogue, Kernel
 from backprop_gpu.parameters import Layout, Parameters
+from host_cuda.backend import HostArray
 
 
 def _sample(device: planning.Device) -> list[Kernel]:
@@ -311,8 +312,6 @@ def test_every_code_of_serialised_matrix_instructions(code: str) -> None:
 class Recorder:
     """A device that only notes which kernels it is asked to launch."""
 
-    empty, zeros = staticmethod(np.empty), staticmethod(np.zeros)
-
     def __init__(self, device: planning.Device) -> None:
         self.device = device
         self.launched: set[Kernel] = set()
@@ -320,7 +319,16 @@ class Recorder:
     def launch(self, kernel: Kernel, grid: Any, arguments: Any) -> None:
         self.launched.add(kernel)
 
-    def product(self, *_: Any) -> None: ...
+    def empty(self, shape: Any, dtype: Any) -> HostArray:
+        return np.empty(shape, dtype).view(HostArray)
+
+    zeros = empty
+
+    def product(self, *_: Any, **how: Any) -> None: ...
+
+    def round(self, array: HostArray, out: HostArray | None = None) -> None:
+        if array.rounded is not None or out is not None:
+            self.launched.add(catalogue.Catalogue(array.dtype).round())
 
     def upload(self, host: np.ndarray, out: np.ndarray) -> None: ...
 

@@ -438,7 +438,7 @@ def test_the_layered_engine_launches_what_its_plan_names(
         bm, bn, bk = tile.split("x")
         for expression in products.values():
             assert f"{bm}, {bn}, {bk}" in expression
-        assert len(captures) == (tile != "16x32x32")
+        assert len(captures) == (2 if tile != "16x32x32" else 0)  # two whole steps, and the last
 
 
 def test_the_plan_names_the_librarys_algorithm(runtime: Runtime) -> None:
@@ -461,7 +461,7 @@ def test_which_kernels_are_launched_programmatically(runtime: Runtime, engine: A
     net.fit(X, y, epochs=1, batch_size=16, learning_rate=0.1, engine=engine)
     found = {
         kernel.file: configuration.programmatic_stream_serialization
-        for (kernel, _), configuration in runtime.configurations.items()
+        for (kernel, *_), configuration in runtime.configurations.items()
     }
     assert ("resident.cu" if engine == "resident" else "gather.cu") in found
     there = runtime.device.compute_capability >= (9, 0)

@@ -41,9 +41,19 @@ def wide_on_a_device(engine: str, **options: Any) -> Plan:
     )  # fmt: skip
 
 
+def by_the_library(**options: Any) -> Plan:
+    run = Run(**{"rows": 9000, "epochs": 3, "batch_size": 8192, "engine": "layered"} | options)
+    choice = planning.Choice("cuda", "it is there")
+    return planning.choose_plan(
+        (2048,) * 5, "float32", choice, replace(planning.H200, tensor_cores=False), run,
+        sigmas=("relu", "tanh", "relu", "softmax"),
+    )  # fmt: skip
+
+
 def plans() -> dict[str, Plan]:
     found = {
         "layered on a device": of_a_device("layered"),
+        "library on a device": by_the_library(),
         "resident on a device": of_a_device("resident", members=132, others=((7, 2), (10, 0))),
         "bytes": of_a_device("resident", bytes=True),
         "fused on a device": wide_on_a_device("fused"),
@@ -84,9 +94,10 @@ def test_reasons_and_predictions_are_no_part_of_it() -> None:
 def test_what_a_device_runs_is_all_in_it() -> None:
     plan = PLANS["layered on a device"]
     assert [batch.rows for batch in plan.batches] == [10, 3]  # the last is short
-    assert plan.product("NT", 10, 30, 784) == dict(plan.products)["forward layer 1"]
-    assert plan.product("TN", 30, 784, 3) is not None
-    assert plan.product("NT", 4096, 30, 784) is None  # of no mini-batch
+    for rows in (10, 3):
+        assert plan.products_of(rows).keys() == planning.product_shapes(NIELSEN, rows).keys()
+    assert plan.products_of(10) == dict(plan.products)
+    assert plan.products_of(4096) == {}  # of no mini-batch
     plan = PLANS["resident on a device"]
     for m, slots in ((10, 0), (7, 2)):
         for members in (1, 5, 132):
@@ -110,12 +121,12 @@ def changed(**fields: Any) -> str:
     ("text", "message"),
     [
         ("", "damaged JSON"),
-        ('{"format": "backprop_gpu plan", "version": 5', "damaged JSON"),
+        ('{"format": "backprop_gpu plan", "version": 6', "damaged JSON"),
         ("[" * 100_000, "damaged JSON"),
         ("[]", "not a plan that"),
         ('{"format": "another"}', "not a plan that"),
-        ('{"format": "backprop_gpu plan", "version": 1}', "version 1; this backprop_gpu reads 5"),
-        ('{"format": "backprop_gpu plan", "version": 5}', "plan must hold backend, "),
+        ('{"format": "backprop_gpu plan", "version": 1}', "version 1; this backprop_gpu reads 6"),
+        ('{"format": "backprop_gpu plan", "version": 6}', "plan must hold backend, "),
         (changed(engine=3), r"plan\.engine must be of type str, got 3"),
         (changed(captured=1), r"plan\.captured must be of type bool"),
         (changed(more=1), "plan must hold"),
@@ -253,6 +264,8 @@ LAYERS = json.loads(PLANS["resident on a device"].to_json())["plan"]["batches"][
         ("layered on a device", {"kernel": "cublas", "splits": 2}),
         ("layered on a device", {"kernel": "tiled", "tile": None}),
         ("layered on a device", {"products": []}),
+        ("library on a device", {"epilogue": "DRELU_BGRAD"}),  # of a forward product
+        ("library on a device", {"epilogue": "BGRADB"}),
         *(("resident on a device", part) for part in (
             {"inputs": 783}, {"batch": 11}, {"itemsize": 8}, {"stored": 2}, {"stored": 1},
             {"slots": 3}, {"slots": -1}, {"stages": 1}, {"stages": 4}, {"threads": 0},
@@ -285,6 +298,8 @@ def test_a_plan_that_is_not_the_planners(name: str, part: dict[str, Any]) -> Non
     run = Run(1003, 3, 10, members=132) if of_device else Run(len(X), 2, 8)
     if name.startswith(("fused", "persistent")):
         run = Run(100_003, 3, 4096)
+    if name.startswith("library"):
+        run = Run(9000, 3, 8192)
     device = planning.H200 if of_device else None
     assert PLANS[name].obstacle(run, 4, device) is None
     assert plan.to_json() != PLANS[name].to_json()

@@ -26,7 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("tests/cuda/test_host.py", "tests/cuda/test_device.py")
+TESTS = (
+    "tests/cuda/test_host.py", "tests/cuda/test_device.py", "tests/engines/test_layered_cuda.py",
+)  # fmt: skip
 SCORE = 0.95
 
 

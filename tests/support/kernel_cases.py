@@ -316,6 +316,85 @@ def _maps_of_views(s: Subject, m: int, n: int) -> None:
                 assert np.isnan(s.get(array)[:start]).all(), what
 
 
+@case(cuda=True)
+def rounded_copies(s: Subject) -> None:
+    """What products take in bf16 is written with what it is rounded from, by the same kernel."""
+    runtime: Any = s.backend.runtime  # type: ignore[attr-defined]
+    if s.dtype != np.float32 or not runtime.device.multiplies_rounded:
+        return
+    library = planning.Product("cublas", None, 1, 0.0, "forced by a test")
+    backend = CudaBackend(s.dtype, runtime, lambda *_: library, precision="bf16")
+    _special_numbers(backend)
+    for m, n, start in ((1, 1, 0), (3, 341, 0), (4, 256, 0), (5, 205, 1), (4, 128, 3)):
+        _rounded_copies(Subject(backend), m, n, start)
+
+
+def _special_numbers(backend: CudaBackend) -> None:
+    edges = [0.0, -0.0, np.nan, np.inf, -np.inf, 3.4e38, 1e-40, -1e-45]
+    ties = 1 + np.arange(8) * 2.0**-9  # every other one lies between two of bf16
+    numbers = np.concatenate([edges, ties, -ties]).astype(np.float32)
+    array = backend.with_rounded(backend.empty(numbers.shape))
+    backend.copy(backend.asarray(numbers), array)
+    assert_rounded(backend, array)
+
+
+def _rounded_copies(s: Subject, m: int, n: int, start: int) -> None:
+    backend: Any = s.backend
+    tanh, softmax, identity = map(activations.get, ("tanh", "softmax", "identity"))
+
+    def out(*shape: int) -> Any:
+        """A view from that element on, of an array of NaN with a copy."""
+        size = int(np.prod(shape))
+        array = backend.with_rounded(backend.asarray(np.full(start + size, np.nan, s.dtype)))
+        return array[start:].reshape(*shape)
+
+    w, b, x = s.put(s.normal(n, 2), s.normal(n), s.normal(m, 2))
+    z, y = s.put(s.normal(m, n), s.normal(m, n))
+    for sigma in (tanh, softmax):
+        a, delta = out(m, n), out(m, n)
+        backend.forward(w, b, x, sigma, None, a)
+        assert_rounded(backend, a)
+        backend.output_error(z, a, y, sigma, costs.get("quadratic"), delta)
+        assert_rounded(backend, delta)
+        below = out(m, 2)
+        hidden = backend.asarray(s.rng.random((m, 2)).astype(s.dtype))
+        backend.hidden_error(w, delta, None, hidden, sigma, below)
+        assert_rounded(backend, below)
+    relu, mask, biases = activations.get("relu"), backend.empty_mask(m, n), s.poisoned(n)
+    a, delta = out(m, n), out(m, n)
+    with_mask = planning.Product("cublas", None, 1, 0.0, "", "RELU_AUX_BIAS")
+    backend.forward(w, b, x, relu, None, a, product=with_mask, mask=mask)
+    assert_rounded(backend, a)
+    (v,) = s.put(s.normal(2, n))
+    by_mask = planning.Product("cublas", None, 1, 0.0, "", "DRELU_BGRAD")
+    backend.hidden_error(v, x, None, a, relu, delta, product=by_mask, mask=mask, biases=biases)
+    assert_rounded(backend, delta)
+    backend.pull_back(z, z, identity, delta)
+    assert_rounded(backend, delta)
+
+    epoch, rows, targets = backend.epoch(m, m), out(m, n), s.poisoned(m, n)
+    epoch.load(s.rng.permutation(m), SGD().coefficients(np.array([0.1]), 0))
+    backend.gather(z, y, epoch, rows, targets)
+    assert_rounded(backend, rows)
+    layout = Layout((n, m))
+    flat = backend.with_rounded(s.put(s.normal(layout.length))[0])
+    gradients = Parameters(layout, s.put(s.normal(layout.length))[0])
+    backend.update(Parameters(layout, flat), gradients, (), SGD(), epoch)
+    assert_rounded(backend, flat)
+    backend.runtime.clear(flat)
+    assert_rounded(backend, flat)
+
+
+def assert_rounded(backend: Any, array: Any) -> None:
+    """Its copy has each of its numbers, rounded."""
+    exact = np.array(backend.to_numpy(array), np.float32)
+    round_factor(exact, "bf16", exact)
+    got = (backend.to_numpy(array.rounded).astype(np.uint32) << 16).view(np.float32)
+    assert not np.isnan(exact).all()
+    np.testing.assert_array_equal(got, exact)
+    np.testing.assert_array_equal(np.signbit(got), np.signbit(exact))
+
+
 # -- σ ----------------------------------------------------------------------------------
 
 # Zero, where slopes have corners; both sides of it; where exp, erfc and tanh saturate.

@@ -541,7 +541,7 @@ class Rows {
     if (o.does(relu)) {
       for (uint64_t j = 0; j < p.n; ++j) {
         if (o.does(aux) && !(x[j] > 0)) mask(row, j) &= ~bit(row);
-        if (x[j] <= 0) x[j] = 0;  // not what is no number
+        if (!(x[j] > 0)) x[j] = 0;  // what is no number, too
       }
     } else if (o.does(drelu)) {
       for (uint64_t j = 0; j < p.n; ++j)

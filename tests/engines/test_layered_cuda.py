@@ -1,0 +1,236 @@
+"""The layered engine with cuBLASLt's products and what those do besides, held against NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backprop_gpu import Activation, Callback, Network, Population, planning
+from backprop_gpu.backends.cuda import CudaBackend
+from backprop_gpu.cuda.runtime import Runtime
+from backprop_gpu.planning import Plan, Product
+from kernel_cases import assert_rounded
+from machine import device_runtime
+from reference import same_bits
+
+pytestmark = pytest.mark.gpu
+
+PRECISIONS = ["float64", "float32", "tf32", "bf16"]
+#: Of a weight after a few steps: what rounding leaves, as NumPy rounds factors too.
+CLOSE = {"float64": 1e-13, "float32": 1e-5, "tf32": 1e-3, "bf16": 1e-3}
+#: Rows of whole 16 bytes and rows that are none.
+SIZES = [(64, 48, 32, 16), (7, 33, 130, 3)]
+
+
+def _data(sizes: Sequence[int], rows: int = 150) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(4)
+    Y = rng.uniform(size=(rows, sizes[-1]))
+    return rng.standard_normal((rows, sizes[0])), Y / Y.sum(axis=1, keepdims=True)
+
+
+def _network(backend: str, sizes: Sequence[int], precision: str, **options: Any) -> Network:
+    dtype = "float64" if precision == "float64" else "float32"
+    rounds = planning.rounds(precision) and backend == "cuda"
+    if rounds and not device_runtime().device.multiplies_rounded:
+        pytest.skip(f"this device does not multiply in {precision}")
+    return Network(sizes, backend=backend, precision=precision, dtype=dtype, seed=3, **options)
+
+
+def _by_library(*shape: Any) -> Product:
+    return Product("cublas", None, 1, 0.0, "forced by a test", shape[-1])
+
+
+def _plan(net: Network, rows: int = 150, batch: int = 64, **run: Any) -> Plan:
+    """All products are the library's, with the epilogues that it has."""
+    model: Any = net.model
+    if not model.device.library:
+        pytest.skip("there is no cuBLASLt")
+    chosen = planning.Run(rows, 3, batch, engine="layered", **run)
+    sigmas = [sigma.name if sigma.builtin else "" for sigma in net.activations]
+    batches = tuple(
+        planning.BatchPlan(
+            m,
+            tuple(
+                planning.products_of_step(
+                    net.sizes, m, _by_library, sigmas, net.precision, model.backend.algorithm
+                ).items()
+            ),
+        )
+        for m in chosen.batch_sizes
+    )
+    return replace(model.plan(chosen), batches=batches)
+
+
+def _epilogues(plan: Plan) -> set[str]:
+    return {product.epilogue for planned in plan.batches for _, product in planned.products}
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=["aligned", "odd"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("sigmas", [("relu", "relu", "softmax"), ("tanh", "relu", "identity"),
+                                    ("relu", "tanh", "relu"), ("sigmoid",) * 3])  # fmt: skip
+def test_a_training(sizes: tuple[int, ...], precision: str, sigmas: tuple[str, ...]) -> None:
+    """In captured steps with a short last batch, and one by one; weights, biases and costs."""
+    X, Y = _data(sizes)
+    nets = []
+    for backend in ("cuda", "numpy"):
+        net = _network(backend, sizes, precision, activation=list(sigmas))
+        plan = _plan(net) if backend == "cuda" else None
+        net.fit(X, Y, epochs=3, batch_size=64, learning_rate=0.02, plan=plan)
+        nets.append(net)
+    expected = {
+        "relu": {"RELU_AUX_BIAS", "DRELU_BGRAD"}, "tanh": {"BIAS", "RELU_AUX_BIAS", "DRELU_BGRAD"},
+    }.get(sigmas[0], set())  # fmt: skip
+    assert expected <= _epilogues(nets[0].plan)
+    assert ("BGRADB" in _epilogues(nets[0].plan)) == (precision in ("float64", "float32"))
+    for got, exact in zip(
+        nets[0].weights + nets[0].biases, nets[1].weights + nets[1].biases, strict=True
+    ):
+        np.testing.assert_allclose(got, exact, rtol=0, atol=CLOSE[precision])
+    losses = [net.history.loss for net in nets if net.history is not None]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=CLOSE[precision])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("rows", [64, 150, 199, 320])
+def test_captured_or_not_with_epilogues_or_without(rows: int, precision: str) -> None:
+    """Steps one by one give the bits of captured ones, of which each brings the rows of the next.
+
+    One step, two and a short one, three and a short one, five; a map is as good as an epilogue.
+    """
+    sizes = SIZES[0]
+    X, Y = _data(sizes, rows)
+
+    class Look(Callback):
+        def on_batch_end(self, *_: Any) -> None:
+            """Steps that are looked at are not captured."""
+
+    found: list[list[np.ndarray]] = []
+    for callbacks, epilogues in (([], True), ([Look()], True), ([], False)):
+        net = _network("cuda", sizes, precision, activation=["relu", "relu", "softmax"])
+        plan = _plan(net, rows, step_callbacks=bool(callbacks))
+        assert plan.captured == (not callbacks)
+        if not epilogues:
+            plan = replace(plan, batches=tuple(
+                replace(planned, products=tuple(
+                    (label, replace(product, epilogue="")) for label, product in planned.products
+                )) for planned in plan.batches
+            ))  # fmt: skip
+        net.fit(X, Y, epochs=3, batch_size=64, learning_rate=0.1, plan=plan, callbacks=callbacks)
+        found.append([*net.weights, *net.biases])
+    same_bits(found[0], found[1])
+    for got, exact in zip(found[0], found[2], strict=True):
+        np.testing.assert_allclose(got, exact, rtol=0, atol=1e-5)
+
+
+def test_what_a_callback_writes_is_what_products_take() -> None:
+    """In bf16 products take copies of the weights, which others do not know of."""
+    sizes = SIZES[0]
+    X, Y = _data(sizes)
+
+    def step_by_step(net: Network, plan: Plan | None) -> list[np.ndarray]:
+        class Writes(Callback):
+            def on_batch_end(self, *_: Any) -> None:
+                net.weights = [0.5 * w for w in net.weights]
+
+        net.fit(X, Y, epochs=2, batch_size=64, learning_rate=0.1, plan=plan, callbacks=[Writes()])
+        return net.weights
+
+    cuda = _network("cuda", sizes, "bf16", activation=["relu", "relu", "softmax"])
+    plan = _plan(cuda, step_callbacks=True)
+    got = step_by_step(cuda, plan)
+    numpy = _network("numpy", sizes, "bf16", activation=["relu", "relu", "softmax"])
+    for a, b in zip(got, step_by_step(numpy, None), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_members_take_turns(precision: str) -> None:
+    """Each with the copies of its own weights, from epoch to epoch."""
+    sizes, options = SIZES[0], {"activation": ["relu", "relu", "softmax"]}
+    X, Y = _data(sizes)
+    found = []
+    _network("cuda", sizes, precision)  # or skip
+    for backend in ("cuda", "numpy"):
+        many = Population(sizes, members=3, backend=backend, precision=precision, seed=3, **options)
+        plan = _plan(_network(backend, sizes, precision, **options)) if backend == "cuda" else None
+        many.fit(X, Y, epochs=3, batch_size=64, learning_rate=[0.1, 0.05, 0.2], plan=plan)
+        found.append([w for net in many for w in net.weights])
+    for got, exact in zip(*found, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=0, atol=CLOSE[precision])
+
+
+def test_a_users_activation_has_no_epilogue() -> None:
+    """Not even where it is called as one of ours is."""
+    sizes = SIZES[0]
+    X, Y = _data(sizes)
+    relu = Activation("relu_of_a_user", lambda z: z * (z > 0), lambda z: 1.0 * (z > 0))
+    nets = []
+    for backend in ("cuda", "numpy"):
+        net = _network(backend, sizes, "float32", activation=[relu, "relu", "softmax"])
+        plan = _plan(net) if backend == "cuda" else None
+        net.fit(X, Y, epochs=2, batch_size=64, learning_rate=0.1, plan=plan)
+        nets.append(net)
+    labels = dict(nets[0].plan.batches[0].products)
+    assert labels["forward layer 1"].epilogue == labels["BP2 layer 1"].epilogue == ""
+    assert labels["forward layer 2"].epilogue == "RELU_AUX_BIAS"
+    for got, exact in zip(nets[0].weights, nets[1].weights, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=0, atol=1e-5)
+
+
+def test_copies_are_written_by_the_kernels_that_write_what_they_are_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In bf16 a step converts what epilogues and BP1 leave, and nothing else by itself."""
+    sizes = SIZES[0]
+    X, Y = _data(sizes, 128)
+    converted: list[tuple[int, ...]] = []
+    convert = Runtime.round
+
+    def watched(self: Runtime, array: Any, out: Any = None) -> None:
+        if out is not None or array.rounded is not None:
+            converted.append(array.shape)
+        convert(self, array, out)
+
+    monkeypatch.setattr(Runtime, "round", watched)
+    net = _network("cuda", sizes, "bf16", activation=["relu", "tanh", "sigmoid"])
+    net.fit(X, Y, epochs=1, batch_size=64, learning_rate=0.1, plan=_plan(net, rows=128))
+    flat = (net.model.layout.length,)
+    # a^1 and δ^1 of epilogues, δ^3 of BP1; once as it runs and once captured.
+    assert sorted(converted) == sorted([flat, *2 * [(64, 48), (64, 48), (64, 16)]])
+
+
+def test_what_is_written_to_an_array_is_written_to_its_copy() -> None:
+    """By whatever the runtime has for it."""
+    runtime: Any = device_runtime()
+    if not runtime.device.multiplies_rounded:
+        pytest.skip("products of this device round nothing")
+    backend: Any = CudaBackend("float32", runtime, precision="bf16")
+    numbers = np.random.default_rng(0).standard_normal((9, 7))
+    array = backend.with_rounded(backend.zeros((9, 7)))
+    for write in (
+        lambda: backend.copy(backend.asarray(numbers), array),
+        lambda: backend.copy(runtime.array(numbers), array),  # of another dtype
+        lambda: runtime.upload(numbers.astype(np.float32), array),
+        lambda: runtime.clear(array),
+    ):
+        runtime.upload(np.full((9, 7), 7777, np.uint16), array.rounded)
+        write()
+        assert_rounded(backend, array)
+        assert_rounded(backend, array[2:5])
+        assert_rounded(backend, array.reshape(3, 21)[1])
+
+
+def test_a_training_that_diverges_is_seen() -> None:
+    """The library's ReLU may make 0 of what is no number; of 0 · ∞ it is none again."""
+    sizes = SIZES[0]
+    X, Y = _data(sizes)
+    net = _network("cuda", sizes, "float32", activation=["relu", "relu", "identity"])
+    before = net.weights
+    with pytest.raises(FloatingPointError, match="epoch 1"):
+        net.fit(X, Y, epochs=3, batch_size=64, learning_rate=1e30, plan=_plan(net))
+    same_bits(net.weights, before)
