@@ -410,21 +410,24 @@ class Runtime:
         """Queue two works of which neither needs the other's results.
 
         While a step is captured they become branches of its graph, which what follows waits for;
-        else `aside` comes first.
+        else `aside` comes first. So they have to have run before they are captured.
         """
-        builder = self.stream
-        if not isinstance(builder, self._builder):
+        here = self._here
+        if not isinstance(self.stream, self._builder):
+            if not hasattr(here, "branch"):
+                here.branch = self.cuda_device.create_stream()
             aside()
             work()
             return
-        _, branch = builder.split(2)
-        self._here.branched = True
-        with self.on(branch):
+        stream = self._plain_stream()
+        here.branch.wait(stream)
+        here.branched = True
+        with self.on(here.branch):
             aside()
-        self._here.branched = False
+        here.branched = False
         work()
-        self._builder.join(builder, branch)
-        self._here.branched = True
+        stream.wait(here.branch)
+        here.branched = True
 
     # -- time ---------------------------------------------------------------------
 

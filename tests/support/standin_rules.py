@@ -22,7 +22,7 @@ from cuda.bindings import driver
 from backprop_gpu.activations import Activation
 from backprop_gpu.cuda.catalogue import Catalogue
 from backprop_gpu.testing import standin, twins
-from driver_rules import BYTES, CU, PUT, STEP, Gpu, N, do, in_thread, result
+from driver_rules import BYTES, CU, PUT, STEP, Gpu, N, do, fork, in_thread, result
 
 
 @pytest.fixture
@@ -287,6 +287,23 @@ def test_memory_is_touched_before_the_wait(
     broken(name, f"block ({block},0,0)", "thread (0,0,0) touched", "and has not waited")
 
 
+def test_behind_several_branches(gpu: Gpu, stand_in: standin.Standin) -> None:
+    a, b = gpu.floats(), gpu.floats()
+    gpu.begin()
+    gpu.put(a)
+    other, event = fork(gpu)
+    assert gpu.put(b, 2, other) == CU.CUDA_SUCCESS
+    gpu.put(a)
+    do(driver.cuEventRecord, event, other)
+    do(driver.cuStreamWaitEvent, gpu.stream, event, 0)
+    kernel, values = gpu.kernel("all_wait"), (int(a), int(a), 1)
+    error = gpu.launch(kernel, values, STEP, programmatic=True)
+    assert error == CU.CUDA_ERROR_NOT_SUPPORTED
+    said(stand_in, "all_wait is captured as a programmatic launch behind 2 branches")
+    assert gpu.launch(kernel, values, STEP) == CU.CUDA_SUCCESS
+    assert gpu.end() == CU.CUDA_SUCCESS
+
+
 @pytest.mark.parametrize("captured", [False, True])
 def test_no_thread_waits(gpu: Gpu, broken: Any, captured: bool) -> None:
     if captured:
@@ -460,8 +477,8 @@ def test_an_activation_of_python_s(gpu: Gpu) -> None:
     do(driver.cuMemsetD32Async, z, int(np.float32(3).view(np.uint32)), N, gpu.stream)
     do(driver.cuMemsetD32Async, b, 0, N, gpu.stream)
     pointer = ctypes.c_void_p
-    types = pointer, pointer, pointer, pointer, ctypes.c_int, ctypes.c_int
-    values = int(z), int(b), 0, int(a), 1, N
+    types = (*[pointer] * 5, ctypes.c_int, ctypes.c_int)
+    values = int(z), int(b), 0, int(a), 0, 1, N
     for _ in range(20):
         assert gpu.launch(function, values, types) == CU.CUDA_SUCCESS
     done: list[bool] = []

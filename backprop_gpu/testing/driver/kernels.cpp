@@ -359,6 +359,9 @@ void launch(Lock& lock, const CUlaunchConfig& config, const void* function, void
          kernel->symbol.c_str(), stream->context->device, context.device);
   Shape shape = shape_of(config);
   check(*kernel, shape, context.device);
+  if (shape.programmatic && stream->tail.size() > 1)  // what a driver does is not documented
+    fail(CUDA_ERROR_NOT_SUPPORTED, "%s is captured as a programmatic launch behind %zu branches",
+         kernel->symbol.c_str(), stream->tail.size());
   if (parameters == nullptr && !kernel->parameters.empty())
     fail(CUDA_ERROR_INVALID_VALUE, "%s has %zu parameters, and there are none",
          kernel->symbol.c_str(), kernel->parameters.size());
