@@ -710,6 +710,28 @@ def epoch(s: Subject, width: int) -> None:
         np.testing.assert_allclose(epoch.costs(), expected, rtol=32 * s.eps)
 
 
+@case(cuda=True)
+def gather_ahead(s: Subject) -> None:
+    """The rows of the next whole step; where there is none, nothing is written."""
+    backend: Any = s.backend
+    # x is whole blocks of elements, and y is more.
+    rows, batch, widths = 11, 4, (256, 301)
+    whole = [s.normal(rows, width) for width in widths]
+    order = s.rng.permutation(rows)
+    on_device = s.put(*whole)
+    epoch = backend.epoch(rows, batch)
+    epoch.load(order, np.zeros((3, 4)))
+    for number, ahead in ((0, 0), (0, 1), (1, 1), (1, 0)):
+        while int(s.get(epoch.step)[0]) < number:
+            backend.advance(epoch)
+        outs = [s.poisoned(batch, width) for width in widths]
+        backend.gather(*on_device, epoch, *outs, ahead)
+        taken = order[(number + ahead) * batch :][:batch]
+        for out, source in zip(outs, whole, strict=True):
+            expected = source[taken] if number + ahead < 2 else np.full(out.shape, np.nan)
+            np.testing.assert_array_equal(s.get(out), expected)
+
+
 OPTIMIZERS = {
     "sgd": SGD(),
     "sgd_l2": SGD(l2=0.1),
