@@ -43,6 +43,7 @@ _TILES = {f"tile {tile}": tile for tile in planning.TILES} | {
 }
 #: Of a tiled product; "fused" is what records called it until there was an engine of that name.
 _TILED = re.compile(r"(?:tiled|fused) (.+?) split (\d+)")
+_EPILOGUE = re.compile(r"cublas with (\w+)")
 _ROUNDED = re.compile(r", (tf32|bf16)\b")
 _THREADS = re.compile(r"of (\d+) threads")
 
@@ -122,8 +123,12 @@ def _product(record: Record, device: planning.Device) -> Timed | None:
     match, rounded = _TILED.match(record["plan"]), _ROUNDED.search(record["plan"])
     precision = None if rounded is None else rounded[1]
     if match is None:
+        found = _EPILOGUE.search(record["plan"])
+        epilogue: Any = "" if found is None else found[1]
         return Timed(
-            "cublas", seconds, lambda _: products.by_library(layout, *sizes, precision).seconds
+            "cublas",
+            seconds,
+            lambda _: products.by_library(layout, *sizes, precision, epilogue).seconds,
         )
     name, splits = f"tile {match[1]}{rounded[0] if rounded else ''}", int(match[2])
     if name not in _TILES:  # of an older version

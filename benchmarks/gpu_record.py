@@ -54,7 +54,7 @@ from .. import Network, activations, costs, kernel_checks, optimizers, planning,
 from ..backends.cuda import CudaBackend
 from ..backends.numpy import NumpyBackend
 from ..cuda.arrays import DeviceArray
-from ..cuda.blas import WORKSPACE
+from ..cuda.blas import WORKSPACE, mask_bytes
 from ..cuda.catalogue import Catalogue, Kernel
 from ..cuda.compiler import compile_kernels
 from ..cuda.runtime import runtime
@@ -84,6 +84,11 @@ PRODUCTS = (
     (4096, 512, 512), (1 << 16, 64, 64), (2048, 2048, 2048), (4096, 4096, 4096),
 )  # fmt: skip
 
+
+#: What of cuBLASLt's is timed beside a product and a map, by its layout.
+EPILOGUES: dict[planning.Transposes, tuple[planning.Epilogue, ...]] = {
+    "NT": ("RELU_AUX_BIAS",), "NN": ("DRELU_BGRAD",), "TN": ("BGRADB",),
+}  # fmt: skip
 
 #: What products of rounded factors may be off by, a few of their rounding errors.
 LIMITS = {"tf32": 2.0**-9, "bf16": 2.0**-6}
@@ -166,7 +171,6 @@ class GpuRecorder(Recorder):
         item = np.dtype(dtype).itemsize
         device = self.runtime.device
         planned = planning.choose_product(layout, *result, item, device, device.library, precision)
-        sigmoid = activations.get("sigmoid")
         bias = self.random((n,), dtype)
         saved = self.runtime.array(self.rng.random((m, n)).astype(dtype))
         shapes = {"NT": ((m, k), (n, k)), "NN": ((m, k), (k, n)), "TN": ((m, n), (m, k))}[layout]
@@ -177,18 +181,31 @@ class GpuRecorder(Recorder):
             backend = CudaBackend(
                 dtype, self.runtime, lambda *_, choice=choice: choice, precision=precision
             )
-            self.runtime.copy(nans, out)
+            # As a step has it: the library finds its factors rounded, and its products are rounded
+            # for the next; it, too, may take BP3 along.
+            left, right, target = (
+                backend.with_rounded(x) if choice.tile is None else x for x in (a, b, out)
+            )
+            backend.round(left)
+            backend.round(right)
+            self.runtime.copy(nans, target)
+            sigma = activations.get("relu" if "RELU" in choice.epilogue else "sigmoid")
+            biases = self.runtime.empty((n,), dtype)
+            mask = self.relu_mask(saved) if "RELU" in choice.epilogue else None
             work: Callable[[], None]
             if op == "forward":
-                work = partial(backend.forward, b, bias, a, sigmoid, z, out)
+                kept = None if choice.epilogue else z
+                work = partial(backend.forward, right, bias, left, sigma, kept, target, mask=mask)
             elif op == "hidden_error":
-                work = partial(backend.hidden_error, b, a, None, saved, sigmoid, out)
+                work = partial(
+                    backend.hidden_error, right, left, None, saved, sigma, target,
+                    mask=mask, biases=biases,
+                )  # fmt: skip
             else:
-                # As a step has it: our own product takes BP3 along.
-                biases = None if choice.tile is None else self.runtime.empty((n,), dtype)
-                work = partial(backend.weight_gradient, a, b, out, biases)
+                beside = None if choice.tile is None and not choice.epilogue else biases
+                work = partial(backend.weight_gradient, left, right, target, beside)
             work()
-            error = self.epilogue_error(op, a, b, bias, saved, out)
+            error = self.epilogue_error(op, sigma, a, b, bias, saved, out)
             seconds = self.clock(work)
             reads = a.size + b.size + (bias.size if op == "forward" else 0)
             extra = saved.size if op == "hidden_error" else z.size if op == "forward" else 0
@@ -218,18 +235,40 @@ class GpuRecorder(Recorder):
             if best.seconds < 20e-3:  # a small tile on a huge product teaches nothing
                 yield best, f"tiled {tile} split {best.splits}{rounded}"
         if self.runtime.device.library:
-            yield planning.Product("cublas", None, 1, 0.0, ""), f"cublas and a map{rounded}"
+            library = planning.Product("cublas", None, 1, 0.0, "")
+            yield library, f"cublas and a map{rounded}"
+            dtype = np.dtype(np.float32 if item == 4 else np.float64)
+            for epilogue in EPILOGUES[layout]:
+                if epilogue == "BGRADB" and planning.rounds(precision):
+                    continue
+                if self.runtime.algorithm(layout, *result, dtype, precision, epilogue) is None:
+                    about = {"dtype": dtype.name, "precision": precision or dtype.name}
+                    self.write(op=epilogue, shape=result, absent="cuBLASLt has none", **about)
+                    continue
+                yield replace(library, epilogue=epilogue), f"cublas with {epilogue}{rounded}"
 
-    def epilogue_error(self, op: str, a: Any, b: Any, bias: Any, saved: Any, out: Any) -> float:
+    def relu_mask(self, saved: Any) -> Any:
+        """A bit for each number above a half."""
+        bits = np.packbits(self.runtime.to_numpy(saved) > 0.5, axis=1, bitorder="little")
+        m, n = saved.shape
+        whole = np.zeros((m, mask_bytes(n)), np.uint8)
+        whole[:, : bits.shape[1]] = bits
+        return self.runtime.array(whole)
+
+    def epilogue_error(
+        self, op: str, sigma: Any, a: Any, b: Any, bias: Any, saved: Any, out: Any
+    ) -> float:
         a, b, bias, saved, out = (self.runtime.to_numpy(x) for x in (a, b, bias, saved, out))
         left = a.T if op == "weight_gradient" else a
         right = b.T if op == "forward" else b
         rows = np.unique(np.linspace(0, len(left) - 1, 64).astype(int))
         reference = left[rows].astype(np.float64) @ right.astype(np.float64)
         if op == "forward":
-            reference = 1.0 / (1.0 + np.exp(-(reference + bias)))
+            z = reference + bias
+            reference = np.maximum(z, 0.0) if sigma.name == "relu" else 1.0 / (1.0 + np.exp(-z))
         elif op == "hidden_error":
-            reference *= saved[rows].astype(np.float64) * (1.0 - saved[rows].astype(np.float64))
+            s = saved[rows].astype(np.float64)
+            reference *= s > 0.5 if sigma.name == "relu" else s * (1.0 - s)
         else:
             reference /= len(a)
         return float(np.linalg.norm(out[rows] - reference) / np.linalg.norm(reference))
@@ -618,7 +657,7 @@ def sanitized_case() -> None:
 
 #: By products, by the persistent kernel and by the resident one.
 PROFILED = (
-    Workload("profiled", (1024, 1024), 8192, classes=False),
+    Workload("profiled", (2048, 2048), 4096, classes=False),
     Workload("profiled", (784, 128, 128, 10), 128, classes=True),
     Workload("profiled", (784, 30, 10), 10, classes=True),
 )
@@ -733,7 +772,7 @@ def compile_ahead(arch: str, names: Iterable[str], small: bool = False) -> None:
     device, failed = runtime(), []
     wanted: dict[Kernel, None] = {}
     device.launch = lambda kernel, *_: wanted.update({kernel: None})  # type: ignore[method-assign]
-    device.product = lambda *_: None  # type: ignore[method-assign]
+    device.product = lambda *_, **how: None  # type: ignore[method-assign]
 
     def once(work: Callable[[], None]) -> list[float]:
         work()
