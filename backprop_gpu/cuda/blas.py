@@ -83,14 +83,18 @@ class _Problem:
         )
 
     @property
-    def alignment(self) -> int:
-        """16 where all arrays, and rows, start at multiples of 16 bytes, else a number's size."""
+    def sizes(self) -> tuple[int, int, int]:
+        """Bytes of a number of A, of B and of C."""
         number = 8 if self.precision == "float64" else 4
         factor = 2 if self.precision == "bf16" else number
-        rows = (
-            n * size for (_, n), size in zip(self.shapes, (factor, factor, number), strict=True)
-        )
-        return 16 if self.starts_aligned and not any(row % 16 for row in rows) else factor
+        return factor, factor, number
+
+    @property
+    def alignments(self) -> tuple[int, int, int]:
+        """Of A, B and C 16, where all arrays, and rows, start at multiples of it, else a number."""
+        rows = (n * size for (_, n), size in zip(self.shapes, self.sizes, strict=True))
+        aligned = self.starts_aligned and not any(row % 16 for row in rows)
+        return (16, 16, 16) if aligned else self.sizes
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,7 @@ class Blas:
         RuntimeError
             With the name of the call that failed.
         """
+        assert (precision == "bf16") == (a.dtype == BF16 == b.dtype), (precision, a, b)
         m, n = out.shape
         k = a.shape[0] if layout == "TN" else a.shape[1]
         problem = _Problem(layout, m, n, k, precision or out.dtype.name, True, epilogue)
@@ -262,9 +267,10 @@ class Blas:
             number = ctypes.c_uint32(_EPILOGUES[problem.epilogue])
             self._set("cublasLtMatmulDesc", descriptor, _DESC_EPILOGUE, number)
             # Of these pointers a heuristic reads how they are aligned, and nothing else.
-            aligned = ctypes.c_void_p(problem.alignment)
+            aligned = ctypes.c_void_p(problem.alignments[2])
             self._set("cublasLtMatmulDesc", descriptor, _DESC_BIAS_POINTER, aligned)
             if "RELU_AUX" in problem.epilogue or "DRELU" in problem.epilogue:
+                aligned = ctypes.c_void_p(16)  # an array of its own
                 self._set("cublasLtMatmulDesc", descriptor, _DESC_AUX_POINTER, aligned)
                 bits = ctypes.c_int64(8 * mask_bytes(n))
                 self._set("cublasLtMatmulDesc", descriptor, _DESC_AUX_LD, bits)
@@ -277,7 +283,12 @@ class Blas:
         for attribute, wanted in (
             (_PREF_MAX_WORKSPACE, ctypes.c_uint64(WORKSPACE)),
             (_PREF_REDUCTION_SCHEMES, ctypes.c_uint32(_SPLIT_IN_WORKSPACE)),
-            *((attribute, ctypes.c_uint32(problem.alignment)) for attribute in _PREF_ALIGNMENTS),
+            *(
+                (attribute, ctypes.c_uint32(alignment))
+                for attribute, alignment in zip(
+                    _PREF_ALIGNMENTS, (*problem.alignments, problem.alignments[2]), strict=True
+                )
+            ),
         ):
             self._set("cublasLtMatmulPreference", preference, attribute, wanted)
         found, count = _Heuristic(), ctypes.c_int()

@@ -410,12 +410,12 @@ class Runtime:
         """Queue two works of which neither needs the other's results.
 
         While a step is captured they become branches of its graph, which what follows waits for;
-        else `aside` comes first. So they have to have run before they are captured.
+        else `aside` comes first.
         """
         here = self._here
+        if not hasattr(here, "branch"):
+            here.branch = self.cuda_device.create_stream()
         if not isinstance(self.stream, self._builder):
-            if not hasattr(here, "branch"):
-                here.branch = self.cuda_device.create_stream()
             aside()
             work()
             return
