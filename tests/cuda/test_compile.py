@@ -360,7 +360,7 @@ def test_the_planner_chooses_from_the_catalogue(device: planning.Device, library
     kinds = ((np.float32, None), (np.float64, None), *((np.float32, p) for p in rounded))
     for (dtype, precision), (m, n, k) in product(kinds, shapes.tolist()):
         backend = CudaBackend(dtype, runtime, precision=precision)
-        x, w, z, b = (np.empty(shape, dtype) for shape in ((m, k), (n, k), (m, n), n))
+        x, w, z, b = (runtime.empty(shape, dtype) for shape in ((m, k), (n, k), (m, n), n))
         for sigma in (*elementwise, activations.get("softmax")):
             backend.forward(w, b, x, sigma, z, z)
             backend.hidden_error(w, z, x, x, sigma, x)
@@ -381,13 +381,13 @@ def test_the_planner_chooses_from_the_catalogue(device: planning.Device, library
 
 def _whole_steps(backend: CudaBackend) -> None:
     """What does not depend on the shape."""
-    z = np.empty((4, 3), backend.dtype)
+    z = backend.empty((4, 3))
     epoch = backend.epoch(8, 4)
     for activation, cost in product(activations.names(), costs.names()):
         sigma, c = activations.get(activation), costs.get(cost)
         backend.output_error(z, z, z, sigma, c, z)
         backend.record_cost(z, z, z, sigma, c, epoch)
-    parameters = Parameters(Layout((4, 3)), np.empty(Layout((4, 3)).length, backend.dtype))
+    parameters = Parameters(Layout((4, 3)), backend.empty((Layout((4, 3)).length,)))
     for name in optimizers.names():
         optimizer = replace(optimizers.get(name), clip_norm=1.0)
         slots = (parameters.flat,) * optimizer.slots

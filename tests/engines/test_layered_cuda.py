@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from backprop_gpu import Activation, Callback, Network, Population, planning
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.cuda.runtime import Runtime
 from backprop_gpu.planning import Plan, Product
+from backprop_gpu.testing import standin
 from kernel_cases import assert_rounded
 from machine import device_runtime
 from reference import same_bits
@@ -234,3 +236,54 @@ def test_a_training_that_diverges_is_seen() -> None:
     with pytest.raises(FloatingPointError, match="epoch 1"):
         net.fit(X, Y, epochs=3, batch_size=64, learning_rate=1e30, plan=_plan(net))
     same_bits(net.weights, before)
+
+
+@pytest.mark.standin
+def test_an_epilogue_that_the_library_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan says so, and a map does it."""
+    if standin.running() is None:
+        pytest.skip("a card has what it has")
+    sizes = (64, 56, 40, 16)  # which nobody has asked the library for before
+    X, Y = _data(sizes)
+    monkeypatch.setenv("STANDIN_NO_EPILOGUES", "134,4")  # RELU_AUX_BIAS, BIAS
+    net = _network("cuda", sizes, "float32", activation=["relu", "relu", "softmax"])
+    plan = _plan(net)
+    products = dict(plan.batches[0].products)
+    assert products["forward layer 1"].epilogue == "RELU_BIAS"
+    assert products["BP2 layer 1"].epilogue == products["forward layer 3"].epilogue == ""
+    assert "cuBLASLt has no algorithm with RELU_AUX_BIAS" in str(plan)
+    assert "cuBLASLt has no algorithm with BIAS" in str(plan)
+    other = _network("numpy", sizes, "float32", activation=["relu", "relu", "softmax"])
+    for each, by in ((net, plan), (other, None)):
+        each.fit(X, Y, epochs=2, batch_size=64, learning_rate=0.1, plan=by)
+    for got, exact in zip(net.weights, other.weights, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=0, atol=1e-5)
+
+
+def test_a_plan_for_other_activations_is_refused() -> None:
+    """A mask of ReLU is no slope of tanh."""
+    sizes = SIZES[0]
+    X, Y = _data(sizes)
+    plan = _plan(_network("cuda", sizes, "float32", activation=["relu", "relu", "softmax"]))
+    net = _network("cuda", sizes, "float32", activation=["tanh", "relu", "softmax"])
+    before = net.weights
+    with pytest.raises(ValueError, match="its products are for other activations"):
+        net.fit(X, Y, epochs=1, batch_size=64, learning_rate=0.1, plan=plan)
+    same_bits(net.weights, before)
+
+
+def test_networks_that_train_at_once_each_have_their_bias() -> None:
+    """Descriptions of products are one of all threads', and have pointers in them."""
+    sizes = SIZES[0]
+    X, Y = _data(sizes, 640)
+    options: dict[str, Any] = {"activation": ["relu", "relu", "softmax"]}
+
+    def trained(seed: int) -> list[np.ndarray]:
+        net = Network(sizes, backend="cuda", seed=seed, **options)
+        net.fit(X, Y, epochs=2, batch_size=64, learning_rate=0.1, plan=_plan(net, 640))
+        return [*net.weights, *net.biases]
+
+    alone = [trained(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        for one, other in zip(alone, pool.map(trained, range(4)), strict=True):
+            same_bits(one, other)
