@@ -13,7 +13,7 @@ from backprop_gpu import activations, planning
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.optimizers import SGD
 from host_cuda.accesses import CountingRuntime, Line
-from host_cuda.backend import BackendRuntime
+from host_cuda.backend import BackendRuntime, HostArray
 from host_cuda.runtime import KERNELS, SOURCES
 from machine import needs_compiler
 
@@ -21,28 +21,28 @@ from machine import needs_compiler
 WAVEFRONTS, SECTORS = 1.1, 1.1
 
 
-def aligned(*shape: int, dtype: Any = np.float32) -> np.ndarray:
+def aligned(*shape: int, dtype: Any = np.float32) -> HostArray:
     """As the device's memory begins: at a multiple of 256 bytes."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     memory = np.zeros(size + 256, np.uint8)
     start = -memory.ctypes.data % 256
-    return memory[start : start + size].view(dtype).reshape(shape)
+    return memory[start : start + size].view(dtype).reshape(shape).view(HostArray)
 
 
 class AlignedRuntime(BackendRuntime):
-    def empty(self, shape: Any, dtype: Any) -> np.ndarray:
+    def empty(self, shape: Any, dtype: Any) -> HostArray:
         return aligned(*np.atleast_1d(shape).tolist(), dtype=dtype)
 
     zeros = empty
 
-    def array(self, values: Any, dtype: Any = None) -> np.ndarray:
+    def array(self, values: Any, dtype: Any = None) -> HostArray:
         host = np.ascontiguousarray(values, dtype)
         array = self.empty(host.shape, host.dtype)
         array[...] = host
         return array
 
 
-def drawn(*shape: int) -> np.ndarray:
+def drawn(*shape: int) -> HostArray:
     array = aligned(*shape)
     array[...] = np.random.default_rng(0).standard_normal(shape)
     return array

@@ -150,9 +150,10 @@ def product(a: np.ndarray, w: np.ndarray, tile: planning.Tile, precision: str) -
     """a wᵀ, as the forward kernel makes it."""
     choice = planning.Product("tiled", tile, 1, 0.0, "forced by a test")
     backend = CudaBackend("float32", runtime(), lambda *_: choice, precision=precision)
-    z, b = np.full((len(a), len(w)), np.nan, "f4"), np.zeros(len(w), "f4")
+    z, b = backend.empty((len(a), len(w))), backend.zeros((len(w),))
+    w, a = map(backend.asarray, (w, a))
     backend.forward(w, b, a, activations.get("identity"), None, z)
-    return z
+    return backend.to_numpy(z)
 
 
 def scaled(rng: np.random.Generator, *shape: int) -> np.ndarray:
