@@ -75,10 +75,11 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = [f"{list(self.sizes)}, batch {self.batch_size}, {self.dtype}", str(self.plan), ""]
-        lines.append(f"{'equation':<18}{'kernel':<28}{'MFLOP':>10}{'MB':>10}")
+        width = 2 + max(len(work.kernel) for work in self.work)
+        lines.append(f"{'equation':<18}{'kernel':<{width}}{'MFLOP':>10}{'MB':>10}")
         for work in self.work:
             lines.append(
-                f"{work.label:<18}{work.kernel:<28}{work.flops / 1e6:>10,.3f}"
+                f"{work.label:<18}{work.kernel:<{width}}{work.flops / 1e6:>10,.3f}"
                 f"{work.bytes / 1e6:>10,.3f}"
             )
         lines.append("")

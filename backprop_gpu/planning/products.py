@@ -188,7 +188,8 @@ def choose_product(
         return replace(ours, reason="our tiled product: no cuBLAS on this backend")
     theirs = by_library(layout, m, n, k, itemsize, device, precision, epilogue)
     us = f"{ours.seconds * 1e6:.1f} µs against {theirs.seconds * 1e6:.1f} µs"
-    library_way = f"cuBLAS with {epilogue}" if epilogue else "cuBLAS and a map"
+    behind = f" with {epilogue}" if epilogue else "" if layout == "TN" else " and a map"
+    library_way = f"cuBLAS{behind}"
     if ours.seconds <= theirs.seconds:
         return replace(ours, reason=f"our tiled product, predicted {us} for {library_way}")
     return replace(theirs, reason=f"{library_way}, predicted faster: our tiled product {us}")

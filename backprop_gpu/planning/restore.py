@@ -54,7 +54,8 @@ def _restored(kind: Any, value: Any, where: str) -> Any:
         return None if value is None else _restored(some, value, where)
     if get_origin(kind) is Literal:
         if value not in arguments:
-            raise ValueError(f"{where} must be one of {', '.join(arguments)}, got {value!r:.40}")
+            known = ", ".join(each or "an empty text" for each in arguments)
+            raise ValueError(f"{where} must be one of {known}, got {value!r:.40}")
         return value
     if kind is float and type(value) is int:
         return float(value)
