@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backprop_gpu import Activation, Callback, Network, Population, planning
+from backprop_gpu import Activation, Callback, Network, Population, activations, planning
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.cuda.runtime import Runtime
 from backprop_gpu.planning import Plan, Product
@@ -287,3 +287,22 @@ def test_networks_that_train_at_once_each_have_their_bias() -> None:
     with ThreadPoolExecutor(4) as pool:
         for one, other in zip(alone, pool.map(trained, range(4)), strict=True):
             same_bits(one, other)
+
+
+def test_a_bias_that_starts_anywhere() -> None:
+    """An algorithm that reads 16 bytes of it at a time is not asked to."""
+    runtime: Any = device_runtime()
+    if not runtime.device.library:
+        pytest.skip("there is no cuBLASLt")
+    backend: Any = CudaBackend("float32", runtime)
+    m, n, k = 24, 32, 16
+    rng = np.random.default_rng(0)
+    w, x = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, k), (m, k)))
+    biases = rng.standard_normal(n + 1).astype(np.float32)
+    z = backend.empty((m, n))
+    product = Product("cublas", None, 1, 0.0, "forced by a test", "BIAS")
+    for start in (0, 1):
+        b = biases[start : start + n]
+        on_device = runtime.array(w), runtime.array(biases)[start : start + n], runtime.array(x)
+        backend.forward(*on_device, activations.get("identity"), None, z, product=product)
+        np.testing.assert_allclose(backend.to_numpy(z), x @ w.T + b, rtol=0, atol=1e-5)
