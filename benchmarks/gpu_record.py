@@ -86,7 +86,7 @@ PRODUCTS = (
 
 
 #: What of cuBLASLt's is timed beside a product and a map, by its layout.
-EPILOGUES: dict[planning.Transposes, tuple[planning.Epilogue, ...]] = {
+TIMED_EPILOGUES: dict[planning.Transposes, tuple[planning.Epilogue, ...]] = {
     "NT": ("RELU_AUX_BIAS",), "NN": ("DRELU_BGRAD",), "TN": ("BGRADB",),
 }  # fmt: skip
 
@@ -238,7 +238,7 @@ class GpuRecorder(Recorder):
             library = planning.Product("cublas", None, 1, 0.0, "")
             yield library, f"cublas and a map{rounded}"
             dtype = np.dtype(np.float32 if item == 4 else np.float64)
-            for epilogue in EPILOGUES[layout]:
+            for epilogue in TIMED_EPILOGUES[layout]:
                 if epilogue == "BGRADB" and planning.rounds(precision):
                     continue
                 if self.runtime.algorithm(layout, *result, dtype, precision, epilogue) is None:

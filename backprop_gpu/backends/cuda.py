@@ -160,7 +160,7 @@ class CudaBackend:
     def _scalar(self, value: float) -> Any:
         return self.dtype.type(value)
 
-    def _planned(self, layout: planning.Transposes, m: int, n: int, k: int) -> planning.Product:
+    def _chosen(self, layout: planning.Transposes, m: int, n: int, k: int) -> planning.Product:
         """How a product is formed that no plan names."""
         return self._choose(
             layout, m, n, k, self.dtype.itemsize, self.device, self.device.library, self.precision
@@ -212,7 +212,7 @@ class CudaBackend:
         mask: Array | None = None,
     ) -> None:
         (m, k), n = a_prev.shape, len(b)
-        how = product or self._planned("NT", m, n, k)
+        how = product or self._chosen("NT", m, n, k)
         # Softmax is a kernel of its own, from z to a.
         sigma = activation if activation.elementwise else _IDENTITY
         z_out = z if activation.elementwise else None
@@ -293,7 +293,7 @@ class CudaBackend:
         biases: Array | None = None,
     ) -> None:
         (m, k), n = delta_next.shape, w_next.shape[1]
-        how = product or self._planned("NN", m, n, k)
+        how = product or self._chosen("NN", m, n, k)
         if how.epilogue:
             self._multiply(
                 "NN", delta_next, w_next, out, epilogue=how.epilogue, bias=biases, mask=mask
@@ -344,7 +344,7 @@ class CudaBackend:
         product: planning.Product | None = None,
     ) -> None:
         (m, n), k = delta.shape, a_prev.shape[1]
-        how = product or self._planned("TN", n, k, m)
+        how = product or self._chosen("TN", n, k, m)
         if how.tile is None:
             beside = how.epilogue if biases is not None else ""
             bias = biases if beside else None

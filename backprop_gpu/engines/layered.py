@@ -146,7 +146,7 @@ class LayeredEngine(Engine):
                 return bound
         self._bounds = self._bounds[-1:]  # room for another
         backend: Any = self.backend.fork()
-        passes = Passes(backend, self.sizes, self.activations, self.cost, self.plan)
+        passes = Passes(backend, self.sizes, self.activations, self.cost, plan=self.plan)
         epoch, gradients = backend.epoch(rows, m), passes.zeros_like(parameters)
         refresh: Callable[[], None] = _nothing
         products = (one for planned in self.plan.batches for _, one in planned.products)

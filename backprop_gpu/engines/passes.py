@@ -154,15 +154,8 @@ class Passes(Reader):
         Says how the products of batches are formed; without one the backend chooses.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        sizes: tuple[int, ...],
-        activations: tuple[Activation, ...],
-        cost: Cost,
-        plan: Plan | None = None,
-    ) -> None:
-        super().__init__(backend, sizes, activations, cost)
+    def __init__(self, *described: Any, plan: Plan | None = None) -> None:
+        super().__init__(*described)
         self._plan = plan
         self.output: Activation = self.activations[-1]
         self._keeps_z = keeps_z(self.activations, self.cost)

@@ -18,10 +18,10 @@ from .device import Device
 
 Transposes = Literal["NT", "NN", "TN"]
 
-#: What cuBLASLt does to a product before it writes it, by cuBLASLt's own names (CUBLASLT_EPILOGUE_…
-#: of cublasLt.h): a = z + b; a = max(z + b, 0), and a bit for each a > 0; BP2 of ReLU by those bits
-#: with BP3 of its layer; BP4 with BP3 of its layer. Its GELU is another function than ours, the one
-#: with tanh.
+#: What cuBLASLt does to a product before it writes it, by its own names (CUBLASLT_EPILOGUE_… of
+#: cublasLt.h): BIAS adds b; RELU_BIAS takes ReLU then, and RELU_AUX_BIAS leaves a bit for each
+#: a > 0; DRELU_BGRAD is BP2 of ReLU by those bits, with BP3 of its layer; BGRADB is BP3 of BP4's
+#: layer. Its GELU is another function than ours, the approximation with tanh.
 Epilogue = Literal["", "BIAS", "RELU_BIAS", "RELU_AUX_BIAS", "DRELU_BGRAD", "BGRADB"]
 
 #: Those that a product may have, by its layout.
