@@ -306,3 +306,26 @@ def test_a_bias_that_starts_anywhere() -> None:
         on_device = runtime.array(w), runtime.array(biases)[start : start + n], runtime.array(x)
         backend.forward(*on_device, activations.get("identity"), None, z, product=product)
         np.testing.assert_allclose(backend.to_numpy(z), x @ w.T + b, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "alone"), [("float32", 0), ("tf32", 1), ("bf16", 1)])
+def test_what_is_launched_beside_the_librarys_products(
+    precision: str, alone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No map behind an epilogue, and BP3 by itself for the last layer alone, if at all."""
+    X, Y = _data(SIZES[0], 64)
+    launched: list[str] = []
+    launch = Runtime.launch
+
+    def watched(self: Runtime, kernel: Any, *arguments: Any) -> None:
+        launched.append(kernel.expression.partition("<")[0])
+        launch(self, kernel, *arguments)
+
+    net = _network("cuda", SIZES[0], precision, activation=["relu", "relu", "softmax"])
+    plan = _plan(net, 64)
+    monkeypatch.setattr(Runtime, "launch", watched)
+    net.fit(X, Y, epochs=1, batch_size=64, learning_rate=0.1, plan=plan)
+    assert launched.count("bias_gradient") == alone
+    assert "bias_activation" not in launched
+    assert "pull_back" not in launched
+    assert launched.count("gather") == 1
