@@ -38,8 +38,9 @@ from host_cuda.runtime import KERNELS, LaunchFailed
 from kernel_cases import CASES, DTYPES, LAUNCHED, RUNS, Case, run_on_cuda
 
 SCORE = 0.95
-#: Seconds for one case, building its kernels included; a mutant may run forever.
-PATIENCE = 60
+#: Seconds for one case of a run, building its kernels included; a mutant may run forever. Sound
+#: kernels take a third of it at most: what is only slow must not count as caught.
+PATIENCE = {"plain": 60, "asan": 90, "tsan": 240}
 
 CAUGHT = {
     "numbers": "wrong numbers",
@@ -102,13 +103,13 @@ def attempt(mutant: Mutant, folder: Path, cases: Sequence[Case], answer: Connect
     broken.write_text(mutant.apply(broken.read_text()))
     os.environ["HOST_CUDA_CACHE"] = str(folder / "cache")
     for run, limit in RUNS.items():
-        runtime = BackendRuntime(run, library=True, sources=sources, timeout=PATIENCE)
+        runtime = BackendRuntime(run, library=True, sources=sources, timeout=PATIENCE[run])
         for dtype in DTYPES:
             for case in cases:
                 if case.python and run != "plain":
                     continue
                 where = f"{case} {dtype} {run}"
-                answer.send(("running", where))
+                answer.send((run, where))
                 try:
                     run_on_cuda(case, dtype, runtime, limit)
                 except AssertionError:
@@ -136,7 +137,7 @@ class Trial:
         )
         self._process.start()
         theirs.close()
-        self._deadline = time.monotonic() + PATIENCE
+        self._deadline = time.monotonic() + PATIENCE["plain"]
 
     def outcome(self) -> Outcome | None:
         """What became of it, if it is decided."""
@@ -148,8 +149,10 @@ class Trial:
         except EOFError:
             return self._end("crash")
         self.where = where
-        self._deadline = time.monotonic() + PATIENCE
-        return None if word == "running" else self._end(word)
+        if word not in PATIENCE:
+            return self._end(word)
+        self._deadline = time.monotonic() + PATIENCE[word]
+        return None
 
     def _end(self, how: str) -> Outcome:
         self._process.kill()

@@ -73,12 +73,12 @@ class Form:
 _FORMS = (
     Form(  # each tile once; three blocks and two members; sums of 70, and short ones
         "tiles", (70, 40, 19, 5), ("relu", "gelu", "softmax"), "categorical_cross_entropy",
-        (Adam(l2=0.02, l1=0.01, epsilon=0.01), Adam(epsilon=0.1)), batch=69, rows=150,
+        (Adam(l2=0.02, l1=0.01, epsilon=0.01), Adam(epsilon=0.1)), batch=67, rows=71,
         tiles=(16, 32, 64), grid=3,
     ),
     Form(
         "long sums", (140, 68, 66), ("tanh", "sigmoid"), "quadratic",
-        (SGD(momentum=0.8, clip_value=0.05),), batch=132, rows=200, tiles=(64, 16, 32), grid=2,
+        (SGD(momentum=0.8, clip_value=0.05),), batch=68, rows=72, tiles=(64, 16, 32), grid=2,
     ),
     Form(  # rows of outputs that no tile holds
         "wide outputs", (12, 33, 40), ("silu", "exponential"), "poisson", (SGD(), SGD(l2=0.3)),
