@@ -28,7 +28,7 @@
 //               a thread that has made a part sends it there, one that has the sum sends it to all
 //               (primitives/cluster.cuh). Blocks that are no cluster each add all, which they have
 //               in letters (primitives/letters.cuh)
-//   C, BP1      a thread per element; softmax a warp per row
+//   C, BP1      a thread per element; softmax 4 to 32 lanes per row
 //   BP2         a thread makes XB × a run of δ^l, from the last layer to the first
 //   BP3, BP4    a thread makes JU × a run of ∂C/∂w^l and changes that of w^l; all layers at once
 //
@@ -336,28 +336,32 @@ struct Epoch {
     using Sigma = typename Here::Layer::Sigma;
     constexpr int n = Here::Layer::n;
     if constexpr (couples<Sigma>) {
+      constexpr int lanes = lanes_of<n>, at_once = 32 / lanes;  // rows of a warp
+      const int own = lane % lanes;
 #pragma unroll 1
-      for (int x = warp; x < m; x += WARPS) {
+      for (int first = warp * at_once; first < m; first += WARPS * at_once) {
+        const bool inside = first + lane / lanes < m;  // the others take part in a warp's sums
+        const int x = inside ? first + lane / lanes : first;
         auto& z = here.delta[x];
         T largest = z[0];
 #pragma unroll 1
-        for (int j = lane; j < n; j += 32) largest = z[j] > largest ? z[j] : largest;
-        largest = warp_max(largest);
+        for (int j = own; j < n; j += lanes) largest = z[j] > largest ? z[j] : largest;
+        largest = warp_max<lanes>(largest);
         T total = 0;
 #pragma unroll 1
-        for (int j = lane; j < n; j += 32) total += formulas::exp(z[j] - largest);
-        total = warp_sum(total);
+        for (int j = own; j < n; j += lanes) total += formulas::exp(z[j] - largest);
+        total = warp_sum<lanes>(total);
         SoftmaxRow<T, Cost> outputs;
         if constexpr (!Objective::collapses) {
 #pragma unroll 1
-          for (int j = lane; j < n; j += 32)
+          for (int j = own; j < n; j += lanes)
             outputs.add(formulas::exp(z[j] - largest) / total, stage().y[x][j]);
-          for (T& sum : outputs.sums) sum = warp_sum(sum);
+          for (T& sum : outputs.sums) sum = warp_sum<lanes>(sum);
           outputs.finish();
         }
         __syncwarp();  // all lanes have read z_0, which becomes δ_0
 #pragma unroll 1
-        for (int j = lane; j < n; j += 32) {
+        for (int j = own; inside && j < n; j += lanes) {
           const T a = formulas::exp(z[j] - largest) / total, y = stage().y[x][j];
           if constexpr (Objective::collapses) {
             here.a[x][j] = Cost::term_of_row(z[j], y, largest, T(1) / total);

@@ -347,12 +347,12 @@ def test_members_of_several_rules_and_batch_sizes() -> None:
         settings = found[2].hyperparameters
         found[2] = replace(
             found[2],
-            hyperparameters=replace(settings, batch_size=6, coefficients=settings.coefficients[:3]),
+            hyperparameters=replace(settings, batch_size=8, coefficients=settings.coefficients[:3]),
         )
         return [run.X, run.Y, found]
 
     engine = form.engine(backend)
-    engine.plan = form.plan(4, 6)
+    engine.plan = form.plan(4, 8)
     X, Y, together = members()
     heard: list[int] = []
     costs = engine.run_members(together, X, Y, heard.append)

@@ -240,6 +240,42 @@ def weight_gradient(
         np.testing.assert_array_equal(s.get(gradient), s.get(alone))
 
 
+@case(products="splits")
+def large_numbers(
+    s: Subject, shapes: Shapes = ((3, 7, 70), (20, 5, 100), (5, 34, 70), (70, 5, 7), (300, 5, 9))
+) -> None:
+    """Finite sums of numbers near the largest, which no part of a sum may turn into infinity."""
+
+    def factors(sum_of: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+        """By rows of the sum; some of them far apart in size, and all of their products not."""
+        a, b = s.rng.standard_normal((sum_of, rows)), s.rng.standard_normal((sum_of, columns))
+        size = float(np.finfo(s.dtype).max)
+        for p in {1, sum_of - 2}:
+            a[p] = s.rng.choice([-0.9, 0.9], rows) * size
+            b[p] *= 1 / size * 8
+        return s.exact(a), s.exact(b)
+
+    sigma = activations.get("sigmoid")
+    for m, n, k in s.shapes(*shapes):
+        (a_prev, w), b = factors(k, m, n), np.zeros(n)
+        z, a = s.poisoned(m, n), s.poisoned(m, n)
+        s.backend.forward(*s.put(w.T, b, a_prev.T), sigma, z, a)
+        bound = product_bound("kj,kx->xj", w, a_prev, s.dtype)
+        assert_close(s.get(z), a_prev.T @ w, bound, f"z {m, n, k}")
+
+        (delta_next, w_next), z0 = factors(k, m, n), np.zeros((m, n))
+        delta = s.poisoned(m, n)
+        s.backend.hidden_error(*s.put(w_next, delta_next.T, z0, z0 + 0.5), sigma, delta)
+        bound = product_bound("jk,jx->xk", w_next, delta_next, s.dtype)
+        assert_close(s.get(delta), delta_next.T @ w_next / 4, bound, f"BP2 {m, n, k}")
+
+        delta_, a_prev = factors(m, n, k)
+        gradient = s.poisoned(n, k)
+        s.backend.weight_gradient(*s.put(delta_, a_prev), gradient)
+        bound = product_bound("xj,xk->jk", delta_, a_prev, s.dtype) / m
+        assert_close(s.get(gradient), delta_.T @ a_prev / m, bound, f"BP4 {m, n, k}")
+
+
 @case()
 def bias_gradient(s: Subject) -> None:
     for m, n in s.shapes(

@@ -17,3 +17,7 @@ template <int LANES = 32, class T> __device__ T warp_max(T value) {
   }
   return value;
 }
+
+// Lanes for a row of n numbers: no more than it needs, a whole warp at most. More of them would add
+// zeros, and so the sum has the same bits.
+template <int n> constexpr int lanes_of = n > 16 ? 32 : n > 8 ? 16 : n > 4 ? 8 : 4;
