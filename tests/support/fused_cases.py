@@ -49,6 +49,7 @@ class Form:
     #: X of uint8, read as such.
     bytes: bool = False
     far: tuple[tuple[slice, float], ...] = ()
+    large: bool = False
     precisions: tuple[str, ...] = ("bf16", "tf32", "float32")
 
     def fusion(self, precision: str, batch: int) -> planning.Fusion:
@@ -95,6 +96,7 @@ _FORMS = (
     Form(
         "long sums", (70, 64, 66), ("gelu", "sigmoid"), "quadratic",
         (SGD(momentum=0.8, clip_value=0.05),), batch=70, rows=70, tile=64, warps=(2, 1),
+        large=True,
     ),
     Form(
         "in memory", (20, 33, 7), ("silu", "exponential"), "poisson", (SGD(), SGD(l2=0.3)),

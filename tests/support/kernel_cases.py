@@ -251,7 +251,7 @@ def large_numbers(
         a, b = s.rng.standard_normal((sum_of, rows)), s.rng.standard_normal((sum_of, columns))
         size = float(np.finfo(s.dtype).max)
         for p in {1, sum_of - 2}:
-            a[p] = s.rng.choice([-0.9, 0.9], rows) * size
+            a[p] = s.rng.choice([-1, 1], rows) * s.rng.uniform(0.6, 0.95, rows) * size
             b[p] *= 1 / size * 8
         return s.exact(a), s.exact(b)
 
@@ -274,6 +274,16 @@ def large_numbers(
         s.backend.weight_gradient(*s.put(delta_, a_prev), gradient)
         bound = product_bound("xj,xk->jk", delta_, a_prev, s.dtype) / m
         assert_close(s.get(gradient), delta_.T @ a_prev / m, bound, f"BP4 {m, n, k}")
+
+
+@case(products="tiles")
+def one_product(s: Subject) -> None:
+    """A sum of one product is that, rounded once."""
+    m, n = 70, 40
+    w, b, a_prev = s.normal(n, 1), np.zeros(n), s.normal(m, 1)
+    z, a = s.poisoned(m, n), s.poisoned(m, n)
+    s.backend.forward(*s.put(w, b, a_prev), activations.get("sigmoid"), z, a)
+    np.testing.assert_array_equal(s.backend.to_numpy(z), (a_prev * w.T).astype(s.dtype))
 
 
 @case()

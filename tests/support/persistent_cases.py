@@ -38,6 +38,7 @@ class Form:
     #: X of uint8, read as such.
     bytes: bool = False
     far: tuple[tuple[slice, float], ...] = ()
+    large: bool = False
     precisions: tuple[str, ...] = ("bf16", "tf32", "float32")
 
     def persistence(self, precision: str) -> planning.Persistence:
@@ -71,25 +72,26 @@ class Form:
 
 
 _FORMS = (
-    Form(  # each tile once; three blocks and two members; sums of 70, and short ones
+    Form(  # each tile once; blocks that forward of layer 1 leaves idle; sums of 70, and short ones
         "tiles", (70, 40, 19, 5), ("relu", "gelu", "softmax"), "categorical_cross_entropy",
         (Adam(l2=0.02, l1=0.01, epsilon=0.01), Adam(epsilon=0.1)), batch=67, rows=71,
-        tiles=(16, 32, 64), grid=3,
+        tiles=(16, 32, 64), grid=4,
     ),
     Form(
-        "long sums", (140, 68, 66), ("tanh", "sigmoid"), "quadratic",
+        "long sums", (141, 67, 66), ("tanh", "sigmoid"), "quadratic",
         (SGD(momentum=0.8, clip_value=0.05),), batch=68, rows=72, tiles=(64, 16, 32), grid=2,
+        large=True,
     ),
     Form(  # rows of outputs that no tile holds
         "wide outputs", (12, 33, 40), ("silu", "exponential"), "poisson", (SGD(), SGD(l2=0.3)),
-        batch=24, rows=60, tiles=(32, 64, 16), grid=4,
+        batch=24, rows=60, tiles=(32, 64, 16), grid=3,
     ),
     Form(
         "odd", (3, 17, 2, 1), ("elu", "leaky_relu", "sigmoid"), "binary_cross_entropy",
         (AdamW(weight_decay=0.2),), batch=33, rows=33, tiles=(16, 16, 16), grid=2,
     ),
     Form(
-        "one layer", (8, 33), ("softplus",), "quadratic",
+        "one layer", (8, 32), ("softplus",), "quadratic",
         (SGD(momentum=0.9, nesterov=True),) * 2, batch=20, rows=45, tiles=(16, 16, 16), grid=3,
         precisions=("bf16", "float32"),
     ),
@@ -106,6 +108,10 @@ _FORMS = (
     Form(
         "odd bytes", (21, 4), ("tanh",), "quadratic", (SGD(),), batch=30, rows=30,
         tiles=(32, 16, 32), bytes=True, precisions=("float32",),
+    ),
+    Form(
+        "deep", (2,) * (persistence.MOST_LAYERS + 1), ("leaky_relu",) * persistence.MOST_LAYERS,
+        "quadratic", (SGD(),), batch=3, rows=3, tiles=(16, 16, 16), precisions=("float32",),
     ),
 )  # fmt: skip
 
