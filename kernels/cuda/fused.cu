@@ -459,9 +459,9 @@ __global__ void __launch_bounds__(Form::threads, Form::blocks)
   if (threadIdx.x == 0) costs[member * ((n + batch - 1) / batch) + *step] = total / m;
 }
 
-// Block (32, 8), grid (⌈length / 32⌉, members from `first` on): a warp adds every eighth of the parts
-// of 32 parameters, the first warp those sums, and changes the parameters. It takes the time of its
-// bytes, those of parts.
+// Block (32, 8), grid (length / 32, members from `first` on), where length is a multiple of 32: a warp
+// adds every eighth of the parts of 32 parameters, the first warp those sums, and changes the
+// parameters. It takes the time of its bytes, those of parts.
 template <class Rule>
 __global__ void __launch_bounds__(256)
     fused_update(const float* parts, const double* coefficients, const float* constants,
@@ -472,13 +472,12 @@ __global__ void __launch_bounds__(256)
   const size_t member = first + blockIdx.y;
   const int e = blockIdx.x * 32 + threadIdx.x;
   float sum = 0;
-  if (e < length)
 #pragma unroll 8
-    for (int block = threadIdx.y; block < blocks; block += 8)
-      sum += parts[(size_t(blockIdx.y) * blocks + block) * length + e];
+  for (int block = threadIdx.y; block < blocks; block += 8)
+    sum += parts[(size_t(blockIdx.y) * blocks + block) * length + e];
   sums[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
-  if (threadIdx.y != 0 || e >= length) return;
+  if (threadIdx.y != 0) return;
   for (int other = 1; other < 8; ++other) sum += sums[other][threadIdx.x];
 
   const float* of_member = constants + member * 6;

@@ -244,8 +244,9 @@ __device__ __forceinline__ void tensor_tile(TensorSlicesOf<Tile, a_order, b_orde
             staged[sharer][row + 16 * r + g + 8 * lower][column + 8 * c + 2 * t]) = {
             sum[r][c].total(2 * lower), sum[r][c].total(2 * lower + 1)};
   __syncthreads();
-  constexpr int at_once = 4;  // whose reads are on their way together
-  static_assert(Tile::BM * Tile::BN % Tile::threads == 0, "every thread has as many elements");
+  constexpr int share = Tile::BM * Tile::BN / Tile::threads;  // elements of a thread
+  constexpr int at_once = share % 4 == 0 ? 4 : 1;  // whose reads are on their way together
+  static_assert(share * Tile::threads == Tile::BM * Tile::BN, "every thread has as many elements");
 #pragma unroll 1
   for (int begin = thread; begin < Tile::BM * Tile::BN; begin += at_once * Tile::threads) {
     decltype(fetch(0, 0)) fetched[at_once];
@@ -253,13 +254,13 @@ __device__ __forceinline__ void tensor_tile(TensorSlicesOf<Tile, a_order, b_orde
     for (int u = 0; u < at_once; ++u) {
       const int e = begin + u * Tile::threads;
       const int i = first_row + e / Tile::BN, j = first_column + e % Tile::BN;
-      if (e < Tile::BM * Tile::BN && i < m && j < n) fetched[u] = fetch(i, j);
+      if (i < m && j < n) fetched[u] = fetch(i, j);
     }
 #pragma unroll
     for (int u = 0; u < at_once; ++u) {
       const int e = begin + u * Tile::threads;
       const int i = first_row + e / Tile::BN, j = first_column + e % Tile::BN;
-      if (e >= Tile::BM * Tile::BN || i >= m || j >= n) continue;
+      if (i >= m || j >= n) continue;
       float value = staged[0][e / Tile::BN][e % Tile::BN];
 #pragma unroll
       for (int other = 1; other < Tile::sharers; ++other)

@@ -98,8 +98,8 @@ _FORMS = (
         (SGD(momentum=0.8, clip_value=0.05),), batch=70, rows=70, tile=64, warps=(2, 1),
         large=True,
     ),
-    Form(
-        "in memory", (20, 33, 7), ("silu", "exponential"), "poisson", (SGD(), SGD(l2=0.3)),
+    Form(  # outputs in both halves of a fragment
+        "in memory", (20, 33, 12), ("silu", "exponential"), "poisson", (SGD(), SGD(l2=0.3)),
         batch=48, rows=60, tile=16, warps=(1, 4), grid=2, in_registers=False,
     ),
     Form(
@@ -107,11 +107,11 @@ _FORMS = (
         (AdamW(weight_decay=0.2),), batch=33, rows=33, tile=32, warps=(2, 1), in_registers=False,
     ),
     Form(
-        "one layer", (8, 33), ("softplus",), "quadratic",
+        "one layer", (8, 32), ("softplus",), "quadratic",
         (SGD(momentum=0.9, nesterov=True),) * 2, batch=20, rows=45, tile=32, warps=(1, 2),
     ),
     Form(  # e^z of no row can be formed without its maximum: all of it low, the last or first high
-        "softmax", (6, 37), ("softmax",), "quadratic", (SGD(),) * 3, batch=16, rows=20, tile=16,
+        "softmax", (6, 44), ("softmax",), "quadratic", (SGD(),) * 4, batch=16, rows=20, tile=16,
         warps=(1, 1), far=((slice(None), -300.0), (slice(-1, None), 300.0), (slice(1), 300.0)),
         precisions=("bf16", "float32"),
     ),
@@ -122,6 +122,10 @@ _FORMS = (
     Form(
         "odd bytes", (21, 4), ("tanh",), "quadratic", (SGD(),), batch=30, rows=30, tile=32,
         warps=(2, 1), bytes=True, precisions=("bf16", "float32"),
+    ),
+    Form(  # more than a warp adds up at once
+        "many blocks", (3, 2), ("sigmoid",), "quadratic", (SGD(), SGD(l2=0.3)), batch=530,
+        rows=530, tile=16, warps=(1, 1), grid=34, precisions=("float32",),
     ),
 )  # fmt: skip
 

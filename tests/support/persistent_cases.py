@@ -92,11 +92,11 @@ _FORMS = (
     ),
     Form(
         "one layer", (8, 32), ("softplus",), "quadratic",
-        (SGD(momentum=0.9, nesterov=True),) * 2, batch=20, rows=45, tiles=(16, 16, 16), grid=3,
+        (SGD(momentum=0.9, nesterov=True),) * 2, batch=20, rows=45, tiles=(16, 16, 64), grid=3,
         precisions=("bf16", "float32"),
     ),
     Form(  # e^z of no row can be formed without its maximum: all of it low, the last or first high
-        "softmax", (6, 37), ("softmax",), "quadratic", (SGD(),) * 3, batch=16, rows=20,
+        "softmax", (6, 37), ("softmax",), "quadratic", (SGD(),) * 4, batch=16, rows=20,
         tiles=(64, 16, 16), precisions=("bf16", "float32"),
         far=((slice(None), -300.0), (slice(-1, None), 300.0), (slice(1), 300.0)),
     ),

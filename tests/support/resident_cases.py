@@ -52,7 +52,8 @@ class Form:
     stages: int = 3
     #: First biases of the last layer that are far from the rest, (slice, value), one per member.
     far: tuple[tuple[slice, float], ...] = ()
-    #: A number of X is near the largest, and what it is multiplied by as small, at first.
+    #: A number of X is near the largest, and what it is multiplied by as small, at first; another
+    #: of w[1], too.
     large: bool = False
     #: X of uint8, read as such.
     bytes: bool = False
@@ -189,6 +190,7 @@ class Run:
         X = rng.standard_normal((form.rows, inputs)).astype(dtype)
         if form.large:
             X[0, 1] = LARGE
+            X[:, 2] *= 8 / LARGE
         if form.bytes:
             X = rng.integers(0, 256, X.shape, np.uint8)
         Y = rng.uniform(size=(form.rows, outputs))
@@ -207,7 +209,9 @@ class Run:
             # With large inputs w[1] is small, and the steps as small as its gradient is large.
             weights[0][...] /= 128 if form.bytes else 1
             weights[0].flat[0] = 0.0  # sign(0) is 0
-            weights[0][:, 1] *= 8 / LARGE if form.large else 1
+            if form.large:
+                weights[0][:, 1] *= 8 / LARGE
+                weights[0][-1, 2] = LARGE
             for place, value in form.far[len(self.members) :][:1]:
                 biases[-1][place] += value
             orders = [rng.permutation(form.rows) for _ in range(2)]
