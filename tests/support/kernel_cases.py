@@ -276,14 +276,28 @@ def large_numbers(
         assert_close(s.get(gradient), delta_.T @ a_prev / m, bound, f"BP4 {m, n, k}")
 
 
-@case(products="tiles")
+@case(products="splits")
 def one_product(s: Subject) -> None:
-    """A sum of one product is that, rounded once."""
+    """A sum of one product is that, rounded once; BP4's mean of it, three times."""
     m, n = 70, 40
     w, b, a_prev = s.normal(n, 1), np.zeros(n), s.normal(m, 1)
     z, a = s.poisoned(m, n), s.poisoned(m, n)
     s.backend.forward(*s.put(w, b, a_prev), activations.get("sigmoid"), z, a)
     np.testing.assert_array_equal(s.backend.to_numpy(z), (a_prev * w.T).astype(s.dtype))
+
+    rows = 48  # few enough for plain multiply-adds, and as many in each of three parts
+    delta, a_prev = np.zeros((rows, 5)), np.zeros((rows, 9))
+    delta[-1] = a_prev[-1] = s.exact(1 + 0.49 * 2.0**-10)  # what TF32 leaves of it is large
+    gradient = s.poisoned(5, 9)
+    s.backend.weight_gradient(*s.put(delta, a_prev), gradient)
+    exact = delta.T @ a_prev / rows
+    assert_close(s.get(gradient), exact, 1.6 * s.eps * exact, "BP4")
+
+    if s.backend.precision == "bf16":  # of which the nearest to float32's largest is infinite
+        w, b, a_prev = np.full((3, 1), np.finfo(s.dtype).max), np.zeros(3), np.ones((2, 1))
+        z, a = s.poisoned(2, 3), s.poisoned(2, 3)
+        s.backend.forward(*s.put(w, b, a_prev), activations.get("sigmoid"), z, a)
+        assert np.isposinf(s.get(z)).all()
 
 
 @case()
