@@ -244,27 +244,25 @@ __device__ __forceinline__ void tensor_tile(TensorSlicesOf<Tile, a_order, b_orde
             staged[sharer][row + 16 * r + g + 8 * lower][column + 8 * c + 2 * t]) = {
             sum[r][c].total(2 * lower), sum[r][c].total(2 * lower + 1)};
   __syncthreads();
-  constexpr int share = Tile::BM * Tile::BN / Tile::threads;  // elements of a thread
-  constexpr int at_once = share % 4 == 0 ? 4 : 1;  // whose reads are on their way together
-  static_assert(share * Tile::threads == Tile::BM * Tile::BN, "every thread has as many elements");
+  // A thread has every `apart`-th row of one column.
+  constexpr int apart = Tile::threads / Tile::BN;
+  constexpr int at_once = 4;  // whose reads are on their way together
+  static_assert(apart * Tile::BN == Tile::threads, "whole rows are apart");
+  const int y = thread % Tile::BN, j = first_column + y;
+  const int end = j < n ? min(Tile::BM, m - first_row) : 0;
 #pragma unroll 1
-  for (int begin = thread; begin < Tile::BM * Tile::BN; begin += at_once * Tile::threads) {
+  for (int first = thread / Tile::BN; first < end; first += at_once * apart) {
     decltype(fetch(0, 0)) fetched[at_once];
 #pragma unroll
-    for (int u = 0; u < at_once; ++u) {
-      const int e = begin + u * Tile::threads;
-      const int i = first_row + e / Tile::BN, j = first_column + e % Tile::BN;
-      if (i < m && j < n) fetched[u] = fetch(i, j);
-    }
+    for (int u = 0; u < at_once; ++u)
+      if (first + u * apart < end) fetched[u] = fetch(first_row + first + u * apart, j);
 #pragma unroll
     for (int u = 0; u < at_once; ++u) {
-      const int e = begin + u * Tile::threads;
-      const int i = first_row + e / Tile::BN, j = first_column + e % Tile::BN;
-      if (i >= m || j >= n) continue;
-      float value = staged[0][e / Tile::BN][e % Tile::BN];
+      const int x = first + u * apart, i = first_row + x;
+      if (x >= end) break;
+      float value = staged[0][x][y];
 #pragma unroll
-      for (int other = 1; other < Tile::sharers; ++other)
-        value += staged[other][e / Tile::BN][e % Tile::BN];
+      for (int other = 1; other < Tile::sharers; ++other) value += staged[other][x][y];
       if (!Factors::cuts && !(fabsf(value) <= 3.4028235e38f))
         value = plain_sum<a_order, b_order>(A, B, i, j, p_begin, p_end, a_stride, b_stride);
       epilogue(i, j, value, fetched[u]);
