@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .optimizers import SGD, Adam, AdamW
     from .population import Population
     from .sweeps import SweepResult, sweep
-    from .training import Callback, EarlyStopping, History
+    from .training import Callback, Checkpoint, EarlyStopping, History
 
 __all__ = [
     "SGD",
@@ -41,6 +41,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Callback",
+    "Checkpoint",
     "Cost",
     "EarlyStopping",
     "GradientReport",
@@ -64,7 +65,7 @@ __all__ = [
 #: of the whole, and the estimators import scikit-learn.
 _MODULES = {
     "SGD": "optimizers", "Activation": "activations", "Adam": "optimizers", "AdamW": "optimizers",
-    "Callback": "training", "Cost": "costs", "EarlyStopping": "training",
+    "Callback": "training", "Checkpoint": "training", "Cost": "costs", "EarlyStopping": "training",
     "GradientReport": "gradient_check", "History": "training", "MLPClassifier": "estimators",
     "MLPRegressor": "estimators", "Network": "network", "Population": "population",
     "SweepResult": "sweeps", "sweep": "sweeps",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,10 @@ FORMAT = "backprop_gpu"
 VERSION = 1
 #: Where the header holds what is done to data before the network, if anything is.
 PREPROCESSING = "backprop_gpu.preprocessing"
+#: Where the header of a checkpoint holds what else a training needs, and how the names of tensors
+#: begin that are no network's parameters.
+CHECKPOINT = "backprop_gpu.checkpoint"
+TRAINING = "training."
 
 
 class Saved(NamedTuple):
@@ -36,18 +40,23 @@ def save(
     path: Any, model: Model, parameters: Parameters, preprocessing: Preprocessing | None
 ) -> None:
     """Write the network, the whole file or none of it."""
-    import safetensors.numpy
+    tensors = tensors_of(model.layout, model.read(parameters))
+    write(path, tensors, metadata_of(model, preprocessing))
 
-    path = Path(path)
+
+def metadata_of(model: Model, preprocessing: Preprocessing | None) -> dict[str, str]:
+    """What a file's header says of a network: `load` makes it again by that.
+
+    Raises
+    ------
+    ValueError
+        For an activation or a cost that is not registered.
+    """
     for activation in model.activations:
         if not activation.builtin:
             activations.check_name(activation.name)
     if not model.cost.builtin:
         costs.check_name(model.cost.name)
-    tensors: dict[str, np.ndarray] = {}
-    views = zip(*model.layout.views(model.read(parameters)), strict=True)
-    for l, (w, b) in enumerate(views, start=1):
-        tensors[f"w{l}"], tensors[f"b{l}"] = w, b
     description = {
         "version": VERSION,
         "sizes": model.sizes,
@@ -60,7 +69,22 @@ def save(
     metadata = {FORMAT: json.dumps(description)}
     if preprocessing is not None:
         metadata[PREPROCESSING] = preprocessing.to_json()
-    write_whole(path, safetensors.numpy.save(tensors, metadata))
+    return metadata
+
+
+def tensors_of(layout: Layout, flat: np.ndarray, prefix: str = "") -> dict[str, np.ndarray]:
+    """w1, b1, …, wL, bL of a flat array, by their names in a file."""
+    tensors: dict[str, np.ndarray] = {}
+    for l, (w, b) in enumerate(zip(*layout.views(flat), strict=True), start=1):
+        tensors[f"{prefix}w{l}"], tensors[f"{prefix}b{l}"] = w, b
+    return tensors
+
+
+def write(path: Any, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, the whole file or none of it."""
+    import safetensors.numpy
+
+    write_whole(Path(path), safetensors.numpy.save(tensors, metadata))
 
 
 @contextmanager
@@ -72,25 +96,47 @@ def naming(path: Any) -> Iterator[None]:
         raise ValueError(f"{path}: {validation.brief(error)}") from None
 
 
-def load(path: Any) -> Saved:
-    """Read a file written by `save`, checking every part before anything is made of it."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no model file at {path}")
-    with naming(path):
-        return _load(path)
+@contextmanager
+def opened(path: Any, what: str) -> Iterator[Any]:
+    """A safetensors file to read; errors name it.
 
-
-def _load(path: Path) -> Saved:
+    Raises
+    ------
+    FileNotFoundError
+        With what it should be.
+    """
     import safetensors
 
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            layout, names, cost, dtype, precision = _describe(file)
-            preprocessing = _preprocessing(file, layout)
-            tensors = _read(file, layout, dtype)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"cut short or not a safetensors file: {error}") from error
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no {what} at {path}")
+    with naming(path):
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                yield file
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"cut short or not a safetensors file: {error}") from error
+
+
+def load(path: Any) -> Saved:
+    """Read a file written by `save`, checking every part before anything is made of it.
+
+    A checkpoint of a network is such a file, with tensors beside those of the network.
+    """
+    with opened(path, "model file") as file:
+        layout, names, cost, dtype, precision = _describe(file)
+        preprocessing = _preprocessing(file, layout)
+        beside = TRAINING if (file.metadata() or {}).get(CHECKPOINT) else None
+        held = {name for name in set(file.keys()) if not (beside and name.startswith(beside))}
+        shapes = shapes_of(layout)
+        if held != set(shapes):
+            missing, other = sorted(set(shapes) - held)[:1], sorted(held - set(shapes))[:1]
+            wrong = f"lacks {missing[0]!r}" if missing else f"holds {other[0]!r}, too"
+            raise ValueError(
+                f"it should hold w and b of {len(shapes) // 2} layers, but {wrong}"
+                + (": a checkpoint of a population, for Population.fit" if beside else "")
+            )
+        tensors = read_tensors(file, shapes, dtype)
     layers = range(1, len(layout.sizes))
     arguments = {
         "sizes": layout.sizes, "activation": names, "cost": cost, "dtype": dtype,
@@ -151,27 +197,34 @@ def _preprocessing(file: Any, layout: Layout) -> Preprocessing | None:
         raise ValueError(f"damaged preprocessing: {error}") from error
 
 
-def _read(file: Any, layout: Layout, dtype: np.dtype[Any]) -> dict[str, np.ndarray]:
-    """w1, b1, …, wL, bL, and nothing else."""
+def shapes_of(layout: Layout, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """The shapes of w1, b1, …, wL, bL."""
     shapes: dict[str, tuple[int, ...]] = {}
     for l, pair in enumerate(zip(layout.weight_shapes, layout.bias_shapes, strict=True), start=1):
-        shapes[f"w{l}"], shapes[f"b{l}"] = pair
-    held = set(file.keys())
-    if held != set(shapes):
-        missing, other = sorted(set(shapes) - held)[:1], sorted(held - set(shapes))[:1]
-        wrong = f"lacks {missing[0]!r}" if missing else f"holds {other[0]!r}, too"
-        raise ValueError(f"it should hold w and b of {len(shapes) // 2} layers, but {wrong}")
+        shapes[f"{prefix}w{l}"], shapes[f"{prefix}b{l}"] = pair
+    return shapes
+
+
+def read_tensors(
+    file: Any, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]
+) -> dict[str, np.ndarray]:
+    """The tensors of these names, if they have these shapes and this dtype."""
     tensors: dict[str, np.ndarray] = {}
     for name, shape in shapes.items():
         found = tuple(file.get_slice(name).get_shape())
         if found != shape:
-            raise ValueError(
-                f"{name} does not fit layer {name[1:]}: expected shape {shape}, got {found}"
-            )
-        try:
-            tensors[name] = file.get_tensor(name)
-        except (AttributeError, TypeError) as error:  # BF16 and the like
-            raise ValueError(f"{name} is of a type unknown to NumPy: {error}") from error
+            l = name.rpartition(".")[2][1:]
+            raise ValueError(f"{name} does not fit layer {l}: expected shape {shape}, got {found}")
+        tensors[name] = read_tensor(file, name)
         if tensors[name].dtype != dtype:
             raise ValueError(f"{name} should be {dtype}, but is {tensors[name].dtype}")
     return tensors
+
+
+def read_tensor(file: Any, name: str) -> np.ndarray:
+    """The tensor of this name, if NumPy has its type."""
+    try:
+        tensor: np.ndarray = file.get_tensor(name)
+    except (AttributeError, TypeError) as error:  # BF16 and the like
+        raise ValueError(f"{name} is of a type unknown to NumPy: {error}") from error
+    return tensor

@@ -240,6 +240,7 @@ class Network:
         progress: bool = False,
         engine: str = "auto",
         plan: planning.Plan | None = None,
+        resume_from: Any = None,
     ) -> History:
         """Mini-batch gradient descent from the current weights.
 
@@ -271,6 +272,10 @@ class Network:
         plan : planning.Plan, optional
             What to run, instead of what the planner would take: ``network.plan`` of an earlier
             `fit`, here or on a machine of the same kind, to have its results again.
+        resume_from : path, optional
+            The file of a `Checkpoint`, or its path with ``{epoch}``: go on from there, with the
+            plan of then, instead of from the current weights. Everything else is given as it was,
+            but for epochs, which may be more.
 
         Returns
         -------
@@ -279,8 +284,9 @@ class Network:
         Raises
         ------
         ValueError, TypeError
-            For arguments that do not fit, before anything has changed. Of a schedule some epochs
-            are tried; where another fails, training ends there with the weights before it.
+            For arguments that do not fit, or not the checkpoint, before anything has changed. Of a
+            schedule some epochs are tried; where another fails, training ends there with the
+            weights before it.
         FloatingPointError
             If the cost turns NaN or infinite, naming epoch and batch. The weights are
             then those at the end of the last good epoch. After Ctrl-C they are those at the end
@@ -304,6 +310,7 @@ class Network:
                 progress=progress,
                 engine=engine,
                 plan=plan,
+                resume_from=resume_from,
             )
 
     # -- without training -------------------------------------------------------------

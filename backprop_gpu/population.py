@@ -19,7 +19,7 @@ from .parameters import Layout
 from .schedules import Schedule
 from .training import Callback, History, Session
 from .training.callbacks import check_callbacks, for_member
-from .training.fitting import FitCourse, make_run, resolve_plan
+from .training.fitting import Beginning, FitCourse, begin, record
 from .training.progress import ProgressBar
 from .training.settings import Data, Settings, check_data, check_settings
 
@@ -217,6 +217,7 @@ class Population:
         progress: bool = False,
         engine: str = "auto",
         plan: planning.Plan | None = None,
+        resume_from: Any = None,
     ) -> list[History]:
         """Mini-batch gradient descent of every member from its current weights.
 
@@ -239,8 +240,8 @@ class Population:
             Show a progress bar over members and epochs.
         engine : {"auto", "layered", "resident", "fused", "persistent"}
             What runs an epoch of all members; ``population.plan`` says which and why.
-        plan : planning.Plan, optional
-            As in `Network.fit`.
+        plan, resume_from : optional
+            As in `Network.fit`. A checkpoint's file has all members.
 
         Returns
         -------
@@ -272,13 +273,15 @@ class Population:
         data = check_data(self.model, X, Y, validation_data)
         settings = _settings(len(data.X), len(self), epochs, batch_size, learning_rate, optimizer)
         hooks = check_callbacks(callbacks, data.validation)
-        plan = resolve_plan(self.model, make_run(settings, hooks, engine, data.bytes), plan)
-        total = sum(each.epochs for each in settings)
+        beginning = begin(
+            self.model, data, settings, hooks, engine, plan, resume_from, population=True
+        )
+        total, done = sum(each.epochs for each in settings), beginning.done(settings)
         with (
             threads.alone("population", self, *self.members),
-            ProgressBar(total, progress, len(self)) as bar,
+            ProgressBar(total, progress, len(self), done) as bar,
         ):
-            histories = self.train(data, settings, hooks, plan, bar)
+            histories = self.train(data, settings, hooks, beginning, bar)
         if len(self.failed) == len(self):
             raise FloatingPointError(
                 self.failed[0] if len(self) == 1 else f"all {_described(self.failed, len(self))}"
@@ -296,7 +299,7 @@ class Population:
         data: Data,
         settings: Sequence[Settings],
         hooks: Sequence[Callback],
-        plan: planning.Plan,
+        beginning: Beginning,
         bar: ProgressBar,
     ) -> list[History]:
         """`fit` of checked arguments, one of `settings` a member; what failed is in `failed`."""
@@ -306,13 +309,14 @@ class Population:
             backend.zeros(shape) for _ in range(max(each.optimizer.slots for each in settings))
         ]
         good = backend.empty(shape)
-        self.plan = plan
+        self.plan = plan = beginning.plan
         self.failed = {}
         courses = []
         for i, member in enumerate(self.members):
             member.plan = plan
             state = tuple(slot[i] for slot in slots[: settings[i].optimizer.slots])
             courses.append(FitCourse(member, settings[i], own[i], state, good[i]))
+            courses[-1].resumed = beginning.states[i]
         session = Session(
             self.model, self.model.engine(plan), courses, data.X, data.Y, data.validation,
             (self._rows, good),
@@ -320,7 +324,7 @@ class Population:
         for course in courses:
             course.history.time_spent = session.time_spent
         try:
-            session.run(bar)
+            record(session, self.model, plan, data, courses, hooks, bar, population=True)
         finally:
             self.failed = {
                 i: course.failure for i, course in enumerate(courses) if course.failure is not None

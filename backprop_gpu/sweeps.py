@@ -19,7 +19,8 @@ from .population import Population, check_room, history_keys, history_metric
 from .precision import resolve as resolve_precision
 from .training import Callback, History
 from .training.callbacks import check_callbacks
-from .training.fitting import make_run, resolve_plan
+from .training.checkpoint import Checkpoint
+from .training.fitting import Beginning, make_run, resolve_plan
 from .training.progress import ProgressBar
 from .training.settings import Data, Settings, check_data, check_settings
 
@@ -258,7 +259,7 @@ def _train(
             # Checked before, and again now: to keep all groups' data would fill the memory.
             data = check_data(population.model, X, Y, validation_data)
             hooks = check_callbacks(callbacks, data.validation)
-            population.train(data, group.settings, hooks, group.plan, bar)
+            population.train(data, group.settings, hooks, group.beginning, bar)
             trained |= zip(group.numbers, population.members, strict=True)
     return [trained[i] for i in range(len(trained))]
 
@@ -306,6 +307,8 @@ class _Group:
         model = Model(**{k: v for k, v in self.shape.items() if k != "initial_weights"})
         data = check_data(model, X, Y, validation_data)
         self.hooks = check_callbacks(callbacks, data.validation)
+        if any(isinstance(hook, Checkpoint) for hook in self.hooks):
+            raise ValueError("sweep keeps no Checkpoint: it is for Network.fit and Population.fit")
         self.rows_of_data, self.bytes = len(data.X), data.bytes
         self.cost = model.cost
         self.classes = _has_classes(data)
@@ -324,7 +327,8 @@ class _Group:
     def make(self, engine: str) -> None:
         self.population = Population(**self.shape, members=len(self.numbers), seed=self.seeds)
         run = make_run(self.settings, self.hooks, engine, self.bytes)
-        self.plan = resolve_plan(self.population.model, run, None)
+        plan = resolve_plan(self.population.model, run, None)
+        self.beginning = Beginning(plan, [None] * len(self.settings))
 
 
 def _given(grid: Any, settings: Any) -> list[Setting]:

@@ -20,7 +20,7 @@ from ..datasets import Dataset
 from ..errors import ArgumentError
 from ..network import Network
 from ..preprocessing import Number, Options
-from ..training import Callback, EarlyStopping, History
+from ..training import Callback, Checkpoint, EarlyStopping, History
 from .arguments import (
     add_backend,
     add_header,
@@ -36,6 +36,7 @@ from .shown import device_of, goodness
 
 HIDDEN = 30
 EPOCHS = 60
+CHECKPOINT = "checkpoint.safetensors"
 BATCH_SIZE = 10
 
 
@@ -159,6 +160,19 @@ def add(commands: Any) -> None:
         metavar="FOLDER",
         help="where model.safetensors and learning_curve.png go; default: here",
     )
+    option(
+        "--checkpoint-every",
+        type=whole,
+        metavar="N",
+        help="after every N epochs and the last, write all that the training needs to go on to "
+        f"{CHECKPOINT} in --out; default: never, with --resume after each",
+    )
+    option(
+        "--resume",
+        action="store_true",
+        help=f"go on from {CHECKPOINT} in --out, to the same bits as if never stopped; where "
+        "there is none, start",
+    )
     add_max_bytes(parser)
     table = parser.add_argument_group(
         "tables (.csv, .tsv, .parquet)",
@@ -245,7 +259,11 @@ def _train(args: argparse.Namespace) -> int:
         callbacks: list[Callback] = []
         if args.patience is not None:
             callbacks.append(EarlyStopping(patience=args.patience))
+        if args.checkpoint_every is not None or args.resume:
+            every = 1 if args.checkpoint_every is None else args.checkpoint_every
+            callbacks.append(Checkpoint(out / CHECKPOINT, every=every))
         data = _data(args)
+    resume_from = out / CHECKPOINT if args.resume and (out / CHECKPOINT).exists() else None
     net = _network(args, data)
     batch_size = min(BATCH_SIZE, len(data.X)) if args.batch_size is None else args.batch_size
     if args.explain:
@@ -267,6 +285,7 @@ def _train(args: argparse.Namespace) -> int:
     settings += [args.optimizer] + ([f"l2 {args.l2:g}"] if args.l2 else [])
     settings += [f"seed {args.seed}"]
     settings += [] if args.patience is None else [f"patience {args.patience}"]
+    settings += [] if resume_from is None else [f"resumed from {resume_from}"]
     announce = _Announce(
         [
             f"data: {data.description}",
@@ -288,6 +307,7 @@ def _train(args: argparse.Namespace) -> int:
                     validation_data=(data.X_val, data.y_val),
                     callbacks=[announce, *callbacks],
                     progress=True,
+                    resume_from=resume_from,
                 )
             finally:
                 termination.waits = True  # until the files are written

@@ -1,8 +1,9 @@
 """Training: a `Session` runs epochs of members of one `Model`, whoever the trainer is."""
 
 from .callbacks import Callback, EarlyStopping
+from .checkpoint import Checkpoint
 from .history import History
 from .session import Course, Session
 from .time_spent import TimeSpent
 
-__all__ = ["Callback", "Course", "EarlyStopping", "History", "Session", "TimeSpent"]
+__all__ = ["Callback", "Checkpoint", "Course", "EarlyStopping", "History", "Session", "TimeSpent"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +34,19 @@ class Callback:
 
     def on_fit_end(self, network: Any, history: History) -> None:
         """After the last epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it must know to go on after an epoch, for a `Checkpoint`.
+
+        Values are those of JSON, or NumPy arrays.
+        """
+        return {}
+
+    def on_resume(self, network: Any, state: dict[str, Any]) -> None:
+        """After `on_fit_start`, where `fit` goes on from a checkpoint: what `state_dict` gave then.
+
+        The file may have been written by anybody: raise ValueError for what cannot be.
+        """
 
     def for_member(self, network: Any) -> Callback:
         """The callback that hears of one member of a `Population`.
@@ -108,6 +122,21 @@ class EarlyStopping(Callback):
                 self._best_parameters = network.model.read(network.parameters)
         return len(history) - 1 - self.best_epoch >= max(self.patience, 1)
 
+    def state_dict(self) -> dict[str, Any]:
+        best, epoch, parameters = float(self.best), self.best_epoch, self._best_parameters
+        return {"best": best, "best_epoch": epoch, "best_parameters": parameters}
+
+    def on_resume(self, network: Any, state: dict[str, Any]) -> None:
+        best, epoch, parameters = map(state.get, ("best", "best_epoch", "best_parameters"))
+        length = network.model.layout.length
+        if not isinstance(best, float) or math.isnan(best) or type(epoch) is not int:
+            raise ValueError("EarlyStopping's best must be a number, and best_epoch an integer")
+        if parameters is not None:
+            parameters = validation.numbers("best_parameters", parameters, network.model.dtype)
+            if parameters.shape != (length,):
+                raise ValueError(f"best_parameters must be of shape ({length},)")
+        self.best, self.best_epoch, self._best_parameters = best, epoch, parameters
+
     def on_fit_end(self, network: Any, history: History) -> None:
         if self._best_parameters is not None and self.best_epoch != len(history) - 1:
             network.model.write(self._best_parameters, network.parameters)
@@ -153,6 +182,8 @@ _HOOKS = {
     "on_batch_end": ("network", "batch"),
     "on_epoch_end": ("network", "history"),
     "on_fit_end": ("network", "history"),
+    "state_dict": (),
+    "on_resume": ("network", "state"),
     "for_member": ("network",),
 }
 

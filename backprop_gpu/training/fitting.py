@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,11 +14,14 @@ from ..engines import Hyperparameters, Member
 from ..model import Model
 from ..parameters import Parameters
 from ..planning import Plan
+from ..preprocessing import Preprocessing
+from . import checkpoint
 from .callbacks import Callback, check_callbacks, watches_batches
+from .checkpoint import Checkpoint, CheckpointWriter, MemberState, generator_of, keeps_state
 from .history import History
-from .progress import ProgressBar
+from .progress import Progress, ProgressBar
 from .session import Course, Session
-from .settings import Settings, check_data, check_settings
+from .settings import Data, Settings, check_data, check_settings
 from .time_spent import TimeSpent
 
 Array = Any
@@ -29,6 +34,7 @@ class Trainee(Protocol):
     generator: np.random.Generator
     plan: Plan
     history: History | None
+    preprocessing: Preprocessing | None
 
     @property
     def model(self) -> Model: ...
@@ -70,6 +76,9 @@ class FitCourse(Course):
             self.on_step = self._end_batch
         self._running = False
         self._drawn: Drawn | None = None
+        #: What it goes on from, and whether a callback has ended it.
+        self.resumed: MemberState | None = None
+        self.stopped = False
         #: How many epochs may be one member; nobody is to look between them.
         self.at_once = 1
         self._state: Any = None
@@ -78,6 +87,42 @@ class FitCourse(Course):
         self._running = True
         for hook in self.hooks:
             hook.on_fit_start(self.network)
+        if self.resumed is not None:
+            self._go_on(self.resumed)
+
+    def _go_on(self, state: MemberState) -> None:
+        network = self.network
+        remember = [hook for hook in self.hooks if keeps_state(hook)]
+        for hook, (_, values) in zip(remember, state.callbacks, strict=True):
+            hook.on_resume(network, values)  # may refuse
+        self.stopped, self.failure = state.stopped, state.failure
+        for name in ("loss", "val_loss", "val_accuracy", "seconds", "restored"):
+            setattr(self.history, name, getattr(state.history, name))
+        network.model.write(state.parameters, network.parameters)
+        for slot, array in zip(self.slots, state.slots, strict=True):
+            network.model.backend.copy(network.model.backend.asarray(array), slot)
+        bits = network.generator.bit_generator
+        try:
+            bits.state = generator_of(state.generator).bit_generator.state
+        except (TypeError, ValueError):  # of another kind
+            network.generator = generator_of(state.generator)
+
+    def state(self) -> MemberState:
+        """What another has to know to go on from here."""
+        model = self.network.model
+        return MemberState(
+            model.read(self.parameters),
+            tuple(map(model.backend.to_numpy, self.slots)),
+            replace(self.history),  # what ends a member may still write to it
+            self.network.generator.bit_generator.state,
+            self.stopped,
+            self.failure,
+            tuple(
+                (type(hook).__qualname__, hook.state_dict())
+                for hook in self.hooks
+                if keeps_state(hook)
+            ),
+        )
 
     def draw(self, ahead: int) -> None:
         # Until the epoch begins the generator stays as it is: it may never do so.
@@ -149,8 +194,14 @@ class FitCourse(Course):
 
     def is_over(self) -> bool:
         # Each callback hears of every epoch.
-        stops = any([hook.on_epoch_end(self.network, self.history) for hook in self.hooks])
-        return stops or len(self.history) >= self.settings.epochs
+        stops = [hook.on_epoch_end(self.network, self.history) for hook in self.hooks]
+        self.stopped = any(stops)
+        return self.ended
+
+    @property
+    def ended(self) -> bool:
+        done = len(self.history) >= self.settings.epochs
+        return done or self.stopped or self.failure is not None
 
     def finish(self) -> None:
         if self._running:
@@ -191,6 +242,67 @@ def resolve_plan(model: Model, run: planning.Run, plan: Plan | None) -> Plan:
     return model.check_plan(plan, run)
 
 
+class Beginning(NamedTuple):
+    """How a training of checked arguments begins: with what plan, and from where."""
+
+    plan: Plan
+    #: Of each member, where it goes on from a checkpoint.
+    states: Sequence[MemberState | None]
+
+    def done(self, settings: Sequence[Settings]) -> int:
+        """The epochs of all members that are over, or will not be, where a callback ended one."""
+        return sum(
+            0 if state is None
+            else given.epochs if state.stopped or state.failure is not None
+            else len(state.history)
+            for state, given in zip(self.states, settings, strict=True)
+        )  # fmt: skip
+
+
+def begin(
+    model: Model,
+    data: Data,
+    settings: Sequence[Settings],
+    hooks: Sequence[Callback],
+    engine: str,
+    plan: Plan | None,
+    resume_from: Any,
+    population: bool = False,
+) -> Beginning:
+    """What `fit` begins with, from its arguments or from a checkpoint that fits them."""
+    run = make_run(settings, hooks, engine, data.bytes)
+    if resume_from is None:
+        for hook in hooks:
+            if isinstance(hook, Checkpoint):
+                hook.check_new()
+        return Beginning(resolve_plan(model, run, plan), [None] * len(settings))
+    resumed = checkpoint.load(resume_from, model, data, settings, hooks, population)
+    plan = resumed.check_plan(engine, plan)
+    return Beginning(model.check_plan(plan, replace(run, engine="auto")), resumed.states)
+
+
+def record(
+    session: Session,
+    model: Model,
+    plan: Plan,
+    data: Data,
+    courses: Sequence[FitCourse],
+    hooks: Sequence[Callback],
+    progress: Progress,
+    population: bool = False,
+) -> None:
+    """Run the session, writing its checkpoints."""
+    make = partial(
+        checkpoint.to_file,
+        model, plan, data, [course.settings for course in courses],
+        population=population,
+        preprocessing=None if population else courses[0].network.preprocessing,
+    )  # fmt: skip
+    own = [hook for hook in hooks if isinstance(hook, Checkpoint)]
+    with CheckpointWriter(own, make, courses) as writer:
+        session.run(progress, writer.after_epoch)
+
+
 def fit(
     network: Trainee,
     X: Any,
@@ -205,6 +317,7 @@ def fit(
     progress: bool,
     engine: str,
     plan: Plan | None,
+    resume_from: Any,
 ) -> History:
     """`Network.fit`, which has the documentation."""
     spent = TimeSpent()
@@ -214,17 +327,19 @@ def fit(
     data = check_data(model, X, Y, validation_data)
     settings = check_settings(len(data.X), epochs, batch_size, learning_rate, optimizer)
     hooks = check_callbacks(callbacks, data.validation)
-    network.plan = resolve_plan(model, make_run([settings], hooks, engine, data.bytes), plan)
+    beginning = begin(model, data, [settings], hooks, engine, plan, resume_from)
+    network.plan = beginning.plan
     length = (model.layout.length,)
     slots = tuple(model.backend.zeros(length) for _ in range(settings.optimizer.slots))
     course = FitCourse(network, settings, hooks, slots, model.backend.empty(length))
-    course.history.time_spent = spent
+    (course.resumed,), course.history.time_spent = beginning.states, spent
     trains = model.engine(network.plan)
     if not hooks and data.validation is None and settings.rates.constant:
         course.at_once = trains.epochs_at_once(settings.rows, settings.batch_size)
     session = Session(model, trains, [course], data.X, data.Y, data.validation, time_spent=spent)
-    with ProgressBar(settings.epochs, progress) as bar:
-        session.run(bar)
+    done = beginning.done([settings])
+    with ProgressBar(settings.epochs, progress, done=done) as bar:
+        record(session, model, network.plan, data, [course], hooks, bar)
     if course.failure is not None:
         raise FloatingPointError(course.failure)
     return course.history

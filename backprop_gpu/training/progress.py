@@ -35,9 +35,11 @@ class ProgressBar(Progress):
     shown : bool
     members : int
         How many networks train at once.
+    done : int
+        Of the epochs, where a training is resumed.
     """
 
-    def __init__(self, epochs: int, shown: bool, members: int = 1) -> None:
+    def __init__(self, epochs: int, shown: bool, members: int = 1, done: int = 0) -> None:
         self._many = members > 1
         self.bar: Any = None
         if not shown:
@@ -47,7 +49,8 @@ class ProgressBar(Progress):
                 from tqdm.auto import tqdm
             else:
                 from tqdm import tqdm
-        self.bar = tqdm(total=epochs, unit="member epoch" if self._many else "epoch")
+        unit = "member epoch" if self._many else "epoch"
+        self.bar = tqdm(total=epochs, unit=unit, initial=done)
 
     def __enter__(self) -> ProgressBar:
         return self

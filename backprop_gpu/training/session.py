@@ -55,6 +55,11 @@ class Course:
     def start(self) -> None:
         """Before the first epoch."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing to do from the start: one that is resumed may be over."""
+        return False
+
     def epoch(self) -> Member:
         """The next epoch, or several where nothing is asked of this between them."""
         raise NotImplementedError
@@ -125,8 +130,15 @@ class Session:
             classes = validation.classes_of(Y_val)
             self.validation = self.backend.asarray(X_val), self.backend.asarray(Y_val), classes
 
-    def run(self, progress: Progress | None = None) -> None:
+    def run(
+        self,
+        progress: Progress | None = None,
+        after_epoch: Callable[[Sequence[Course], bool], None] = lambda ran, over: None,
+    ) -> None:
         """Train; a course that fails says so in its `failure`, and the others go on.
+
+        `after_epoch` hears of those that an epoch went well for, before any of them is finished,
+        and whether all are over.
 
         Whatever ends this early, Ctrl-C or a callback's exception: every member is left at the end
         of its last whole epoch, if its course has kept it.
@@ -139,13 +151,15 @@ class Session:
             for course in reversed(self.courses):
                 last.callback(course.finish)
             last.callback(self.engine.release)
-            live = list(self.courses)
+            live = [course for course in self.courses if not course.ended]
             while live:
                 ran = self.run_epoch(live, progress)
                 progress.epoch_is_over(ran)
+                over = [course.is_over() for course in ran]
+                after_epoch(ran, all(over))
                 live = []
-                for course in ran:
-                    if course.is_over():
+                for course, ends in zip(ran, over, strict=True):
+                    if ends:
                         course.finish()
                         progress.ended(course, 0)
                     else:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,6 +20,8 @@ class Data:
     All are of the networks' dtype, but for an X that was given as uint8, which it stays.
     """
 
+    _SAMPLED: ClassVar[int] = 256
+
     X: np.ndarray
     Y: np.ndarray
     validation: tuple[np.ndarray, np.ndarray] | None
@@ -26,6 +30,16 @@ class Data:
     def bytes(self) -> bool:
         """Whether X is of uint8."""
         return self.X.dtype == np.uint8
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of some of the rows: enough to notice other data, or another order of them."""
+        n = len(self.X)
+        rows = np.linspace(0, n - 1, min(n, self._SAMPLED)).astype(np.intp)
+        crc = 0
+        for array in (self.X, self.Y):
+            crc = zlib.crc32(np.ascontiguousarray(array[rows]).tobytes(), crc)
+        return f"{crc:08x}"
 
 
 @dataclass(frozen=True, eq=False)

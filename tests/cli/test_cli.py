@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -265,6 +266,44 @@ def test_interrupted_in_the_first_epoch(
     assert run("train", *FAST, "--out", tmp_path) == 130
     assert "nothing is written" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--backend", "numpy", "--epochs", "6", "--optimizer", "adam", "--resume"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run("train", *arguments, "--out", whole) == 0  # there is nothing to go on from
+    with monkeypatch.context() as context:
+        interrupt(context, 4)
+        assert run("train", *arguments, "--checkpoint-every", "3", "--out", cut) == 130
+    assert run("train", *arguments, "--out", cut) == 0
+    assert f"resumed from {cut / 'checkpoint.safetensors'}" in capsys.readouterr().out
+    models = [folder / "model.safetensors" for folder in (whole, cut)]
+    assert models[0].read_bytes() == models[1].read_bytes()
+    message = refused(capsys, "train", *arguments, "--learning-rate", "0.5", "--out", cut)
+    assert "another learning_rate: the checkpoint has '0.003', fit '0.5'" in message
+
+
+def test_terminated_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM ends the epoch it comes in, which is then in both files."""
+    run_epoch = Session.run_epoch
+
+    def stub(self: Any, live: list[Any], *rest: Any) -> list[Course]:
+        if len(live[0].history) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return run_epoch(self, live, *rest)
+
+    monkeypatch.setattr(Session, "run_epoch", stub)
+    arguments = ["--backend", "numpy", "--epochs", "9", "--checkpoint-every", "100"]
+    assert run("train", *arguments, "--out", tmp_path) == 143
+    assert "terminated; the model has the weights after epoch 3" in capsys.readouterr().err
+    model = Network.load(tmp_path / "model.safetensors", backend="numpy")
+    checkpoint = Network.load(tmp_path / "checkpoint.safetensors", backend="numpy")
+    X = datasets.load().X
+    np.testing.assert_array_equal(model.predict(X), checkpoint.predict(X))
 
 
 def test_diverging(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
