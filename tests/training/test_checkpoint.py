@@ -159,6 +159,19 @@ def test_more_epochs(tmp_path):
     assert state(nets[2]) == state(nets[0])
 
 
+def test_more_epochs_of_a_member_that_was_over(tmp_path):
+    """Its part of the file is of its own last epoch, before its best weights were restored."""
+    path = tmp_path / "run"
+    shape = {"activation": ["tanh", "identity"], "cost": "quadratic"}
+    settings = {"optimizer": "adam", "learning_rate": [9.0, 0.1]}
+    whole, cut, resumed = (population(2, seed, **shape) for seed in (1, 1, 9))
+    fit(whole, [EarlyStopping(patience=90)], **settings)
+    fit(cut, [EarlyStopping(patience=90), Checkpoint(path)], epochs=[2, 4], **settings)
+    assert cut.members[0].history.restored == 0
+    fit(resumed, [EarlyStopping(patience=90)], resume_from=path, **settings)
+    assert [state(net) for net in resumed] == [state(net) for net in whole]
+
+
 def test_epochs_that_run_together(tmp_path):
     """Without callbacks the resident engine runs several epochs a call, also after resuming."""
     path = tmp_path / "run"
@@ -220,6 +233,16 @@ def test_the_newest_stay(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [files[1], "net-007.safetensors", "other-1"]
     with pytest.raises(FileExistsError, match=r"net-007.safetensors is of an earlier training"):
         fit(network(), [Checkpoint(path, keep=2)])
+
+
+def test_files_of_later_epochs_are_left_alone(tmp_path):
+    """They are of the same training, which goes on from an earlier one here."""
+    path = tmp_path / "{epoch}"
+    fit(network(), [Checkpoint(path, keep=4)])
+    assert sorted(os.listdir(tmp_path)) == ["3", "4", "5", "6"]
+    with pytest.raises(Stopped):
+        fit(network(2), [Checkpoint(path, keep=1), stop_after(5)], resume_from=tmp_path / "3")
+    assert sorted(os.listdir(tmp_path)) == ["4", "5", "6"]
 
 
 def test_one_for_several_and_several_for_one(tmp_path):
