@@ -84,6 +84,8 @@ class Checkpoint(Callback):
 
     def check_fit(self, validation_data: tuple[np.ndarray, np.ndarray] | None) -> None:
         folder = self.path.parent
+        if not self.path.name or self.path.is_dir():
+            raise IsADirectoryError(f"Checkpoint: {self.path} is a folder, and must be a file")
         if not folder.is_dir():
             raise FileNotFoundError(f"Checkpoint: there is no folder {folder}")
         if not os.access(folder, os.W_OK):
@@ -148,7 +150,10 @@ class _FileName:
 
 def newest(path: Any) -> Path:
     """The checkpoint of the last epoch, where the path holds the epoch's number; else the path."""
-    given = Path(path)
+    try:
+        given = Path(path)
+    except TypeError:
+        raise TypeError(f"resume_from must be a path, got {path!r}") from None
     if given.is_file():
         return given
     name = _FileName(given)

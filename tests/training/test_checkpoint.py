@@ -335,11 +335,15 @@ def test_other_arguments_are_refused_before_anything_changes(tmp_path):
     refused("no checkpoint at", resume_from=tmp_path / "none")
     refused("no checkpoint at", resume_from=tmp_path / "none-{epoch}")
     refused("there is no folder", callbacks=[*stops, Checkpoint(tmp_path / "none" / "run")])
+    refused("is a folder", callbacks=[*stops, Checkpoint(tmp_path)])
+    refused("is a folder", callbacks=[*stops, Checkpoint("")])
     other.save(tmp_path / "model")
     refused("no checkpoint: nothing in it", resume_from=tmp_path / "model")
     refused("cut short or not", resume_from=Path(__file__))
     with pytest.raises(ValueError, match="another training of a population"):
         fit(population(1), resume_from=path, optimizer="momentum")
+    with pytest.raises(TypeError, match="resume_from must be a path, got 5"):
+        fit(network(), resume_from=5)
     fit(population(2), [Checkpoint(tmp_path / "two")])
     with pytest.raises(ValueError, match="another number of members"):
         fit(population(3), resume_from=tmp_path / "two")
