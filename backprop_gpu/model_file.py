@@ -126,15 +126,16 @@ def load(path: Any) -> Saved:
     with opened(path, "model file") as file:
         layout, names, cost, dtype, precision = _describe(file)
         preprocessing = _preprocessing(file, layout)
-        beside = TRAINING if (file.metadata() or {}).get(CHECKPOINT) else None
-        held = {name for name in set(file.keys()) if not (beside and name.startswith(beside))}
-        shapes = shapes_of(layout)
+        held, shapes = set(file.keys()), shapes_of(layout)
+        is_checkpoint = CHECKPOINT in (file.metadata() or {})
+        if is_checkpoint:
+            held = {name for name in held if not name.startswith(TRAINING)}
         if held != set(shapes):
             missing, other = sorted(set(shapes) - held)[:1], sorted(held - set(shapes))[:1]
             wrong = f"lacks {missing[0]!r}" if missing else f"holds {other[0]!r}, too"
             raise ValueError(
                 f"it should hold w and b of {len(shapes) // 2} layers, but {wrong}"
-                + (": a checkpoint of a population, for Population.fit" if beside else "")
+                + (": a checkpoint of a population, for Population.fit" if is_checkpoint else "")
             )
         tensors = read_tensors(file, shapes, dtype)
     layers = range(1, len(layout.sizes))

@@ -19,7 +19,7 @@ from .parameters import Layout
 from .schedules import Schedule
 from .training import Callback, History, Session
 from .training.callbacks import check_callbacks, for_member
-from .training.fitting import Beginning, FitCourse, begin, record
+from .training.fitting import Beginning, FitCourse, begin, run_session
 from .training.progress import ProgressBar
 from .training.settings import Data, Settings, check_data, check_settings
 
@@ -324,7 +324,7 @@ class Population:
         for course in courses:
             course.history.time_spent = session.time_spent
         try:
-            record(session, self.model, plan, data, courses, hooks, bar, population=True)
+            run_session(session, self.model, plan, data, courses, hooks, bar, population=True)
         finally:
             self.failed = {
                 i: course.failure for i, course in enumerate(courses) if course.failure is not None

@@ -57,9 +57,19 @@ class Callback:
         return copy.copy(self)
 
 
+def overrides(hook: Callback, name: str) -> bool:
+    """Whether a method is overridden, in the class or on the object."""
+    return getattr(getattr(hook, name), "__func__", None) is not getattr(Callback, name)
+
+
 def watches_batches(hook: Callback) -> bool:
-    """Whether `on_batch_end` is overridden, in the class or on the object."""
-    return getattr(hook.on_batch_end, "__func__", None) is not Callback.on_batch_end
+    """Whether it is to hear of every mini-batch."""
+    return overrides(hook, "on_batch_end")
+
+
+def keeps_state(hook: Callback) -> bool:
+    """Whether it has something to remember."""
+    return overrides(hook, "state_dict")
 
 
 class _Function(Callback):
@@ -165,9 +175,8 @@ def check_callbacks(
 def _as_callback(callback: Any) -> Callback:
     if isinstance(callback, Callback):
         for name, arguments in _HOOKS.items():
-            hook = getattr(callback, name)
-            if getattr(hook, "__func__", None) is not getattr(Callback, name):
-                _check_call(f"{name} of callback {callback!r}", hook, arguments)
+            if overrides(callback, name):
+                _check_call(f"{name} of callback {callback!r}", getattr(callback, name), arguments)
         return callback
     if callable(callback) and not isinstance(callback, type):
         _check_call(f"callback {callback!r}", callback, _HOOKS["on_epoch_end"])

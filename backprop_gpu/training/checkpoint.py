@@ -30,7 +30,7 @@ from ..model import Model
 from ..planning import Plan
 from ..planning.restore import restored
 from ..preprocessing import Preprocessing
-from .callbacks import Callback
+from .callbacks import Callback, keeps_state
 from .history import History
 from .settings import Data, Settings
 
@@ -250,24 +250,6 @@ class TrainingText:
     members: tuple[MemberText, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Resumed:
-    """A training as a file has it, if it fits what `fit` was called with."""
-
-    plan: Plan
-    states: tuple[MemberState, ...]
-
-    def check_plan(self, engine: str, plan: Plan | None) -> Plan:
-        """The plan, where `fit` asks for no other."""
-        if engine not in ("auto", self.plan.engine):
-            raise ValueError(
-                f"engine={engine!r}, but the checkpoint's training runs on {self.plan.engine!r}"
-            )
-        if plan not in (None, self.plan):
-            raise ValueError("plan is not that of the checkpoint; leave it out to take that")
-        return self.plan
-
-
 def _rates(settings: Settings, epochs: int) -> str:
     """η, or what a schedule makes of the last of these epochs."""
     rate = settings.rates.learning_rate
@@ -335,8 +317,8 @@ def load(
     settings: Sequence[Settings],
     hooks: Sequence[Callback],
     population: bool,
-) -> Resumed:
-    """Read a checkpoint, if it is one of the training that `fit` was called for.
+) -> tuple[Plan, tuple[MemberState, ...]]:
+    """The plan and the members of a checkpoint, if it is of the training that `fit` was called for.
 
     Raises
     ------
@@ -374,7 +356,7 @@ def load(
                     raise ValueError(f"it has run {epochs} epochs, and epochs={given.epochs}")
                 _same("learning_rate", member.learning_rate, _rates(given, epochs))
                 states.append(_state(file, model, member, given, _prefix(i, population)))
-        return Resumed(Plan.from_json(text.plan), tuple(states))
+        return Plan.from_json(text.plan), tuple(states)
 
 
 def _same(what: str, found: Any, expected: Any) -> None:
@@ -447,11 +429,6 @@ def _like(pattern: Any, value: Any) -> Any:
     return value
 
 
-def keeps_state(hook: Callback) -> bool:
-    """Whether a callback has something to remember."""
-    return type(hook).state_dict is not Callback.state_dict
-
-
 # -- writing them -----------------------------------------------------------------------------
 
 
@@ -480,6 +457,10 @@ class CheckpointWriter:
         self._before: Any = None
 
     def __enter__(self) -> CheckpointWriter:
+        for course in self._courses if self.checkpoints else ():
+            kind = type(course.network.generator.bit_generator).__name__
+            if kind not in _GENERATORS:
+                raise ValueError(f"Checkpoint: a generator of {kind}, which is none of NumPy's")
         if self.checkpoints and threading.current_thread() is threading.main_thread():
             before = signal.getsignal(signal.SIGTERM)
             if before not in (signal.SIG_IGN, None):  # None: a handler that is not Python's

@@ -16,8 +16,8 @@ from ..parameters import Parameters
 from ..planning import Plan
 from ..preprocessing import Preprocessing
 from . import checkpoint
-from .callbacks import Callback, check_callbacks, watches_batches
-from .checkpoint import Checkpoint, CheckpointWriter, MemberState, generator_of, keeps_state
+from .callbacks import Callback, check_callbacks, keeps_state, watches_batches
+from .checkpoint import Checkpoint, CheckpointWriter, MemberState, generator_of
 from .history import History
 from .progress import Progress, ProgressBar
 from .session import Course, Session
@@ -88,24 +88,25 @@ class FitCourse(Course):
         for hook in self.hooks:
             hook.on_fit_start(self.network)
         if self.resumed is not None:
-            self._go_on(self.resumed)
+            remember = [hook for hook in self.hooks if keeps_state(hook)]
+            for hook, (_, values) in zip(remember, self.resumed.callbacks, strict=True):
+                hook.on_resume(self.network, values)
 
-    def _go_on(self, state: MemberState) -> None:
-        network = self.network
-        remember = [hook for hook in self.hooks if keeps_state(hook)]
-        for hook, (_, values) in zip(remember, state.callbacks, strict=True):
-            hook.on_resume(network, values)  # may refuse
+    def go_on(self) -> None:
+        if self.resumed is None:
+            return
+        state, network, backend = self.resumed, self.network, self.network.model.backend
         self.stopped, self.failure = state.stopped, state.failure
-        for name in ("loss", "val_loss", "val_accuracy", "seconds", "restored"):
-            setattr(self.history, name, getattr(state.history, name))
+        spent = self.history.time_spent
+        self.history = network.history = replace(state.history, time_spent=spent)
         network.model.write(state.parameters, network.parameters)
-        for slot, array in zip(self.slots, state.slots, strict=True):
-            network.model.backend.copy(network.model.backend.asarray(array), slot)
-        bits = network.generator.bit_generator
-        try:
-            bits.state = generator_of(state.generator).bit_generator.state
-        except (TypeError, ValueError):  # of another kind
-            network.generator = generator_of(state.generator)
+        for slot, values in zip(self.slots, state.slots, strict=True):
+            backend.copy(backend.asarray(values), slot)
+        generator, own = generator_of(state.generator), network.generator.bit_generator
+        if type(own) is type(generator.bit_generator):  # perhaps not the network's alone
+            own.state = generator.bit_generator.state
+        else:
+            network.generator = generator
 
     def state(self) -> MemberState:
         """What another has to know to go on from here."""
@@ -276,12 +277,17 @@ def begin(
             if isinstance(hook, Checkpoint):
                 hook.check_new()
         return Beginning(resolve_plan(model, run, plan), [None] * len(settings))
-    resumed = checkpoint.load(resume_from, model, data, settings, hooks, population)
-    plan = resumed.check_plan(engine, plan)
-    return Beginning(model.check_plan(plan, replace(run, engine="auto")), resumed.states)
+    saved, states = checkpoint.load(resume_from, model, data, settings, hooks, population)
+    if engine not in ("auto", saved.engine):
+        raise ValueError(
+            f"engine={engine!r}, but the checkpoint's training runs on {saved.engine!r}"
+        )
+    if plan not in (None, saved):
+        raise ValueError("plan is not that of the checkpoint; leave it out to take that")
+    return Beginning(model.check_plan(saved, replace(run, engine="auto")), states)
 
 
-def record(
+def run_session(
     session: Session,
     model: Model,
     plan: Plan,
@@ -339,7 +345,7 @@ def fit(
     session = Session(model, trains, [course], data.X, data.Y, data.validation, time_spent=spent)
     done = beginning.done([settings])
     with ProgressBar(settings.epochs, progress, done=done) as bar:
-        record(session, model, network.plan, data, [course], hooks, bar)
+        run_session(session, model, network.plan, data, [course], hooks, bar)
     if course.failure is not None:
         raise FloatingPointError(course.failure)
     return course.history

@@ -53,7 +53,10 @@ class Course:
         self.parameters, self.good = parameters, good
 
     def start(self) -> None:
-        """Before the first epoch."""
+        """Before the first epoch. What is wrong with any of the courses is said here."""
+
+    def go_on(self) -> None:
+        """Once all have started: take what an earlier training has left, if this resumes one."""
 
     @property
     def ended(self) -> bool:
@@ -147,6 +150,8 @@ class Session:
         self.time_spent.add("data")
         for course in self.courses:
             course.start()
+        for course in self.courses:
+            course.go_on()
         with ExitStack() as last:
             for course in reversed(self.courses):
                 last.callback(course.finish)

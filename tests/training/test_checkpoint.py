@@ -280,6 +280,19 @@ def test_a_callback_of_ones_own(tmp_path):
     np.testing.assert_array_equal(counts.last, [EPOCHS - 1, 0.5])
 
 
+def test_a_state_that_an_object_has_by_itself(tmp_path):
+    class Plain(Callback):
+        pass
+
+    hooks = [Plain(), Plain()]
+    for hook in hooks:
+        hook.state_dict = lambda: {"answer": np.int64(42)}
+    hooks[1].on_resume = lambda network, state: hooks.append(state)
+    stopped(network(), tmp_path / "run", 3, hooks[:1])
+    fit(network(), hooks[1:2], resume_from=tmp_path / "run")
+    assert hooks[2] == {"answer": 42}
+
+
 def test_early_stopping_refuses_what_it_cannot_be():
     net, stopping = network(), EarlyStopping()
     good = {"best": 1.0, "best_epoch": 2, "best_parameters": None}
@@ -432,6 +445,43 @@ def test_a_damaged_file(tmp_path):
         assert tried(whole[:cut])
 
 
+def test_a_member_that_is_damaged_leaves_the_others_as_they_were(tmp_path):
+    path = tmp_path / "run"
+    fit(population(2), [EarlyStopping(), Checkpoint(path)], epochs=3)
+    with model_file.opened(path, "checkpoint") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    text = json.loads(metadata[model_file.CHECKPOINT])
+    text["members"][1]["callbacks"][0]["values"] = '{"best": null, "best_epoch": 1}'
+    metadata[model_file.CHECKPOINT] = json.dumps(text)
+    path.write_bytes(safetensors.numpy.save(tensors, metadata))
+    members = population(2, seed=9)
+    before = [net.model.read(net.parameters).tobytes() for net in members]
+    with pytest.raises(ValueError, match="EarlyStopping's best must be a number"):
+        fit(members, [EarlyStopping()], resume_from=path)
+    assert [net.model.read(net.parameters).tobytes() for net in members] == before
+
+
+def test_a_generator_that_could_not_be_made_again(tmp_path):
+    class Own(np.random.PCG64):
+        pass
+
+    net = network()
+    net.generator = np.random.Generator(Own(1))
+    before = net.model.read(net.parameters).tobytes()
+    with pytest.raises(ValueError, match="a generator of Own, which is none of NumPy's"):
+        fit(net, [Checkpoint(tmp_path / "run")])
+    assert net.model.read(net.parameters).tobytes() == before
+
+
+def test_the_bar_begins_where_the_training_does(tmp_path, capsys):
+    path = tmp_path / "run"
+    fit(population(2), [Checkpoint(path)], epochs=[2, 4])
+    fit(population(2), epochs=[2, 6], resume_from=path, progress=True)
+    bar = capsys.readouterr().err
+    assert "6/8" in bar  # where it begins
+    assert "8/8" in bar
+
+
 # -- SIGTERM, and SIGKILL at any moment -------------------------------------------------------
 
 
@@ -483,6 +533,21 @@ def test_sigterm(how, status, said, epoch, tmp_path):
     assert (process.returncode, "third\n" + out, err) == (status, said, "")
     text = json.loads(safetensors.safe_open(path, "numpy").metadata()[model_file.CHECKPOINT])
     assert len(text["members"][0]["history"]["loss"]) == epoch
+
+
+def test_the_handler_is_put_back(tmp_path):
+    handlers = []
+
+    def note(network, history):
+        handlers.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    fit(network(), [note, Checkpoint(tmp_path / "run")])
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(Stopped):
+        fit(network(), [stop_after(2), Checkpoint(tmp_path / "run")])
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert handlers.count(before) == 0
 
 
 def test_another_thread_hears_no_signal(tmp_path):
