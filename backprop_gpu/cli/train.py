@@ -315,6 +315,10 @@ def _train(args: argparse.Namespace) -> int:
             status, message = 130, "terminated" if termination.received else "interrupted"
         except FloatingPointError as error:
             status, message = 1, str(error)
+        except OSError as error:  # of a checkpoint
+            if not announce.started:
+                raise ArgumentError(str(error)) from error
+            status, message = 1, str(error)
         except (ValueError, TypeError, OverflowError, MemoryError):
             if announce.started:  # no argument's fault
                 raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 import re
 import signal
 import struct
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 
 import backprop_gpu
-from backprop_gpu import Network, backends, cli, cpu, datasets
+from backprop_gpu import Checkpoint, Network, backends, cli, cpu, datasets
 from backprop_gpu.cuda.compiler import KernelReport
 from backprop_gpu.preprocessing import Category
 from backprop_gpu.training import Course, Session
@@ -283,6 +285,25 @@ def test_resumed(
     assert models[0].read_bytes() == models[1].read_bytes()
     message = refused(capsys, "train", *arguments, "--learning-rate", "0.5", "--out", cut)
     assert "another learning_rate: the checkpoint has '0.003', fit '0.5'" in message
+
+
+def test_a_checkpoint_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    path.mkdir()
+    assert f"{path} is a folder" in refused(capsys, "train", *FAST, "--resume", "--out", tmp_path)
+    path.rmdir()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Checkpoint, "write", full)
+    assert run("train", *FAST, "--resume", "--out", tmp_path) == 1
+    printed = capsys.readouterr().err
+    assert "No space left on device" in printed
+    assert "the model has the weights after epoch 1" in printed
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 def test_terminated_with_a_checkpoint(
