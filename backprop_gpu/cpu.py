@@ -31,6 +31,8 @@ COSTS = ("quadratic", "binary_cross_entropy", "categorical_cross_entropy", "pois
 RULES = ("sgd", "momentum", "nesterov", "adam", "adamw")
 #: Stages of a pass.
 READ, FORWARD, BACKWARD, GRADIENTS = range(4)
+#: What a job runs: whole steps, or a part of one.
+WHOLE, ROWS_OF_STEP, GRADIENT, CHANGE = range(4)
 
 #: What the levels of instructions are called elsewhere.
 LEVELS = {
@@ -66,13 +68,14 @@ class AbiNetwork(Structure):
 class AbiMember(Structure):
     _fields_ = (
         ("batch", c_int32), ("block", c_int32), ("in_place", c_int32), ("rule", c_int32),
-        ("by_inputs", c_int32), ("epochs", c_int32),
+        ("by_inputs", c_int32), ("epochs", c_int32), ("shards", c_int32),
+        ("first_shard", c_int32), ("end_shard", c_int32),
         ("rows", c_int64), ("order", c_void_p), ("coefficients", c_void_p),
         ("weights", c_void_p), ("totals", c_void_p),
         ("clip_value", c_double), ("clip_norm", c_double), ("l1", c_double), ("l2", c_double),
         ("alpha", c_double), ("d1", c_double), ("d2", c_double), ("epsilon", c_double),
         ("slices", c_void_p), ("p", c_void_p), ("state", c_void_p * 2), ("costs", c_void_p),
-        ("squares", c_void_p), ("memory", c_void_p),
+        ("squares", c_void_p), ("gradient", c_void_p), ("memory", c_void_p),
     )  # fmt: skip
 
 
@@ -80,7 +83,8 @@ class AbiJob(Structure):
     _fields_ = (
         ("network", POINTER(AbiNetwork)), ("X", c_void_p), ("Y", c_void_p),
         ("members", POINTER(AbiMember)), ("count", c_int32), ("teams", c_int32),
-        ("threads", c_int32), ("every_call", c_int32), ("first", c_int64), ("last", c_int64),
+        ("threads", c_int32), ("every_call", c_int32), ("part", c_int32), ("layer", c_int32),
+        ("first", c_int64), ("last", c_int64),
     )  # fmt: skip
 
 
@@ -147,6 +151,8 @@ class CpuLibrary:
         functions.backprop_cpu_bytes.argtypes = (
             ctypes.c_int, POINTER(AbiNetwork), POINTER(AbiMember), ctypes.c_int,
         )  # fmt: skip
+        functions.backprop_cpu_layers.argtypes = ctypes.c_int, POINTER(AbiNetwork), c_void_p
+        functions.backprop_cpu_layers.restype = None
         functions.backprop_cpu_train.argtypes = ctypes.c_int, POINTER(AbiJob)
         functions.backprop_cpu_pass_bytes.restype = ctypes.c_size_t
         functions.backprop_cpu_pass_bytes.argtypes = ctypes.c_int, POINTER(AbiPass)
@@ -176,6 +182,12 @@ class CpuLibrary:
             raise NoLibraryError(f"this processor has none of {', '.join(names)}")
         name = wanted or next(iter(runs))
         return runs[name], name
+
+    def layers(self, network: AbiNetwork) -> list[int]:
+        """Where each layer begins in a gradient in strips, and where the last one ends."""
+        starts = (c_int64 * (network.depth + 1))()
+        self._functions.backprop_cpu_layers(self._number, network, starts)
+        return list(starts)
 
     def memory(self, network: AbiNetwork, member: AbiMember, threads: int) -> np.ndarray:
         """What a member needs, from call to call of an epoch; it may be used for another's."""
@@ -279,7 +291,7 @@ def readable(X: Any, dtype: np.dtype[Any]) -> Any:
     return np.ascontiguousarray(X, dtype)
 
 
-_ABI = 4
+_ABI = 5
 _NO_THREADS = "the system has no more threads, or no memory for them: {} are needed"
 
 

@@ -162,7 +162,7 @@ class ResidentCpuEngine(Engine):
         )
         part = cpu.AbiMember(
             m, work.block, work.in_place, cpu.RULES.index(optimizer.rule),
-            work.by_inputs and threads > 1, 0, 0, None, None, None, None, *clips, optimizer.l1,
+            work.by_inputs and threads > 1, 0, 1, 0, 1, 0, None, None, None, None, *clips, optimizer.l1,
             optimizer.l2, settings.alpha, *optimizer.kernel_constants, slices.ctypes.data,
         )  # fmt: skip
         key = (*key, optimizer.clip_norm is None, self._network.stored == 0)

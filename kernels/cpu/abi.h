@@ -6,7 +6,7 @@
 
 extern "C" {
 
-enum { ABI_VERSION = 4 };
+enum { ABI_VERSION = 5 };
 
 // A layer, of `neurons` whose inputs are those of the layer before.
 struct AbiLayer {
@@ -49,6 +49,10 @@ struct AbiMember {
   int32_t rule;      // its number in RULES
   int32_t by_inputs;  // whether a thread has slices of z^1's sums, and not rows; of rows in place
   int32_t epochs;
+  // A mini-batch is cut into so many shards, a power of two, of rows that follow each other. Gradients
+  // are summed in each, and their sums along a binary tree over the shards.
+  int32_t shards;
+  int32_t first_shard, end_shard;  // this process's are first_shard … end_shard - 1
   int64_t rows;      // of an epoch
   const int64_t* order;        // (epochs, rows)
   const double* coefficients;  // (steps, 4), those of all epochs, like what else has a number a step
@@ -57,7 +61,10 @@ struct AbiMember {
   double clip_value, clip_norm, l1, l2, alpha, d1, d2, epsilon;  // alpha / total joins l2
   const int32_t* slices;    // a layer's: into how many its sums of z are cut; null: no layer's
   void *p, *state[2];       // flat; a state is null where the rule has none
-  double *costs, *squares;  // (steps); Σ w² before each step, or null
+  double *costs, *squares;  // (steps, shards), this process's; (steps), Σ w² before each, or null
+  // Of steps in parts, the gradient in strips, layer by layer: a row for each of the largest trees
+  // that have this process's shards alone, and the sum of all processes' is to be in the first.
+  void* gradient;
   void* memory;             // of as many bytes as `backprop_cpu_bytes` says, at a multiple of 64
 };
 
@@ -100,6 +107,15 @@ struct AbiOpenMP {
   int (*omp_get_num_threads)(void);
 };
 
+// What a job runs: whole steps; or one of a step, between whose parts other processes' sums are added
+// to the gradient.
+enum Part {
+  WHOLE,
+  ROWS_OF_STEP,  // the costs, and δ of all layers
+  GRADIENT,      // BP3 and BP4 of one layer
+  CHANGE,        // the rule
+};
+
 // Steps first … last - 1 of each member, of all its epochs, `last` being cut to its own. Parameters
 // and state are read at step 0 and written back behind a member's last step, and between them lie
 // in its memory; or they are read and written by every call.
@@ -110,6 +126,7 @@ struct AbiJob {
   int32_t count;
   int32_t teams, threads;  // teams take members in turn; a team is so many threads
   int32_t every_call;
+  int32_t part, layer;  // a Part, and what layer's gradient, from 0
   int64_t first, last;
 };
 }

@@ -7,11 +7,14 @@
 //               (Where the gradient's norm is clipped, all chunks' gradients first, a wait, and then
 //               the rule.)
 //
+// A step may be run in parts: phase A, of phase B the gradient of a layer, and the rule. Between them
+// other processes, which have other shards of the mini-batch, add to the gradient.
+//
 // By inputs, there is one before them, for layer 1 of a small batch: a thread makes the slices of z^1
 // that are over its inputs, and in phase B changes w^1 there. So it alone reads those columns of X.
 //
 // Every sum is made by one thread in one order: so the bits depend on neither threads nor blocks, nor
-// on what trains beside. The order is that of the resident CUDA kernel, which as g++ compiles it has
+// on what trains beside; but on how many shards there are. The order is that of the resident CUDA kernel, which as g++ compiles it has
 // the same bits; on a card that has not run yet.
 #pragma once
 #include "network.h"
@@ -27,12 +30,36 @@ template <class T> struct Epoch {
   const Memory<T>& memory;
   const void* const X;
   const T* const Y;
-  int m = 0;                       // rows of this step
+  int m = 0;                       // rows of this step, of this process's shards
+  int rows_of_step = 0;            // of all shards
   const int64_t* order = nullptr;  // of them; where there is none, they follow `first_row`
   int64_t first_row = 0;
   ptrdiff_t x_row = network.layers[0].inputs;  // numbers from a row of X to the next
 
   static constexpr int w = W<T>;
+
+  // `count` shards from the first on, a power of two.
+  struct Tree {
+    int first = 0, count = 1;
+  };
+
+  // body(number, Tree) for the largest trees that have this process's shards alone.
+  template <class Body> INLINE void each_tree(Body body) const {
+    int number = 0;
+    for (int first = member.first_shard, end = member.end_shard; first < end;) {
+      int count = 1;
+      while (first % (2 * count) == 0 && first + 2 * count <= end) count *= 2;
+      body(number++, Tree{first, count});
+      first += count;
+    }
+  }
+
+  // Where a shard's rows begin, of the step's, and of this process's.
+  int first_row_of(int shard) const {
+    const ptrdiff_t begin = shard * rows_of_shard(member, rows_of_step);
+    return begin < rows_of_step ? int(begin) : rows_of_step;
+  }
+  int begin_of(int shard) const { return first_row_of(shard) - first_row_of(member.first_shard); }
 
   Layer<T>& last() const { return memory.layers[memory.depth - 1]; }
   T* scratch() const { return memory.scratch + thread * memory.scratch_length; }
@@ -495,15 +522,21 @@ template <class T> struct Epoch {
     }
   }
 
-  // Σ C_x of the mini-batch, by one thread.
-  double sum_of_costs() const {
-    const ptrdiff_t count = network.cost < 0 ? m : ptrdiff_t(m) * last().neurons;
+  // Σ C_x of some rows, by one thread.
+  double sum_of_costs(int x_begin, int x_end) const {
+    const ptrdiff_t terms = network.cost < 0 ? 1 : last().neurons, count = x_end * terms;
     double lane[LANES] = {};
-    ptrdiff_t e = 0;
+    ptrdiff_t e = x_begin * terms;
     for (; e + LANES <= count; e += LANES)
       for (int i = 0; i < LANES; ++i) lane[i] += double(memory.terms[e + i]);
     for (int i = 0; e < count; ++i, ++e) lane[i] += double(memory.terms[e]);
     return sum_of_lanes(lane);
+  }
+
+  // What C of the step is the sum of: a number for each of this process's shards.
+  void costs_of_step(double* costs, double total) const {
+    for (int i = member.first_shard; i < member.end_shard; ++i)
+      costs[i] = sum_of_costs(begin_of(i), begin_of(i + 1)) / total;
   }
 
   // The first of this thread's slices of z^1, or of the thread behind it.
@@ -592,10 +625,16 @@ template <class T> struct Epoch {
     });
   }
 
-  // body(layer's number, strip, strips, inputs from, to) for the chunks that are this thread's.
+  // body(layer's number, strip, strips, inputs from, to) for the chunks that are this thread's, of all
+  // layers.
   template <class Body> INLINE void each_chunk(Body body) const {
+    each_chunk_of(0, memory.depth, body);
+  }
+
+  // Of layers l … end_layer - 1.
+  template <class Body> INLINE void each_chunk_of(int l, int end_layer, Body body) const {
     int number = 0;
-    for (int l = 0; l < memory.depth; ++l) {
+    for (; l < end_layer; ++l) {
       const Layer<T>& here = memory.layers[l];
       const bool own = l == 0 && memory.by_inputs;
       const int end = own ? first_input(thread + 1) : here.inputs;
@@ -616,31 +655,67 @@ template <class T> struct Epoch {
     return here.first_chunk + s * int(units_of(here.inputs, CHUNK)) + k / CHUNK;
   }
 
-  // BP4 of some strips and inputs k_begin … k_end: Σ_x δ a, a row an input, strips · W numbers.
-  void sums_of_chunk(const Layer<T>& here, int s_begin, int strips, int k_begin, int k_end,
+  // BP4 of some strips and inputs k_begin … k_end: Σ_x δ a, a row an input, strips · W numbers. So
+  // many for each level of the tree is what `sums` has room for.
+  void sums_of_chunk(const Layer<T>& here, int s_begin, int strips, int k_begin, int k_end, Tree tree,
                      T* sums) const {
+    const ptrdiff_t numbers = ptrdiff_t(k_end - k_begin) * strips * w;
+    each_shard(tree, [&](int x_begin, int x_end, int level, int others) {
+      T* const out = sums + level * numbers;
+      if (&here == memory.layers && sparse()) {
+        sparse_sums(here.delta + s_begin * strip(), strips, k_begin, k_end, x_begin, x_end, out);
+        for (; others > 0; --others)
+          for (ptrdiff_t i = 0; i < numbers; ++i) out[i] += out[others * numbers + i];
+        return;
+      }
+      int x = x_begin;
+      do {
+        const int end = smaller(x + ROWS_AT_ONCE, x_end);
+        sums_of_rows(here, s_begin, strips, k_begin, k_end, x, end, x == x_begin,
+                     end == x_end ? others : 0, numbers, out);
+        x = end;
+      } while (x < x_end);
+    });
+  }
+
+  // body(rows from, to, level, others) for the shards of a tree. The sums of each, with those of so
+  // many `others`, which lie at the levels behind, the last one first, are to lie at `level`: what is
+  // at level 0 at last is the tree's.
+  template <class Body> INLINE void each_shard(Tree tree, Body body) const {
+    int levels = 0;
+    while (1 << levels < tree.count) ++levels;
+    for (int i = 0; i < tree.count; ++i) {
+      int others = 0;  // each has as many shards as this one and the others before it
+      while (i >> others & 1) ++others;
+      const int shard = tree.first + i;
+      body(begin_of(shard), begin_of(shard + 1), levels - others, others);
+    }
+  }
+
+  // Of rows x_begin … x_end, which may be begun, and added to others, as in `gradient_tile`.
+  INLINE void sums_of_rows(const Layer<T>& here, int s_begin, int strips, int k_begin, int k_end,
+                           int x_begin, int x_end, bool fresh, int others, ptrdiff_t apart,
+                           T* sums) const {
     const ptrdiff_t row = ptrdiff_t(strips) * w;
-    if (&here == memory.layers && sparse())
-      return sparse_sums(here.delta + s_begin * strip(), strips, k_begin, k_end, sums);
-    for (int x = 0; x < m; x += ROWS_AT_ONCE)
-      for (int k = k_begin; k < k_end; k += w)
-        for (int s = 0; s < strips; s += STRIPS)
-          in_tiles<INPUTS>(smaller(w, k_end - k), [&](int i, auto r) {
-            with_count<STRIPS>(smaller(STRIPS, strips - s), [&](auto n) {
-              gradient_tile<T, r.value, n.value>(
-                  sums + (k - k_begin + i) * row + s * w, row, x == 0, here.input_rows,
-                  k / w * here.next + i, here.delta + (s_begin + s) * strip(), strip(), x,
-                  smaller(x + ROWS_AT_ONCE, m));
-            });
+    for (int k = k_begin; k < k_end; k += w)
+      for (int s = 0; s < strips; s += STRIPS)
+        in_tiles<INPUTS>(smaller(w, k_end - k), [&](int i, auto r) {
+          with_count<STRIPS>(smaller(STRIPS, strips - s), [&](auto n) {
+            gradient_tile<T, r.value, n.value>(
+                sums + (k - k_begin + i) * row + s * w, row, fresh, here.input_rows,
+                k / w * here.next + i, here.delta + (s_begin + s) * strip(), strip(), x_begin, x_end,
+                others, apart);
           });
+        });
   }
 
   // Of a sparse X, in the same order.
-  void sparse_sums(const T* delta, int strips, int k_begin, int k_end, T* sums) const {
+  void sparse_sums(const T* delta, int strips, int k_begin, int k_end, int x_begin, int x_end,
+                   T* sums) const {
     const AbiSparse& rows = *sparse();
     const T* const values = static_cast<const T*>(rows.values);
     for (ptrdiff_t i = 0; i < ptrdiff_t(k_end - k_begin) * strips * w; ++i) sums[i] = T(0);
-    for (int x = 0; x < m; ++x) {
+    for (int x = x_begin; x < x_end; ++x) {
       const int64_t end = rows.starts[row(x) + 1];
       int64_t i = rows.starts[row(x)];
       for (int64_t count = end - i; count > 0;) {  // the first that is not before k_begin
@@ -704,11 +779,16 @@ template <class T> struct Epoch {
   }
 
   // BP3 of a strip: Σ_x δ.
-  void sums_of_biases(const Layer<T>& here, int s, T* sums) const {
+  void sums_of_biases(const Layer<T>& here, int s, Tree tree, T* sums) const {
     const T* const delta = here.delta + s * strip();
-    Strip<T> sum = Strip<T>::zero();
-    for (int x = 0; x < m; ++x) sum += Strip<T>::load(delta + ptrdiff_t(x) * w);
-    sum.store(sums);
+    Strip<T> of_level[LEVELS];
+    each_shard(tree, [&](int x_begin, int x_end, int level, int others) {
+      Strip<T> sum = Strip<T>::zero();
+      for (int x = x_begin; x < x_end; ++x) sum += Strip<T>::load(delta + ptrdiff_t(x) * w);
+      for (; others > 0; --others) sum += of_level[level + others];
+      of_level[level] = sum;
+    });
+    of_level[0].store(sums);
   }
 
   // Where the norm is clipped, first to the gradient, each component within its limit.
@@ -769,20 +849,69 @@ template <class T> struct Epoch {
     return norm > member.clip_norm ? member.clip_norm / norm : 1;
   }
 
-  void weights_phase(const double* coefficients, double total, int next_rows) const {
+  // The gradient of a layer, for each of this process's trees.
+  void gradient_phase(int layer) const {
+    each_chunk_of(layer, layer + 1, [&](int, int s_begin, int strips, int k, int end) {
+      const Layer<T>& here = memory.layers[layer];
+      alignas(64) T sums[LEVELS * CHUNK * CHUNK_STRIPS * w];
+      each_tree([&](int number, Tree tree) {
+        T* const gradient = memory.gradient + number * memory.length;
+        sums_of_chunk(here, s_begin, strips, k, end, tree, sums);
+        for (int i = 0; i < strips; ++i) {
+          const ptrdiff_t s = s_begin + i;
+          T* const to = gradient + here.w + (s * here.inputs + k) * w;
+          for (ptrdiff_t j = 0; j < end - k; ++j) copy_run(sums + (j * strips + i) * w, to + j * w);
+          if (k == 0) sums_of_biases(here, int(s), tree, gradient + here.b + s * w);
+        }
+      });
+    });
+  }
+
+  // The rule, with a gradient that is complete.
+  void change_phase(const double* coefficients, double total) const {
     const Change change(member, coefficients, total);
-    const T share = change.share;
-    const bool at_once = m <= ROWS_AT_ONCE && !memory.gradient && !change.adjusts;
     each_chunk([&](int l, int s_begin, int strips, int k, int end) {
       const Layer<T>& here = memory.layers[l];
-      alignas(64) T sums[CHUNK * CHUNK_STRIPS * w], of_biases[w];
+      for (int s = s_begin; s < s_begin + strips; ++s) {
+        const T* const gradient = memory.gradient + here.w + (ptrdiff_t(s) * here.inputs + k) * w;
+        if (member.squares) square(here, s, k, end);
+        take(change, l, s, k, k, end, gradient, w, memory.gradient + here.b + s * w);
+      }
+    });
+    if (memory.clips) change_by_norm(change);
+  }
+
+  // Σ w² of a chunk's strip.
+  void square(const Layer<T>& here, int s, int k, int end) const {
+    const T* const p = memory.p + here.w + (ptrdiff_t(s) * here.inputs + k) * w;
+    memory.squares[chunk_number(here, s, k)] = sum_of_squares(p, ptrdiff_t(end - k) * w);
+  }
+
+  // What becomes of the sums of a chunk's strip, rows `row` apart, of inputs `rest` to `end`.
+  INLINE void take(const Change& change, int l, int s, int k, int rest, int end, const T* sums,
+                   ptrdiff_t row, const T* of_biases) const {
+    const Layer<T>& here = memory.layers[l];
+    const ptrdiff_t at = here.w + (ptrdiff_t(s) * here.inputs + rest) * w, b = here.b + s * w;
+    if (memory.clips) {
+      keep(at, sums, row, change.share, end - rest);
+      if (k == 0) keep(b, of_biases, w, change.share, 1);
+      return norm_of_chunk(here, s, k, end);
+    }
+    apply(change, at, sums, row, change.share, end - rest, true);
+    if (k == 0) apply(change, b, of_biases, w, change.share, 1, false);
+    if (l > 0) transpose(here, s, k, end);
+  }
+
+  void weights_phase(const double* coefficients, double total, int next_rows) const {
+    const Change change(member, coefficients, total);
+    const bool at_once =
+        m <= ROWS_AT_ONCE && member.shards == 1 && !memory.clips && !change.adjusts;
+    each_chunk([&](int l, int s_begin, int strips, int k, int end) {
+      const Layer<T>& here = memory.layers[l];
+      alignas(64) T sums[LEVELS * CHUNK * CHUNK_STRIPS * w], of_biases[w];
       if (l == 0 && s_begin == 0 && member.in_place && !sparse()) prefetch(k, end, next_rows);
       int rest = k;  // inputs from there on are not done yet
-      if (member.squares)
-        for (int s = s_begin; s < s_begin + strips; ++s)
-          memory.squares[chunk_number(here, s, k)] =
-              sum_of_squares(memory.p + here.w + (ptrdiff_t(s) * here.inputs + k) * w,
-                             ptrdiff_t(end - k) * w);
+      for (int s = s_begin; member.squares && s < s_begin + strips; ++s) square(here, s, k, end);
       const bool changes = at_once && !(l == 0 && sparse());
       for (int s = 0; changes && s < strips; s += STRIPS)
         with_count<STRIPS>(smaller(STRIPS, strips - s), [&](auto n) {
@@ -790,23 +919,18 @@ template <class T> struct Epoch {
             rest = changed_chunk<decltype(rule), n.value>(here, s_begin + s, k, end, change);
           });
         });
-      if (rest < end) sums_of_chunk(here, s_begin, strips, rest, end, sums);
+      const Tree tree{0, member.shards};
+      if (rest < end) sums_of_chunk(here, s_begin, strips, rest, end, tree, sums);
       for (int i = 0; i < strips; ++i) {
-        const int s = s_begin + i;
-        const ptrdiff_t at = here.w + (ptrdiff_t(s) * here.inputs + rest) * w, b = here.b + s * w;
-        if (k == 0) sums_of_biases(here, s, of_biases);
-        if (memory.gradient) {
-          keep(at, sums + i * w, strips * w, share, end - rest);
-          if (k == 0) keep(b, of_biases, w, share, 1);
-          norm_of_chunk(here, s, k, end);
-          continue;
-        }
-        apply(change, at, sums + i * w, strips * w, share, end - rest, true);
-        if (k == 0) apply(change, b, of_biases, w, share, 1, false);
-        if (l > 0) transpose(here, s, k, end);
+        if (k == 0) sums_of_biases(here, s_begin + i, tree, of_biases);
+        take(change, l, s_begin + i, k, rest, end, sums + i * w, strips * w, of_biases);
       }
     });
-    if (!memory.gradient) return;
+    if (memory.clips) change_by_norm(change);
+  }
+
+  // The rule, where the gradient's norm is clipped: once its chunks' norms are there.
+  void change_by_norm(const Change& change) const {
     meet(team);
     const T scale = T(norm_scale());
     each_chunk([&](int l, int s_begin, int strips, int k, int end) {
@@ -836,36 +960,48 @@ template <class T> struct Epoch {
 
   // ------------------------------------------------------------------------------------- the steps
 
-  void run(int64_t first, int64_t last_step, bool whole) {
+  // `whole` is whether every call reads the parameters and writes them.
+  void run(int64_t first, int64_t last_step, bool whole, Part part, int layer) {
     const int64_t steps_of_epoch = units_of(member.rows, member.batch);
     const int64_t steps = steps_of_epoch * member.epochs;
     if (last_step > steps) last_step = steps;
     if (first >= last_step) return;
-    if (first == 0 || whole) begin();
+    const bool begins = part == WHOLE || part == ROWS_OF_STEP, ends = part == WHOLE || part == CHANGE;
+    if (begins && (first == 0 || whole)) begin();
     meet(team);
     for (int64_t step = first; step < last_step; ++step) {
       const int64_t done = step % steps_of_epoch * member.batch, left = member.rows - done;
       order = member.order + step / steps_of_epoch * member.rows + done;
-      m = int(left < member.batch ? left : member.batch);
-      const int64_t behind = left - m;
-      if (memory.by_inputs) {
-        inputs_phase();
+      rows_of_step = int(left < member.batch ? left : member.batch);
+      order += first_row_of(member.first_shard);
+      m = begin_of(member.end_shard);
+      const double* const coefficients = member.coefficients + 4 * step;
+      const double total = member.totals ? member.totals[step] : rows_of_step;
+      if (begins) {
+        if (memory.by_inputs) {
+          inputs_phase();
+          meet(team);
+        }
+        rows_phase();
         meet(team);
+        if (thread == team.threads - 1) costs_of_step(member.costs + step * member.shards, total);
       }
-      rows_phase();
+      if (part == WHOLE) {
+        const int64_t behind = left - m;
+        weights_phase(coefficients, total, int(behind < member.batch ? behind : member.batch));
+      } else if (part == GRADIENT) {
+        gradient_phase(layer);
+      } else if (part == CHANGE) {
+        change_phase(coefficients, total);
+      }
       meet(team);
-      const double total = member.totals ? member.totals[step] : m;
-      if (thread == team.threads - 1) member.costs[step] = sum_of_costs() / total;
-      const int next_rows = int(behind < member.batch ? behind : member.batch);
-      weights_phase(member.coefficients + 4 * step, total, next_rows);
-      meet(team);
-      if (thread == 0 && member.squares) {
+      if (ends && thread == 0 && member.squares) {
         double sum = 0;
         for (int i = 0; i < memory.chunks; ++i) sum += memory.squares[i];
         member.squares[step] = sum;
       }
     }
-    if ((last_step == steps || whole) && thread == 0) end();
+    if (ends && (last_step == steps || whole) && thread == 0) end();
     meet(team);
   }
 };

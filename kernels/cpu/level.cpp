@@ -20,13 +20,25 @@ template <class T> void train_as(const AbiJob& job, const Team& team, int thread
     const Arena arena{static_cast<char*>(member.memory)};
     const Memory<T> memory(arena, *job.network, member, team.threads, thread);
     Epoch<T>{*job.network, member, team, thread, memory, job.X, static_cast<const T*>(job.Y)}.run(
-        job.first, job.last, job.every_call);
+        job.first, job.last, job.every_call, Part(job.part), job.layer);
   }
 }
 
 void train(const AbiJob& job, const Team& team, int thread) {
   if (job.network->itemsize == 4) train_as<float>(job, team, thread);
   else train_as<double>(job, team, thread);
+}
+
+template <class T> void layers_of(const AbiNetwork& network, int64_t* starts) {
+  for (int l = 0; l < network.depth; ++l) {
+    const AbiLayer& layer = network.layers[l];
+    starts[l + 1] = starts[l] + units_of(layer.neurons, W<T>) * W<T> * (layer.inputs + 1);
+  }
+}
+
+void layers(const AbiNetwork& network, int64_t* starts) {
+  if (network.itemsize == 4) layers_of<float>(network, starts);
+  else layers_of<double>(network, starts);
 }
 
 size_t pass_bytes(const AbiPass& pass) {
@@ -46,4 +58,4 @@ void run_pass(const AbiPass& pass, const Team& team, int thread) {
 }  // namespace
 
 extern const Level TABLE_OF(LEVEL);
-const Level TABLE_OF(LEVEL) = {NAME_OF(LEVEL), has_fma, bytes, train, pass_bytes, run_pass};
+const Level TABLE_OF(LEVEL) = {NAME_OF(LEVEL), has_fma, bytes, layers, train, pass_bytes, run_pass};

@@ -166,6 +166,12 @@ EXPORT size_t backprop_cpu_bytes(int level, const AbiNetwork* network, const Abi
   return level_at(level)->bytes(*network, *member, threads);
 }
 
+// Where each layer begins in a gradient in strips, and where the last one ends: (depth + 1).
+EXPORT void backprop_cpu_layers(int level, const AbiNetwork* network, int64_t* starts) {
+  starts[0] = 0;
+  level_at(level)->layers(*network, starts);
+}
+
 EXPORT size_t backprop_cpu_pass_bytes(int level, const AbiPass* pass) {
   return level_at(level)->pass_bytes(*pass);
 }

@@ -13,9 +13,22 @@ constexpr int CHUNK = 64, CHUNK_STRIPS = 4;
 constexpr int INPUTS_AT_ONCE = 256, ROWS_AT_ONCE = 192;
 // A warp's: a row's sums, and the cost's, are made in so many lanes and these added as it does.
 constexpr int LANES = 32;
+// Levels of a tree of shards: of 2^10 of them at most.
+constexpr int LEVELS = 11;
 
 INLINE ptrdiff_t units_of(ptrdiff_t count, ptrdiff_t unit) { return (count + unit - 1) / unit; }
 INLINE int smaller(int a, int b) { return a < b ? a : b; }
+
+// Rows of each shard of so many, but for the last ones, which may have less or none.
+INLINE ptrdiff_t rows_of_shard(const AbiMember& member, ptrdiff_t rows) {
+  return units_of(rows, member.shards);
+}
+
+// The most rows of a step that are this process's.
+INLINE int own_rows(const AbiMember& member) {
+  const ptrdiff_t most = (member.end_shard - member.first_shard) * rows_of_shard(member, member.batch);
+  return most < member.batch ? int(most) : member.batch;
+}
 
 // What a memory is for.
 enum Use {
@@ -56,6 +69,7 @@ template <class T> struct Memory {
   T *p, *state[2], *gradient;  // in strips; null where there is none
   T *x, *y;                    // rows in strips; x is null where they are read in place
   T* x_error = nullptr;        // ∂C/∂x, in strips, where it is wanted
+  bool clips;                  // whether the gradient's norm is
   bool by_inputs;              // whether threads share out layer 1 by slices of its inputs
   T* parts = nullptr;          // its slices' sums, (slices, strips, height, W)
   T* terms;                    // of the cost, (batch, n_L); a user's has one a row
@@ -66,10 +80,10 @@ template <class T> struct Memory {
 
   Memory(Arena arena, const AbiNetwork& network, const AbiMember& member, int threads, int thread,
          Use use = TRAINING, bool inputs_error = false)
-      : depth(network.depth), batch(member.batch), height(member.batch | 1) {
+      : depth(network.depth), batch(own_rows(member)), height(batch | 1) {
     constexpr int w = W<T>;
     const bool counts = !arena.begin, strips_of_w = use == TRAINING || use == PASSING;
-    const bool clips = use == TRAINING && member.clip_norm <= largest<double>();
+    clips = use == TRAINING && member.clip_norm <= largest<double>();
     // Sums over chunks of w must not depend on who has which inputs.
     by_inputs = member.by_inputs && !clips && !member.squares;
     layers = arena.take<Layer<T>>(ptrdiff_t(threads) * depth);
@@ -110,7 +124,8 @@ template <class T> struct Memory {
     p = strips_of_w ? arena.take<T>(length) : nullptr;
     for (int i = 0; i < 2; ++i)
       state[i] = use == TRAINING && member.state[i] ? arena.take<T>(length) : nullptr;
-    gradient = clips ? arena.take<T>(length) : nullptr;
+    gradient = static_cast<T*>(member.gradient);
+    if (clips && !gradient) gradient = arena.take<T>(length);
     if (inputs_error) x_error = arena.take<T>(inputs * height);
     x = member.in_place ? nullptr : arena.take<T>(inputs * height);
     y = arena.take<T>(outputs * height);

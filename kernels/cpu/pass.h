@@ -41,6 +41,7 @@ template <class T> struct Pass {
     reader.batch = int(pass.stage == READ ? pass.block : pass.rows);
     reader.block = few ? reader.batch : pass.block;
     reader.in_place = pass.in_place;
+    reader.shards = reader.end_shard = 1;
     return reader;
   }
 
@@ -66,7 +67,7 @@ template <class T> struct Pass {
   Epoch<T> epoch(const Memory<T>& memory, const Team& team, int thread) const {
     Epoch<T> found{*pass.network, reader, team, thread, memory, pass.X, static_cast<const T*>(pass.Y)};
     found.x_row = pass.x_row;
-    found.m = reader.batch;
+    found.m = found.rows_of_step = reader.batch;
     return found;
   }
 
@@ -103,7 +104,7 @@ template <class T> struct Pass {
       reading.gather(0, rows);
       for (int l = 0; l < depth; ++l) reading.forward(l, 0, rows);
       outputs_and_costs(reading, 0, rows);
-      if (pass.costs) pass.costs[number] = reading.sum_of_costs();
+      if (pass.costs) pass.costs[number] = reading.sum_of_costs(0, rows);
     }
   }
 
@@ -166,7 +167,7 @@ template <class T> struct Pass {
     }
     meet(team);
     if (backward) gradients(epoch, lowest);
-    if (pass.costs && thread == 0) *pass.costs = epoch.sum_of_costs();
+    if (pass.costs && thread == 0) *pass.costs = epoch.sum_of_costs(0, epoch.m);
   }
 
   // ∂C/∂x = δ^1 w^1.
@@ -201,7 +202,7 @@ template <class T> struct Pass {
       const Layer<T>& here = epoch.memory.layers[l];
       if (gradient(l)) {
         alignas(64) T sums[CHUNK * CHUNK_STRIPS * w];
-        epoch.sums_of_chunk(here, s_begin, strips, k_begin, k_end, sums);
+        epoch.sums_of_chunk(here, s_begin, strips, k_begin, k_end, {}, sums);
         for (int s = 0; s < strips; ++s)
           write_tile(here, s_begin + s, k_begin, k_end, sums + s * w, strips * w, scale, gradient(l));
       }
@@ -228,7 +229,7 @@ template <class T> struct Pass {
     if (!gradient(depth + l)) return;
     const Layer<T>& here = epoch.memory.layers[l];
     alignas(64) T sums[w];
-    epoch.sums_of_biases(here, s, sums);
+    epoch.sums_of_biases(here, s, {}, sums);
     const Strip<T> found = Strip<T>::load(sums) * Strip<T>(scale);
     found.store_part(gradient(depth + l) + s * w, smaller(w, here.neurons - s * w));
   }
@@ -330,7 +331,7 @@ template <class T> struct Pass {
       if (forward) outputs_and_costs(epoch, 0, m);
       else epoch.error_from(static_cast<const T*>(pass.error), 0, m);
       if (backward && pass.weights) epoch.weigh(pass.weights, 0, m);
-      if (pass.costs) *pass.costs = epoch.sum_of_costs();
+      if (pass.costs) *pass.costs = epoch.sum_of_costs(0, m);
     }
     if (!backward) return;
     meet(team);

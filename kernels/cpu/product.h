@@ -168,11 +168,13 @@ INLINE void add_rows(Strip<T> (&sum)[R][S], const T* const* rows, ptrdiff_t at, 
 }
 
 // g(k, ·) of R inputs and S strips, rows `out_row` apart in `out`, summed over x from x_begin to x_end;
-// `at` is where the first input lies in a row. Without `fresh` the sums begin with what is there.
+// `at` is where the first input lies in a row. Without `fresh` the sums begin with what is there. At the
+// end so many others are added, `apart` from each other, which lie behind out: the last one first.
 template <class T, int R, int S>
 __attribute__((noinline)) void gradient_tile(T* out, ptrdiff_t out_row, bool fresh,
                                              const T* const* rows, ptrdiff_t at, const T* delta,
-                                             ptrdiff_t delta_strip, int x_begin, int x_end) {
+                                             ptrdiff_t delta_strip, int x_begin, int x_end,
+                                             int others, ptrdiff_t apart) {
   constexpr int w = W<T>;
   Strip<T> sum[R][S];
 #pragma GCC unroll 16
@@ -181,6 +183,14 @@ __attribute__((noinline)) void gradient_tile(T* out, ptrdiff_t out_row, bool fre
     for (int s = 0; s < S; ++s)
       sum[i][s] = fresh ? Strip<T>::zero() : Strip<T>::load(out + i * out_row + s * w);
   add_rows<T, R, S>(sum, rows, at, delta, delta_strip, x_begin, x_end);
+#pragma GCC unroll 1
+  for (; others > 0; --others) {
+    const T* const other = out + others * apart;
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i)
+#pragma GCC unroll 2
+      for (int s = 0; s < S; ++s) sum[i][s] += Strip<T>::load(other + i * out_row + s * w);
+  }
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 2
