@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +20,7 @@ from . import (
     validation,
 )
 from .activations import Activation
+from .communicators import ALONE, Communicator
 from .costs import Cost
 from .engines import Engine
 from .engines.compiled_passes import CompiledPasses
@@ -160,6 +162,8 @@ class Model:
         kind = engines.find(engine, self.choice.backend)
         if kind is None:
             return f"backend {self.choice.backend} has no engine {engine!r}"
+        if run.ranks and not kind.shards:
+            return "it does not sum gradients over ranks"
         return kind.obstacle(self, run)
 
     def _choose_plan(self, run: Run | None, obstacles: dict[str, str | None]) -> Plan:
@@ -215,7 +219,7 @@ class Model:
         ):
             if its != mine:
                 raise ValueError(f"plan is for {what} {its!r}, and this network has {mine!r}")
-        obstacle = self.obstacle(plan.engine, run)
+        obstacle = self.obstacle(plan.engine, replace(run, ranks=run.ranks or int(plan.shards > 1)))
         if obstacle is None and plan.captured and not self.cost.builtin:
             obstacle = "it captures steps, and a user's cost cannot be captured"
         slopes = fusion.kept_slopes(self.activations, self.precision)
@@ -231,11 +235,20 @@ class Model:
             raise ValueError(f"this training cannot run by plan (engine {plan.engine}): {obstacle}")
         return plan
 
-    def engine(self, plan: Plan) -> Engine:
-        """A new engine, for one training by a plan."""
+    def engine(self, plan: Plan, communicator: Communicator = ALONE) -> Engine:
+        """A new engine, for one training by a plan, on ranks that share it."""
         kind = engines.find(plan.engine, self.choice.backend)
         assert kind is not None, "the plan was chosen or checked for this backend"
-        return kind(self.backend, self.sizes, self.activations, self.cost, plan)
+        described = self.backend, self.sizes, self.activations, self.cost
+        return kind(*described, plan, communicator)
+
+    def arithmetic(self, plan: Plan) -> str:
+        """What a step's bits depend on besides the plan: ranks must have it in common."""
+        if self.device is not None:
+            return self.device.name
+        if plan.engine != "resident":
+            return "NumPy"
+        return f"a processor with{'' if cpu.library().fma else 'out'} fused multiply-add"
 
     # -- reading -------------------------------------------------------------------
 

@@ -241,6 +241,7 @@ class Network:
         engine: str = "auto",
         plan: planning.Plan | None = None,
         resume_from: Any = None,
+        communicator: Any = "auto",
     ) -> History:
         """Mini-batch gradient descent from the current weights.
 
@@ -276,6 +277,13 @@ class Network:
             The file of a `Checkpoint`, or its path with ``{epoch}``: go on from there, with the
             plan of then, instead of from the current weights. Everything else is given as it was,
             but for epochs, which may be more.
+        communicator : {"auto", "none"}, Communicator or mpi4py.MPI.Intracomm
+            Ranks, processes that all make this call with the same arguments, share each mini-batch,
+            and all end with the same network, whose bits do not depend on how many there are; the
+            weights to start from and the random order are those of rank 0. "auto" is the ranks of
+            the MPI job that this process is part of, if any; with "none" it trains alone. Every
+            rank calls its callbacks, and a true result of any of them stops all; rank 0 alone
+            shows progress and writes checkpoints.
 
         Returns
         -------
@@ -294,7 +302,9 @@ class Network:
             engine runs epochs that short together, where nobody looks between them.
         RuntimeError
             If this network is being trained already: by another thread, or by the `fit`
-            whose callback calls this one.
+            whose callback calls this one. Or if another rank was given what does not fit; an
+            exception in the midst of training on several ranks ends their processes, since none
+            could go on without it.
         """
         with threads.alone("network", self):
             return fitting.fit(
@@ -311,6 +321,7 @@ class Network:
                 engine=engine,
                 plan=plan,
                 resume_from=resume_from,
+                communicator=communicator,
             )
 
     # -- without training -------------------------------------------------------------

@@ -115,6 +115,21 @@ def cores() -> int:
     return max(1, min(count, getattr(_own, "limit", count)))
 
 
+@contextmanager
+def limited(count: int | None) -> Iterator[None]:
+    """Around what may use so many cores at most; None: as many as before."""
+    before = getattr(_own, "limit", None)
+    if count is not None:
+        _own.limit = min(count, cores())
+    try:
+        yield
+    finally:
+        if count is not None:
+            del _own.limit
+        if before is not None:
+            _own.limit = before
+
+
 #: `limit`, of the cores that this thread may use.
 _own = threading.local()
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..activations import Activation
 from ..backends.base import Backend
+from ..communicators import ALONE, Communicator
 from ..costs import Cost
 from ..optimizers import Optimizer
 from ..parameters import Parameters
@@ -100,6 +101,8 @@ class Engine:
     cost : Cost
     plan : Plan
         What the engine does as it is told.
+    communicator : Communicator
+        Of the ranks that share a mini-batch's shards.
     """
 
     name: ClassVar[str]
@@ -107,6 +110,8 @@ class Engine:
     reads_bytes: ClassVar[bool] = False
     #: Whether rows may have weights, and X may be sparse.
     weighs: ClassVar[bool] = False
+    #: Whether it sums gradients in shards, which ranks may share.
+    shards: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -115,8 +120,9 @@ class Engine:
         activations: tuple[Activation, ...],
         cost: Cost,
         plan: Plan,
+        communicator: Communicator = ALONE,
     ) -> None:
-        self.backend = backend.fork()
+        self.backend, self.communicator = backend.fork(), communicator
         self.sizes, self.activations, self.cost, self.plan = sizes, activations, cost, plan
 
     @classmethod

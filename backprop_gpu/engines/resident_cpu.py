@@ -17,6 +17,7 @@ from ..parameters import Layout
 from ..planning import Run, residency
 from ..threads import one_blas_thread
 from .base import Described, Engine, Hyperparameters, Member
+from .reduction import Reduction, RegionSum, shards_of
 
 Array = np.ndarray
 
@@ -31,6 +32,7 @@ class ResidentCpuEngine(Engine):
     name = "resident"
     reads_bytes = True
     weighs = True
+    shards = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -40,6 +42,12 @@ class ResidentCpuEngine(Engine):
         self._network = cpu.describe(self.sizes, self.activations, self.cost, self.backend.dtype)
         self._parameters = Layout(self.sizes).count
         self._last: _Template | None = None
+        self._reduction: Reduction | None = None
+        if self.communicator.size > 1:
+            starts = self._library.layers(self._network)
+            self._reduction = Reduction(
+                self.communicator, self.plan.shards, starts, self.backend.dtype
+            )
 
     @classmethod
     def obstacle(cls, model: Described, run: Run) -> str | None:
@@ -112,18 +120,49 @@ class ResidentCpuEngine(Engine):
             ctypes.pointer(network), cpu.address(X), cpu.address(Y), described,
             len(members), min(teams, len(members)), threads, on_step is not None,
         )  # fmt: skip
-        at_once = self._steps_a_call(members[0]) if on_step is None else 1
+        alone = on_step is None and self._reduction is None
+        at_once = self._steps_a_call(members[0]) if alone else 1
         steps = max(len(costs_of_one) for *_, costs_of_one in kept)
         for first in range(0, steps, at_once):  # between two calls Ctrl-C is heard
             job.first, job.last = first, first + at_once
-            self._library.train(job)
+            if self._reduction is None:
+                self._library.train(job)
+            else:
+                self._run_parts(job, self._reduction)
             if network.called is not None:
                 network.called.check()
             if on_step is not None:
                 on_step(first)
         for _, memory, key, *_ in kept:
             self._idle.setdefault(key, []).append(memory)
-        return [costs_of_one for *_, costs_of_one in kept]
+        return [self._costs(of_shards) for *_, of_shards in kept]
+
+    def _run_parts(self, job: cpu.AbiJob, reduction: Reduction) -> None:
+        """A step, in which other ranks' sums come while this one makes those of the layer below."""
+        job.part = cpu.ROWS_OF_STEP
+        self._library.train(job)
+        sums: list[RegionSum] = []
+        job.part = cpu.GRADIENT
+        for job.layer in reversed(range(len(self.activations))):
+            self._library.train(job)
+            sums.append(reduction.begin(job.layer))
+            if len(sums) > 1:
+                sums[-2].add()
+        sums[-1].add()
+        for each in sums:
+            each.wait()
+        job.part = cpu.CHANGE
+        self._library.train(job)
+
+    def _costs(self, of_shards: Array) -> Array:
+        """The mean cost of each step, from (steps, shards), of which a rank has its own."""
+        if self.communicator.size > 1:
+            everyone = self.communicator.allgather(of_shards)
+            for rank, shards in enumerate(everyone):
+                own = shards_of(rank, self.communicator.size, self.plan.shards)
+                of_shards[:, own.start : own.stop] = shards[:, own.start : own.stop]
+        costs: Array = of_shards.sum(axis=1)
+        return costs
 
     def _part(self, member: Member, threads: int) -> tuple[Any, ...]:
         """A member as the library takes it, its memory and that one's key, and other arrays."""
@@ -132,7 +171,7 @@ class ResidentCpuEngine(Engine):
         part = cpu.AbiMember.from_buffer_copy(template.part)
         order = np.ascontiguousarray(member.order, np.int64)
         coefficients = np.ascontiguousarray(settings.coefficients, np.float64)
-        costs_of_one = np.empty(_steps(member))
+        costs_of_one = np.zeros((_steps(member), self.plan.shards))
         part.epochs, part.order = member.epochs, cpu.address(order)
         part.rows = len(order) // member.epochs
         part.coefficients = cpu.address(coefficients)
@@ -143,6 +182,8 @@ class ResidentCpuEngine(Engine):
             part.squares = cpu.address(settings.squares)
         if member.weights is not None:
             part.weights, part.totals = cpu.address(member.weights), cpu.address(member.totals)
+        if self._reduction is not None:
+            part.gradient = cpu.address(self._reduction.gradient)
         idle = self._idle.get(template.key)
         memory = idle.pop() if idle else self._library.memory(self._network, part, threads)
         part.memory = cpu.address(memory)
@@ -155,15 +196,17 @@ class ResidentCpuEngine(Engine):
         last = self._last
         if last is not None and last.optimizer is optimizer and last.key[: len(key)] == key:
             return last
-        work = self.plan.work(m)
+        work, ranks = self.plan.work(m), self.communicator
+        own = shards_of(ranks.rank, ranks.size, self.plan.shards)
         clips = (inf if c is None else c for c in (optimizer.clip_value, optimizer.clip_norm))
         slices = np.array(
             residency.all_slices(self.sizes, m, self.backend.dtype.itemsize), np.int32
         )
         part = cpu.AbiMember(
             m, work.block, work.in_place, cpu.RULES.index(optimizer.rule),
-            work.by_inputs and threads > 1, 0, 1, 0, 1, 0, None, None, None, None, *clips, optimizer.l1,
-            optimizer.l2, settings.alpha, *optimizer.kernel_constants, slices.ctypes.data,
+            work.by_inputs and threads > 1, 0, self.plan.shards, own.start, own.stop,
+            0, None, None, None, None, *clips, optimizer.l1, optimizer.l2, settings.alpha,
+            *optimizer.kernel_constants, slices.ctypes.data,
         )  # fmt: skip
         key = (*key, optimizer.clip_norm is None, self._network.stored == 0)
         self._last = _Template(optimizer, key, part, slices)

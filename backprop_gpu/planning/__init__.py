@@ -4,12 +4,14 @@ import warnings
 from typing import Any
 
 from .cpu import (
+    SHARDS,
     CpuWork,
     cpu_work,
     epochs_a_call,
     gradient_work,
     members_a_call,
     reading_work,
+    shards_of_batch,
     step_flops,
     steps_a_call,
 )
@@ -52,6 +54,7 @@ __all__ = [
     "CHUNK_ROWS",
     "H200",
     "LONG_SUM",
+    "SHARDS",
     "TENSOR_TILES",
     "TILES",
     "BatchPlan",
@@ -84,6 +87,7 @@ __all__ = [
     "products_of_step",
     "reading_work",
     "rounds",
+    "shards_of_batch",
     "step_flops",
     "step_work",
     "steps_a_call",

@@ -64,14 +64,46 @@ CPU_READING_BLOCK = 64
 CPU_IN_PLACE = 32
 
 
-def cpu_work(sizes: Sequence[int], batch: int, itemsize: int, bytes: bool, cores: int) -> CpuWork:
-    """How a mini-batch of `batch` rows is divided. `bytes`: X is of uint8, which is copied."""
-    in_place = batch <= CPU_IN_PLACE and not bytes
-    flops, slices = step_flops(sizes, batch), residency.all_slices(sizes, batch, itemsize)[0]
-    by_inputs = in_place and slices > 1
-    shares = min(slices, int(flops / CPU_BY_INPUTS)) if by_inputs else batch // 2
+def cpu_work(
+    sizes: Sequence[int], batch: int, itemsize: int, bytes: bool, cores: int, ranks: int = 1
+) -> CpuWork:
+    """How a mini-batch of `batch` rows is divided, or what a rank has of it.
+
+    `bytes`: X is of uint8, which is copied.
+    """
+    rows = math.ceil(batch / ranks)
+    in_place = rows <= CPU_IN_PLACE and not bytes
+    flops, slices = step_flops(sizes, rows), residency.all_slices(sizes, batch, itemsize)[0]
+    by_inputs = in_place and slices > 1 and ranks == 1
+    shares = min(slices, int(flops / CPU_BY_INPUTS)) if by_inputs else rows // 2
     threads = max(1, min(cores, shares)) if by_inputs or flops > CPU_SERIAL else 1
-    return CpuWork(_even_block(batch, threads), threads, in_place, by_inputs and threads > 1)
+    return CpuWork(_even_block(rows, threads), threads, in_place, by_inputs and threads > 1)
+
+
+#: Shards of a mini-batch, if there are no more ranks than that: all numbers of ranks up to it train
+#: to the same bits.
+SHARDS = 8
+#: What the tree of the CPU's library has room for.
+MOST_SHARDS = 1 << 10
+
+
+def shards_of_batch(batch: int, ranks: int) -> int:
+    """Into how many shards a mini-batch is cut for so many ranks: a power of two; 1 without ranks.
+
+    Raises
+    ------
+    ValueError
+        For more ranks than there can be shards.
+    """
+    if ranks == 0:
+        return 1
+    most = min(1 << batch.bit_length() - 1, MOST_SHARDS)
+    if ranks > most:
+        raise ValueError(
+            f"{ranks} ranks share a mini-batch of {batch} rows, which is cut into {most} shards at "
+            "most: give a larger batch_size, or fewer ranks"
+        )
+    return min(max(SHARDS, 1 << (ranks - 1).bit_length()), most)
 
 
 def _even_block(rows: int, threads: int) -> int:

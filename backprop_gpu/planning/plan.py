@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 from .. import validation
 from . import fusion, persistence, residency
-from .cpu import CpuWork, cpu_work
+from .cpu import MOST_SHARDS, CpuWork, cpu_work, shards_of_batch
 from .device import Device
 from .fusion import Fusion
 from .persistence import Persistence
@@ -225,6 +225,9 @@ class Plan:
     batches : tuple of BatchPlan
         The first is that of the largest mini-batch.
     notes : tuple of str
+    shards : int
+        Into how many a mini-batch is cut, each summing its gradient, so that ranks may share them:
+        1, or a power of two, and then the bits are the same for any number of ranks up to it.
     """
 
     backend: str
@@ -238,6 +241,7 @@ class Plan:
     batches: tuple[BatchPlan, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
     precision: str = "float32"
+    shards: int = 1
 
     @property
     def products(self) -> tuple[tuple[str, Product], ...]:
@@ -294,6 +298,10 @@ class Plan:
         """
         if self.threads < 1:
             return f"it has {self.threads} threads"
+        if self.shards < 1 or self.shards.bit_count() > 1 or self.shards > MOST_SHARDS:
+            return f"it has {self.shards} shards, which is no power of two up to {MOST_SHARDS}"
+        if self.shards < run.ranks:
+            return f"it cuts a mini-batch into {self.shards} shards, for {run.ranks} ranks"
         for planned in self.batches:
             obstacle = self._batch_obstacle(planned, itemsize, device)
             if obstacle is not None:
@@ -383,7 +391,7 @@ class Plan:
         return "\n".join(lines)
 
 
-_FORMAT, _VERSION = "backprop_gpu plan", 6
+_FORMAT, _VERSION = "backprop_gpu plan", 7
 
 
 @dataclass(frozen=True)
@@ -483,6 +491,8 @@ class Run:
     bytes: bool = False
     #: Whether Σ w² is wanted before every step.
     squares: bool = False
+    #: Processes that share each mini-batch; 0 where that is not asked for.
+    ranks: int = 0
 
     @property
     def kinds(self) -> tuple[tuple[int, int], ...]:
@@ -553,6 +563,12 @@ def choose_plan(
             precision=precision or dtype,
         )  # fmt: skip
     itemsize = 4 if dtype == "float32" else 8
+    shards = shards_of_batch(min(m for m, _ in run.kinds), run.ranks)
+
+    def work(m: int) -> CpuWork:
+        alone = cores if run.members == 1 else 1
+        return cpu_work(sizes, m, itemsize, run.bytes, alone, max(run.ranks, 1))
+
     if device is not None:
         engine, reason = _choose_on_device(
             sizes, itemsize, device, run, obstacles, slopes, precision or dtype, sigmas
@@ -563,10 +579,15 @@ def choose_plan(
         if engine == "resident" and run.members > 1:
             reason += f"; a thread per network, {min(cores, run.members)} at a time"
         elif engine == "resident":
-            reason += f"; {cpu_work(sizes, run.batch_size, itemsize, run.bytes, cores)}"
+            reason += f"; {work(run.batch_size)}"
         if engine == "resident":
             reason += f"; {processor}"
     notes: list[str] = []
+    if run.ranks:
+        notes.append(
+            f"a mini-batch is cut into {shards} shards, of which {run.ranks} "
+            f"rank{'s have' if run.ranks > 1 else ' has'} {shards / run.ranks:.3g} each"
+        )
     if device is None and engine == "resident" and not builtin:
         notes.append("a user's cost runs in Python, twice for each block of rows")
     if device is not None and engine == "layered":
@@ -598,9 +619,7 @@ def choose_plan(
         )
     elif device is None:
         batches = tuple(
-            BatchPlan(
-                m, work=cpu_work(sizes, m, itemsize, run.bytes, cores if run.members == 1 else 1)
-            )
+            BatchPlan(m, work=work(m))
             for m in sorted({m for m, _ in run.kinds}, reverse=True)
         )
     elif engine in ("fused", "persistent"):
@@ -612,7 +631,7 @@ def choose_plan(
         batches = _cuts(sizes, itemsize, device, run)
     return Plan(
         choice.backend, choice.reason, engine, reason, captured, tuple(sizes), dtype, cores,
-        batches, tuple(notes), precision or dtype,
+        batches, tuple(notes), precision or dtype, shards,
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import model_file, validation
+from ..communicators import ALONE, Communicator
 from ..model import Model
 from ..planning import Plan
 from ..planning.restore import restored
@@ -250,7 +251,7 @@ class TrainingText:
     members: tuple[MemberText, ...]
 
 
-def _rates(settings: Settings, epochs: int) -> str:
+def rates_of(settings: Settings, epochs: int) -> str:
     """η, or what a schedule makes of the last of these epochs."""
     rate = settings.rates.learning_rate
     if not callable(rate):
@@ -294,7 +295,7 @@ def to_file(
             MemberText(
                 given.batch_size,
                 repr(given.optimizer),
-                _rates(given, len(history)),
+                rates_of(given, len(history)),
                 HistoryText.of(history),
                 json.dumps(state.generator, default=np.ndarray.tolist),  # some hold arrays
                 state.stopped,
@@ -354,7 +355,7 @@ def load(
                 epochs = len(member.history.loss)
                 if epochs > given.epochs:
                     raise ValueError(f"it has run {epochs} epochs, and epochs={given.epochs}")
-                _same("learning_rate", member.learning_rate, _rates(given, epochs))
+                _same("learning_rate", member.learning_rate, rates_of(given, epochs))
                 states.append(_state(file, model, member, given, _prefix(i, population)))
         return Plan.from_json(text.plan), tuple(states)
 
@@ -442,6 +443,8 @@ class CheckpointWriter:
     make : callable
         (tensors, metadata) of these states.
     courses : sequence of FitCourse
+    communicator : Communicator
+        Of whose ranks the first writes, and all end when any of them hears SIGTERM.
     """
 
     def __init__(
@@ -449,7 +452,9 @@ class CheckpointWriter:
         checkpoints: Sequence[Checkpoint],
         make: Callable[[Sequence[MemberState]], tuple[dict[str, np.ndarray], dict[str, str]]],
         courses: Sequence[FitCourse],
+        communicator: Communicator = ALONE,
     ) -> None:
+        self._communicator = communicator
         self.checkpoints, self._make, self._courses = checkpoints, make, courses
         self._ended: dict[int, MemberState] = {}
         self._written = [time.monotonic()] * len(checkpoints)
@@ -480,8 +485,9 @@ class CheckpointWriter:
     def _end(self) -> None:
         """Do what SIGTERM did before."""
         before, self._before, self._terminated = self._before, None, False
-        signal.signal(signal.SIGTERM, before)
-        if before is signal.SIG_DFL:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+        if before in (None, signal.SIG_DFL):  # None: another rank has heard it
             raise SystemExit(TERMINATED)
         before(signal.SIGTERM, None)
 
@@ -495,8 +501,9 @@ class CheckpointWriter:
         over : bool
             Whether all have ended.
         """
-        terminated = self._terminated  # it may come while a file is written
-        if ran and self.checkpoints:
+        # It may come while a file is written.
+        terminated = self._terminated = self._communicator.any(self._terminated)
+        if ran and self.checkpoints and self._communicator.rank == 0:
             epoch, now = max(len(course.history) for course in ran), time.monotonic()
             due = [
                 i
@@ -508,6 +515,7 @@ class CheckpointWriter:
                 for i in due:
                     self.checkpoints[i].write(*contents, epoch)
                     self._written[i] = time.monotonic()
+        self._communicator.barrier()
         if terminated:
             self._end()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .. import planning, validation
+from .. import planning, threads, validation
+from ..communicators import ALONE, Communicator, resolved
 from ..engines import Hyperparameters, Member
 from ..model import Model
 from ..parameters import Parameters
@@ -57,6 +59,8 @@ class FitCourse(Course):
         The optimizer's state, all 0.
     good : (length,) backend array
         As in `Course`.
+    communicator : Communicator
+        Of whose ranks all end when a callback of any of them says so.
     """
 
     def __init__(
@@ -66,8 +70,10 @@ class FitCourse(Course):
         hooks: list[Callback],
         slots: tuple[Array, ...],
         good: Array,
+        communicator: Communicator = ALONE,
     ) -> None:
         super().__init__(network.parameters, good)
+        self.communicator = communicator
         self.network, self.settings, self.hooks, self.slots = network, settings, hooks, slots
         self.steps = settings.rates.steps
         self.history = network.history = History()
@@ -102,11 +108,7 @@ class FitCourse(Course):
         network.model.write(state.parameters, network.parameters)
         for slot, values in zip(self.slots, state.slots, strict=True):
             backend.copy(backend.asarray(values), slot)
-        generator, own = generator_of(state.generator), network.generator.bit_generator
-        if type(own) is type(generator.bit_generator):  # perhaps not the network's alone
-            own.state = generator.bit_generator.state
-        else:
-            network.generator = generator
+        take_state(network, state.generator)
 
     def state(self) -> MemberState:
         """What another has to know to go on from here."""
@@ -196,7 +198,7 @@ class FitCourse(Course):
     def is_over(self) -> bool:
         # Each callback hears of every epoch.
         stops = [hook.on_epoch_end(self.network, self.history) for hook in self.hooks]
-        self.stopped = any(stops)
+        self.stopped = self.communicator.any(any(stops))
         return self.ended
 
     @property
@@ -211,12 +213,25 @@ class FitCourse(Course):
                 hook.on_fit_end(self.network, self.history)
 
 
+def take_state(network: Trainee, state: Any) -> None:
+    """Let the network's generator go on from the state of another bit generator."""
+    generator, own = generator_of(state), network.generator.bit_generator
+    if type(own) is type(generator.bit_generator):  # perhaps not the network's alone
+        own.state = generator.bit_generator.state
+    else:
+        network.generator = generator
+
+
 def make_run(
-    settings: Sequence[Settings], hooks: Iterable[Callback], engine: str, stored_bytes: bool
+    settings: Sequence[Settings],
+    hooks: Iterable[Callback],
+    engine: str,
+    stored_bytes: bool,
+    ranks: int = 0,
 ) -> planning.Run:
     """The run of networks of one shape: by the largest batch and the most epochs among them.
 
-    ``stored_bytes`` is `Data.bytes`.
+    ``stored_bytes`` is `Data.bytes`; `ranks` share each mini-batch, if that is not 0.
     """
     kinds = dict.fromkeys((each.batch_size, each.optimizer.slots) for each in settings)
     return planning.Run(
@@ -231,6 +246,7 @@ def make_run(
         rules=frozenset(each.optimizer.rule for each in settings),
         clips_norm=any(each.optimizer.clip_norm is not None for each in settings),
         bytes=stored_bytes,
+        ranks=ranks,
     )
 
 
@@ -269,9 +285,10 @@ def begin(
     plan: Plan | None,
     resume_from: Any,
     population: bool = False,
+    ranks: int = 0,
 ) -> Beginning:
     """What `fit` begins with, from its arguments or from a checkpoint that fits them."""
-    run = make_run(settings, hooks, engine, data.bytes)
+    run = make_run(settings, hooks, engine, data.bytes, ranks)
     if resume_from is None:
         for hook in hooks:
             if isinstance(hook, Checkpoint):
@@ -296,6 +313,7 @@ def run_session(
     hooks: Sequence[Callback],
     progress: Progress,
     population: bool = False,
+    communicator: Communicator = ALONE,
 ) -> None:
     """Run the session, writing its checkpoints."""
     make = partial(
@@ -305,8 +323,48 @@ def run_session(
         preprocessing=None if population else courses[0].network.preprocessing,
     )  # fmt: skip
     own = [hook for hook in hooks if isinstance(hook, Checkpoint)]
-    with CheckpointWriter(own, make, courses) as writer:
+    with CheckpointWriter(own, make, courses, communicator) as writer:
         session.run(progress, writer.after_epoch)
+
+
+def begin_alike(
+    communicator: Communicator, network: Trainee, data: Data, settings: Settings, plan: Plan
+) -> None:
+    """See that all ranks train the same, and give them the first one's weights and generator.
+
+    Raises
+    ------
+    ValueError
+        Naming what a rank was given that the first was not.
+    """
+    if communicator.size == 1:
+        return
+    model = network.model
+    mine = {
+        "network": repr(network),
+        "rows": f"{settings.rows} rows",
+        "data": f"rows with the checksum {data.fingerprint}",
+        "batch_size": f"batch_size={settings.batch_size}",
+        "epochs": f"epochs={settings.epochs}",
+        "optimizer": repr(settings.optimizer),
+        "learning_rate": checkpoint.rates_of(settings, settings.epochs),
+        "plan": f"engine {plan.engine!r} with {plan.shards} shards",
+        "arithmetic": model.arithmetic(plan),
+    }
+    everyone = communicator.allgather_text(json.dumps(mine))
+    first = json.loads(everyone[0])
+    for rank, text in enumerate(everyone):
+        for what, its in json.loads(text).items():
+            if its != first[what]:
+                raise ValueError(
+                    f"all ranks train one network on the same rows: rank 0 has {first[what]}, and "
+                    f'rank {rank} {its}; communicator="none" trains on each rank alone'
+                )
+    flat = model.read(network.parameters)
+    communicator.broadcast(flat)
+    model.write(flat, network.parameters)
+    state = json.dumps(network.generator.bit_generator.state, default=np.ndarray.tolist)
+    take_state(network, json.loads(communicator.allgather_text(state)[0]))
 
 
 def fit(
@@ -324,28 +382,44 @@ def fit(
     engine: str,
     plan: Plan | None,
     resume_from: Any,
+    communicator: Any,
 ) -> History:
     """`Network.fit`, which has the documentation."""
     spent = TimeSpent()
-    # Everything is checked before anything changes.
-    validation.boolean("progress", progress)
     model = network.model
-    data = check_data(model, X, Y, validation_data)
-    settings = check_settings(len(data.X), epochs, batch_size, learning_rate, optimizer)
-    hooks = check_callbacks(callbacks, data.validation)
-    beginning = begin(model, data, [settings], hooks, engine, plan, resume_from)
-    network.plan = beginning.plan
-    length = (model.layout.length,)
-    slots = tuple(model.backend.zeros(length) for _ in range(settings.optimizer.slots))
-    course = FitCourse(network, settings, hooks, slots, model.backend.empty(length))
-    (course.resumed,), course.history.time_spent = beginning.states, spent
-    trains = model.engine(network.plan)
-    if not hooks and data.validation is None and settings.rates.constant:
-        course.at_once = trains.epochs_at_once(settings.rows, settings.batch_size)
-    session = Session(model, trains, [course], data.X, data.Y, data.validation, time_spent=spent)
-    done = beginning.done([settings])
-    with ProgressBar(settings.epochs, progress, done=done) as bar:
-        run_session(session, model, network.plan, data, [course], hooks, bar)
+    with resolved(communicator) as found, threads.limited(found.cores if found else None):
+        ranks, size = found or ALONE, found.size if found else 0
+
+        def check() -> tuple[Data, Settings, list[Callback], Beginning]:
+            """Everything, before anything changes."""
+            validation.boolean("progress", progress)
+            data = check_data(model, X, Y, validation_data)
+            settings = check_settings(len(data.X), epochs, batch_size, learning_rate, optimizer)
+            hooks = check_callbacks(callbacks, data.validation)
+            beginning = begin(
+                model, data, [settings], hooks, engine, plan, resume_from, ranks=size
+            )
+            return data, settings, hooks, beginning
+
+        data, settings, hooks, beginning = ranks.agree(check)
+        begin_alike(ranks, network, data, settings, beginning.plan)
+        network.plan = beginning.plan
+        length = (model.layout.length,)
+        slots = tuple(model.backend.zeros(length) for _ in range(settings.optimizer.slots))
+        good = model.backend.empty(length)
+        course = FitCourse(network, settings, hooks, slots, good, ranks)
+        (course.resumed,), course.history.time_spent = beginning.states, spent
+        trains = model.engine(network.plan, ranks)
+        if not hooks and data.validation is None and settings.rates.constant:
+            course.at_once = trains.epochs_at_once(settings.rows, settings.batch_size)
+        session = Session(
+            model, trains, [course], data.X, data.Y, data.validation, time_spent=spent
+        )
+        done, shown = beginning.done([settings]), progress and ranks.rank == 0
+        with ranks.together(), ProgressBar(settings.epochs, shown, done=done) as bar:
+            run_session(
+                session, model, network.plan, data, [course], hooks, bar, communicator=ranks
+            )
     if course.failure is not None:
         raise FloatingPointError(course.failure)
     return course.history

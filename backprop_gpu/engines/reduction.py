@@ -1,0 +1,151 @@
+"""The gradient of a mini-batch whose shards several ranks have, summed along one binary tree.
+
+A mini-batch is cut into S = 2^k shards of ⌈m/S⌉ rows, the last of which may have less, or none.
+Rank r of R has shards ⌊rS/R⌋ … ⌊(r+1)S/R⌋ - 1. Sums of shards 2i and 2i + 1 are added, then those of
+the pairs, and so on: one tree, whoever has which leaf. So the sum has the same bits for any R.
+
+    each rank     sums the largest trees that have its shards alone, one or a few
+    slices        the flat gradient is cut into R slices; each rank sends of its sums each slice to
+                  the rank that owns it, which adds up the rest of the tree
+    allgather     each rank sends its slice to all others
+
+Bytes. A rank sends, and gets, about 2 G a step, G being the gradient's bytes: (R-1)/R G twice where R
+is a power of two; up to 2 log₂ S trees a rank, in the first half, where it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise, starmap
+from typing import NamedTuple
+
+import numpy as np
+
+from ..communicators import Communicator, Exchange
+
+
+class Tree(NamedTuple):
+    """`count` shards from the first on, a power of two."""
+
+    first: int
+    count: int
+
+
+def shards_of(rank: int, ranks: int, shards: int) -> range:
+    """The shards of one rank."""
+    return range(rank * shards // ranks, (rank + 1) * shards // ranks)
+
+
+def trees_of(shards: range) -> list[Tree]:
+    """The largest trees that have these shards alone, in their order."""
+    trees, first = [], shards.start
+    while first < shards.stop:
+        count = 1
+        while first % (2 * count) == 0 and first + 2 * count <= shards.stop:
+            count *= 2
+        trees.append(Tree(first, count))
+        first += count
+    return trees
+
+
+class Reduction:
+    """Sums gradients over ranks, a region of numbers after the other.
+
+    Parameters
+    ----------
+    communicator : Communicator
+    shards : int
+        S, a power of two, at least as many as ranks.
+    starts : sequence of int
+        Where each region of a gradient begins, and where the last one ends.
+    dtype : numpy dtype
+
+    Attributes
+    ----------
+    gradient : (trees, length) array
+        A row for each of this rank's trees; in the first the sum of all ranks' appears.
+    """
+
+    #: Numbers of a cache line: where slices begin.
+    _UNIT = 16
+
+    def __init__(
+        self,
+        communicator: Communicator,
+        shards: int,
+        starts: Sequence[int],
+        dtype: np.dtype[np.floating],
+    ) -> None:
+        self.communicator, self.shards = communicator, shards
+        size, me = communicator.size, communicator.rank
+        self.trees = [trees_of(shards_of(rank, size, shards)) for rank in range(size)]
+        rows, length = len(self.trees[me]), starts[-1]
+        raw = np.zeros(rows * length + self._UNIT, dtype)
+        first = -raw.ctypes.data % 64 // dtype.itemsize
+        self.gradient = raw[first : first + rows * length].reshape(rows, length)
+        self.slices = [self._cut(begin, end, size) for begin, end in pairwise(starts)]
+        #: Of each region and tree of another rank, what arrives here.
+        self.received = [
+            {
+                (rank, tree): np.empty(slices[me].stop - slices[me].start, dtype)
+                for rank in communicator.others
+                for tree in self.trees[rank]
+            }
+            for slices in self.slices
+        ]
+
+    def _cut(self, begin: int, end: int, size: int) -> list[slice]:
+        """A slice of a region for each rank."""
+        units = -(-(end - begin) // self._UNIT)
+        edges = [min(begin + units * i // size * self._UNIT, end) for i in range(size + 1)]
+        return list(starmap(slice, pairwise(edges)))
+
+    def begin(self, region: int) -> RegionSum:
+        """Start to sum a region, which is ready in all rows of `gradient`."""
+        return RegionSum(self, region)
+
+
+class RegionSum:
+    """The sum of one region, on its way: `add`, and then `wait`."""
+
+    def __init__(self, reduction: Reduction, region: int) -> None:
+        self._reduction = reduction
+        self._slices = reduction.slices[region]
+        self._received = reduction.received[region]
+        of_rank, communicator = reduction.trees[reduction.communicator.rank], reduction.communicator
+        outgoing = [
+            (rank, row[self._slices[rank]])
+            for rank in communicator.others
+            for row, _ in zip(reduction.gradient, of_rank, strict=True)
+        ]
+        incoming = [(rank, array) for (rank, _), array in self._received.items()]
+        self._exchange: Exchange = communicator.exchange(outgoing, incoming)
+
+    def add(self) -> None:
+        """Add up this rank's slice, once all of it is here, and send it to the others."""
+        self._exchange.wait()
+        gradient, communicator = self._reduction.gradient, self._reduction.communicator
+        own = self._slices[communicator.rank]
+        sums = {tree: array for (_, tree), array in self._received.items()}
+        of_rank = self._reduction.trees[communicator.rank]
+        sums |= {tree: row[own] for tree, row in zip(of_rank, gradient, strict=True)}
+        found, out = _sum(sums, Tree(0, self._reduction.shards)), sums[of_rank[0]]
+        if found is not out:
+            out[...] = found
+        self._exchange = communicator.exchange(
+            [(rank, out) for rank in communicator.others],
+            [(rank, gradient[0, self._slices[rank]]) for rank in communicator.others],
+        )
+
+    def wait(self) -> None:
+        """Until the region is there."""
+        self._exchange.wait()
+
+
+def _sum(sums: dict[Tree, np.ndarray], tree: Tree) -> np.ndarray:
+    """Of a tree, from those of its parts, which it overwrites."""
+    if tree in sums:
+        return sums[tree]
+    half = tree.count // 2
+    left, right = (_sum(sums, Tree(tree.first + i * half, half)) for i in range(2))
+    return np.add(left, right, out=left)
