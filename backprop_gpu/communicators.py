@@ -1,9 +1,9 @@
 """The ranks of one training: processes that train one network together, and what carries arrays
 between them.
 
-A `Communicator` needs two methods, `exchange` and `abort`; all else is made of these. `Communicator`
-itself is one process alone, `MPICommunicator` is ranks of an MPI job. What they exchange lies in
-the memory of the host.
+A communicator needs two methods, `exchange` and `abort`; all else is made of these.
+`Communicator` itself is one process alone, `MPICommunicator` is ranks of an MPI job. What they
+exchange lies in the memory of the host.
 """
 
 from __future__ import annotations
@@ -84,15 +84,21 @@ class Communicator:
         """All ranks but this one."""
         return [rank for rank in range(self.size) if rank != self.rank]
 
-    def allgather(self, array: np.ndarray) -> np.ndarray:
-        """The arrays of all ranks, of one shape and dtype: (size, *shape)."""
+    def allgather(self, array: np.ndarray, seconds: float | None = None) -> np.ndarray:
+        """The arrays of all ranks, of one shape and dtype: (size, *shape).
+
+        Parameters
+        ----------
+        seconds : float, optional
+            In place of `patience`.
+        """
         everyone = np.empty((self.size, *array.shape), array.dtype)
         everyone[self.rank] = array
         rows = [everyone[rank : rank + 1] for rank in range(self.size)]
         self.exchange(
             [(rank, rows[self.rank]) for rank in self.others],
             [(rank, rows[rank]) for rank in self.others],
-            self.patience,
+            self.patience if seconds is None else seconds,
         ).wait()
         return everyone
 
@@ -116,9 +122,7 @@ class Communicator:
         padded = np.zeros(int(lengths.max()), np.uint8)
         padded[: len(own)] = own
         texts = self.allgather(padded)
-        return [
-            row[:length].tobytes().decode() for row, length in zip(texts, lengths, strict=True)
-        ]
+        return [row[:length].tobytes().decode() for row, length in zip(texts, lengths, strict=True)]
 
     def agree(self, check: Callable[[], Found]) -> Found:
         """What `check` returns, if it raises nothing on any rank.
@@ -201,7 +205,7 @@ class MPICommunicator(Communicator):
             return None
         usable = sorted(os.sched_getaffinity(0))
         here = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
-        sharing = here.allgather(usable).count(usable)
+        sharing: int = here.allgather(usable).count(usable)
         here.Free()
         return max(1, len(usable) // sharing)
 

@@ -1,16 +1,16 @@
 """The gradient of a mini-batch whose shards several ranks have, summed along one binary tree.
 
 A mini-batch is cut into S = 2^k shards of ⌈m/S⌉ rows, the last of which may have less, or none.
-Rank r of R has shards ⌊rS/R⌋ … ⌊(r+1)S/R⌋ - 1. Sums of shards 2i and 2i + 1 are added, then those of
-the pairs, and so on: one tree, whoever has which leaf. So the sum has the same bits for any R.
+Rank r of R has shards ⌊rS/R⌋ … ⌊(r+1)S/R⌋ - 1. Sums of shards 2i and 2i + 1 are added, then those
+of the pairs, and so on: one tree, whoever has which leaf. So the sum has the same bits for any R.
 
     each rank     sums the largest trees that have its shards alone, one or a few
     slices        the flat gradient is cut into R slices; each rank sends of its sums each slice to
                   the rank that owns it, which adds up the rest of the tree
     allgather     each rank sends its slice to all others
 
-Bytes. A rank sends, and gets, about 2 G a step, G being the gradient's bytes: (R-1)/R G twice where R
-is a power of two; up to 2 log₂ S trees a rank, in the first half, where it is not.
+Bytes. A rank sends, and gets, about 2 G a step, G being the gradient's bytes: (R-1)/R G twice
+where R is a power of two; where it is not, (R-1)/R G in the first half for each of its trees.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ..communicators import Communicator, Exchange
 
 
 class Tree(NamedTuple):
-    """`count` shards from the first on, a power of two."""
+    """`size` shards from the first on, a power of two."""
 
     first: int
-    count: int
+    size: int
 
 
 def shards_of(rank: int, ranks: int, shards: int) -> range:
@@ -40,11 +40,11 @@ def trees_of(shards: range) -> list[Tree]:
     """The largest trees that have these shards alone, in their order."""
     trees, first = [], shards.start
     while first < shards.stop:
-        count = 1
-        while first % (2 * count) == 0 and first + 2 * count <= shards.stop:
-            count *= 2
-        trees.append(Tree(first, count))
-        first += count
+        size = 1
+        while first % (2 * size) == 0 and first + 2 * size <= shards.stop:
+            size *= 2
+        trees.append(Tree(first, size))
+        first += size
     return trees
 
 
@@ -129,7 +129,9 @@ class RegionSum:
         sums = {tree: array for (_, tree), array in self._received.items()}
         of_rank = self._reduction.trees[communicator.rank]
         sums |= {tree: row[own] for tree, row in zip(of_rank, gradient, strict=True)}
-        found, out = _sum(sums, Tree(0, self._reduction.shards)), sums[of_rank[0]]
+        with np.errstate(all="ignore"):  # of a cost that overflows
+            found = _sum(sums, Tree(0, self._reduction.shards))
+        out = sums[of_rank[0]]
         if found is not out:
             out[...] = found
         self._exchange = communicator.exchange(
@@ -146,6 +148,7 @@ def _sum(sums: dict[Tree, np.ndarray], tree: Tree) -> np.ndarray:
     """Of a tree, from those of its parts, which it overwrites."""
     if tree in sums:
         return sums[tree]
-    half = tree.count // 2
+    half = tree.size // 2
     left, right = (_sum(sums, Tree(tree.first + i * half, half)) for i in range(2))
-    return np.add(left, right, out=left)
+    np.add(left, right, out=left)
+    return left

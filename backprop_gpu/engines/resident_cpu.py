@@ -157,9 +157,9 @@ class ResidentCpuEngine(Engine):
     def _costs(self, of_shards: Array) -> Array:
         """The mean cost of each step, from (steps, shards), of which a rank has its own."""
         if self.communicator.size > 1:
-            everyone = self.communicator.allgather(of_shards)
-            for rank, shards in enumerate(everyone):
-                own = shards_of(rank, self.communicator.size, self.plan.shards)
+            ranks = self.communicator
+            for rank, shards in enumerate(ranks.allgather(of_shards, ranks.timeout)):
+                own = shards_of(rank, ranks.size, self.plan.shards)
                 of_shards[:, own.start : own.stop] = shards[:, own.start : own.stop]
         costs: Array = of_shards.sum(axis=1)
         return costs

@@ -619,8 +619,7 @@ def choose_plan(
         )
     elif device is None:
         batches = tuple(
-            BatchPlan(m, work=work(m))
-            for m in sorted({m for m, _ in run.kinds}, reverse=True)
+            BatchPlan(m, work=work(m)) for m in sorted({m for m, _ in run.kinds}, reverse=True)
         )
     elif engine in ("fused", "persistent"):
         batches = tuple(

@@ -396,9 +396,7 @@ def fit(
             data = check_data(model, X, Y, validation_data)
             settings = check_settings(len(data.X), epochs, batch_size, learning_rate, optimizer)
             hooks = check_callbacks(callbacks, data.validation)
-            beginning = begin(
-                model, data, [settings], hooks, engine, plan, resume_from, ranks=size
-            )
+            beginning = begin(model, data, [settings], hooks, engine, plan, resume_from, ranks=size)
             return data, settings, hooks, beginning
 
         data, settings, hooks, beginning = ranks.agree(check)
@@ -410,7 +408,8 @@ def fit(
         course = FitCourse(network, settings, hooks, slots, good, ranks)
         (course.resumed,), course.history.time_spent = beginning.states, spent
         trains = model.engine(network.plan, ranks)
-        if not hooks and data.validation is None and settings.rates.constant:
+        watched = hooks or data.validation is not None or not settings.rates.constant
+        if not ranks.any(bool(watched)):
             course.at_once = trains.epochs_at_once(settings.rows, settings.batch_size)
         session = Session(
             model, trains, [course], data.X, data.Y, data.validation, time_spent=spent

@@ -345,7 +345,7 @@ template <class T> struct Pass {
                         below.delta + s * epoch.strip(), epoch.scratch(), ptrdiff_t(m) * w);
       meet(team);
     }
-    if (pass.inputs_error) {
+    if (memory.x_error) {
       const int inputs = memory.layers[0].inputs;
       product(epoch, 0, false, memory.x_error, share(epoch, units_of(inputs, w)));
       meet(team);

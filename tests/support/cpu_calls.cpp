@@ -25,7 +25,7 @@
 
 #if defined(__x86_64__)  // library.cpp knows three, and one is built
 #define ABSENT(name) extern const Level backprop_cpu_##name __attribute__((weak)); \
-  const Level backprop_cpu_##name = {#name, 0, nullptr, nullptr, nullptr, nullptr};
+  const Level backprop_cpu_##name = {#name, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 ABSENT(v2)
 ABSENT(v3)
 ABSENT(v4)
@@ -39,6 +39,7 @@ int backprop_cpu_runs(int number);
 int backprop_cpu_fma(int number);
 size_t backprop_cpu_bytes(int, const AbiNetwork*, const AbiMember*, int);
 size_t backprop_cpu_pass_bytes(int, const AbiPass*);
+void backprop_cpu_layers(int, const AbiNetwork*, int64_t*);
 int backprop_cpu_train(int, const AbiJob*);
 int backprop_cpu_pass(int, const AbiPass*, const AbiOpenMP*);
 
@@ -143,7 +144,7 @@ void users_gradient(const void* a, const void* y, void* out, int64_t rows, int64
 struct Settings {
   std::vector<int> sizes = {11, 20, 9, 3};
   int sigma = 0, output = 0, cost = 0;  // -1 is a user's
-  int rule = 0, batch = 11, rows = 45, epochs = 1;
+  int rule = 0, batch = 11, rows = 45, epochs = 1, shards = 1;
   double clip_value = INFINITY, clip_norm = INFINITY, l1 = 0, l2 = 0, alpha = 0;
   bool bytes = false, squares = false, weights = false;
   bool zeros = false, sparse = false;  // X has many zeros, and leaves them out
@@ -158,6 +159,7 @@ struct Way {
   int piece = 0;
   bool every_call = false;
   bool without_memory = false;  // for what a call needs
+  int rank = 0, ranks = 1;
 };
 const Way WAYS[] = {{1, 1000},
                     {1, 4, true},
@@ -251,7 +253,8 @@ template <class T> struct Training {
   std::vector<int32_t> slices;
   std::vector<double> coefficients, costs, squares, totals;
   std::vector<T> p, state[2];
-  std::unique_ptr<char, void (*)(void*)> memory{nullptr, free};
+  std::vector<int64_t> layers;  // where each begins in a gradient
+  std::unique_ptr<char, void (*)(void*)> memory{nullptr, free}, gradient{nullptr, free};
 
   Training(const Problem<T>& problem, const Settings& given, const Way& way) : settings(given) {
     const int steps = (settings.rows + settings.batch - 1) / settings.batch * settings.epochs;
@@ -260,7 +263,7 @@ template <class T> struct Training {
     for (int i = 0; i < steps; ++i)
       for (double one : {0.05, 0.01, 1.0 + 0.1 * i, 0.001}) coefficients.push_back(one);
     const bool adam = settings.rule >= 3;
-    costs.assign(size_t(steps), 0);
+    costs.assign(size_t(steps * settings.shards), 0);
     if (settings.squares) squares.assign(size_t(steps), 0);
     p = problem.p;
     for (T& one : p) one *= T(1) + T(settings.seed) / 8;
@@ -278,6 +281,19 @@ template <class T> struct Training {
       }
       member.weights = problem.weights.data();
       member.totals = totals.data();
+    }
+    member.shards = settings.shards;
+    member.first_shard = way.rank * settings.shards / way.ranks;
+    member.end_shard = (way.rank + 1) * settings.shards / way.ranks;
+    if (way.ranks > 1) {  // as many trees as there could be
+      layers.resize(settings.sizes.size());
+      backprop_cpu_layers(level, &problem.network, layers.data());
+      void* found = nullptr;
+      const size_t size = size_t(layers.back() * settings.shards) * sizeof(T);
+      demand(posix_memalign(&found, 64, size) == 0, "memory");
+      memset(found, 0xfe, size);
+      gradient.reset(static_cast<char*>(found));
+      member.gradient = found;
     }
     member.rule = settings.rule;
     member.rows = settings.rows;
@@ -305,6 +321,8 @@ template <class T> struct Training {
     member.memory = found;
   }
 
+  int64_t steps() const { return int64_t(costs.size()) / settings.shards; }
+
   uint64_t hash() const {
     Hash hash;
     hash.add(p);
@@ -322,8 +340,8 @@ template <class T> uint64_t train(const Settings& settings, const Way& way) {
   const uint64_t before = training.hash();
   const void* const X = problem.stored(settings.bytes);
   AbiJob job = {&problem.network, X, problem.Y.data(), &training.member, 1, 1, way.threads,
-                way.every_call, 0, 0};
-  const int64_t steps = int64_t(training.costs.size()), piece = way.piece ? way.piece : steps + 5;
+                way.every_call, WHOLE, 0, 0, 0};
+  const int64_t steps = training.steps(), piece = way.piece ? way.piece : steps + 5;
   for (; job.first < steps; job.first = job.last) {
     job.last = job.first + piece;
     has_memory = !way.without_memory;
@@ -342,17 +360,86 @@ template <class T> uint64_t train_by_epochs(const Settings& settings, const Way&
   Training<T> training(problem, settings, way);
   AbiMember& member = training.member;
   AbiJob job = {&problem.network, problem.stored(settings.bytes), problem.Y.data(), &member, 1, 1,
-                way.threads, 0, 0, int64_t(training.costs.size()) / settings.epochs};
+                way.threads, 0, WHOLE, 0, 0, training.steps() / settings.epochs};
   member.epochs = 1;
   for (int i = 0; i < settings.epochs; ++i) {
     demand(backprop_cpu_train(level, &job) == 0, "no threads");
     member.order += settings.rows;
     member.coefficients += 4 * job.last;
-    member.costs += job.last;
+    member.costs += job.last * settings.shards;
     if (member.totals) member.totals += job.last;
     if (member.squares) member.squares += job.last;
   }
   return training.hash();
+}
+
+// Adds up, number by number, what ranks have of a layer: the sums of their trees.
+template <class T> struct Leaf {
+  int first, count;
+  T* sums;
+};
+template <class T> T sum_of_tree(const std::vector<Leaf<T>>& leaves, int64_t at, int first, int count) {
+  for (const Leaf<T>& leaf : leaves)
+    if (leaf.first == first && leaf.count == count) return leaf.sums[at];
+  const int half = count / 2;
+  const T left = sum_of_tree(leaves, at, first, half);
+  return left + sum_of_tree(leaves, at, first + half, half);
+}
+
+// The same on so many ranks, each of which has some of the shards, and runs its steps in parts.
+template <class T> uint64_t train_on_ranks(const Settings& settings, Way way, int ranks) {
+  Problem<T> problem(settings);
+  std::vector<std::unique_ptr<Training<T>>> trainings;
+  std::vector<AbiJob> jobs;
+  std::vector<Leaf<T>> leaves;
+  const void* const X = problem.stored(settings.bytes);
+  way.ranks = ranks;
+  for (way.rank = 0; way.rank < ranks; ++way.rank) {
+    trainings.push_back(std::make_unique<Training<T>>(problem, settings, way));
+    AbiMember& member = trainings.back()->member;
+    jobs.push_back({&problem.network, X, problem.Y.data(), &member, 1, 1, way.threads, way.every_call,
+                    0, 0, 0, 0});
+    T* sums = static_cast<T*>(member.gradient);
+    for (int first = member.first_shard, count; first < member.end_shard; first += count) {
+      for (count = 1; first % (2 * count) == 0 && first + 2 * count <= member.end_shard;) count *= 2;
+      leaves.push_back({first, count, sums});
+      sums += trainings.back()->layers.back();
+    }
+  }
+  Training<T>& whole = *trainings[0];
+  const auto run = [&](Part part, int layer) {
+    for (AbiJob& job : jobs) {
+      job.part = part, job.layer = layer;
+      demand(backprop_cpu_train(level, &job) == 0, "no threads");
+    }
+  };
+  for (int64_t step = 0; step < whole.steps(); ++step) {
+    for (AbiJob& job : jobs) job.first = step, job.last = step + 1;
+    run(ROWS_OF_STEP, 0);
+    for (int l = int(whole.layers.size()) - 2; l >= 0; --l) {
+      run(GRADIENT, l);
+      std::vector<T> sum;
+      for (int64_t at = whole.layers[size_t(l)]; at < whole.layers[size_t(l) + 1]; ++at)
+        sum.push_back(sum_of_tree(leaves, at, 0, settings.shards));
+      for (const AbiJob& job : jobs)
+        memcpy(static_cast<T*>(job.members->gradient) + whole.layers[size_t(l)], sum.data(),
+               sum.size() * sizeof(T));
+    }
+    run(CHANGE, 0);
+  }
+  for (const auto& training : trainings)  // each rank has written the costs of its own shards
+    for (size_t i = 0; training != trainings[0] && i < whole.costs.size(); ++i) {
+      const int shard = int(i) % settings.shards;
+      const bool own = training->member.first_shard <= shard && shard < training->member.end_shard;
+      if (own) whole.costs[i] = training->costs[i];
+      else demand(training->costs[i] == 0, "the cost of another's shard");
+    }
+  const uint64_t found = whole.hash();
+  for (const auto& training : trainings) {
+    training->costs = whole.costs;
+    demand(training->hash() == found, "ranks differ");
+  }
+  return found;
 }
 
 template <class T> uint64_t each_way(const Settings& settings, const char* name) {
@@ -448,6 +535,22 @@ template <class T> std::vector<Settings> settings_of(const char* group) {
           if (rule) s.squares = s.weights = true;
         });
     add([&](Settings& s) { s.epochs = 2, s.zeros = s.sparse = true; });
+  } else if (!strcmp(group, "shards")) {
+    for (int shards : {2, 8, 16})
+      for (int rule = 0; rule < 5; ++rule)
+        add([&](Settings& s) {
+          s.sizes = {140, 21, 3}, s.shards = shards, s.rule = rule, s.batch = 19;
+          s.squares = s.weights = rule % 2;
+          if (rule == 2) s.clip_norm = 0.01, s.clip_value = 0.03;
+          if (rule == 3) s.l1 = 0.01;
+        });
+    for (int batch : {1, 3, 8, 29, 45})  // fewer rows than shards, and a short last batch
+      add([&](Settings& s) { s.shards = 8, s.batch = batch, s.cost = 2, s.output = 10; });
+    add([&](Settings& s) { s.sizes = {11, 150, 70, 3}, s.shards = 4, s.rows = 900, s.batch = 850; });
+    add([&](Settings& s) { s.shards = 1 << 10, s.rows = 1100, s.batch = 1090; });
+    add([&](Settings& s) { s.shards = 8, s.batch = 30, s.zeros = s.sparse = true; });
+    add([&](Settings& s) { s.shards = 8, s.batch = 30, s.bytes = true; });
+    add([&](Settings& s) { s.shards = 4, s.batch = 30, s.cost = -1, s.sigma = -1, s.epochs = 2; });
   } else {  // bytes
     for (int n : {1, 11, 64, 70})
       add([&](Settings& s) {
@@ -687,7 +790,7 @@ template <class T> uint64_t population(int teams, int threads, bool by_inputs) {
     members.push_back(trainings.back()->member);
   }
   AbiJob job = {&problem.network, problem.stored(false), problem.Y.data(), members.data(),
-                int(members.size()), teams, threads, 0, 0, 0};
+                int(members.size()), teams, threads, 0, WHOLE, 0, 0, 0};
   for (; job.last < 12; job.first = job.last) {
     job.last += 4;
     demand(backprop_cpu_train(level, &job) == 0, "no threads");
@@ -771,7 +874,7 @@ void about_itself() {
 
 template <class T> void groups(const char* type) {
   for (const char* group : {"activations", "costs", "saturated", "rules", "shapes", "bytes", "weights",
-                            "sparse", "epochs"}) {
+                            "sparse", "epochs", "shards"}) {
     Hash hash;
     for (const Settings& settings : settings_of<T>(group)) {
       const uint64_t one = each_way<T>(settings, group);
@@ -782,6 +885,11 @@ template <class T> void groups(const char* type) {
       }
       if (settings.epochs > 1)
         demand(train_by_epochs<T>(settings, WAYS[0]) == one, "other bits epoch by epoch");
+      for (int ranks : {2, 3, 7}) {
+        if (ranks > settings.shards) continue;
+        for (size_t way : {0, 4, 5})
+          demand(train_on_ranks<T>(settings, WAYS[way], ranks) == one, "other bits on ranks:", group);
+      }
       hash.add(std::vector<double>{double(one >> 32), double(unsigned(one))});
     }
     printf("%s %s %016llx\n", type, group, (unsigned long long)hash.value);

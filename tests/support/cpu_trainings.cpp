@@ -97,7 +97,7 @@ template <class T> uint64_t run(const Training& training, int threads, int block
   member.in_place = member.by_inputs = by_inputs;
   member.rule = training.rule;
   member.rows = ROWS;
-  member.epochs = 1;
+  member.epochs = member.shards = member.end_shard = 1;
   member.order = order;
   member.coefficients = coefficients;
   member.clip_value = INFINITY;
@@ -114,7 +114,7 @@ template <class T> uint64_t run(const Training& training, int threads, int block
   const size_t bytes = LEVEL_TABLE.bytes(network, member, threads);
   member.memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
   memset(member.memory, 0xfe, bytes);  // nothing is read before it is written
-  AbiJob job = {&network, X, Y, &member, 1, 1, threads, 0, 0, steps};
+  AbiJob job = {&network, X, Y, &member, 1, 1, threads, 0, WHOLE, 0, 0, steps};
   int claimed = 0, unclaimed = 0;
   struct Work {
     const AbiJob& job;
