@@ -14,16 +14,21 @@ from ..optimizers import Optimizer
 from ..parameters import Layout, Parameters
 from ..planning import Run
 from .base import Described, Engine, Member
+from .layered_shards import ShardedSteps
 from .passes import Batch, Passes, quiet
 
 Array = Any
+
+
+#: What a training's buffers are made for; compared by identity, but for numbers.
+Arguments = tuple[Any, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Bound:
     """The buffers and steps bound to the arrays of one training, kept from epoch to epoch."""
 
-    arguments: tuple[Any, ...]
+    arguments: Arguments
     passes: Passes
     epoch: Epoch
     #: One step, with a whole mini-batch and with the last one.
@@ -39,8 +44,10 @@ class LayeredEngine(Engine):
     """Forward, BP1–BP4 and the update as calls to a backend, layer by layer."""
 
     name = "layered"
+    shards = True
     #: The last two: members of two rules, or of two batch sizes, alternate.
     _bounds: tuple[Bound, ...] = ()
+    _sharded: tuple[Arguments, ShardedSteps, Callable[[], None]] | None = None
     _turns: tuple[Parameters, dict[int, tuple[Array, ...]]] | None = None
 
     @classmethod
@@ -59,6 +66,8 @@ class LayeredEngine(Engine):
         meanwhile: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
         hyperparameters = member.hyperparameters
+        if self.plan.shards > 1:
+            return self._run_shards(member, X, Y, on_step)
         whole, rest = divmod(len(member.order), hyperparameters.batch_size)
         bound = self._bind(member, X, Y)
         bound.epoch.load(member.order, hyperparameters.coefficients)
@@ -75,6 +84,38 @@ class LayeredEngine(Engine):
                 bound.refresh()
         meanwhile()
         return bound.epoch.costs()
+
+    def _run_shards(
+        self, member: Member, X: Array, Y: Array, on_step: Callable[[int], None] | None
+    ) -> np.ndarray:
+        arguments = _arguments(member, X, Y)
+        if self._sharded is None or not _alike(self._sharded[0], arguments):
+            passes, parameters, refresh = self._prepare(member)
+            steps = ShardedSteps(passes, member, parameters, self.communicator, self.plan.shards)
+            self._sharded = arguments, steps, refresh
+        _, steps, refresh = self._sharded
+        squares = member.hyperparameters.squares
+        if squares is not None:
+            on_step = self._sums_squares(member.parameters, squares, on_step)
+        refresh()
+
+        def after(number: int) -> None:
+            if on_step is not None:
+                on_step(number)
+                refresh()
+
+        return steps.run(member, X, Y, after)
+
+    def _prepare(self, member: Member) -> tuple[Passes, Parameters, Callable[[], None]]:
+        """Passes, the parameters as products take them, and what refreshes their rounded copy."""
+        backend: Any = self.backend.fork()
+        passes = Passes(backend, self.sizes, self.activations, self.cost, plan=self.plan)
+        parameters = member.parameters
+        products = (one for planned in self.plan.batches for _, one in planned.products)
+        if not any(product.kernel == "cublas" for product in products):
+            return passes, parameters, _nothing
+        parameters = Parameters(parameters.layout, backend.with_rounded(parameters.flat))
+        return passes, parameters, partial(backend.round, parameters.flat)
 
     def _sums_squares(
         self, parameters: Parameters, squares: np.ndarray, on_step: Callable[[int], None] | None
@@ -134,25 +175,15 @@ class LayeredEngine(Engine):
         return parameters, states[slots]
 
     def _bind(self, member: Member, X: Array, Y: Array) -> Bound:
-        parameters, slots, rows = member.parameters, member.slots, len(member.order)
-        m, optimizer = member.hyperparameters.batch_size, member.hyperparameters.optimizer
-        alpha = member.hyperparameters.alpha
-        arguments = (parameters, slots, X, Y, optimizer, m, rows, alpha)
+        arguments = _arguments(member, X, Y)
         for bound in self._bounds:
-            pairs = zip(bound.arguments, arguments, strict=True)
-            if all(
-                old is new or (isinstance(new, int | float) and old == new) for old, new in pairs
-            ):
+            if _alike(bound.arguments, arguments):
                 return bound
         self._bounds = self._bounds[-1:]  # room for another
-        backend: Any = self.backend.fork()
-        passes = Passes(backend, self.sizes, self.activations, self.cost, plan=self.plan)
+        slots, rows, m = member.slots, len(member.order), member.hyperparameters.batch_size
+        passes, parameters, refresh = self._prepare(member)
+        backend: Any = passes.backend
         epoch, gradients = backend.epoch(rows, m), passes.zeros_like(parameters)
-        refresh: Callable[[], None] = _nothing
-        products = (one for planned in self.plan.batches for _, one in planned.products)
-        if any(product.kernel == "cublas" for product in products):
-            parameters = Parameters(parameters.layout, backend.with_rounded(parameters.flat))
-            refresh = partial(backend.round, parameters.flat)
 
         def compute(batch: Batch) -> None:
             """From rows to an update of the parameters."""
@@ -178,7 +209,23 @@ class LayeredEngine(Engine):
         return bound
 
     def release(self) -> None:
-        self._bounds, self._turns = (), None
+        self._bounds, self._turns, self._sharded = (), None, None
+
+
+def _arguments(member: Member, X: Array, Y: Array) -> Arguments:
+    """What the buffers of a member's training are made for."""
+    settings = member.hyperparameters
+    return (
+        member.parameters, member.slots, X, Y, settings.optimizer, settings.batch_size,
+        len(member.order), settings.alpha,
+    )  # fmt: skip
+
+
+def _alike(some: Arguments, others: Arguments) -> bool:
+    return all(
+        old is new or (isinstance(new, int | float) and old == new)
+        for old, new in zip(some, others, strict=True)
+    )
 
 
 def _gathering_ahead(

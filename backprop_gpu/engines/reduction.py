@@ -48,6 +48,23 @@ def trees_of(shards: range) -> list[Tree]:
     return trees
 
 
+def rows_of_shards(rows: int, shards: int) -> list[int]:
+    """The rows of each shard of a mini-batch."""
+    each = -(-rows // shards)
+    return [max(0, min(each, rows - i * each)) for i in range(shards)]
+
+
+def all_costs(communicator: Communicator, costs: np.ndarray) -> np.ndarray:
+    """The mean cost of each step, from (steps, shards), its parts, of which a rank has its own."""
+    if communicator.size > 1:
+        everyone = communicator.allgather(costs, communicator.timeout)
+        for rank, of_rank in enumerate(everyone):
+            own = shards_of(rank, communicator.size, costs.shape[1])
+            costs[:, own.start : own.stop] = of_rank[:, own.start : own.stop]
+    found: np.ndarray = costs.sum(axis=1)
+    return found
+
+
 class Reduction:
     """Sums gradients over ranks, a region of numbers after the other.
 

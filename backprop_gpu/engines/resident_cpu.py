@@ -17,7 +17,7 @@ from ..parameters import Layout
 from ..planning import Run, residency
 from ..threads import one_blas_thread
 from .base import Described, Engine, Hyperparameters, Member
-from .reduction import Reduction, RegionSum, shards_of
+from .reduction import Reduction, RegionSum, all_costs, shards_of
 
 Array = np.ndarray
 
@@ -135,7 +135,7 @@ class ResidentCpuEngine(Engine):
                 on_step(first)
         for _, memory, key, *_ in kept:
             self._idle.setdefault(key, []).append(memory)
-        return [self._costs(of_shards) for *_, of_shards in kept]
+        return [all_costs(self.communicator, of_shards) for *_, of_shards in kept]
 
     def _run_parts(self, job: cpu.AbiJob, reduction: Reduction) -> None:
         """A step, in which other ranks' sums come while this one makes those of the layer below."""
@@ -153,16 +153,6 @@ class ResidentCpuEngine(Engine):
             each.wait()
         job.part = cpu.CHANGE
         self._library.train(job)
-
-    def _costs(self, of_shards: Array) -> Array:
-        """The mean cost of each step, from (steps, shards), of which a rank has its own."""
-        if self.communicator.size > 1:
-            ranks = self.communicator
-            for rank, shards in enumerate(ranks.allgather(of_shards, ranks.timeout)):
-                own = shards_of(rank, ranks.size, self.plan.shards)
-                of_shards[:, own.start : own.stop] = shards[:, own.start : own.stop]
-        costs: Array = of_shards.sum(axis=1)
-        return costs
 
     def _part(self, member: Member, threads: int) -> tuple[Any, ...]:
         """A member as the library takes it, its memory and that one's key, and other arrays."""

@@ -310,7 +310,7 @@ class Plan:
                 return "its kernel reads an X of uint8"
         try:
             if self.engine == "layered":
-                for m in run.batch_sizes:
+                for m in layered_rows(run, self.shards):
                     self.batch(m)
             elif self.engine == "fused":
                 for m, _ in run.kinds:
@@ -506,6 +506,17 @@ class Run:
         return tuple(sorted(sizes - {0}, reverse=True))
 
 
+def layered_rows(run: Run, shards: int) -> tuple[int, ...]:
+    """The rows of what the layered engine takes at once: mini-batches, or shards of them."""
+    if shards == 1:
+        return run.batch_sizes
+    sizes: set[int] = set()
+    for m in run.batch_sizes:
+        each = -(-m // shards)
+        sizes |= {each, m % each}
+    return tuple(sorted(sizes - {0}, reverse=True))
+
+
 def choose_plan(
     sizes: Sequence[int],
     dtype: str,
@@ -615,7 +626,7 @@ def choose_plan(
                     ).items()
                 ),
             )
-            for m in run.batch_sizes
+            for m in layered_rows(run, shards)
         )
     elif device is None:
         batches = tuple(

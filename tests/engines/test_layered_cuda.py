@@ -12,11 +12,13 @@ import pytest
 
 from backprop_gpu import Activation, Callback, Network, Population, activations, planning
 from backprop_gpu.backends.cuda import CudaBackend
+from backprop_gpu.communicators import ALONE
 from backprop_gpu.cuda.runtime import Runtime
 from backprop_gpu.planning import Plan, Product
 from backprop_gpu.testing import standin
 from kernel_cases import assert_rounded
 from machine import device_runtime
+from rank_threads import on_ranks
 from reference import same_bits
 
 pytestmark = pytest.mark.gpu
@@ -329,3 +331,38 @@ def test_what_is_launched_beside_the_librarys_products(
     assert "bias_activation" not in launched
     assert "pull_back" not in launched
     assert launched.count("gather") == 1
+
+
+# -- ranks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_ranks_have_the_bits_of_one_and_numpys_result(precision, optimizer):
+    sizes = SIZES[1]
+    X, Y = _data(sizes)
+
+    def work(ranks, backend="cuda"):
+        net = _network(backend, sizes, precision)
+        net.fit(
+            X, Y, epochs=2, batch_size=40, learning_rate=0.05, optimizer=optimizer,
+            engine="layered", communicator=ranks,
+        )  # fmt: skip
+        assert net.plan.shards == 8
+        assert not net.plan.captured
+        return net.model.read(net.parameters)
+
+    alone = work(ALONE)
+    for size in (2, 3):
+        for found in on_ranks(size, work):
+            same_bits([found], [alone])
+    np.testing.assert_allclose(alone, work(ALONE, "numpy"), atol=2 * CLOSE[precision])
+
+
+@pytest.mark.parametrize("engine", ["resident", "fused", "persistent"])
+def test_other_engines_leave_ranks_to_this_one(engine):
+    net, (X, Y) = _network("cuda", SIZES[0], "float32"), _data(SIZES[0])
+    with pytest.raises(ValueError, match="does not sum gradients over ranks"):
+        net.fit(
+            X, Y, epochs=1, batch_size=40, learning_rate=0.05, engine=engine, communicator=ALONE
+        )

@@ -104,7 +104,7 @@ def test_a_rank_sends_twice_the_gradient_at_most():
 # -- bits ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["resident"])
+@pytest.mark.parametrize("engine", ["resident", "layered"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ranked.OPTIMIZERS)
 def test_any_number_of_ranks_trains_to_the_same_bits(name, dtype, engine):
@@ -119,7 +119,7 @@ def test_any_number_of_ranks_trains_to_the_same_bits(name, dtype, engine):
         assert net.plan.engine == engine
         return ranked.digest(net)
 
-    found = {digest for size in (1, 2, 3, 5, 8) for digest in on_ranks(size, work)}
+    found = {digest for size in (1, 3, 8) for digest in on_ranks(size, work)}
     assert len(found) == 1
 
 

@@ -1,0 +1,159 @@
+"""Steps of the layered engine in which each shard is a mini-batch of its own.
+
+    for each shard   forward, C, BP1 – BP4: the mean gradient over its rows, times their share
+    tree             the shards' are added, and other ranks' sums to them (`reduction`)
+    update           by every rank
+
+To add is an update, too: p - η g, with the sum for p and η = -1, or minus a share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..communicators import Communicator
+from ..optimizers import SGD
+from ..parameters import Parameters
+from .base import Member
+from .passes import Batch, Passes
+from .reduction import Reduction, Tree, all_costs, rows_of_shards, shards_of, trees_of
+
+Array = Any
+
+_ADDS = SGD()
+
+
+class ShardedSteps:
+    """The buffers of one training in shards.
+
+    Parameters
+    ----------
+    passes : Passes
+    member : Member
+        Of all epochs: its slots, batch size and rule.
+    parameters : Parameters
+        The member's, perhaps with a rounded copy.
+    communicator : Communicator
+    shards : int
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        member: Member,
+        parameters: Parameters,
+        communicator: Communicator,
+        shards: int,
+    ) -> None:
+        self._passes, self._member, self._parameters = passes, member, parameters
+        self._backend: Any = passes.backend
+        self._communicator, self._shards = communicator, shards
+        self._own = shards_of(communicator.rank, communicator.size, shards)
+        self._trees = trees_of(self._own)
+        m, rows = member.hyperparameters.batch_size, len(member.order)
+        self._rows = [rows_of_shards(m, shards)] * (rows // m)
+        if rows % m:
+            self._rows.append(rows_of_shards(rows % m, shards))
+        self._slots = -(-m // shards)  # of a shard, in the order
+        self._epoch = self._backend.epoch(rows, m)
+        steps = len(self._rows) * len(self._own)
+        self._of_shards = self._backend.epoch(steps * self._slots, self._slots)
+        self._once = self._backend.epoch(1, 1)
+        self._once.load(np.zeros(1, np.intp), _ADDS.coefficients(np.array([-1.0]), 0))
+        self._zeros, self._gradients = self._buffer(), self._buffer()
+        levels = max(tree.size for tree in self._trees).bit_length()
+        self._free = [self._buffer() for _ in range(levels + 1)]
+        self._batches: dict[int, Batch] = {}
+        self._reduction: Reduction | None = None
+        if communicator.size > 1:
+            regions = [0, parameters.layout.length]
+            self._reduction = Reduction(communicator, shards, regions, passes.backend.dtype)
+
+    def _buffer(self) -> Parameters:
+        return self._passes.zeros_like(self._parameters)
+
+    def run(self, member: Member, X: Array, Y: Array, on_step: Callable[[int], None]) -> np.ndarray:
+        """An epoch; the mean cost of each step."""
+        shares = self._load(member)
+        for number, rows in enumerate(self._rows):
+            self._step(rows, X, Y, member)
+            on_step(number)
+        costs = np.zeros((len(self._rows), self._shards))
+        found = self._of_shards.costs().reshape(len(self._rows), len(self._own))
+        own = slice(self._own.start, self._own.stop)
+        # Of a shard without rows there is no cost.
+        costs[:, own] = np.where(shares[:, own] > 0, found * shares[:, own], 0.0)
+        return all_costs(self._communicator, costs)
+
+    def _load(self, member: Member) -> np.ndarray:
+        """The order of this rank's shards; (steps, shards), their shares in the steps' rows."""
+        m, settings = member.hyperparameters.batch_size, member.hyperparameters
+        counts = np.array(self._rows)
+        ends = counts.cumsum(axis=1) + m * np.arange(len(counts))[:, None]
+        order = np.zeros((len(counts), len(self._own), self._slots), np.intp)
+        places = (ends - counts)[:, self._own, None] + np.arange(self._slots)
+        inside = np.arange(self._slots) < counts[:, self._own, None]
+        order[inside] = np.asarray(member.order)[places[inside]]
+        shares: np.ndarray = counts / counts.sum(axis=1, keepdims=True)
+        rates = -shares[:, self._own].ravel()
+        self._of_shards.load(order.ravel(), _ADDS.coefficients(rates, 0))
+        self._epoch.load(member.order, settings.coefficients)
+        return shares
+
+    def _step(self, rows: list[int], X: Array, Y: Array, member: Member) -> None:
+        backend, reduction = self._backend, self._reduction
+        totals = []
+        for i, tree in enumerate(self._trees):
+            totals.append(self._sum(tree, rows, X, Y))
+            if reduction is not None:
+                reduction.gradient[i] = backend.to_numpy(totals[-1].flat)
+                self._free.append(totals.pop())
+        if reduction is not None:
+            total = reduction.begin(0)
+            total.add()
+            total.wait()
+            totals.append(self._free.pop())
+            backend.copy(backend.asarray(reduction.gradient[0]), totals[0].flat)
+        optimizer = member.hyperparameters.optimizer_of(sum(rows))
+        backend.update(self._parameters, totals[0], member.slots, optimizer, self._epoch)
+        backend.advance(self._epoch)
+        self._free += totals
+
+    def _sum(self, tree: Tree, rows: list[int], X: Array, Y: Array) -> Parameters:
+        """The gradient of a tree's shards, in one of the free buffers."""
+        sums: list[Parameters] = []
+        for i in range(tree.size):
+            found = self._of_shard(rows[tree.first + i], X, Y)
+            for _ in range(_trailing_ones(i)):  # as many shards as in this sum
+                left = sums.pop()
+                self._backend.update(left, found, (), _ADDS, self._once)
+                self._free.append(found)
+                found = left
+            sums.append(found)
+        return sums[0]
+
+    def _of_shard(self, rows: int, X: Array, Y: Array) -> Parameters:
+        """The gradient of the next shard, its part of the step's mean."""
+        backend, passes, epoch = self._backend, self._passes, self._of_shards
+        found = self._free.pop()
+        backend.copy(self._zeros.flat, found.flat)
+        if rows:
+            if rows not in self._batches:
+                self._batches[rows] = passes.batch(rows)
+            batch = self._batches[rows]
+            backend.gather(X, Y, epoch, batch.a[0], batch.y)
+            passes.forward(self._parameters, batch)
+            backend.record_cost(
+                batch.z[-1], batch.a[-1], batch.y, passes.output, passes.cost, epoch
+            )
+            passes.backward(self._parameters, self._gradients, batch)
+            backend.update(found, self._gradients, (), _ADDS, epoch)
+        backend.advance(epoch)
+        return found
+
+
+def _trailing_ones(i: int) -> int:
+    return (~i & (i + 1)).bit_length() - 1
