@@ -56,6 +56,8 @@ class Communicator:
     cores: int | None = None
     timeout: float = 10.0
     patience: float = 600.0
+    #: Whether all ranks have agreed to end what they do `together`, by an exception of each.
+    parting: bool = False
 
     def exchange(
         self, outgoing: Messages, incoming: Messages, seconds: float | None = None
@@ -148,16 +150,15 @@ class Communicator:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Around what all ranks do in step: an exception on one of them ends all.
-
-        But SystemExit, which all are to have agreed on.
-        """
+        """Around what all ranks do in step: an exception on one of them ends the job."""
+        if self.size == 1:
+            yield
+            return
+        self.parting = False
         try:
             yield
-        except SystemExit:
-            raise
         except BaseException as error:
-            if self.size == 1:
+            if self.parting:
                 raise
             traceback.print_exc()
             self.abort(f"{type(error).__name__}: {error}")
@@ -277,8 +278,14 @@ def _mpi() -> Any:
     return MPI
 
 
-#: What a launcher of MPI jobs (Open MPI's, MPICH's, Intel's; Slurm's with PMIx) sets for each rank.
-_OF_LAUNCHERS = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_SIZE")
+#: Where launchers of MPI jobs say a process's rank: Open MPI's; MPICH's and Intel's; Slurm's.
+_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+
+
+def launched_rank() -> int | None:
+    """This process's rank in the MPI job that it is part of, by its environment."""
+    found = (os.environ.get(name, "") for name in _RANKS)
+    return next((int(rank) for rank in found if rank.isdecimal()), None)
 
 
 @contextmanager
@@ -304,7 +311,7 @@ def resolved(communicator: Any) -> Iterator[Communicator | None]:
                 f'communicator must be "auto", "none", a Communicator or an mpi4py Intracomm, '
                 f"got {communicator!r}"
             )
-        if communicator == "auto" and any(name in os.environ for name in _OF_LAUNCHERS):
+        if communicator == "auto" and launched_rank() is not None:
             own = MPICommunicator()
     elif isinstance(communicator, Communicator):
         yield communicator

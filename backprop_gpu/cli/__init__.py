@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
 from ..benchmarks import cli as bench
+from ..communicators import launched_rank
 from ..errors import ArgumentError
 from ..version import __version__
 from . import check, compile, info, predict, train
@@ -21,6 +23,13 @@ from .arguments import Parser
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments, or with those of the process."""
     name = "backprop-gpu"
+    if not launched_rank():
+        return _run(name, argv)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        return _run(name, argv)  # the first rank of an MPI job speaks for all
+
+
+def _run(name: str, argv: Sequence[str] | None) -> int:
     try:
         args = _parser(name).parse_args(argv)
         name = f"{name} {args.command}"
@@ -28,10 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as end:  # --help and --version
         return int(end.code or 0)
     except ArgumentError as error:
-        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if not launched_rank():
+            print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+        if not launched_rank():
+            print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, `head` say, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from .. import activations, costs, datasets, optimizers
+from ..communicators import ALONE, Communicator, resolved
 from ..datasets import Dataset
 from ..errors import ArgumentError
 from ..network import Network
+from ..optimizers import Optimizer
 from ..preprocessing import Number, Options
 from ..training import Callback, Checkpoint, EarlyStopping, History
 from .arguments import (
@@ -249,20 +251,19 @@ class _Termination:
 
 
 def _train(args: argparse.Namespace) -> int:
-    with refused_as_arguments():
-        out = Path(args.out)
-        if not args.explain:  # which writes nothing
-            out.mkdir(parents=True, exist_ok=True)
-            if not os.access(out, os.W_OK):
-                raise PermissionError(f"cannot write to {out}")
-        optimizer = replace(optimizers.get(args.optimizer), l2=args.l2)
-        callbacks: list[Callback] = []
-        if args.patience is not None:
-            callbacks.append(EarlyStopping(patience=args.patience))
-        if args.checkpoint_every is not None or args.resume:
-            every = 1 if args.checkpoint_every is None else args.checkpoint_every
-            callbacks.append(Checkpoint(out / CHECKPOINT, every=every))
-        data = _data(args)
+    try:
+        with resolved("none" if args.explain else "auto") as found:
+            return _train_on(found or ALONE, found, args)
+    except ImportError as error:  # of mpi4py
+        raise ArgumentError(str(error)) from error
+
+
+def _train_on(ranks: Communicator, given: Communicator | None, args: argparse.Namespace) -> int:
+    """The command, on these ranks, if any are given."""
+    try:
+        out, optimizer, callbacks, data = ranks.agree(lambda: _read(args, ranks.rank == 0))
+    except RuntimeError as error:  # another rank's
+        raise ArgumentError(str(error)) from error
     resume_from = out / CHECKPOINT if args.resume and (out / CHECKPOINT).exists() else None
     net = _network(args, data)
     batch_size = min(BATCH_SIZE, len(data.X)) if args.batch_size is None else args.batch_size
@@ -308,6 +309,7 @@ def _train(args: argparse.Namespace) -> int:
                     callbacks=[announce, *callbacks],
                     progress=True,
                     resume_from=resume_from,
+                    communicator=given or "none",
                 )
             finally:
                 termination.waits = True  # until the files are written
@@ -324,8 +326,29 @@ def _train(args: argparse.Namespace) -> int:
                 raise
             with refused_as_arguments():
                 raise
-        status = _finish(net, data, out, status, message)
+        if ranks.rank == 0:
+            status = _finish(net, data, out, status, message)
         return 143 if termination.received else status
+
+
+def _read(
+    args: argparse.Namespace, writes: bool
+) -> tuple[Path, Optimizer, list[Callback], Dataset]:
+    """What the arguments name. `writes`: the folder is made, if it is not there."""
+    with refused_as_arguments():
+        out = Path(args.out)
+        if writes and not args.explain:  # which writes nothing
+            out.mkdir(parents=True, exist_ok=True)
+            if not os.access(out, os.W_OK):
+                raise PermissionError(f"cannot write to {out}")
+        optimizer = replace(optimizers.get(args.optimizer), l2=args.l2)
+        callbacks: list[Callback] = []
+        if args.patience is not None:
+            callbacks.append(EarlyStopping(patience=args.patience))
+        if args.checkpoint_every is not None or args.resume:
+            every = 1 if args.checkpoint_every is None else args.checkpoint_every
+            callbacks.append(Checkpoint(out / CHECKPOINT, every=every))
+        return out, optimizer, callbacks, _data(args)
 
 
 def _finish(net: Network, data: Dataset, out: Path, status: int, message: str) -> int:

@@ -517,6 +517,8 @@ class CheckpointWriter:
                     self._written[i] = time.monotonic()
         self._communicator.barrier()
         if terminated:
+            if self._communicator.size > 1:
+                self._communicator.parting = True
             self._end()
 
     def _state(self, i: int) -> MemberState:

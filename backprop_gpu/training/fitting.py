@@ -328,7 +328,12 @@ def run_session(
 
 
 def begin_alike(
-    communicator: Communicator, network: Trainee, data: Data, settings: Settings, plan: Plan
+    communicator: Communicator,
+    network: Trainee,
+    data: Data,
+    settings: Settings,
+    plan: Plan,
+    done: int,
 ) -> None:
     """See that all ranks train the same, and give them the first one's weights and generator.
 
@@ -350,6 +355,7 @@ def begin_alike(
         "learning_rate": checkpoint.rates_of(settings, settings.epochs),
         "plan": f"engine {plan.engine!r} with {plan.shards} shards",
         "arithmetic": model.arithmetic(plan),
+        "start": f"a start after epoch {done}",
     }
     everyone = communicator.allgather_text(json.dumps(mine))
     first = json.loads(everyone[0])
@@ -400,7 +406,8 @@ def fit(
             return data, settings, hooks, beginning
 
         data, settings, hooks, beginning = ranks.agree(check)
-        begin_alike(ranks, network, data, settings, beginning.plan)
+        done = beginning.done([settings])
+        begin_alike(ranks, network, data, settings, beginning.plan, done)
         network.plan = beginning.plan
         length = (model.layout.length,)
         slots = tuple(model.backend.zeros(length) for _ in range(settings.optimizer.slots))
@@ -414,7 +421,7 @@ def fit(
         session = Session(
             model, trains, [course], data.X, data.Y, data.validation, time_spent=spent
         )
-        done, shown = beginning.done([settings]), progress and ranks.rank == 0
+        shown = progress and ranks.rank == 0
         with ranks.together(), ProgressBar(settings.epochs, shown, done=done) as bar:
             run_session(
                 session, model, network.plan, data, [course], hooks, bar, communicator=ranks

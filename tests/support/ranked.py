@@ -42,22 +42,22 @@ def mpirun() -> str | None:
     return str(beside) if beside.exists() else shutil.which("mpirun")
 
 
-def start(ranks: int, *arguments: Any, **how: Any) -> subprocess.Popen[str]:
-    """An MPI job of this program; mpirun and the ranks are a process group of their own."""
+def start(ranks: int, *arguments: Any, program: tuple[str, ...] = (__file__,)) -> Any:
+    """An MPI job of this program, or another; its processes are a group of their own."""
     may = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     # One job must not be part of another, nor a rank take all cores for its BLAS.
     keeps = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PRTE_"))}
     return subprocess.Popen(
         [
             mpirun(), "--oversubscribe", "--bind-to", "none", "-n", str(ranks),
-            sys.executable, __file__, *map(str, arguments),
+            sys.executable, *program, *map(str, arguments),
         ],
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        env=keeps | may | {"OPENBLAS_NUM_THREADS": "1"}, **how,
+        env=keeps | may | {"OPENBLAS_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
-def finish(job: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str, str]:
+def finish(job: Any, seconds: float = 120) -> tuple[int, str, str]:
     """(status, stdout, stderr) of a job; all its processes are gone."""
     try:
         out, err = job.communicate(timeout=seconds)
@@ -197,7 +197,6 @@ def kills(count: int, folder: Path) -> None:
     longest = 2.0
     while len(spans) < count:
         job = start(random.choice([2, 3, 4]), "train", path)
-        assert job.stdout is not None
         pids = list(map(int, job.stdout.readline().split()[1:]))
         time.sleep(random.uniform(0, longest))
         try:

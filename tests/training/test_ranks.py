@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -410,3 +411,51 @@ def test_sigterm_ends_all_ranks_with_a_checkpoint(tmp_path):
     assert "end" not in out
     expected = ranked.run(3, "train", tmp_path / "whole.safetensors")
     assert ranked.run(2, "train", path).split("end")[1] == expected.split("end")[1]
+
+
+COMMAND = ("-m", "backprop_gpu", "train", "--epochs", "3")
+
+
+@needs_mpi
+def test_the_command_prints_once_and_has_the_same_bits(tmp_path):
+    models = []
+    for ranks in (1, 3):
+        out = tmp_path / str(ranks)
+        status, printed, err = ranked.finish(ranked.start(ranks, "--out", out, program=COMMAND))
+        assert status == 0, err
+        assert printed.count("device:") == printed.count("validation accuracy:") == 1
+        assert err.count("| 3/3") == 1
+        assert f"of which {ranks} rank" in printed
+        models.append((out / "model.safetensors").read_bytes())
+    assert models[0] == models[1]
+
+
+@needs_mpi
+def test_the_command_refuses_once(tmp_path):
+    wrong = ("--out", tmp_path, "--data", tmp_path / "none.npz")
+    status, printed, err = ranked.finish(ranked.start(3, *wrong, program=COMMAND))
+    assert status == 2
+    assert printed == ""
+    assert err.count("error:") == 1
+
+
+@needs_mpi
+def test_the_command_ends_by_sigterm_with_a_checkpoint_and_goes_on(tmp_path):
+    program = ("-m", "backprop_gpu", "train", "--epochs", "60", "--checkpoint-every", "1")
+    whole = ranked.finish(ranked.start(2, "--out", tmp_path / "whole", program=program))
+    assert whole[0] == 0, whole
+    program += ("--resume", "--out", str(tmp_path / "out"))
+    job = ranked.start(2, program=program)
+    checkpoint = tmp_path / "out" / "checkpoint.safetensors"
+    while not checkpoint.exists():
+        time.sleep(0.01)
+    pids = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout
+    os.kill(int(pids.split()[-1]), signal.SIGTERM)
+    status, printed, err = ranked.finish(job)
+    assert status == 143, err
+    assert "terminated; the model has the weights after epoch" in err
+    status, printed, err = ranked.finish(ranked.start(3, program=program))
+    assert status == 0, err
+    assert "resumed from" in printed
+    models = [tmp_path / folder / "model.safetensors" for folder in ("whole", "out")]
+    assert models[0].read_bytes() == models[1].read_bytes()
