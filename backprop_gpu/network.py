@@ -242,6 +242,7 @@ class Network:
         plan: planning.Plan | None = None,
         resume_from: Any = None,
         communicator: Any = "auto",
+        buffer_rows: int | None = None,
     ) -> History:
         """Mini-batch gradient descent from the current weights.
 
@@ -251,6 +252,10 @@ class Network:
             Of uint8 it means its numbers, 0 to 255, and trains to the same bits as
             ``X.astype(dtype)``; on a GPU the resident engine keeps and reads it as the
             bytes it is, a quarter of float32's.
+            Rows that stay on a disk are read as they are needed, in another thread: a NumPy memory
+            map, an array of HDF5 (h5py), Zarr or Dask, a table of Arrow's or a ParquetFile
+            (pyarrow) whose columns are numbers, or an object with ``shape``, ``dtype`` and
+            ``__getitem__`` for ascending row numbers. Y, too, where it is not an array.
         Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
         epochs : int
             Passes over the rows, each in a new random order; the last mini-batch of a
@@ -284,6 +289,12 @@ class Network:
             the MPI job that this process is part of, if any; with "none" it trains alone. Every
             rank calls its callbacks, and a true result of any of them stops all; rank 0 alone
             shows progress and writes checkpoints.
+        buffer_rows : int, optional
+            How many rows, of X and Y that are read from where they are, lie in memory at a time
+            and are shuffled among themselves; twice as many while the next are read. They are
+            blocks of rows that follow each other, 16 to a buffer, in a new random order each
+            epoch. By default what 256 MiB hold, and of arrays in memory all; with all rows the
+            order is the same for both.
 
         Returns
         -------
@@ -322,6 +333,7 @@ class Network:
                 plan=plan,
                 resume_from=resume_from,
                 communicator=communicator,
+                buffer_rows=buffer_rows,
             )
 
     # -- without training -------------------------------------------------------------

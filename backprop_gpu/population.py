@@ -17,7 +17,7 @@ from .network import Network
 from .optimizers import Optimizer
 from .parameters import Layout
 from .schedules import Schedule
-from .training import Callback, History, Session
+from .training import Callback, History, RowsAtOnce, Session
 from .training.callbacks import check_callbacks, for_member
 from .training.fitting import Beginning, FitCourse, begin, run_session
 from .training.progress import ProgressBar
@@ -318,7 +318,8 @@ class Population:
             courses.append(FitCourse(member, settings[i], own[i], state, good[i]))
             courses[-1].resumed = beginning.states[i]
         session = Session(
-            self.model, self.model.engine(plan), courses, data.X, data.Y, data.validation,
+            self.model, RowsAtOnce(self.model.engine(plan), data.X, data.Y), courses,
+            data.validation,
             (self._rows, good),
         )  # fmt: skip
         for course in courses:

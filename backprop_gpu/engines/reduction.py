@@ -54,6 +54,23 @@ def rows_of_shards(rows: int, shards: int) -> list[int]:
     return [max(0, min(each, rows - i * each)) for i in range(shards)]
 
 
+def own_positions(
+    rows: int, batch_size: int, communicator: Communicator, shards: int
+) -> np.ndarray:
+    """Of an order of rows, (rows,), which positions are in this rank's shards."""
+    if communicator.size == 1:
+        return np.ones(rows, bool)
+    own = shards_of(communicator.rank, communicator.size, shards)
+
+    def of_step(count: int) -> np.ndarray:
+        each, inside = -(-count // shards), np.zeros(count, bool)
+        inside[own.start * each : own.stop * each] = True
+        return inside
+
+    whole, rest = divmod(rows, batch_size)
+    return np.concatenate([np.tile(of_step(batch_size), whole), of_step(rest)])
+
+
 def all_costs(communicator: Communicator, costs: np.ndarray) -> np.ndarray:
     """The mean cost of each step, from (steps, shards), its parts, of which a rank has its own."""
     if communicator.size > 1:

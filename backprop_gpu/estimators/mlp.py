@@ -47,7 +47,7 @@ from ..imports import uninterrupted
 from ..model import Model
 from ..parameters import Layout, Parameters
 from ..planning import Run
-from ..training import Session, TimeSpent
+from ..training import RowsAtOnce, Session, TimeSpent
 from . import perceptron
 from .checks import (
     RULES,
@@ -572,7 +572,7 @@ class _Perceptron(
             next_epochs, next_order, after,
         )  # fmt: skip
         try:
-            Session(model, engine, [course], X, y, time_spent=spent).run()
+            Session(model, RowsAtOnce(engine, X, y), [course], time_spent=spent).run()
         except KeyboardInterrupt:
             warn("Training interrupted by user.")
         finally:

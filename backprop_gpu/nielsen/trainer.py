@@ -22,7 +22,7 @@ from ..engines.compiled_passes import CompiledPasses
 from ..model import Model
 from ..optimizers import SGD
 from ..parameters import Parameters
-from ..training import Course, Session
+from ..training import Course, RowsAtOnce, Session
 from . import samples
 from .samples import Samples
 
@@ -378,7 +378,7 @@ class BookNetwork:
         with threads.alone("network", self):
             try:
                 if epochs:
-                    Session(model, engine, [course], data.X, data.Y).run()
+                    Session(model, RowsAtOnce(engine, data.X, data.Y), [course]).run()
             except BaseException:
                 self.weights, self.biases = before
                 raise

@@ -3,7 +3,17 @@
 from .callbacks import Callback, EarlyStopping
 from .checkpoint import Checkpoint
 from .history import History
+from .rows import RowsAtOnce
 from .session import Course, Session
 from .time_spent import TimeSpent
 
-__all__ = ["Callback", "Checkpoint", "Course", "EarlyStopping", "History", "Session", "TimeSpent"]
+__all__ = [
+    "Callback",
+    "Checkpoint",
+    "Course",
+    "EarlyStopping",
+    "History",
+    "RowsAtOnce",
+    "Session",
+    "TimeSpent",
+]

@@ -33,7 +33,7 @@ from ..planning.restore import restored
 from ..preprocessing import Preprocessing
 from .callbacks import Callback, keeps_state
 from .history import History
-from .settings import Data, Settings
+from .settings import Data, Settings, StoredData
 
 if TYPE_CHECKING:
     from .fitting import FitCourse
@@ -267,7 +267,7 @@ def _prefix(i: int, population: bool) -> str:
 def to_file(
     model: Model,
     plan: Plan,
-    data: Data,
+    data: Data | StoredData,
     settings: Sequence[Settings],
     states: Sequence[MemberState],
     population: bool,
@@ -314,7 +314,7 @@ def to_file(
 def load(
     path: Any,
     model: Model,
-    data: Data,
+    data: Data | StoredData,
     settings: Sequence[Settings],
     hooks: Sequence[Callback],
     population: bool,

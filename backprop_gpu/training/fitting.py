@@ -22,8 +22,9 @@ from .callbacks import Callback, check_callbacks, keeps_state, watches_batches
 from .checkpoint import Checkpoint, CheckpointWriter, MemberState, generator_of
 from .history import History
 from .progress import Progress, ProgressBar
+from .rows import Rows, RowsAtOnce, RowsInPieces
 from .session import Course, Session
-from .settings import Data, Settings, check_data, check_settings
+from .settings import BUFFER_BYTES, Data, Settings, StoredData, check_rows, check_settings
 from .time_spent import TimeSpent
 
 Array = Any
@@ -132,7 +133,7 @@ class FitCourse(Course):
         if self._drawn is None and len(self.history) + ahead < self.settings.epochs:
             bits = self.network.generator.bit_generator
             before = bits.state
-            order = self.network.generator.permutation(self.settings.rows)
+            order = self.settings.draw_order(self.network.generator)
             self._drawn = Drawn(order, before, bits.state)
             bits.state = before
 
@@ -141,7 +142,7 @@ class FitCourse(Course):
         rng = self.network.generator
         # Somebody else may have drawn from the generator since.
         if drawn is None or rng.bit_generator.state != drawn.before:
-            return rng.permutation(self.settings.rows)
+            return self.settings.draw_order(rng)
         rng.bit_generator.state = drawn.after
         return drawn.order
 
@@ -278,7 +279,7 @@ class Beginning(NamedTuple):
 
 def begin(
     model: Model,
-    data: Data,
+    data: Data | StoredData,
     settings: Sequence[Settings],
     hooks: Sequence[Callback],
     engine: str,
@@ -308,7 +309,7 @@ def run_session(
     session: Session,
     model: Model,
     plan: Plan,
-    data: Data,
+    data: Data | StoredData,
     courses: Sequence[FitCourse],
     hooks: Sequence[Callback],
     progress: Progress,
@@ -330,7 +331,7 @@ def run_session(
 def begin_alike(
     communicator: Communicator,
     network: Trainee,
-    data: Data,
+    data: Data | StoredData,
     settings: Settings,
     plan: Plan,
     done: int,
@@ -389,6 +390,7 @@ def fit(
     plan: Plan | None,
     resume_from: Any,
     communicator: Any,
+    buffer_rows: Any,
 ) -> History:
     """`Network.fit`, which has the documentation."""
     spent = TimeSpent()
@@ -396,11 +398,17 @@ def fit(
     with resolved(communicator) as found, threads.limited(found.cores if found else None):
         ranks, size = found or ALONE, found.size if found else 0
 
-        def check() -> tuple[Data, Settings, list[Callback], Beginning]:
+        def check() -> tuple[Data | StoredData, Settings, list[Callback], Beginning]:
             """Everything, before anything changes."""
             validation.boolean("progress", progress)
-            data = check_data(model, X, Y, validation_data)
-            settings = check_settings(len(data.X), epochs, batch_size, learning_rate, optimizer)
+            data = check_rows(model, X, Y, validation_data)
+            buffer = buffer_rows
+            if buffer is None and isinstance(data, StoredData):
+                least = validation.integer("batch_size", batch_size, 1, len(data.X))
+                buffer = max(least, data.rows_of(BUFFER_BYTES, model))
+            settings = check_settings(
+                len(data.X), epochs, batch_size, learning_rate, optimizer, buffer_rows=buffer
+            )
             hooks = check_callbacks(callbacks, data.validation)
             beginning = begin(model, data, [settings], hooks, engine, plan, resume_from, ranks=size)
             return data, settings, hooks, beginning
@@ -415,12 +423,16 @@ def fit(
         course = FitCourse(network, settings, hooks, slots, good, ranks)
         (course.resumed,), course.history.time_spent = beginning.states, spent
         trains = model.engine(network.plan, ranks)
-        watched = hooks or data.validation is not None or not settings.rates.constant
+        rows: Rows
+        if isinstance(data, StoredData):
+            rows = RowsInPieces(trains, model, data, settings.buffer, ranks)
+        else:
+            rows = RowsAtOnce(trains, data.X, data.Y)
+        stored = isinstance(data, StoredData)
+        watched = hooks or stored or data.validation is not None or not settings.rates.constant
         if not ranks.any(bool(watched)):
             course.at_once = trains.epochs_at_once(settings.rows, settings.batch_size)
-        session = Session(
-            model, trains, [course], data.X, data.Y, data.validation, time_spent=spent
-        )
+        session = Session(model, rows, [course], data.validation, time_spent=spent)
         shown = progress and ranks.rank == 0
         with ranks.together(), ProgressBar(settings.epochs, shown, done=done) as bar:
             run_session(

@@ -1,6 +1,6 @@
 """Epochs of members of one model, for any trainer.
 
-    Session(model, engine, courses, X, Y).run()
+    Session(model, RowsAtOnce(engine, X, Y), courses).run()
 
 A `Course` is one member on its way: it says what the next epoch is (order, rates, rule), hears what
 came of it, and says when it is over. Trainers differ in their courses, and in nothing else.
@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from .. import planning, validation
-from ..engines import Engine, Member
+from ..engines import Member
 from ..model import Model, losses_and_accuracies
 from ..parameters import Parameters
 from .progress import Progress
+from .rows import Rows
 from .time_spent import TimeSpent
 
 Array = Any
@@ -97,11 +98,9 @@ class Session:
     Parameters
     ----------
     model : Model
-    engine : Engine
-        Released at the end.
+    rows : Rows
+        What all courses train on, by an engine that is released at the end.
     courses : sequence of Course
-    X, Y : (n, n_0), (n, n_L) arrays on the host
-        Checked by the caller. X may be of uint8.
     validation_data : (X, Y), optional
     whole : (array, array), optional
         The arrays of which all ``parameters.flat``, and all ``good``, are the rows.
@@ -112,21 +111,18 @@ class Session:
     def __init__(
         self,
         model: Model,
-        engine: Engine,
+        rows: Rows,
         courses: Sequence[Course],
-        X: Any,
-        Y: np.ndarray,
         validation_data: tuple[np.ndarray, np.ndarray] | None = None,
         whole: tuple[Array, Array] | None = None,
         time_spent: TimeSpent | None = None,
     ) -> None:
         self.time_spent = time_spent or TimeSpent()
-        self.engine, self.passes = engine, model.passes()
+        self.rows, self.engine, self.passes = rows, rows.engine, model.passes()
         self.backend = self.passes.backend
         self.courses, self.whole = courses, whole
         #: The optimizer's state before several epochs at once, and a copy.
         self._before: list[tuple[Array, Array]] | None = None
-        self.X, self.Y = engine.put(X, Y)
         self.validation = None
         if validation_data is not None:
             X_val, Y_val = validation_data
@@ -224,23 +220,21 @@ class Session:
         if len(self.courses) > 1 and not any(course.on_step for course in wave):
             members = [course.epoch() for course in wave]
             self.time_spent.add("orders")
-            return self.engine.run_members(
-                members, self.X, self.Y, lambda i: progress.member_is_over(), meanwhile
-            )
+            return self.rows.run_members(members, lambda i: progress.member_is_over(), meanwhile)
         costs = []
         for course in wave:
             member = course.epoch()
             several = member.epochs > 1 and course.good is not None
             self._before = [(slot, slot.copy()) for slot in member.slots] if several else None
             self.time_spent.add("orders")
-            costs.append(self.engine.run_epoch(member, self.X, self.Y, course.on_step, meanwhile))
+            costs.append(self.rows.run_epoch(member, course.on_step, meanwhile))
             progress.member_is_over()
         return costs
 
     def _waves(self, live: list[Course]) -> Iterable[list[Course]]:
         """As many at a time as have room for their orders and coefficients on the host."""
         steps = max(course.steps for course in live)
-        size = planning.members_a_call(len(self.Y), steps)
+        size = planning.members_a_call(len(self.rows), steps)
         return (live[i : i + size] for i in range(0, len(live), size))
 
     def _keep(self, live: list[Course]) -> None:

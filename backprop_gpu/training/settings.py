@@ -5,12 +5,13 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from .. import optimizers, schedules, validation
 from ..model import Model
+from ..sources import Source, is_stored, source
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,8 +20,6 @@ class Data:
 
     All are of the networks' dtype, but for an X that was given as uint8, which it stays.
     """
-
-    _SAMPLED: ClassVar[int] = 256
 
     X: np.ndarray
     Y: np.ndarray
@@ -34,12 +33,52 @@ class Data:
     @cached_property
     def fingerprint(self) -> str:
         """Of some of the rows: enough to notice other data, or another order of them."""
-        n = len(self.X)
-        rows = np.linspace(0, n - 1, min(n, self._SAMPLED)).astype(np.intp)
-        crc = 0
-        for array in (self.X, self.Y):
-            crc = zlib.crc32(np.ascontiguousarray(array[rows]).tobytes(), crc)
-        return f"{crc:08x}"
+        rows = sampled(len(self.X))
+        return checksum(self.X[rows], self.Y[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class StoredData:
+    """As `Data`, of rows that are read, and checked, when they are needed."""
+
+    X: Source
+    Y: Source
+    validation: tuple[np.ndarray, np.ndarray] | None
+    fingerprint: str
+
+    @property
+    def bytes(self) -> bool:
+        return bool(self.X.dtype == np.uint8)
+
+    def rows_of(self, size: int, model: Model) -> int:
+        """How many rows take so many bytes in memory."""
+        itemsize = 1 if self.bytes else model.dtype.itemsize
+        return size // (itemsize * model.sizes[0] + model.dtype.itemsize * model.sizes[-1])
+
+    def read(self, model: Model, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(X, Y) of rows whose numbers ascend, as `Data` has them.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For numbers that do not fit the model, naming the rows.
+        """
+        if len(rows) == 0:
+            rows = np.zeros(1, np.intp)  # of an order that has nothing for this rank
+        with validation.within(f"rows {rows[0]} to {rows[-1]}"):
+            return model.check_data(self.X.read(rows), self.Y.read(rows), bytes_stay=True)
+
+
+def sampled(n: int) -> np.ndarray:
+    """Some of n rows, from the first to the last."""
+    return np.linspace(0, n - 1, min(n, 256)).astype(np.intp)
+
+
+def checksum(*arrays: np.ndarray) -> str:
+    crc = 0
+    for array in arrays:
+        crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), crc)
+    return f"{crc:08x}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,22 +90,80 @@ class Settings:
     batch_size: int
     optimizer: optimizers.Optimizer
     rates: LearningRates
+    #: Rows that are shuffled among themselves: all, or so many whole mini-batches at a time.
+    buffer: int
+
+    def draw_order(self, generator: np.random.Generator) -> np.ndarray:
+        """The order in which an epoch takes the rows, (rows,).
+
+        In buffers that have not all rows, a buffer has blocks of rows that follow each other,
+        `BLOCKS` if it begins and ends with one, from anywhere.
+        """
+        if self.buffer >= self.rows:
+            return generator.permutation(self.rows)
+        block = max(1, self.buffer // BLOCKS)
+        firsts = generator.permutation(-(-self.rows // block)) * block
+        order = (firsts[:, None] + np.arange(block)).ravel()
+        order = order[order < self.rows]  # the last block may be shorter
+        for begin in range(0, self.rows, self.buffer):
+            generator.shuffle(order[begin : begin + self.buffer])
+        return order
+
+
+#: Blocks of rows in a buffer.
+BLOCKS = 16
+#: Bytes of a buffer's rows, where nothing else is asked for.
+BUFFER_BYTES = 1 << 28
 
 
 def check_data(model: Model, X: Any, Y: Any, validation_data: Any) -> Data:
-    """The rows to train on, and those to validate with, if they fit the model.
+    """The rows to train on, and those to validate with, if they fit the model; all in memory.
 
     Raises
     ------
     ValueError, TypeError
     """
-    X, Y = model.check_data(X, Y, bytes_stay=True)
-    if validation_data is not None:
-        if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
-            raise TypeError("validation_data must be a pair (X, Y)")
-        X_val, Y_val = validation_data
-        validation_data = model.check_data(X_val, Y_val, ("validation X", "validation Y"))
-    return Data(X, Y, validation_data)
+    X, Y = model.check_data(_in_memory("X", X), _in_memory("Y", Y), bytes_stay=True)
+    return Data(X, Y, _check_validation(model, validation_data))
+
+
+def check_rows(model: Model, X: Any, Y: Any, validation_data: Any) -> Data | StoredData:
+    """The same, but that rows on a disk stay there, but for those to validate with."""
+    if not is_stored(X) and not is_stored(Y):
+        return check_data(model, X, Y, validation_data)
+    sources = source("X", X), source("Y", Y)
+    fingerprint = _check_sources(model, *sources)
+    return StoredData(*sources, _check_validation(model, validation_data), fingerprint)
+
+
+def _check_validation(model: Model, validation_data: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    if validation_data is None:
+        return None
+    if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
+        raise TypeError("validation_data must be a pair (X, Y)")
+    names = "validation X", "validation Y"
+    X, Y = (_in_memory(name, value) for name, value in zip(names, validation_data, strict=True))
+    return model.check_data(X, Y, names)
+
+
+def _in_memory(name: str, value: Any) -> Any:
+    """All rows of what is stored elsewhere; an array as it is."""
+    if not is_stored(value):
+        return value
+    rows = source(name, value)
+    return rows.read(np.arange(len(rows)))
+
+
+def _check_sources(model: Model, X: Source, Y: Source) -> str:
+    """See that rows of these can be trained on; what `Data` calls their fingerprint."""
+    if len(X.shape) != 2 or X.shape[1] != model.sizes[0]:
+        raise ValueError(f"X must be (n, {model.sizes[0]}), got shape {X.shape}")
+    if len(Y) != len(X):
+        raise ValueError(f"Y has {len(Y)} rows, and X {len(X)}")
+    if len(X) == 0:
+        raise ValueError("X has no rows")
+    rows = sampled(len(X))
+    return checksum(*model.check_data(X.read(rows), Y.read(rows), bytes_stay=True))
 
 
 def check_settings(
@@ -77,6 +174,7 @@ def check_settings(
     optimizer: Any,
     checked: dict[tuple[int, int, int], Any] | None = None,
     place: str = "",
+    buffer_rows: Any = None,
 ) -> Settings:
     """The hyperparameters of one network, if they fit.
 
@@ -86,6 +184,8 @@ def check_settings(
         Remembers schedules that were tried.
     place : str
         Names the rate of one of many.
+    buffer_rows : int, optional
+        `Settings.buffer`, but for being a multiple of batch_size.
 
     Raises
     ------
@@ -100,7 +200,11 @@ def check_settings(
     if rates.constant or key not in checked:
         rates.check(epochs)
         checked[key] = learning_rate  # which keeps its id from being given away
-    return Settings(rows, epochs, batch_size, optimizer, rates)
+    buffer = rows
+    if buffer_rows is not None:
+        wanted = validation.integer("buffer_rows", buffer_rows, batch_size)
+        buffer = rows if wanted >= rows else wanted // batch_size * batch_size
+    return Settings(rows, epochs, batch_size, optimizer, rates, buffer)
 
 
 class LearningRates:

@@ -14,7 +14,7 @@ from backprop_gpu.engines import Engine, Hyperparameters, Member
 from backprop_gpu.engines.layered import LayeredEngine
 from backprop_gpu.estimators.perceptron import LogisticLogLoss, SoftmaxLogLoss
 from backprop_gpu.optimizers import Optimizer
-from backprop_gpu.training import Course, Session
+from backprop_gpu.training import Course, RowsAtOnce, Session
 
 ROWS, SIZES = 61, (5, 9, 4)
 
@@ -62,7 +62,7 @@ def trained(
         rules=frozenset([optimizer.rule]),
     )  # fmt: skip
     course = Given(net, orders, batch, rates, optimizer, squares)
-    Session(net.model, net.model.engine(net.model.plan(run)), [course], X, Y).run()
+    Session(net.model, RowsAtOnce(net.model.engine(net.model.plan(run)), X, Y), [course]).run()
     return course
 
 
@@ -102,9 +102,8 @@ def test_the_squares_of_the_weights_before_each_step(engine: str, batch: int, ru
     parts = [order[begin : begin + batch] for begin in range(0, ROWS, batch)]
     run = planning.Run(ROWS, 1, batch, "layered", slots=optimizer.slots)
     engine_of = followed.model.engine(followed.model.plan(run))
-    Session(
-        followed.model, engine_of, [Watched(followed, parts, batch, 0.1, optimizer)], X, Y
-    ).run()
+    watched = Watched(followed, parts, batch, 0.1, optimizer)
+    Session(followed.model, RowsAtOnce(engine_of, X, Y), [watched]).run()
     np.testing.assert_allclose(squares, expected, rtol=1e-13)
     got, wanted = (each.model.read(each.parameters) for each in (net, followed))
     np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-12)
@@ -163,7 +162,7 @@ def test_a_penalty_on_the_sum_weighs_more_in_a_short_batch(engine: str, backend:
     run = planning.Run(ROWS, 10**6, 25, engine, slots=1, rules=frozenset(["momentum"]))
     momentum = optimizers.SGD(momentum=0.9, l2=0.01)
     course = Summed(net, [order, order], 25, rates, momentum)
-    Session(net.model, net.model.engine(net.model.plan(run)), [course], X, Y).run()
+    Session(net.model, RowsAtOnce(net.model.engine(net.model.plan(run)), X, Y), [course]).run()
 
     # A step an epoch, by an optimizer with the penalty of so many rows.
     other = network("float64", "numpy")
@@ -174,7 +173,9 @@ def test_a_penalty_on_the_sum_weighs_more_in_a_short_batch(engine: str, backend:
         if slots is not None:
             step.slots = slots
         run = planning.Run(len(part), 1, len(part), "layered", slots=1)
-        Session(other.model, other.model.engine(other.model.plan(run)), [step], X, Y).run()
+        Session(
+            other.model, RowsAtOnce(other.model.engine(other.model.plan(run)), X, Y), [step]
+        ).run()
         slots = step.slots
     got, wanted = (each.model.read(each.parameters) for each in (net, other))
     np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-12)
@@ -203,7 +204,7 @@ def test_weights_of_0_1_and_2_leave_out_and_double_rows(rule: str) -> None:
         net = network("float64", "numpy")
         run = planning.Run(len(order), 9, len(order), "resident", slots=optimizer.slots)
         course = kind(net, [order] * 3, len(order), 0.1, optimizer)
-        Session(net.model, net.model.engine(net.model.plan(run)), [course], X, Y).run()
+        Session(net.model, RowsAtOnce(net.model.engine(net.model.plan(run)), X, Y), [course]).run()
         found.append([net.model.read(net.parameters), *course.costs])
     for weighted, doubled in zip(*found, strict=True):
         np.testing.assert_allclose(weighted, doubled, rtol=1e-9, atol=1e-12)
