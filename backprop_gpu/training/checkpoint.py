@@ -38,7 +38,7 @@ from .settings import Data, Settings, StoredData
 if TYPE_CHECKING:
     from .fitting import FitCourse
 
-VERSION = 1
+VERSION = 2
 #: The exit status of a process that SIGTERM ends, as of one that has no handler for it.
 TERMINATED = 128 + signal.SIGTERM
 _GENERATORS = ("PCG64", "PCG64DXSM", "Philox", "SFC64", "MT19937")
@@ -62,8 +62,10 @@ class Checkpoint(Callback):
         It may hold the epoch's number, as in "net-{epoch}.safetensors" or
         "net-{epoch:05d}.safetensors": then the newest `keep` files stay.
     every : int or datetime.timedelta, default 1
-        Write after so many epochs, or after the first epoch to end so long after the last writing;
-        and after the last.
+        Write after so many epochs, or so long after the last writing; and after the last epoch. A
+        network is written in the midst of an epoch, too, if that is due by the time: about every
+        second is looked whether it is, or each time that rows have been read from a disk. A
+        population, and ranks whose rows are in memory, are written between two epochs alone.
     keep : int, default 1
         How many files stay.
     """
@@ -106,6 +108,10 @@ class Checkpoint(Callback):
         if isinstance(self.every, timedelta):
             return since >= self.every.total_seconds()
         return epoch % self.every == 0
+
+    def is_due_within(self, since: float) -> bool:
+        """The same, in the midst of an epoch."""
+        return isinstance(self.every, timedelta) and since >= self.every.total_seconds()
 
     def write(self, tensors: dict[str, np.ndarray], metadata: dict[str, str], epoch: int) -> None:
         """Write the file of this epoch, and remove those that are too many."""
@@ -179,6 +185,10 @@ class MemberState:
     failure: str | None
     #: (class, state) of the callbacks that have any.
     callbacks: tuple[tuple[str, dict[str, Any]], ...]
+    #: Of the epoch that has begun, the costs of its steps so far, and the parameters before it: the
+    #: generator's state is that before it drew the order.
+    begun: np.ndarray
+    good: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -233,6 +243,8 @@ class MemberText:
     learning_rate: str
     history: HistoryText
     generator: str
+    buffer: int
+    steps: int
     stopped: bool
     failure: str | None
     callbacks: tuple[CallbackText, ...]
@@ -290,6 +302,9 @@ def to_file(
             texts.append(
                 CallbackText(kind, json.dumps(rest, default=np.generic.item), tuple(arrays))
             )
+        if state.good is not None:
+            tensors |= model_file.tensors_of(model.layout, state.good, f"{own}good.")
+            tensors[f"{own}costs"] = state.begun
         history = state.history
         members.append(
             MemberText(
@@ -298,6 +313,8 @@ def to_file(
                 rates_of(given, len(history)),
                 HistoryText.of(history),
                 json.dumps(state.generator, default=np.ndarray.tolist),  # some hold arrays
+                given.buffer,
+                len(state.begun),
                 state.stopped,
                 state.failure,
                 tuple(texts),
@@ -356,6 +373,9 @@ def load(
                 if epochs > given.epochs:
                     raise ValueError(f"it has run {epochs} epochs, and epochs={given.epochs}")
                 _same("learning_rate", member.learning_rate, rates_of(given, epochs))
+                _same("buffer_rows", member.buffer, given.buffer)
+                if not 0 <= member.steps < given.rates.steps or (member.steps and population):
+                    raise ValueError(f"damaged checkpoint: it is at step {member.steps}")
                 states.append(_state(file, model, member, given, _prefix(i, population)))
         return Plan.from_json(text.plan), tuple(states)
 
@@ -376,6 +396,11 @@ def _state(
         tensors = list(model_file.read_tensors(file, shapes, dtype).values())
         return layout.flat(tensors[::2], tensors[1::2], dtype)
 
+    begun, good = np.empty(0), None
+    if member.steps:
+        good, begun = flat(f"{own}good."), model_file.read_tensor(file, f"{own}costs")
+        if begun.shape != (member.steps,) or begun.dtype != np.float64:
+            raise ValueError("damaged checkpoint: its costs are not those of its steps")
     callbacks = []
     for k, each in enumerate(member.callbacks):
         values = _object(each.values)
@@ -390,6 +415,8 @@ def _state(
         member.stopped,
         member.failure,
         tuple(callbacks),
+        begun,
+        good,
     )
 
 
@@ -503,23 +530,42 @@ class CheckpointWriter:
         """
         # It may come while a file is written.
         terminated = self._terminated = self._communicator.any(self._terminated)
-        if ran and self.checkpoints and self._communicator.rank == 0:
-            epoch, now = max(len(course.history) for course in ran), time.monotonic()
-            due = [
-                i
-                for i, checkpoint in enumerate(self.checkpoints)
-                if over or terminated or checkpoint.is_due(epoch, now - self._written[i])
-            ]
-            if due:
-                contents = self._make([self._state(i) for i in range(len(self._courses))])
-                for i in due:
-                    self.checkpoints[i].write(*contents, epoch)
-                    self._written[i] = time.monotonic()
-        self._communicator.barrier()
+        epoch, now = max((len(course.history) for course in ran), default=0), time.monotonic()
+        due = [
+            i
+            for i, checkpoint in enumerate(self.checkpoints)
+            if ran and (over or terminated or checkpoint.is_due(epoch, now - self._written[i]))
+        ]
+        self._write(due, epoch)
         if terminated:
-            if self._communicator.size > 1:
-                self._communicator.parting = True
-            self._end()
+            self._part()
+
+    def within_epoch(self) -> None:
+        """Write what is due by the time, or for SIGTERM, in the midst of the only one's epoch."""
+        now = time.monotonic()
+        terminated = self._terminated = self._communicator.any(self._terminated)
+        due = [
+            i
+            for i, checkpoint in enumerate(self.checkpoints)
+            if terminated or checkpoint.is_due_within(now - self._written[i])
+        ]
+        self._write(due, len(self._courses[0].history))
+        if terminated:
+            self._part()
+
+    def _write(self, due: Sequence[int], epoch: int) -> None:
+        if due and self._communicator.rank == 0:
+            contents = self._make([self._state(i) for i in range(len(self._courses))])
+            for i in due:
+                self.checkpoints[i].write(*contents, epoch)
+                self._written[i] = time.monotonic()
+        self._communicator.barrier()
+
+    def _part(self) -> None:
+        """End, on all ranks."""
+        if self._communicator.size > 1:
+            self._communicator.parting = True
+        self._end()
 
     def _state(self, i: int) -> MemberState:
         if i not in self._ended:

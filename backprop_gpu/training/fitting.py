@@ -89,6 +89,8 @@ class FitCourse(Course):
         #: How many epochs may be one member; nobody is to look between them.
         self.at_once = 1
         self._state: Any = None
+        #: The generator's, before this epoch's order was drawn.
+        self._before: Any = None
 
     def start(self) -> None:
         self._running = True
@@ -103,7 +105,9 @@ class FitCourse(Course):
         if self.resumed is None:
             return
         state, network, backend = self.resumed, self.network, self.network.model.backend
-        self.stopped, self.failure = state.stopped, state.failure
+        self.stopped, self.failure, self.begun = state.stopped, state.failure, state.begun
+        if state.good is not None:
+            backend.copy(backend.asarray(state.good), self.good)
         spent = self.history.time_spent
         self.history = network.history = replace(state.history, time_spent=spent)
         network.model.write(state.parameters, network.parameters)
@@ -118,7 +122,7 @@ class FitCourse(Course):
             model.read(self.parameters),
             tuple(map(model.backend.to_numpy, self.slots)),
             replace(self.history),  # what ends a member may still write to it
-            self.network.generator.bit_generator.state,
+            self._before if len(self.begun) else self.network.generator.bit_generator.state,
             self.stopped,
             self.failure,
             tuple(
@@ -126,6 +130,8 @@ class FitCourse(Course):
                 for hook in self.hooks
                 if keeps_state(hook)
             ),
+            self.begun,
+            model.backend.to_numpy(self.good) if len(self.begun) else None,
         )
 
     def draw(self, ahead: int) -> None:
@@ -140,6 +146,7 @@ class FitCourse(Course):
     def draw_order(self) -> np.ndarray:
         drawn, self._drawn = self._drawn, None
         rng = self.network.generator
+        self._before = rng.bit_generator.state
         # Somebody else may have drawn from the generator since.
         if drawn is None or rng.bit_generator.state != drawn.before:
             return self.settings.draw_order(rng)
@@ -148,7 +155,8 @@ class FitCourse(Course):
 
     def epoch(self) -> Member:
         settings, epoch, rates = self.settings, len(self.history), self.settings.rates
-        epochs = min(self.at_once, settings.epochs - epoch)
+        # One that has begun is ended first.
+        epochs = 1 if len(self.begun) else min(self.at_once, settings.epochs - epoch)
         if epochs == 1:
             order, now = self.draw_order(), rates.now(epoch)
         else:
@@ -325,7 +333,7 @@ def run_session(
     )  # fmt: skip
     own = [hook for hook in hooks if isinstance(hook, Checkpoint)]
     with CheckpointWriter(own, make, courses, communicator) as writer:
-        session.run(progress, writer.after_epoch)
+        session.run(progress, writer.after_epoch, writer.within_epoch)
 
 
 def begin_alike(
@@ -427,7 +435,9 @@ def fit(
         if isinstance(data, StoredData):
             rows = RowsInPieces(trains, model, data, settings.buffer, ranks)
         else:
-            rows = RowsAtOnce(trains, data.X, data.Y)
+            # Ranks would have to agree on how long a piece takes.
+            looks = ranks.size == 1 and any(isinstance(hook, Checkpoint) for hook in hooks)
+            rows = RowsAtOnce(trains, data.X, data.Y, looks)
         stored = isinstance(data, StoredData)
         watched = hooks or stored or data.validation is not None or not settings.rates.constant
         if not ranks.any(bool(watched)):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,8 +28,14 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
     def run_epoch(
-        self, member: Member, on_step: OnStep, meanwhile: Callable[[], None]
-    ) -> np.ndarray: ...
+        self, member: Member, on_step: OnStep, meanwhile: Callable[[], None], first: int = 0
+    ) -> Iterator[np.ndarray]:
+        """An epoch from step `first` on, in pieces: the mean costs of each piece's steps.
+
+        Between two pieces all that the member has is as between two steps.
+        """
+        ...
+
     def run_members(
         self,
         members: Sequence[Member],
@@ -43,20 +51,41 @@ class RowsAtOnce:
     ----------
     engine : Engine
     X, Y : (n, n_0), (n, n_L) arrays on the host
+    in_pieces : bool
+        Whether somebody looks within an epoch, and about every second is soon enough.
     """
 
-    def __init__(self, engine: Engine, X: Any, Y: np.ndarray) -> None:
-        self.engine = engine
+    #: Seconds of a piece.
+    _PIECE = 1.0
+
+    def __init__(self, engine: Engine, X: Any, Y: np.ndarray, in_pieces: bool = False) -> None:
+        self.engine, self.in_pieces = engine, in_pieces
         self.X, self.Y = engine.put(X, Y)
+        #: Steps of a piece, doubled until it takes its time: few lengths are few sets of buffers.
+        self._steps = 1
 
     def __len__(self) -> int:
         return len(self.Y)
 
     def run_epoch(
-        self, member: Member, on_step: OnStep, meanwhile: Callable[[], None]
-    ) -> np.ndarray:
-        """As an engine does."""
-        return self.engine.run_epoch(member, self.X, self.Y, on_step, meanwhile)
+        self, member: Member, on_step: OnStep, meanwhile: Callable[[], None], first: int = 0
+    ) -> Iterator[np.ndarray]:
+        """As `Rows` says."""
+        if not self.in_pieces and not first:
+            yield self.engine.run_epoch(member, self.X, self.Y, on_step, meanwhile)
+            return
+        steps = len(member.hyperparameters.coefficients)
+        while first < steps:
+            last = min(first + self._steps, steps) if self.in_pieces else steps
+            begin = time.perf_counter()
+            part = _part(member, first, last)
+            after = None if on_step is None else _later(on_step, first)
+            yield self.engine.run_epoch(
+                part, self.X, self.Y, after, meanwhile if last == steps else _nothing
+            )
+            if last - first == self._steps and time.perf_counter() - begin < self._PIECE / 2:
+                self._steps *= 2
+            first = last
 
     def run_members(
         self,
@@ -100,34 +129,26 @@ class RowsInPieces:
         return len(self.data.X)
 
     def run_epoch(
-        self, member: Member, on_step: OnStep, meanwhile: Callable[[], None]
-    ) -> np.ndarray:
-        """An epoch, piece by piece, each of whole mini-batches: they are steps like any others."""
+        self, member: Member, on_step: OnStep, meanwhile: Callable[[], None], first: int = 0
+    ) -> Iterator[np.ndarray]:
+        """As `Rows` says; a piece is a buffer of rows."""
         m, n = member.hyperparameters.batch_size, len(member.order)
-        begins = range(0, n, self.rows)
-        costs = []
+        inner = range((first * m // self.rows + 1) * self.rows, n, self.rows)
+        edges = [first * m, *inner, n]
         with ThreadPoolExecutor(1, "backprop_gpu-reading") as thread:
 
-            def start(begin: int) -> Future[Piece]:
-                return thread.submit(self._read, member.order[begin : begin + self.rows], m)
+            def start(begin: int, end: int) -> Future[Piece]:
+                return thread.submit(self._read, member.order[begin:end], m)
 
-            coming = start(0)
-            for begin in begins:
+            coming = start(*edges[:2])
+            for i, (begin, end) in enumerate(pairwise(edges)):
                 piece = coming.result()
-                if begin + self.rows < n:
-                    coming = start(begin + self.rows)
+                if end < n:
+                    coming = start(end, edges[i + 2])
                 X, Y = self.engine.put(piece.X, piece.Y)
-                steps = slice(begin // m, -(-min(begin + self.rows, n) // m))
-                settings = replace(
-                    member.hyperparameters, coefficients=member.hyperparameters.coefficients[steps]
-                )
-                part = replace(member, order=piece.order, hyperparameters=settings)
-                after = None if on_step is None else _later(on_step, steps.start)
-                last = begin + self.rows >= n
-                costs.append(
-                    self.engine.run_epoch(part, X, Y, after, meanwhile if last else _nothing)
-                )
-        return np.concatenate(costs)
+                part = _part(member, begin // m, -(-end // m), piece.order)
+                after = None if on_step is None else _later(on_step, begin // m)
+                yield self.engine.run_epoch(part, X, Y, after, meanwhile if end == n else _nothing)
 
     def run_members(
         self,
@@ -138,7 +159,7 @@ class RowsInPieces:
         """One after the other."""
         found = []
         for i, member in enumerate(members):
-            found.append(self.run_epoch(member, None, meanwhile))
+            found.append(np.concatenate(list(self.run_epoch(member, None, meanwhile))))
             on_member(i)
         return found
 
@@ -149,6 +170,20 @@ class RowsInPieces:
         local = np.zeros(len(order), np.intp)  # of other ranks' rows nobody asks
         local[own] = places
         return Piece(*self.data.read(self.model, rows), local)
+
+
+def _part(member: Member, first: int, last: int, order: np.ndarray | None = None) -> Member:
+    """Steps `first` to `last` of a member's epoch, perhaps with the rows' numbers of a piece."""
+    settings = member.hyperparameters
+    m = settings.batch_size
+    squares = None if settings.squares is None else settings.squares[first:last]
+    part = replace(settings, coefficients=settings.coefficients[first:last], squares=squares)
+    return replace(
+        member,
+        order=member.order[first * m : last * m] if order is None else order,
+        hyperparameters=part,
+        totals=None if member.totals is None else member.totals[first:last],
+    )
 
 
 def _later(on_step: Callable[[int], None], first: int) -> Callable[[int], None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from functools import partial
 from typing import Any
 
@@ -49,6 +49,8 @@ class Course:
     on_step: Callable[[int], None] | None = None
     #: Steps of an epoch.
     steps: int = 1
+    #: Of an epoch that has begun, the costs of its steps so far: where a resumed one goes on.
+    begun: np.ndarray = np.empty(0)
 
     def __init__(self, parameters: Parameters, good: Array | None = None) -> None:
         self.parameters, self.good = parameters, good
@@ -133,16 +135,19 @@ class Session:
         self,
         progress: Progress | None = None,
         after_epoch: Callable[[Sequence[Course], bool], None] = lambda ran, over: None,
+        within_epoch: Callable[[], None] = lambda: None,
     ) -> None:
         """Train; a course that fails says so in its `failure`, and the others go on.
 
         `after_epoch` hears of those that an epoch went well for, before any of them is finished,
-        and whether all are over.
+        and whether all are over; `within_epoch` is called between two pieces of one, where a course
+        trains alone.
 
         Whatever ends this early, Ctrl-C or a callback's exception: every member is left at the end
         of its last whole epoch, if its course has kept it.
         """
         progress = progress or Progress()
+        self._within_epoch = within_epoch
         self.time_spent.add("data")
         for course in self.courses:
             course.start()
@@ -227,8 +232,21 @@ class Session:
             several = member.epochs > 1 and course.good is not None
             self._before = [(slot, slot.copy()) for slot in member.slots] if several else None
             self.time_spent.add("orders")
-            costs.append(self.rows.run_epoch(member, course.on_step, meanwhile))
+            costs.append(self._run_epoch(course, member, meanwhile))
             progress.member_is_over()
+        return costs
+
+    def _run_epoch(
+        self, course: Course, member: Member, meanwhile: Callable[[], None]
+    ) -> np.ndarray:
+        pieces: Any = self.rows.run_epoch(member, course.on_step, meanwhile, len(course.begun))
+        steps = len(member.hyperparameters.coefficients)
+        with closing(pieces):
+            for costs in pieces:
+                course.begun = np.concatenate([course.begun, costs])
+                if len(course.begun) < steps:
+                    self._within_epoch()
+        costs, course.begun = course.begun, np.empty(0)
         return costs
 
     def _waves(self, live: list[Course]) -> Iterable[list[Course]]:
@@ -242,7 +260,7 @@ class Session:
             self.backend.copy(*self.whole)  # on a device one launch instead of one per member
             return
         for course in live:
-            if course.good is not None:
+            if course.good is not None and not len(course.begun):
                 self.backend.copy(course.parameters.flat, course.good)
 
     def _put_back(self, course: Course) -> None:

@@ -30,6 +30,7 @@ from backprop_gpu import (
     schedules,
     sweep,
 )
+from backprop_gpu.training import RowsAtOnce
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((50, 4))
@@ -105,6 +106,117 @@ def test_resumed_is_as_never_stopped(backend, engine, optimizer, dtype, tmp_path
     fit(again, [EarlyStopping(patience=2)], resume_from=path, **settings)
     assert state(again) == state(nets[0])
     assert again.plan == nets[0].plan
+
+
+class StopsAtStep(Callback):
+    def __init__(self, step):
+        self.left = step
+
+    def on_batch_end(self, network, batch):
+        self.left -= 1
+        if self.left == 0:
+            raise Stopped
+
+
+OFTEN = datetime.timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize("buffer", [None, 16])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("engine", ["layered", "resident"])
+@pytest.mark.parametrize("step", [2, 3, 7, 8, 13, 40])
+def test_in_the_midst_of_an_epoch(backend, engine, optimizer, step, buffer, tmp_path, monkeypatch):
+    monkeypatch.setattr(RowsAtOnce, "_PIECE", 0.0)  # so each is a step
+    if backend == "numba_cuda" and engine == "resident":
+        pytest.skip("numba_cuda has the layered engine alone")
+    path, settings = tmp_path / "run", {"engine": engine, "optimizer": optimizer}
+    settings |= {"buffer_rows": buffer, "learning_rate": schedules.ExponentialDecay(0.1, 0.9)}
+    watched = backend != "cuda" or engine != "resident"  # where Python is between steps
+    if not watched:
+        pytest.skip("nothing can stop it between two steps")
+    nets = [network(seed, backend=backend) for seed in (1, 1, 2)]
+    hears = [EarlyStopping(patience=5)]
+    fit(nets[0], [EarlyStopping(patience=5)], **settings)
+    with pytest.raises(Stopped):
+        fit(nets[1], [*hears, StopsAtStep(step), Checkpoint(path, every=OFTEN)], **settings)
+    with model_file.opened(path, "checkpoint") as file:
+        text = json.loads(file.metadata()[model_file.CHECKPOINT])
+    (member,) = text["members"]
+    assert len(member["history"]["loss"]) * 7 + member["steps"] == step - 1
+    fit(nets[2], [EarlyStopping(patience=5)], resume_from=path, **settings)
+    assert state(nets[2]) == state(nets[0])
+
+
+def test_a_disk_in_the_midst_of_an_epoch(tmp_path):
+    """Pieces then are buffers, and it goes on with the next, or in memory anywhere."""
+    path, rows = tmp_path / "run", tmp_path / "rows.npy"
+    np.save(rows, X)
+    stored = np.load(rows, mmap_mode="r")
+    nets = [network(seed) for seed in (1, 1, 2, 3)]
+    given = SETTINGS | {"epochs": EPOCHS, "buffer_rows": 16}
+    nets[0].fit(X, Y, **given)
+    with pytest.raises(Stopped):
+        nets[1].fit(stored, Y, callbacks=[StopsAtStep(13), Checkpoint(path, every=OFTEN)], **given)
+    nets[2].fit(stored, Y, resume_from=path, **given)
+    nets[3].fit(X, Y, resume_from=path, **given)
+    assert state(nets[2]) == state(nets[0]) == state(nets[3])
+
+
+def test_what_diverges_later_in_the_epoch_has_the_weights_before_it(tmp_path):
+    path = tmp_path / "run"
+
+    def diverges(t):
+        return np.where(t < 2.7, 0.1, 1e200)
+
+    nets = [
+        network(seed, dtype="float64", activation="identity", cost="quadratic")
+        for seed in (1, 1, 2)
+    ]
+    settings = {"learning_rate": diverges, "validation_data": None}
+    with pytest.raises(FloatingPointError) as ends_whole:
+        fit(nets[0], **settings)
+    with pytest.raises(Stopped):
+        fit(nets[1], [StopsAtStep(19), Checkpoint(path, every=OFTEN)], **settings)
+    with pytest.raises(FloatingPointError) as ends:
+        fit(nets[2], resume_from=path, **settings)
+    assert str(ends.value) == str(ends_whole.value)
+    assert "epoch 3" in str(ends.value)
+    assert state(nets[2])[0] == state(nets[0])[0]
+
+
+def test_sigterm_in_the_midst_of_a_long_epoch(tmp_path):
+    """An epoch of a minute: it ends within seconds, and goes on from there."""
+    path, program = (
+        tmp_path / "run",
+        textwrap.dedent(
+            """
+        import sys
+        import numpy as np
+        from backprop_gpu import Checkpoint, Network
+
+        rows = np.random.default_rng(0).random((1_000_000, 100), np.float32)
+        net = Network([100, 300, 300, 1], seed=1, backend="numpy")
+        print("begins", flush=True)
+        net.fit(
+            rows, rows[:, :1], epochs=1, batch_size=100, learning_rate=0.1,
+            callbacks=[Checkpoint(sys.argv[1])],
+        )
+        """
+        ),
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "begins\n"
+    time.sleep(2.5)
+    process.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    assert process.wait(timeout=60) == 143
+    assert time.monotonic() - begin < 15
+    with model_file.opened(path, "checkpoint") as file:
+        (member,) = json.loads(file.metadata()[model_file.CHECKPOINT])["members"]
+    assert member["history"]["loss"] == []
+    assert 0 < member["steps"] < 10_000
 
 
 @pytest.mark.parametrize("engine", ["fused", "persistent"])
@@ -426,6 +538,8 @@ def test_a_damaged_file(tmp_path):
         except ValueError:
             assert net.model.read(net.parameters).tobytes() == before
             return 1
+        except FloatingPointError:  # that of the file, which may be any text
+            pass
         net.model.write(np.frombuffer(before, "float32"), net.parameters)
         return 0
 
