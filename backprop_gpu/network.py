@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import initializers, optimizers, planning, threads, validation
+from . import communicators, initializers, optimizers, planning, threads, validation
 from .activations import Activation
 from .costs import Cost
 from .model import Model
@@ -228,9 +228,10 @@ class Network:
 
     def fit(
         self,
-        X: Any,
+        X: Any = None,
         Y: Any = None,
         *,
+        batches: Iterable[tuple[Any, Any]] | None = None,
         epochs: int,
         batch_size: int,
         learning_rate: float | Schedule,
@@ -257,6 +258,11 @@ class Network:
             (pyarrow) whose columns are numbers, or an object with ``shape``, ``dtype`` and
             ``__getitem__`` for ascending row numbers. Y, too, where it is not an array.
         Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
+        batches : iterable of (X, Y), optional
+            In place of X and Y, chunks of rows as they come, from a stream for example. A pass goes
+            through it once, on another thread; each chunk's rows are taken in a random order, and
+            its last mini-batch may be short. A schedule's learning rate is that of the pass's
+            beginning. Not with a `Checkpoint`, resume_from, buffer_rows or several ranks.
         epochs : int
             Passes over the rows, each in a new random order; the last mini-batch of a
             pass may be shorter than the rest.
@@ -317,7 +323,24 @@ class Network:
             exception in the midst of training on several ranks ends their processes, since none
             could go on without it.
         """
+        if (X is None) == (batches is None) or (batches is not None and Y is not None):
+            raise TypeError("fit takes X and Y, or batches in place of both")
         with threads.alone("network", self):
+            if batches is not None:
+                self._check_alone(resume_from, communicator, buffer_rows)
+                return fitting.fit_batches(
+                    self,
+                    batches,
+                    epochs=epochs,
+                    batch_size=batch_size,
+                    learning_rate=learning_rate,
+                    optimizer=optimizer,
+                    validation_data=validation_data,
+                    callbacks=callbacks,
+                    progress=progress,
+                    engine=engine,
+                    plan=plan,
+                )
             return fitting.fit(
                 self,
                 X,
@@ -335,6 +358,19 @@ class Network:
                 communicator=communicator,
                 buffer_rows=buffer_rows,
             )
+
+    @staticmethod
+    def _check_alone(resume_from: Any, communicator: Any, buffer_rows: Any) -> None:
+        """Refuse, with batches, what needs to know all rows."""
+        with communicators.resolved(communicator) as ranks:
+            several = ranks is not None and ranks.size > 1
+        for name, given in (
+            ("resume_from", resume_from is not None),
+            ("buffer_rows", buffer_rows is not None),
+            ("communicator", several),
+        ):
+            if given:
+                raise ValueError(f"{name} needs X and Y: of batches nobody knows what is to come")
 
     # -- without training -------------------------------------------------------------
 

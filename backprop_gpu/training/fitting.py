@@ -22,9 +22,17 @@ from .callbacks import Callback, check_callbacks, keeps_state, watches_batches
 from .checkpoint import Checkpoint, CheckpointWriter, MemberState, generator_of
 from .history import History
 from .progress import Progress, ProgressBar
-from .rows import Rows, RowsAtOnce, RowsInPieces
+from .rows import Rows, RowsAtOnce, RowsInPieces, RowsOfBatches
 from .session import Course, Session
-from .settings import BUFFER_BYTES, Data, Settings, StoredData, check_rows, check_settings
+from .settings import (
+    BUFFER_BYTES,
+    Data,
+    Settings,
+    StoredData,
+    check_rows,
+    check_settings,
+    check_validation,
+)
 from .time_spent import TimeSpent
 
 Array = Any
@@ -229,6 +237,39 @@ def take_state(network: Trainee, state: Any) -> None:
         own.state = generator.bit_generator.state
     else:
         network.generator = generator
+
+
+class BatchesCourse(FitCourse):
+    """One network on its way through `fit` of chunks of rows, of which nobody knows how many come.
+
+    η is that of the epoch's beginning: a schedule's time is in epochs, and how long one is shows
+    at its end.
+    """
+
+    _done = 0  # steps of all epochs
+
+    def draw(self, ahead: int) -> None:
+        """Each chunk's order is drawn when it is there."""
+
+    def epoch(self) -> Member:
+        settings = self.settings
+        self._rate = settings.rates.now(len(self.history))[0]
+        self._sizes: list[int] = []
+        nothing = Hyperparameters(settings.batch_size, settings.optimizer, np.empty((0, 4)))
+        return Member(self.parameters, self.slots, np.empty(0, np.intp), nothing)
+
+    def settle(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """The order of a chunk of so many rows, and its steps' coefficients."""
+        whole, rest = divmod(rows, self.settings.batch_size)
+        self._sizes += [self.settings.batch_size] * whole + [rest] * bool(rest)
+        rates = np.full(whole + bool(rest), self._rate)
+        coefficients = self.settings.optimizer.coefficients(rates, self._done)
+        self._done += len(rates)
+        return self.network.generator.permutation(rows), coefficients
+
+    def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
+        self.history.loss.append(float(costs @ self._sizes) / sum(self._sizes))
+        self.history.seconds.append(seconds)
 
 
 def make_run(
@@ -448,6 +489,50 @@ def fit(
             run_session(
                 session, model, network.plan, data, [course], hooks, bar, communicator=ranks
             )
+    if course.failure is not None:
+        raise FloatingPointError(course.failure)
+    return course.history
+
+
+def fit_batches(
+    network: Trainee,
+    batches: Any,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: Any,
+    optimizer: Any,
+    validation_data: Any,
+    callbacks: Iterable[Callback | Callable[[Any, History], bool | None]],
+    progress: bool,
+    engine: str,
+    plan: Plan | None,
+) -> History:
+    """`Network.fit` of chunks of rows as they come."""
+    spent = TimeSpent()
+    validation.boolean("progress", progress)
+    if not validation.is_iterable(batches):
+        raise TypeError(f"batches must be an iterable of pairs (X, Y), got {batches!r}")
+    model, m = network.model, batch_size
+    settings = check_settings(m, epochs, m, learning_rate, optimizer)  # of an epoch of one step
+    if settings.epochs > 1 and iter(batches) is batches:
+        raise ValueError(
+            f"epochs={epochs}, and batches is an iterator, which can be gone through once: give a "
+            "list, or an object that makes a new iterator for each epoch"
+        )
+    validation_data = check_validation(model, validation_data)
+    hooks = check_callbacks(callbacks, validation_data)
+    if any(isinstance(hook, Checkpoint) for hook in hooks):
+        raise ValueError("Checkpoint: nobody could see that batches go on with the same rows")
+    network.plan = resolve_plan(model, make_run([settings], hooks, engine, False), plan)
+    length = (model.layout.length,)
+    slots = tuple(model.backend.zeros(length) for _ in range(settings.optimizer.slots))
+    course = BatchesCourse(network, settings, hooks, slots, model.backend.empty(length))
+    course.history.time_spent = spent
+    rows = RowsOfBatches(model.engine(network.plan), model, batches, course.settle)
+    session = Session(model, rows, [course], validation_data, time_spent=spent)
+    with ProgressBar(settings.epochs, progress) as bar:
+        session.run(bar)
     if course.failure is not None:
         raise FloatingPointError(course.failure)
     return course.history

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from .. import validation
 from ..communicators import Communicator
 from ..engines import Engine, Member
 from ..engines.reduction import own_positions
@@ -170,6 +171,69 @@ class RowsInPieces:
         local = np.zeros(len(order), np.intp)  # of other ranks' rows nobody asks
         local[own] = places
         return Piece(*self.data.read(self.model, rows), local)
+
+
+class RowsOfBatches:
+    """Chunks of rows as they come, the next of which a thread fetches meanwhile.
+
+    Parameters
+    ----------
+    engine : Engine
+    model : Model
+    batches : iterable of (X, Y)
+        An epoch goes through it once.
+    settle : callable
+        (order, coefficients) of the steps of a chunk of so many rows.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: Model,
+        batches: Iterable[Any],
+        settle: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    ) -> None:
+        self.engine, self.model, self.batches, self.settle = engine, model, batches, settle
+
+    def __len__(self) -> int:
+        return 0  # nobody knows
+
+    def run_epoch(
+        self, member: Member, on_step: OnStep, meanwhile: Callable[[], None], first: int = 0
+    ) -> Iterator[np.ndarray]:
+        """As `Rows` says; a piece is a chunk, and its last mini-batch may be short."""
+        with ThreadPoolExecutor(1, "backprop_gpu-reading") as thread:
+            chunks = thread.submit(iter, self.batches).result()
+            coming = thread.submit(self._next, chunks, 0)
+            number = 0
+            while (chunk := coming.result()) is not None:
+                number += 1
+                coming = thread.submit(self._next, chunks, number)
+                order, coefficients = self.settle(len(chunk[1]))
+                settings = replace(member.hyperparameters, coefficients=coefficients)
+                part = replace(member, order=order, hyperparameters=settings)
+                after = None if on_step is None else _later(on_step, first)
+                first += len(coefficients)
+                yield self.engine.run_epoch(part, *self.engine.put(*chunk), after, meanwhile)
+        if number == 0:
+            raise ValueError("batches gave nothing to train on")
+
+    def run_members(
+        self,
+        members: Sequence[Member],
+        on_member: Callable[[int], None],
+        meanwhile: Callable[[], None],
+    ) -> list[np.ndarray]:
+        raise ValueError("batches train one network")
+
+    def _next(self, chunks: Iterator[Any], number: int) -> tuple[np.ndarray, np.ndarray] | None:
+        chunk = next(chunks, None)
+        if chunk is None:
+            return None
+        with validation.within(f"batches, chunk {number}"):
+            if not isinstance(chunk, (tuple, list)) or len(chunk) != 2:
+                raise TypeError(f"expected a pair (X, Y), got a {type(chunk).__name__}")
+            return self.model.check_data(*chunk)
 
 
 def _part(member: Member, first: int, last: int, order: np.ndarray | None = None) -> Member:

@@ -124,7 +124,7 @@ def check_data(model: Model, X: Any, Y: Any, validation_data: Any) -> Data:
     ValueError, TypeError
     """
     X, Y = model.check_data(_in_memory("X", X), _in_memory("Y", Y), bytes_stay=True)
-    return Data(X, Y, _check_validation(model, validation_data))
+    return Data(X, Y, check_validation(model, validation_data))
 
 
 def check_rows(model: Model, X: Any, Y: Any, validation_data: Any) -> Data | StoredData:
@@ -133,10 +133,10 @@ def check_rows(model: Model, X: Any, Y: Any, validation_data: Any) -> Data | Sto
         return check_data(model, X, Y, validation_data)
     sources = source("X", X), source("Y", Y)
     fingerprint = _check_sources(model, *sources)
-    return StoredData(*sources, _check_validation(model, validation_data), fingerprint)
+    return StoredData(*sources, check_validation(model, validation_data), fingerprint)
 
 
-def _check_validation(model: Model, validation_data: Any) -> tuple[np.ndarray, np.ndarray] | None:
+def check_validation(model: Model, validation_data: Any) -> tuple[np.ndarray, np.ndarray] | None:
     if validation_data is None:
         return None
     if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ import numpy as np
 from backprop_gpu import Checkpoint, EarlyStopping, Network, Population, model_file
 from backprop_gpu.training import checkpoint
 
+#: A network's checkpoints are written within epochs, too.
+OFTEN = timedelta(microseconds=1)
 EPOCHS, SETTINGS = 12, {"batch_size": 8, "learning_rate": 0.05}
 
 
@@ -43,7 +46,7 @@ def train(kind: str, engine: str, optimizer: str, path: Path, end: Path) -> None
     )
     trainer.fit(
         X, Y, epochs=EPOCHS, optimizer=optimizer, engine=engine, validation_data=(X, Y),
-        callbacks=[EarlyStopping(patience=5), Checkpoint(path)],
+        callbacks=[EarlyStopping(patience=5), Checkpoint(path, every=OFTEN)],
         resume_from=path if path.exists() else None, **SETTINGS,
     )  # fmt: skip
     members = [trainer] if kind == "network" else list(trainer)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backprop_gpu import Callback, Network, Population
+from backprop_gpu import Callback, Checkpoint, Network, Population
 from backprop_gpu.sources import is_stored, source
 from backprop_gpu.training.settings import check_settings
 from rank_threads import on_ranks
@@ -343,3 +343,120 @@ def test_rows_on_a_disk_need_no_more_memory_than_buffers(tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert int(found.stdout) < 400, "MB at the peak"
+
+
+# -- batches ------------------------------------------------------------------------------------
+
+
+def chunks(size):
+    return [(X[i : i + size], LABELS[i : i + size]) for i in range(0, N, size)]
+
+
+def train(batches, **changed):
+    net = Network([INPUTS, 9, CLASSES], seed=3, backend=changed.pop("backend", "numpy"))
+    given = {"epochs": 2, "batch_size": 16, "learning_rate": 0.1, "optimizer": "adam"} | changed
+    net.fit(batches=batches, **given)
+    return net
+
+
+@pytest.mark.parametrize("engine", ["layered", "resident"])
+def test_one_chunk_is_fit(engine):
+    found = train([(X, LABELS)], engine=engine)
+    expected = Network([INPUTS, 9, CLASSES], seed=3, backend="numpy")
+    expected.fit(
+        X, LABELS, epochs=2, batch_size=16, learning_rate=0.1, optimizer="adam", engine=engine
+    )
+    assert bits(found) == bits(expected)
+
+
+@pytest.mark.parametrize("engine", ["layered", "resident"])
+def test_chunks_are_trained_one_after_the_other(engine):
+    """As by a fit of each, but for Adam's moments: so by the plain rule."""
+    found = train(chunks(100), engine=engine, optimizer="sgd", epochs=2)
+    expected = Network([INPUTS, 9, CLASSES], seed=3, backend="numpy")
+    losses = []
+    for _ in range(2):
+        costs = 0.0
+        for rows, labels in chunks(100):
+            history = expected.fit(
+                rows, labels, epochs=1, batch_size=16, learning_rate=0.1, engine=engine
+            )
+            costs += history.loss[0] * len(rows)
+        losses.append(costs / N)
+    assert found.parameters.flat.tobytes() == expected.parameters.flat.tobytes()
+    np.testing.assert_allclose(found.history.loss, losses, rtol=1e-12)
+
+
+def test_a_stream_trains_once_with_callbacks_schedule_and_validation():
+    seen, batches = [], []
+
+    class Watches(Callback):
+        def on_batch_end(self, network, batch):
+            batches.append(batch)
+
+        def on_epoch_end(self, network, history):
+            seen.append(len(history))
+
+    def rate(t):
+        return 0.1 / (1 + t)
+
+    net = train(
+        iter(chunks(100)), epochs=1, callbacks=[Watches()], learning_rate=rate,
+        validation_data=(X, LABELS),
+    )  # fmt: skip
+    assert seen == [1]
+    assert batches == list(range(5 * 7 + 2))
+    assert len(net.history.val_loss) == 1
+
+
+def test_the_iterable_is_gone_through_on_one_thread():
+    idents = set()
+
+    class Stream:
+        def __iter__(self):
+            idents.add(threading.get_ident())
+            for chunk in chunks(200):
+                idents.add(threading.get_ident())
+                yield chunk
+
+    train(Stream(), epochs=1)
+    assert len(idents) == 1
+    assert threading.get_ident() not in idents
+
+
+@pytest.mark.parametrize(
+    ("batches", "error", "match"),
+    [
+        (3, TypeError, "batches must be an iterable"),
+        (iter([(X, Y)]), ValueError, "an iterator, which can be gone through once"),
+        ([], ValueError, "batches gave nothing"),
+        ([(X, LABELS), X], TypeError, r"chunk 1: .*pair"),
+        ([(X, LABELS), (X[:, 1:], LABELS)], ValueError, "chunk 1: .*X"),
+        ([(X, LABELS), (X, LABELS + 9)], ValueError, "chunk 1: .*Y"),
+    ],
+)
+def test_batches_that_do_not_fit(batches, error, match):
+    net = Network([INPUTS, 9, CLASSES], seed=3, backend="numpy")
+    before = net.parameters.flat.copy()
+    with pytest.raises(error, match=match):
+        net.fit(batches=batches, epochs=2, batch_size=16, learning_rate=0.1)
+    assert (net.parameters.flat == before).all()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"buffer_rows": 100},
+        {"resume_from": "here"},
+        {"callbacks": [Checkpoint("here")]},
+        {"X": X},
+        {"Y": LABELS},
+    ],
+)
+def test_what_does_not_go_with_batches(changed):
+    net = Network([INPUTS, 9, CLASSES], seed=3, backend="numpy")
+    given = {"batches": [(X, LABELS)], "epochs": 2, "batch_size": 16, "learning_rate": 0.1}
+    with pytest.raises((TypeError, ValueError), match="batches"):
+        net.fit(**(given | changed))
+    with pytest.raises(TypeError, match="batches"):
+        net.fit(epochs=2, batch_size=16, learning_rate=0.1)
