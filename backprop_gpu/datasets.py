@@ -12,14 +12,16 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from . import preprocessing, reading, tables
+from . import preprocessing, reading, sources, tables
 from .preprocessing import Category, Number, Options, Preprocessing
 from .reading import MAX_BYTES, Budget
+from .sources import Part
 from .validation import integer
 
 #: The share of rows kept for validation where the data brings no rows of its own for it.
@@ -36,7 +38,7 @@ class Table:
     ``test`` is the pair (features, labels) that the data itself sets apart.
     """
 
-    X: np.ndarray
+    X: Any
     y: np.ndarray | None
     test: tuple[np.ndarray, np.ndarray | None] | None
     description: str
@@ -53,7 +55,7 @@ class Dataset:
     to keep.
     """
 
-    X: np.ndarray
+    X: Any
     y: np.ndarray
     X_val: np.ndarray
     y_val: np.ndarray
@@ -137,7 +139,10 @@ def load(
         return _load_table(Path(path), validation, scale, shuffle, task, table, max_bytes)
     given = {"target": table.target, "drop": table.drop, "keep": table.keep,
              "categories": table.categories, "impute": table.impute}  # fmt: skip
-    held = _digits() if path is None else read(path, scale=scale, max_bytes=max_bytes)
+    if path is not None and Path(path).suffix.lower() in sources.STORES and Path(path).exists():
+        held = _read_store(Path(path), scale, max_bytes)
+    else:
+        held = _digits() if path is None else read(path, scale=scale, max_bytes=max_bytes)
     where = "the digits" if path is None else str(path)
     if misplaced := [f"--{name}" for name, value in given.items() if value]:
         raise ValueError(f"{misplaced[0]} is for tables, which {where} is not")
@@ -147,7 +152,11 @@ def load(
         y, classes, notes = _prepare(held.y, task, "labels")
         train, kept, how = _split(y, classes, validation, shuffle)
         X = held.X
-        dataset = Dataset(X[train], y[train], X[kept], y[kept], held.description, classes)
+        if isinstance(X, Part):  # which takes rows in ascending order; a training shuffles them
+            train, kept = np.sort(train), np.sort(kept)
+            size = 8 * len(kept) * X.shape[1]
+            Budget(Path(where), max_bytes).take(size, "its rows for validation")
+        dataset = Dataset(_part(X, train), y[train], X[kept], y[kept], held.description, classes)
         return _described(dataset, held.scaled, how, notes)
     X_val, y_val = held.test
     if y_val is None:
@@ -302,7 +311,7 @@ def read(
         return Table(X, None, None, str(path), scaled)
     raise ValueError(
         f"{path} is not data that can be read: it must be a folder of IDX files, "
-        "an IDX file, an .npz, a .csv, a .tsv or a .parquet"
+        "an IDX file, an .npz, a .csv, a .tsv or a .parquet (or, to train on, an .h5 or .zarr)"
     )
 
 
@@ -317,6 +326,52 @@ def _read_table(path: Path, scale: float | None, features: int | None, max_bytes
     y = _target(frame, count - 1, None) if labelled else None
     X, scaled = _scale(_rows(frame.numbers[:, : count - labelled], path), scale)
     return Table(X, y, None, str(path), scaled)
+
+
+def _part(X: Any, rows: np.ndarray) -> Any:
+    return X.part(rows) if isinstance(X, Part) else X[rows]
+
+
+def _read_store(path: Path, scale: float | None, max_bytes: int) -> Table:
+    """Arrays X and y, or x_train, y_train, x_test and y_test; X and x_train stay on the disk."""
+    arrays = {name.lower(): array for name, array in sources.open_store(path).items()}
+    budget = Budget(path, max_bytes)
+
+    def rows(name: str) -> Part:
+        stored = sources.source(name, arrays[name])
+        _check_rows(Declared(stored.shape, stored.dtype), path)
+        flat = partial(_flat, scale=scale)
+        return Part(stored, np.arange(len(stored)), flat)
+
+    def labels(name: str, count: int) -> np.ndarray | None:
+        if name not in arrays:
+            return None
+        stored = sources.source(name, arrays[name])
+        declared = Declared(stored.shape, stored.dtype)
+        _check_labels(declared, count, path)
+        budget.take(declared.bytes, f"its {name}")
+        return _decoded(stored.read(np.arange(count)))
+
+    if "x" in arrays:
+        X = rows("x")
+        y, test = labels("y", len(X)), None
+    elif "x_train" in arrays:
+        X = rows("x_train")
+        y = labels("y_train", len(X))
+        test = None
+        if "x_test" in arrays:
+            others = rows("x_test")
+            budget.take(8 * others.shape[0] * others.shape[1], "its x_test")
+            test = others[np.arange(len(others))], labels("y_test", len(others))
+    else:
+        names = ", ".join(sorted(arrays)) or "none"
+        raise ValueError(f"{path} needs arrays X and y, or x_train and y_train; it has {names}")
+    _, scaled = _scale(arrays["x" if "x" in arrays else "x_train"][:1], scale)
+    return Table(X, y, test, f"{path} (read as it is needed)", scaled)
+
+
+def _flat(rows: np.ndarray, scale: float | None) -> np.ndarray:
+    return _scale(rows.reshape(len(rows), -1), scale)[0]
 
 
 # -- labels ---------------------------------------------------------------------------

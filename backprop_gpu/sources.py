@@ -9,14 +9,17 @@ takes row numbers in brackets, and is no array in memory.
 
 from __future__ import annotations
 
+import importlib
 import mmap
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import validation
+from .imports import uninterrupted
 
 #: What says that an object's numbers lie in memory.
 _IN_MEMORY = ("__array__", "__array_interface__", "__cuda_array_interface__", "__dlpack__")
@@ -47,8 +50,8 @@ class Source:
             self.dtype = np.dtype(stored.dtype)
         except (TypeError, ValueError) as error:
             raise TypeError(f"{name} has no shape or dtype of an array: {error}") from None
-        if len(self.shape) not in (1, 2):
-            raise ValueError(f"{name} must be (n, columns) or (n,), got shape {self.shape}")
+        if not self.shape:
+            raise ValueError(f"{name} must have rows, got one number")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -227,3 +230,62 @@ def source(name: str, value: Any) -> Source:
             f"{name} must be a pyarrow Table or ParquetFile, got a {type(value).__name__}"
         )
     return Source(name, value if is_stored(value) else validation.as_array(name, value))
+
+
+class Part:
+    """Some rows of a stored array, flat, each as `change` makes them: in brackets, as a source.
+
+    Parameters
+    ----------
+    stored : (n, …) array of a store
+    rows : (k,) int array
+        Ascending.
+    change : callable
+        From rows as they are stored to (rows, columns).
+    """
+
+    def __init__(self, stored: Source, rows: np.ndarray, change: Any) -> None:
+        self._stored, self._rows, self._change = stored, rows, change
+        sample = self[np.arange(1)]
+        self.shape, self.dtype = (len(rows), sample.shape[1]), sample.dtype
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self._change(self._stored.read(self._rows[rows]))
+        return found
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def part(self, rows: np.ndarray) -> Part:
+        """Some of these rows."""
+        return Part(self._stored, self._rows[rows], self._change)
+
+
+#: Ends of names of files, and folders, that hold arrays by name.
+STORES = (".zarr", ".h5", ".hdf5")
+
+
+def open_store(path: Path) -> dict[str, Any]:
+    """The arrays of an HDF5 file or a Zarr group, by their names; they stay where they are.
+
+    Raises
+    ------
+    ImportError
+        Naming what to install.
+    ValueError
+        For what is neither.
+    """
+    package = "zarr" if path.suffix.lower() == ".zarr" else "h5py"
+    try:
+        with uninterrupted():
+            module = importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f"{path} needs {package}: install backprop_gpu[data]") from error
+    try:
+        if package == "zarr":
+            group = module.open_group(str(path), mode="r")
+            return dict(group.arrays())
+        file = module.File(path, "r")
+        return {name: item for name, item in file.items() if hasattr(item, "dtype")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no {package} store of arrays: {error}") from error

@@ -28,7 +28,7 @@ def refused_as_arguments() -> Iterator[None]:
     """Within it, what the package refuses becomes a one-line error of the command line."""
     try:
         yield
-    except (ValueError, TypeError, OSError, OverflowError) as error:
+    except (ValueError, TypeError, OSError, OverflowError, ImportError) as error:
         raise ArgumentError(str(error)) from error
     except MemoryError as error:
         raise ArgumentError(f"not enough memory: {error}") from error

@@ -55,8 +55,9 @@ def add(commands: Any) -> None:
     option(
         "--data",
         metavar="PATH",
-        help="a table (.csv, .tsv or .parquet, see below), a folder of MNIST's IDX files, or an "
-        ".npz with X, y or x_train, y_train, x_test, y_test; default: the digits, in a fixed "
+        help="a table (.csv, .tsv or .parquet, see below), a folder of MNIST's IDX files, or "
+        "arrays X, y or x_train, y_train, x_test, y_test in an .npz, or in an .h5 or .zarr, "
+        "whose rows are read as they are needed; default: the digits, in a fixed "
         "random order because their last rows are by other writers",
     )
     option(
