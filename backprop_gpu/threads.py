@@ -119,6 +119,20 @@ def cores() -> int:
 _own = threading.local()
 
 
+@contextmanager
+def at_most(count: int) -> Iterator[None]:
+    """Within it, this thread may use so many of the `cores`."""
+    before = getattr(_own, "limit", None)
+    _own.limit = count if before is None else min(count, before)
+    try:
+        yield
+    finally:
+        if before is None:
+            del _own.limit
+        else:
+            _own.limit = before
+
+
 @lru_cache(maxsize=1)
 def _heed_threadpoolctl() -> None:
     """Make it known to threadpoolctl how many threads the CPU's library takes."""
