@@ -103,7 +103,8 @@ def cores() -> int:
     """The CPUs that this thread may use.
 
     At most NUMBA_NUM_THREADS, which joblib sets in its workers so that they do not all use all of
-    them, and what ``threadpoolctl.threadpool_limits`` says around the call.
+    them, and what ``threadpoolctl.threadpool_limits`` says around the call. In a task of Dask one,
+    if that says nothing: a worker runs a task for each of its threads.
     """
     if "threadpoolctl" in sys.modules:
         _heed_threadpoolctl()
@@ -112,7 +113,15 @@ def cores() -> int:
     limit = os.environ.get("NUMBA_NUM_THREADS", "")
     if limit.isdecimal():
         count = min(count, int(limit))
-    return max(1, min(count, getattr(_own, "limit", count)))
+    own = getattr(_own, "limit", None)
+    if own is None:
+        own = 1 if _in_dask_task() else count
+    return max(1, min(count, own))
+
+
+def _in_dask_task() -> bool:
+    state = getattr(sys.modules.get("distributed.utils"), "thread_state", None)
+    return getattr(state, "key", None) is not None
 
 
 #: `limit`, of the cores that this thread may use.

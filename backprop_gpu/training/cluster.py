@@ -237,7 +237,7 @@ class Cluster:
                 for i, task in open_tasks.items():
                     arrays = [data[place] for place in task.arrays]
                     future = self.client.submit(
-                        _run, function, task.arguments, *arrays, pure=False, retries=RETRIES
+                        run_task, function, task.arguments, *arrays, pure=False, retries=RETRIES
                     )
                     futures[future] = i
             for future in as_completed(list(futures)):
@@ -264,7 +264,8 @@ class Refusal:
     error: Exception
 
 
-def _run(function: Callable[..., Any], arguments: tuple[Any, ...], *arrays: np.ndarray) -> Any:
+def run_task(function: Callable[..., Any], arguments: tuple[Any, ...], *arrays: np.ndarray) -> Any:
+    """On a worker: what the function returns, or a `Refusal`."""
     # What comes off a wire may begin anywhere; the tasks of a worker share what it gave them.
     aligned = [np.require(array, requirements=["C", "A"]) for array in arrays]
     try:
