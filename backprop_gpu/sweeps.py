@@ -33,7 +33,8 @@ _NETWORK = (*_SHAPE, "seed")
 _FIT = ("epochs", "batch_size", "learning_rate", "optimizer")
 #: What the optimizers take, named as in their classes.
 _OPTIMIZER = tuple(dict.fromkeys(field.name for kind in optimizers.KINDS for field in fields(kind)))
-_KNOWN = (*_NETWORK, *_FIT, *_OPTIMIZER)
+#: What a setting may hold.
+KEYS = (*_NETWORK, *_FIT, *_OPTIMIZER)
 _NEEDED = ("sizes", "epochs", "batch_size", "learning_rate")
 
 Setting = dict[str, Any]
@@ -372,7 +373,7 @@ def _given(grid: Any, settings: Any) -> list[Setting]:
     if (grid is None) == (settings is None):
         raise TypeError("sweep needs either a grid or settings, and not both")
     if grid is not None:
-        return _spanned(grid)
+        return spanned(grid)
     if isinstance(settings, Mapping) or not validation.is_iterable(settings):
         raise TypeError(f"settings must be a list of dicts, got {settings!r}")
     found = list(settings)
@@ -383,7 +384,8 @@ def _given(grid: Any, settings: Any) -> list[Setting]:
     return [dict(setting) for setting in found]
 
 
-def _spanned(grid: Any) -> list[Setting]:
+def spanned(grid: Any) -> list[Setting]:
+    """The settings of a grid, or of several, as `sweep` takes them."""
     several = not isinstance(grid, Mapping)
     if several and (isinstance(grid, str) or not validation.is_iterable(grid)):
         raise TypeError(f"grid must be a dict of lists of values, or a list of them, got {grid!r}")
@@ -415,8 +417,8 @@ def _check_keys(setting: Any, name: str) -> None:
     if not isinstance(setting, Mapping):
         raise TypeError(f"{name} must be a dict, got {setting!r}")
     for key in setting:
-        if key not in _KNOWN:
-            raise ValueError(f"unknown key {key!r} in {name}; known: {', '.join(_KNOWN)}")
+        if key not in KEYS:
+            raise ValueError(f"unknown key {key!r} in {name}; known: {', '.join(KEYS)}")
 
 
 def _shape(setting: Setting) -> tuple[Any, ...]:
