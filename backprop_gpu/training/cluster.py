@@ -284,14 +284,16 @@ _device = threading.Lock()
 @contextmanager
 def place_of_task(cores: int, on_device: bool) -> Iterator[Progress]:
     """Around a training on a worker: its share of the machine, and a `Progress` to give to it."""
+    watch = TaskWatch()
     with ExitStack() as stack:
         if on_device:
             stack.enter_context(_device)
+            cores = watch.threads
         else:
-            stack.enter_context(threads.at_most(cores))
             # BLAS has one number of threads for the process, and its bits depend on it.
             stack.enter_context(threads.one_blas_thread)
-        yield TaskWatch()
+        stack.enter_context(threads.at_most(cores))
+        yield watch
 
 
 class TaskWatch(Progress):
@@ -302,6 +304,8 @@ class TaskWatch(Progress):
 
         self._worker: Any = get_worker()
         self._key = self._worker.get_current_task()
+        #: Of its worker.
+        self.threads: int = self._worker.state.nthreads
 
     def epoch_is_over(self, ran: Sequence[Any]) -> None:
         task = self._worker.state.tasks.get(self._key)

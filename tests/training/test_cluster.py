@@ -28,9 +28,11 @@ from backprop_gpu import (
     sweep,
     threads,
 )
-from backprop_gpu.planning.tasks import WorkerCapacity
+from backprop_gpu.planning.tasks import TaskSize, WorkerCapacity
 from backprop_gpu.training import cluster as cluster_module
+from backprop_gpu.training import member_tasks
 from backprop_gpu.training.cluster import Cluster, SharedArrays, run_task
+from machine import obstacle
 
 ROWS = 200
 ALL = {"batch_size": 16, "learning_rate": 0.5}
@@ -162,6 +164,44 @@ def test_the_layered_engine_is_that_of_one_blas_thread(
     both[1].fit(X, y, **settings, client=request.getfixturevalue(where))
     assert both[0].plan.engine == both[1].plan.engine == "layered"
     alike(both[1], both[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["auto", "resident", "layered"])
+def test_a_gpu_trains_a_task_at_a_time(
+    own_threads: Client, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if obstacle("cuda") is not None:
+        pytest.skip(f"backend cuda: {obstacle('cuda')}")
+    X, y = problem()
+    (machine,) = Cluster(own_threads).workers("auto")
+    assert machine.capacity.multiprocessors > 0
+    assert machine.kind.startswith("cuda on ")
+    # As small as to make several tasks.
+    monkeypatch.setattr(member_tasks, "task_size", lambda *_: TaskSize(2, "for a test"))
+    at_once, most = [], []
+    train = Population.train
+
+    def watched(self: Population, *arguments: Any) -> Any:
+        at_once.append(self)
+        most.append(len(at_once))
+        try:
+            return train(self, *arguments)
+        finally:
+            at_once.remove(self)
+
+    here, there = (Population([6, 9, 3], members=5, seed=3) for _ in range(2))
+    settings: dict[str, Any] = {
+        "epochs": 2, "engine": engine, "validation_data": (X[:50], y[:50]),
+        "batch_size": [16, 8, 16, 16, 8], "learning_rate": 0.5,
+    }  # fmt: skip
+    here.fit(X, y, **settings)
+    monkeypatch.setattr(Population, "train", watched)
+    there.fit(X, y, **settings, client=own_threads)
+    assert most == [1, 1, 1]
+    assert there.backend == "cuda"
+    assert there.plan == here.plan
+    alike(there, here)
 
 
 def test_bytes_stay_bytes(client: Client) -> None:
