@@ -10,8 +10,8 @@ from itertools import pairwise
 #: Tasks for each that a worker runs at once: as many so that all are busy until nearly the end,
 #: and a worker that dies loses little.
 TASKS_A_SLOT = 4
-#: Operations below which sending a task takes a share of its time that is worth saving: 0.2 s.
-SHORTEST_TASK = 2e10
+#: Operations below which sending a task takes a share of its time that is worth saving: 0.1 s.
+SHORTEST_TASK = 1e10
 
 
 @dataclass(frozen=True)
