@@ -284,6 +284,7 @@ class Population:
         With a client members are as they were until all tasks are done, and remain so after an
         exception or Ctrl-C, which ends the workers' epochs, too. A task that raises is tried again
         twice, unless it was a ValueError or TypeError; one whose worker died, on another worker.
+        A history's times are those of its task.
         """
         validation.boolean("progress", progress)
         cluster = None if client is None else Cluster(client)

@@ -192,7 +192,7 @@ class Cluster:
         Raises
         ------
         RuntimeError
-            If data were lost with all workers that held them, again and again.
+            If workers died, again and again, with a task or with all the data.
         Exception
             What a task has raised, at every try; ValueError and TypeError at the first, since they
             would come again.
@@ -225,13 +225,17 @@ class Cluster:
     ) -> Generator[tuple[int, Any], None, None]:
         """As `results`, until all are done or data have been lost; removes what is done."""
         import dask
-        from distributed import as_completed
+        from distributed import KilledWorker, as_completed
 
+        # What has been received is forgotten at once: a worker that dies with it costs nothing.
         futures: dict[Any, int] = {}
         try:
-            # No names by content: to scatter what has just been released under its old name
-            # is a race.
-            data = self.client.scatter(shared.arrays, broadcast=True, hash=False)
+            try:
+                # No names by content: to scatter what has just been released under its old name
+                # is a race.
+                data = self.client.scatter(shared.arrays, broadcast=True, hash=False)
+            except OSError:  # of a worker that dies just now
+                return
             # A task has its members' weights with it, and can so be run anywhere, again.
             with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
                 for i, task in open_tasks.items():
@@ -241,20 +245,25 @@ class Cluster:
                     )
                     futures[future] = i
             for future in as_completed(list(futures)):
+                i = futures.pop(future)
                 if future.status in ("cancelled", "lost"):
                     continue
                 try:
                     result = future.result()
                 except CancelledError:  # lost just now
                     continue
+                except KilledWorker as error:
+                    raise RuntimeError(
+                        f"a task is given up, since each worker that had it died, perhaps for want "
+                        f"of memory: {error}"
+                    ) from error
                 if isinstance(result, Refusal):
                     raise result.error
-                del open_tasks[futures[future]]
-                yield futures[future], result
+                del open_tasks[i], future
+                yield i, result
         finally:
-            left = [future for future in futures if not future.done()]
-            if left and self.client.status == "running":
-                self.client.cancel(left)
+            if futures and self.client.status == "running":
+                self.client.cancel(list(futures))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -301,21 +302,26 @@ def slowly(seconds: float, folder: Path) -> Callable[[Network, Any], None]:
     return wait
 
 
-def kill_when(condition: Callable[[], list[int]]) -> threading.Thread:
-    """Kill the processes that are told, once there are any."""
+@contextmanager
+def killing(condition: Callable[[], list[int]]) -> Iterator[None]:
+    """Kill the processes that are told, once there are any: before the block is over."""
+    over = threading.Event()
+    killed: list[int] = []
 
     def watch() -> None:
-        for _ in range(600):
-            found = condition()
-            if found:
-                for pid in found:
-                    os.kill(pid, signal.SIGKILL)
-                return
-            time.sleep(0.05)
+        while not killed and not over.wait(0.02):
+            for pid in condition():
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
 
     thread = threading.Thread(target=watch)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert killed, "no worker was killed"
 
 
 def at_work(folder: Path) -> list[int]:
@@ -327,9 +333,8 @@ def test_a_worker_that_dies_loses_nothing_but_time(client: Client, tmp_path: Pat
     before = set(client.run(os.getpid).values())
     here, there = population(9), population(9)
     here.fit(X, y, epochs=3, **ALL)
-    killer = kill_when(lambda: at_work(tmp_path)[:1])
-    there.fit(X, y, epochs=3, **ALL, callbacks=[slowly(0.1, tmp_path)], client=client)
-    killer.join()
+    with killing(lambda: at_work(tmp_path)[:1]):
+        there.fit(X, y, epochs=3, **ALL, callbacks=[slowly(0.1, tmp_path)], client=client)
     client.wait_for_workers(3, timeout=60)
     assert len(before - set(client.run(os.getpid).values())) == 1, "no worker has died"
     alike(there, here)
@@ -340,9 +345,8 @@ def test_data_that_die_with_all_workers_are_sent_again(client: Client, tmp_path:
     workers = list(client.run(os.getpid).values())
     here, there = population(6), population(6)
     here.fit(X, y, epochs=3, **ALL)
-    killer = kill_when(lambda: workers if at_work(tmp_path) else [])
-    there.fit(X, y, epochs=3, **ALL, callbacks=[slowly(0.1, tmp_path)], client=client)
-    killer.join()
+    with killing(lambda: workers if at_work(tmp_path) else []):
+        there.fit(X, y, epochs=3, **ALL, callbacks=[slowly(0.1, tmp_path)], client=client)
     alike(there, here)
 
 
@@ -361,6 +365,41 @@ def test_data_that_die_every_time(client: Client, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Client, "submit", lost)
     with pytest.raises(RuntimeError, match="the cluster has lost its data 1 times"):
         there.fit(X, y, epochs=1, **ALL, client=client)
+    for now, then in zip(flats(there), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_what_is_there_is_not_trained_again(client: Client, tmp_path: Path) -> None:
+    """Where a worker dies that has trained what has been received."""
+    X, y = problem()
+    here, there = population(3), population(3)
+    here.fit(X, y, epochs=[1, 1, 40], **ALL)
+
+    def wait(network: Network, history: Any) -> None:
+        with open(tmp_path / str(os.getpid()), "a", encoding="utf-8") as file:
+            file.write("x")
+        if len(history) > 1:
+            time.sleep(0.05)
+
+    def two_are_over() -> list[int]:
+        """Those that did an epoch, once another is in the midst of forty."""
+        found = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+        if max(found.values(), default=0) < 10:
+            return []
+        return [int(name) for name, size in found.items() if size < 10]
+
+    with killing(two_are_over):
+        there.fit(X, y, epochs=[1, 1, 40], **ALL, callbacks=[wait], client=client)
+    alike(there, here)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 42
+
+
+def test_a_task_that_kills_its_workers(client: Client) -> None:
+    X, y = problem()
+    there = population(2)
+    before = flats(there)
+    with pytest.raises(RuntimeError, match=r"a task is given up, since each worker|has lost its"):
+        there.fit(X, y, epochs=1, **ALL, callbacks=[lambda *_: os._exit(1)], client=client)
     for now, then in zip(flats(there), before, strict=True):
         np.testing.assert_array_equal(now, then)
 
