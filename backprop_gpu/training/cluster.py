@@ -162,8 +162,6 @@ class Cluster:
         RuntimeError
             If one cannot train them, naming it.
         """
-        if not self.client.nthreads():
-            raise ValueError("client has no workers; client.wait_for_workers(1) waits for one")
         found = []
         for address, machine in self.client.run(describe, backend, on_error="return").items():
             if isinstance(machine, OSError) and address not in self.client.nthreads():
@@ -180,6 +178,8 @@ class Cluster:
             if machine.obstacle is not None:
                 raise RuntimeError(f"worker {address}: {machine.obstacle}")
             found.append(machine)
+        if not found:
+            raise ValueError("client has no workers; client.wait_for_workers(1) waits for one")
         return found
 
     def results(
