@@ -568,6 +568,7 @@ def test_the_cores_of_a_task(own_threads: Client, monkeypatch: pytest.MonkeyPatc
     """Of Dask's own tasks each has one, of ours what we say."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "_own", threading.local())  # what threadpoolctl put back
 
     def within(count: int) -> int:
         with threads.at_most(count), threads.at_most(5):
