@@ -250,9 +250,9 @@ class Population:
             theirs would reach (with engine "layered" on a CPU: one whose BLAS has one thread).
             With backend "auto" they take the best that they have. Members are sent in tasks of a
             size that `planning` chooses; each trains by a plan made where it runs, and
-            ``population.plan`` is that worker's for all of them. Callbacks run on the workers, on
-            copies: what they write to variables or objects stays there. No `Checkpoint`, and no
-            `resume_from`.
+            ``population.plan`` is what a worker would plan for all of them. Callbacks run on the
+            workers, on copies: what they write to variables or objects stays there. No
+            `Checkpoint`, and no `resume_from`.
 
         Returns
         -------

@@ -6,6 +6,7 @@ Dask is imported where a client is given, and nowhere else.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
@@ -208,14 +209,16 @@ class Cluster:
         )
 
     def _wait_for_workers(self) -> None:
-        try:
-            if self.client.status != "running":
-                raise TimeoutError(f"the client is {self.client.status}")
-            self.client.wait_for_workers(1, timeout=PATIENCE)
-        except TimeoutError as error:
-            raise RuntimeError(
-                f"the cluster has lost its data, and there is no worker to send them to: {error}"
-            ) from error
+        """Until the scheduler has one: what LocalCluster knows of its workers may be old."""
+        last = time.monotonic() + PATIENCE
+        while self.client.status == "running" and time.monotonic() < last:
+            if self.client.nthreads():
+                return
+            time.sleep(0.1)
+        raise RuntimeError(
+            f"the cluster has lost its data, and there is no worker to send them to, after "
+            f"{PATIENCE} s (client {self.client.status})"
+        )
 
     def _attempt(
         self,

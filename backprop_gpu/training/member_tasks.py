@@ -195,16 +195,16 @@ def train_on_cluster(
     calls = [ClusterTask((part.share(numbers), cores), part.places) for _, part, numbers in tasks]
     bar.describe(f"{len(calls)} tasks on {len(workers)} workers")
     found: dict[int, dict[int, MemberOutcome]] = {id(part): {} for part in parts}
-    plans: dict[int, tuple[int, planning.Plan]] = {}
+    plans: dict[int, planning.Plan] = {}
     with closing(cluster.results(train_share, calls, shared)) as results:
         for i, (of_all, outcomes) in results:
             _, part, numbers = tasks[i]
             found[id(part)] |= zip(numbers, outcomes, strict=True)
-            plans[id(part)] = min((i, of_all), plans.get(id(part), (i, of_all)), key=itemgetter(0))
+            plans[id(part)] = of_all  # as any other, but for a warning
             bar.members_are_over(
                 [each.history for each in outcomes], [part.settings[k].epochs for k in numbers]
             )
-    return [part.population.adopt(found[id(part)], plans[id(part)][1]) for part in parts]
+    return [part.population.adopt(found[id(part)], plans[id(part)]) for part in parts]
 
 
 def _warn_of_kinds(machines: Iterable[Sequence[WorkerMachine]], stacklevel: int) -> None:
