@@ -60,6 +60,8 @@ class Model:
         Where w and b stand in a flat array.
     choice : planning.Choice
         The backend's name, and why.
+    requested : str
+        The backend that was asked for; "auto" where none was.
     backend : backends.base.Backend
         Keeps the arrays. Work is done on forks of it, one a use.
     """
@@ -82,6 +84,7 @@ class Model:
             raise ValueError("softmax of one output is always 1: use sigmoid, or two outputs")
         self.dtype = validation.dtype(dtype)
         self.precision = resolve_precision(precision, self.dtype)
+        self.requested = backend
         obstacles = _Obstacles(self.dtype, self.precision)
         self._connect(planning.choose_backend(backend, obstacles))
 
@@ -272,6 +275,20 @@ class Model:
 
     # -- copies --------------------------------------------------------------------
 
+    def here(self) -> Model:
+        """A copy, with the best backend of this machine where no other was asked for.
+
+        Raises
+        ------
+        RuntimeError
+            If that which was asked for cannot be used here.
+        """
+        other = object.__new__(type(self))
+        vars(other).update(self.__getstate__())
+        obstacles = _Obstacles(self.dtype, self.precision)
+        other._connect(planning.choose_backend(self.requested, obstacles))
+        return other
+
     def __getstate__(self) -> dict[str, Any]:
         left = ("backend", "layout", "compiled", "_plans")
         return {k: v for k, v in vars(self).items() if k not in left}
@@ -280,6 +297,7 @@ class Model:
         vars(self).update(state)
         self.precision = state.get("precision", self.dtype.name)  # pickled before there were any
         obstacles, choice = _Obstacles(self.dtype, self.precision), state["choice"]
+        self.requested = state.get("requested", choice.backend)  # as above
         if obstacles[choice.backend] is not None:  # the original had a device, here is none
             choice = planning.choose_backend("auto", obstacles)
         self._connect(choice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,10 @@ from .parameters import Layout
 from .schedules import Schedule
 from .training import Callback, History, RowsAtOnce, Session
 from .training.callbacks import check_callbacks, for_member
+from .training.cluster import Cluster, SharedArrays
 from .training.fitting import Beginning, FitCourse, begin, run_session
-from .training.progress import ProgressBar
+from .training.member_tasks import ClusterPart, MemberOutcome, train_on_cluster
+from .training.progress import Progress, ProgressBar
 from .training.settings import Data, Settings, check_data, check_settings
 
 #: Bytes of a member besides its parameters: the network, its generator and so on.
@@ -218,6 +220,7 @@ class Population:
         engine: str = "auto",
         plan: planning.Plan | None = None,
         resume_from: Any = None,
+        client: Any = None,
     ) -> list[History]:
         """Mini-batch gradient descent of every member from its current weights.
 
@@ -242,6 +245,14 @@ class Population:
             What runs an epoch of all members; ``population.plan`` says which and why.
         plan, resume_from : optional
             As in `Network.fit`. A checkpoint's file has all members.
+        client : distributed.Client, optional
+            Train on the workers of a Dask cluster, to the bits that one process on a machine of
+            theirs would reach (with engine "layered" on a CPU: one whose BLAS has one thread).
+            With backend "auto" they take the best that they have. Members are sent in tasks of a
+            size that `planning` chooses; each trains by a plan made where it runs, and
+            ``population.plan`` is what a worker would plan for all of them. Callbacks run on the
+            workers, on copies: what they write to variables or objects stays there. No
+            `Checkpoint`, and no `resume_from`.
 
         Returns
         -------
@@ -261,27 +272,44 @@ class Population:
         FloatingPointError
             If all members failed.
         RuntimeError
-            If the population, or one of its members, is being trained already.
+            If the population, or one of its members, is being trained already; with a client, if
+            a worker cannot train them, or all have died.
 
         Notes
         -----
         All members run epoch 1, then all are validated and their callbacks called, then epoch 2.
         After Ctrl-C, or an exception in a callback, every member has the weights at the end of
         its last whole epoch. `fit` trains all members again, also those that failed before.
+
+        With a client members are as they were until all tasks are done, and remain so after an
+        exception or Ctrl-C, which ends the workers' epochs, too. A task that raises is tried again
+        twice, unless it was a ValueError or TypeError; one whose worker died, on another worker.
+        A history's times are those of its task.
         """
         validation.boolean("progress", progress)
+        cluster = None if client is None else Cluster(client)
+        if cluster is not None and resume_from is not None:
+            raise ValueError("resume_from and client exclude each other: give one of them")
         data = check_data(self.model, X, Y, validation_data)
         settings = _settings(len(data.X), len(self), epochs, batch_size, learning_rate, optimizer)
         hooks = check_callbacks(callbacks, data.validation)
-        beginning = begin(
-            self.model, data, settings, hooks, engine, plan, resume_from, population=True
-        )
-        total, done = sum(each.epochs for each in settings), beginning.done(settings)
+        total, done = sum(each.epochs for each in settings), 0
+        if cluster is None:
+            beginning = begin(
+                self.model, data, settings, hooks, engine, plan, resume_from, population=True
+            )
+            done = beginning.done(settings)
+        else:
+            shared = SharedArrays()
+            part = ClusterPart(self, data, shared, settings, hooks, engine, plan)
         with (
             threads.alone("population", self, *self.members),
             ProgressBar(total, progress, len(self), done) as bar,
         ):
-            histories = self.train(data, settings, hooks, beginning, bar)
+            if cluster is None:
+                histories = self.train(data, settings, hooks, beginning, bar)
+            else:
+                (histories,) = train_on_cluster(cluster, [part], shared, bar)
         if len(self.failed) == len(self):
             raise FloatingPointError(
                 self.failed[0] if len(self) == 1 else f"all {_described(self.failed, len(self))}"
@@ -300,7 +328,7 @@ class Population:
         settings: Sequence[Settings],
         hooks: Sequence[Callback],
         beginning: Beginning,
-        bar: ProgressBar,
+        bar: Progress,
     ) -> list[History]:
         """`fit` of checked arguments, one of `settings` a member; what failed is in `failed`."""
         backend, shape = self.model.backend, tuple(self._rows.shape)
@@ -331,6 +359,50 @@ class Population:
                 i: course.failure for i, course in enumerate(courses) if course.failure is not None
             }
         return [course.history for course in courses]
+
+    # -- on a cluster -------------------------------------------------------------------
+
+    def share(self, numbers: Sequence[int]) -> tuple[np.ndarray, list[np.random.Generator]]:
+        """Parameters and generators of some members, on the host."""
+        chosen = [self.members[i] for i in numbers]
+        rows = np.stack([self.model.read(member.parameters) for member in chosen])
+        return rows, [member.generator for member in chosen]
+
+    @classmethod
+    def of_share(
+        cls, model: Model, rows: np.ndarray, generators: Sequence[np.random.Generator]
+    ) -> Population:
+        """A population that trains on independently of where its `share` came from."""
+        population = cls.__new__(cls)
+        population._assemble(model, rows, copy.deepcopy(generators))  # noqa: SLF001
+        return population
+
+    def outcomes(self) -> list[MemberOutcome]:
+        """What has become of the members."""
+        return [
+            MemberOutcome(
+                self.model.read(member.parameters),
+                member.history or History(),
+                member.generator,
+                member.plan,
+                self.failed.get(i),
+            )
+            for i, member in enumerate(self.members)
+        ]
+
+    def adopt(self, outcomes: Mapping[int, MemberOutcome], plan: planning.Plan) -> list[History]:
+        """Make what has become of copies of all members elsewhere their own."""
+        self.plan = plan
+        self.failed = {
+            i: each.failure for i, each in sorted(outcomes.items()) if each.failure is not None
+        }
+        for i, member in enumerate(self.members):
+            each = outcomes[i]
+            self.model.write(each.flat, member.parameters)
+            member.history, member.plan = each.history, each.plan
+            # The generator stays the object it was: it may be somebody else's, too.
+            member.generator.bit_generator.state = each.generator.bit_generator.state
+        return [outcomes[i].history for i in range(len(self))]
 
     # -- without training -------------------------------------------------------------
 

@@ -20,7 +20,9 @@ from .precision import resolve as resolve_precision
 from .training import Callback, History
 from .training.callbacks import check_callbacks
 from .training.checkpoint import Checkpoint
+from .training.cluster import Cluster, SharedArrays
 from .training.fitting import Beginning, make_run, resolve_plan
+from .training.member_tasks import ClusterPart, train_on_cluster
 from .training.progress import ProgressBar
 from .training.settings import Data, Settings, check_data, check_settings
 
@@ -31,7 +33,8 @@ _NETWORK = (*_SHAPE, "seed")
 _FIT = ("epochs", "batch_size", "learning_rate", "optimizer")
 #: What the optimizers take, named as in their classes.
 _OPTIMIZER = tuple(dict.fromkeys(field.name for kind in optimizers.KINDS for field in fields(kind)))
-_KNOWN = (*_NETWORK, *_FIT, *_OPTIMIZER)
+#: What a setting may hold.
+KEYS = (*_NETWORK, *_FIT, *_OPTIMIZER)
 _NEEDED = ("sizes", "epochs", "batch_size", "learning_rate")
 
 Setting = dict[str, Any]
@@ -129,6 +132,7 @@ def sweep(
     metric: str | None = None,
     progress: bool = True,
     engine: str = "auto",
+    client: Any = None,
     **shared: Any,
 ) -> SweepResult:
     """Train a network for every setting; networks of one shape train at once, as a `Population`.
@@ -151,6 +155,9 @@ def sweep(
     progress : bool
         Show a progress bar over networks and epochs.
     engine : {"auto", "layered", "resident", "fused", "persistent"}
+    client : distributed.Client, optional
+        Train on the workers of a Dask cluster, the networks of all shapes at once; see
+        `Population.fit`. Data are sent once, however many shapes there are.
     **shared
         What all settings have in common, for example ``sizes=[784, 30, 10], epochs=10``; a
         setting that names the same key goes first.
@@ -170,6 +177,8 @@ def sweep(
         For arguments that do not fit, naming the setting, before anything is trained.
     FloatingPointError
         If all networks failed.
+    RuntimeError
+        If a worker cannot train them, or all have died.
 
     Notes
     -----
@@ -194,6 +203,7 @@ def sweep(
     _check_keys(shared, "the arguments that all settings share")
     seeds = validation.integer("seeds", seeds, 1)
     validation.boolean("progress", progress)
+    cluster = None if client is None else Cluster(client)
     if validation.is_iterable(callbacks):
         callbacks = list(callbacks)  # every shape takes them
     given = _given(grid, settings)
@@ -232,10 +242,21 @@ def sweep(
             rows.append(given[i] | {"seed": first + repeat})
     _check_metric(metric, list(groups.values()))
 
+    arrays, parts = SharedArrays(), []
     for group in groups.values():
         with validation.within(_named(group.numbers[0] // seeds, given)):
-            group.make(engine)
-    networks = _train(list(groups.values()), X, Y, validation_data, callbacks, progress)
+            if cluster is None:
+                group.make(engine)
+            else:
+                # Shapes whose checked data are the same share them.
+                data = check_data(group.model, X, Y, validation_data)
+                parts.append(group.part(data, arrays, engine))
+    with _bar(list(groups.values()), progress) as bar:
+        if cluster is None:
+            _train(list(groups.values()), X, Y, validation_data, callbacks, bar)
+        else:
+            train_on_cluster(cluster, parts, arrays, bar)
+    networks = _networks(list(groups.values()))
     return _result(rows, networks, groups, metric)
 
 
@@ -245,22 +266,28 @@ def _train(
     Y: Any,
     validation_data: Any,
     callbacks: Iterable[Any],
-    progress: bool,
-) -> list[Network]:
-    """The trained networks, in the order of the rows."""
-    trained: dict[int, Network] = {}
+    bar: ProgressBar,
+) -> None:
+    for k, group in enumerate(groups, start=1):
+        population = group.population
+        if len(groups) > 1:
+            bar.describe(f"shape {k} of {len(groups)}, {group.label}")
+        # Checked before, and again now: to keep all groups' data would fill the memory.
+        data = check_data(population.model, X, Y, validation_data)
+        hooks = check_callbacks(callbacks, data.validation)
+        population.train(data, group.settings, hooks, group.beginning, bar)
+
+
+def _bar(groups: Sequence[_Group], progress: bool) -> ProgressBar:
     total = sum(settings.epochs for group in groups for settings in group.settings)
-    members = sum(len(group.numbers) for group in groups)
-    with ProgressBar(total, progress, members) as bar:
-        for k, group in enumerate(groups, start=1):
-            population = group.population
-            if len(groups) > 1:
-                bar.describe(f"shape {k} of {len(groups)}, {group.label}")
-            # Checked before, and again now: to keep all groups' data would fill the memory.
-            data = check_data(population.model, X, Y, validation_data)
-            hooks = check_callbacks(callbacks, data.validation)
-            population.train(data, group.settings, hooks, group.beginning, bar)
-            trained |= zip(group.numbers, population.members, strict=True)
+    return ProgressBar(total, progress, sum(len(group.numbers) for group in groups))
+
+
+def _networks(groups: Sequence[_Group]) -> list[Network]:
+    """The networks of all groups, in the order of the rows."""
+    trained: dict[int, Network] = {}
+    for group in groups:
+        trained |= zip(group.numbers, group.population.members, strict=True)
     return [trained[i] for i in range(len(trained))]
 
 
@@ -304,7 +331,9 @@ class _Group:
         self, setting: Setting, X: Any, Y: Any, validation_data: Any, callbacks: Iterable[Any]
     ) -> None:
         self.shape = {name: setting[name] for name in _SHAPE if name in setting}
-        model = Model(**{k: v for k, v in self.shape.items() if k != "initial_weights"})
+        model = self.model = Model(
+            **{k: v for k, v in self.shape.items() if k != "initial_weights"}
+        )
         data = check_data(model, X, Y, validation_data)
         self.hooks = check_callbacks(callbacks, data.validation)
         if any(isinstance(hook, Checkpoint) for hook in self.hooks):
@@ -325,10 +354,18 @@ class _Group:
         self.settings.append(settings)
 
     def make(self, engine: str) -> None:
-        self.population = Population(**self.shape, members=len(self.numbers), seed=self.seeds)
+        self._make_population()
         run = make_run(self.settings, self.hooks, engine, self.bytes)
         plan = resolve_plan(self.population.model, run, None)
         self.beginning = Beginning(plan, [None] * len(self.settings))
+
+    def part(self, data: Data, shared: SharedArrays, engine: str) -> ClusterPart:
+        """As `make`, for the workers of a cluster."""
+        self._make_population()
+        return ClusterPart(self.population, data, shared, self.settings, self.hooks, engine, None)
+
+    def _make_population(self) -> None:
+        self.population = Population(**self.shape, members=len(self.numbers), seed=self.seeds)
 
 
 def _given(grid: Any, settings: Any) -> list[Setting]:
@@ -336,7 +373,7 @@ def _given(grid: Any, settings: Any) -> list[Setting]:
     if (grid is None) == (settings is None):
         raise TypeError("sweep needs either a grid or settings, and not both")
     if grid is not None:
-        return _spanned(grid)
+        return spanned(grid)
     if isinstance(settings, Mapping) or not validation.is_iterable(settings):
         raise TypeError(f"settings must be a list of dicts, got {settings!r}")
     found = list(settings)
@@ -347,7 +384,8 @@ def _given(grid: Any, settings: Any) -> list[Setting]:
     return [dict(setting) for setting in found]
 
 
-def _spanned(grid: Any) -> list[Setting]:
+def spanned(grid: Any) -> list[Setting]:
+    """The settings of a grid, or of several, as `sweep` takes them."""
     several = not isinstance(grid, Mapping)
     if several and (isinstance(grid, str) or not validation.is_iterable(grid)):
         raise TypeError(f"grid must be a dict of lists of values, or a list of them, got {grid!r}")
@@ -379,8 +417,8 @@ def _check_keys(setting: Any, name: str) -> None:
     if not isinstance(setting, Mapping):
         raise TypeError(f"{name} must be a dict, got {setting!r}")
     for key in setting:
-        if key not in _KNOWN:
-            raise ValueError(f"unknown key {key!r} in {name}; known: {', '.join(_KNOWN)}")
+        if key not in KEYS:
+            raise ValueError(f"unknown key {key!r} in {name}; known: {', '.join(KEYS)}")
 
 
 def _shape(setting: Setting) -> tuple[Any, ...]:

@@ -103,7 +103,8 @@ def cores() -> int:
     """The CPUs that this thread may use.
 
     At most NUMBA_NUM_THREADS, which joblib sets in its workers so that they do not all use all of
-    them, and what ``threadpoolctl.threadpool_limits`` says around the call.
+    them, and what ``threadpoolctl.threadpool_limits`` says around the call. In a task of Dask one,
+    if that says nothing: a worker runs a task for each of its threads.
     """
     if "threadpoolctl" in sys.modules:
         _heed_threadpoolctl()
@@ -112,26 +113,36 @@ def cores() -> int:
     limit = os.environ.get("NUMBA_NUM_THREADS", "")
     if limit.isdecimal():
         count = min(count, int(limit))
-    return max(1, min(count, getattr(_own, "limit", count)))
+    own = getattr(_own, "limit", None)
+    if own is None:
+        own = 1 if _in_dask_task() else count
+    return max(1, min(count, own))
 
 
-@contextmanager
-def limited(count: int | None) -> Iterator[None]:
-    """Around what may use so many cores at most; None: as many as before."""
-    before = getattr(_own, "limit", None)
-    if count is not None:
-        _own.limit = min(count, cores())
-    try:
-        yield
-    finally:
-        if count is not None:
-            del _own.limit
-        if before is not None:
-            _own.limit = before
+def _in_dask_task() -> bool:
+    state = getattr(sys.modules.get("distributed.utils"), "thread_state", None)
+    return getattr(state, "key", None) is not None
 
 
 #: `limit`, of the cores that this thread may use.
 _own = threading.local()
+
+
+@contextmanager
+def at_most(count: int | None) -> Iterator[None]:
+    """Within it, this thread may use so many of the `cores`; None: as many as before."""
+    if count is None:
+        yield
+        return
+    before = getattr(_own, "limit", None)
+    _own.limit = count if before is None else min(count, before)
+    try:
+        yield
+    finally:
+        if before is None:
+            del _own.limit
+        else:
+            _own.limit = before
 
 
 @lru_cache(maxsize=1)

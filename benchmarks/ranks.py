@@ -39,7 +39,7 @@ def main() -> None:
     Y = rng.integers(0, given.sizes[-1], len(X))
 
     def seconds_a_step(communicator: Any, cores: int) -> float:
-        with threads.limited(cores):
+        with threads.at_most(cores):
             network = Network(
                 given.sizes, activation=["relu"] * (len(given.sizes) - 2) + ["softmax"],
                 cost="categorical_cross_entropy", seed=1, backend="numpy",

@@ -23,7 +23,7 @@ from backprop_gpu import planning
 
 
 @dataclass(frozen=True)
-class Machine:
+class RanksOf:
     """What ranks have.
 
     Attributes
@@ -44,15 +44,15 @@ class Machine:
 
 #: Round numbers; the GPU's flops are those of 8.47 ms for 8,192 rows (`planning`'s, for tf32).
 MACHINES = (
-    Machine("cores of one machine, MPI", 6e10, 1e10, 3e-6),
-    Machine("machines of 16 cores, 25 Gbit/s", 1e12, 3e9, 2e-5),
-    Machine("H100s, by host memory", 3.55e14, 8e9, 5e-5),
-    Machine("H100s with NVLink", 3.55e14, 4.5e11, 1e-5),
+    RanksOf("cores of one machine, MPI", 6e10, 1e10, 3e-6),
+    RanksOf("machines of 16 cores, 25 Gbit/s", 1e12, 3e9, 2e-5),
+    RanksOf("H100s, by host memory", 3.55e14, 8e9, 5e-5),
+    RanksOf("H100s with NVLink", 3.55e14, 4.5e11, 1e-5),
 )
 
 
 def seconds_a_step(
-    machine: Machine, sizes: Sequence[int], batch: int, ranks: int, itemsize: int = 4
+    machine: RanksOf, sizes: Sequence[int], batch: int, ranks: int, itemsize: int = 4
 ) -> float:
     """t(R) of the model.
 
@@ -72,7 +72,7 @@ def seconds_a_step(
     return computes + sends + 2 * (len(sizes) - 1) * machine.latency
 
 
-def efficiency(machine: Machine, sizes: Sequence[int], batch: int, ranks: int) -> float:
+def efficiency(machine: RanksOf, sizes: Sequence[int], batch: int, ranks: int) -> float:
     """How much of R ranks' speed is used."""
     alone = seconds_a_step(machine, sizes, batch, 1)
     return alone / (ranks * seconds_a_step(machine, sizes, batch, ranks))

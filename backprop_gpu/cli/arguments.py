@@ -11,8 +11,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .. import backends
+from .. import backends, datasets
+from ..datasets import Dataset
 from ..errors import ArgumentError
+from ..preprocessing import Options
 from ..reading import MAX_BYTES
 
 
@@ -61,6 +63,105 @@ def bytes_of(text: str) -> int:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number of bytes, such as 4G")
     return int(match[1]) << 10 * " KMGT".index(match[2] or " ")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Where rows come from, and which of them validate."""
+    option = parser.add_argument
+    option(
+        "--data",
+        metavar="PATH",
+        help="a table (.csv, .tsv or .parquet, see below), a folder of MNIST's IDX files, or "
+        "arrays X, y or x_train, y_train, x_test, y_test in an .npz, or in an .h5 or .zarr, "
+        "whose rows train reads as they are needed; default: the digits, in a fixed "
+        "random order because their last rows are by other writers",
+    )
+    option(
+        "--task",
+        choices=("classification", "regression"),
+        help="whether the labels are classes or numbers to fit; default: texts are classes, and "
+        "so are whole numbers of which each comes often enough; with poisson, numbers",
+    )
+    # Its name before there was --task.
+    option(
+        "--targets", action="store_const", const="regression", dest="task", help=argparse.SUPPRESS
+    )
+    option(
+        "--validation",
+        type=float,
+        metavar="N",
+        help="a share below 1, or a number, of the "
+        "rows to keep for validation; default 0.2, or the data's own test rows",
+    )
+    option(
+        "--shuffle",
+        action=argparse.BooleanOptionalAction,
+        help="take the rows for validation at random (by --seed), of each class its share; "
+        "default for all but the digits. --no-shuffle: take the last rows",
+    )
+    add_scale(parser)
+
+
+def add_table(parser: argparse.ArgumentParser) -> None:
+    """How the columns of a table are used."""
+    table = parser.add_argument_group(
+        "tables (.csv, .tsv, .parquet)",
+        "Columns are called by their name, or by their number, counted from 1. Texts become "
+        "one-hot, numbers get mean 0 and deviation 1, and so does a target that is numbers; the "
+        "model file keeps it all, and predict applies it.",
+    )
+    option = table.add_argument
+    option("--target", metavar="COLUMN", help="what to predict; default: the last column")
+    option("--drop", nargs="+", default=[], metavar="COLUMN", help="leave out these columns")
+    option(
+        "--keep",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="use these although they only count the rows",
+    )
+    option(
+        "--categories",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="take the numbers in these columns as names",
+    )
+    option(
+        "--impute",
+        action="store_true",
+        help="fill missing cells with the mean of their column, or its most frequent text; "
+        "default: they are an error",
+    )
+    option(
+        "--no-standardize",
+        dest="standardize",
+        action="store_false",
+        help="take numbers as they are (--scale multiplies them, in place of standardising)",
+    )
+    add_header(table)
+
+
+def read_data(args: argparse.Namespace, cost: str | None) -> Dataset:
+    """The rows that `add_data` and `add_table` tell of; some costs are of numbers alone."""
+    shuffle = args.data is not None if args.shuffle is None else args.shuffle
+    return datasets.load(
+        args.data,
+        validation=args.validation,
+        scale=args.scale,
+        shuffle=args.seed if shuffle else None,
+        task="regression" if cost == "poisson" else args.task,
+        table=Options(
+            args.target,
+            args.drop,
+            args.keep,
+            args.categories,
+            args.impute,
+            args.standardize,
+            args.header,
+        ),
+        max_bytes=args.max_bytes,
+    )
 
 
 def add_backend(parser: argparse.ArgumentParser) -> None:

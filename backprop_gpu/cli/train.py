@@ -15,31 +15,37 @@ from typing import Any
 
 import numpy as np
 
-from .. import activations, costs, datasets, optimizers
+from .. import activations, costs, optimizers
 from ..communicators import ALONE, Communicator, resolved
 from ..datasets import Dataset
 from ..errors import ArgumentError
 from ..network import Network
 from ..optimizers import Optimizer
-from ..preprocessing import Number, Options
 from ..training import Callback, Checkpoint, EarlyStopping, History
 from .arguments import (
     add_backend,
-    add_header,
+    add_data,
     add_max_bytes,
-    add_scale,
+    add_table,
     integers,
     known,
+    read_data,
     refused_as_arguments,
     split,
     whole,
 )
+from .defaults import (
+    BATCH_SIZE,
+    EPOCHS,
+    HIDDEN,
+    default_activations,
+    default_cost,
+    default_rate,
+    fits_numbers,
+)
 from .shown import device_of, goodness
 
-HIDDEN = 30
-EPOCHS = 60
 CHECKPOINT = "checkpoint.safetensors"
-BATCH_SIZE = 10
 
 
 def add(commands: Any) -> None:
@@ -52,38 +58,7 @@ def add(commands: Any) -> None:
         "[64, 30, 10] on scikit-learn's handwritten digits.",
     )
     option = parser.add_argument
-    option(
-        "--data",
-        metavar="PATH",
-        help="a table (.csv, .tsv or .parquet, see below), a folder of MNIST's IDX files, or "
-        "arrays X, y or x_train, y_train, x_test, y_test in an .npz, or in an .h5 or .zarr, "
-        "whose rows are read as they are needed; default: the digits, in a fixed "
-        "random order because their last rows are by other writers",
-    )
-    option(
-        "--task",
-        choices=("classification", "regression"),
-        help="whether the labels are classes or numbers to fit; default: texts are classes, and "
-        "so are whole numbers of which each comes often enough; with poisson, numbers",
-    )
-    # Its name before there was --task.
-    option(
-        "--targets", action="store_const", const="regression", dest="task", help=argparse.SUPPRESS
-    )
-    option(
-        "--validation",
-        type=float,
-        metavar="N",
-        help="a share below 1, or a number, of the "
-        "rows to keep for validation; default 0.2, or the data's own test rows",
-    )
-    option(
-        "--shuffle",
-        action=argparse.BooleanOptionalAction,
-        help="take the rows for validation at random (by --seed), of each class its share; "
-        "default for all but the digits. --no-shuffle: take the last rows",
-    )
-    add_scale(parser)
+    add_data(parser)
     option(
         "--sizes",
         nargs="+",
@@ -177,42 +152,7 @@ def add(commands: Any) -> None:
         "there is none, start",
     )
     add_max_bytes(parser)
-    table = parser.add_argument_group(
-        "tables (.csv, .tsv, .parquet)",
-        "Columns are called by their name, or by their number, counted from 1. Texts become "
-        "one-hot, numbers get mean 0 and deviation 1, and so does a target that is numbers; the "
-        "model file keeps it all, and predict applies it.",
-    )
-    option = table.add_argument
-    option("--target", metavar="COLUMN", help="what to predict; default: the last column")
-    option("--drop", nargs="+", default=[], metavar="COLUMN", help="leave out these columns")
-    option(
-        "--keep",
-        nargs="+",
-        default=[],
-        metavar="COLUMN",
-        help="use these although they only count the rows",
-    )
-    option(
-        "--categories",
-        nargs="+",
-        default=[],
-        metavar="COLUMN",
-        help="take the numbers in these columns as names",
-    )
-    option(
-        "--impute",
-        action="store_true",
-        help="fill missing cells with the mean of their column, or its most frequent text; "
-        "default: they are an error",
-    )
-    option(
-        "--no-standardize",
-        dest="standardize",
-        action="store_false",
-        help="take numbers as they are (--scale multiplies them, in place of standardising)",
-    )
-    add_header(table)
+    add_table(parser)
     parser.set_defaults(run=_train)
 
 
@@ -276,13 +216,13 @@ def _train_on(ranks: Communicator, given: Communicator | None, args: argparse.Na
                 )
             )
         return 0
-    if args.standardize and _fits_numbers(net, data):
+    if args.standardize and fits_numbers(data, net.cost.name, net.activations[-1].name):
         with refused_as_arguments():
             data = data.standardize_target()
     net.preprocessing = data.preprocessing
     rate = args.learning_rate
     if rate is None:
-        rate = _default_rate(args.optimizer, net.cost.name, net.activations[-1].name)
+        rate = default_rate(args.optimizer, net.cost.name, net.activations[-1].name)
     settings = [f"{args.epochs} epochs", f"batch size {batch_size}", f"learning rate {rate:g}"]
     settings += [args.optimizer] + ([f"l2 {args.l2:g}"] if args.l2 else [])
     settings += [f"seed {args.seed}"]
@@ -349,7 +289,7 @@ def _read(
         if args.checkpoint_every is not None or args.resume:
             every = 1 if args.checkpoint_every is None else args.checkpoint_every
             callbacks.append(Checkpoint(out / CHECKPOINT, every=every))
-        return out, optimizer, callbacks, _data(args)
+        return out, optimizer, callbacks, read_data(args, args.cost)
 
 
 def _finish(net: Network, data: Dataset, out: Path, status: int, message: str) -> int:
@@ -384,38 +324,10 @@ def _finish(net: Network, data: Dataset, out: Path, status: int, message: str) -
     return status
 
 
-def _data(args: argparse.Namespace) -> Dataset:
-    shuffle = args.data is not None if args.shuffle is None else args.shuffle
-    return datasets.load(
-        args.data,
-        validation=args.validation,
-        scale=args.scale,
-        shuffle=args.seed if shuffle else None,
-        task="regression" if args.cost == "poisson" else args.task,
-        table=Options(
-            args.target,
-            args.drop,
-            args.keep,
-            args.categories,
-            args.impute,
-            args.standardize,
-            args.header,
-        ),
-        max_bytes=args.max_bytes,
-    )
-
-
-def _fits_numbers(net: Network, data: Dataset) -> bool:
-    """Whether the target is a table's column of numbers, which outputs without bounds fit."""
-    target = data.preprocessing.target if data.preprocessing else None
-    output = net.activations[-1].name
-    return isinstance(target, Number) and (net.cost.name, output) == ("quadratic", "identity")
-
-
 def _network(args: argparse.Namespace, data: Dataset) -> Network:
     with refused_as_arguments():
         optimizers.get(args.optimizer)
-        cost = args.cost or ("quadratic" if data.classes is None else "binary_cross_entropy")
+        cost = args.cost or default_cost(data)
         costs.get(cost)
         sizes = [data.X.shape[1], HIDDEN, data.n_outputs]
         if args.sizes is not None:
@@ -424,10 +336,7 @@ def _network(args: argparse.Namespace, data: Dataset) -> Network:
                 raise ValueError(
                     f"--sizes begins with {sizes[0]}, but the data has {data.X.shape[1]} features"
                 )
-        hidden, layers = "sigmoid", max(len(sizes) - 1, 1)
-        numbers = data.classes is None
-        output = costs.get(cost).default_output or ("identity" if numbers else "sigmoid")
-        chosen: str | list[str] = [hidden] * (layers - 1) + [output]
+        chosen: str | list[str] = default_activations(data, cost, len(sizes) - 1)
         if args.activation is not None:
             names = split(args.activation)
             chosen = names[0] if len(names) == 1 else names
@@ -444,16 +353,6 @@ def _network(args: argparse.Namespace, data: Dataset) -> Network:
             )
     except RuntimeError as error:  # a backend that is not usable here
         raise ArgumentError(str(error)) from error
-
-
-def _default_rate(optimizer: str, cost: str, output: str) -> float:
-    bounded = output in ("sigmoid", "softmax")
-    if optimizer in ("adam", "adamw"):
-        return 0.003 if bounded else 0.001
-    rate = 3.0 if cost == "quadratic" else 0.5
-    if optimizer != "sgd":
-        rate /= 10.0
-    return rate if bounded else rate / 100.0
 
 
 def _write(net: Network, history: History, out: Path) -> Iterator[Path]:

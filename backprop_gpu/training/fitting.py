@@ -444,7 +444,7 @@ def fit(
     """`Network.fit`, which has the documentation."""
     spent = TimeSpent()
     model = network.model
-    with resolved(communicator) as found, threads.limited(found.cores if found else None):
+    with resolved(communicator) as found, threads.at_most(found.cores if found else None):
         ranks, size = found or ALONE, found.size if found else 0
 
         def check() -> tuple[Data | StoredData, Settings, list[Callback], Beginning]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import validation
 from ..imports import uninterrupted
+from .history import History
 
 
 class Progress:
@@ -41,6 +42,8 @@ class ProgressBar(Progress):
 
     def __init__(self, epochs: int, shown: bool, members: int = 1, done: int = 0) -> None:
         self._many = members > 1
+        #: Of those that trained elsewhere.
+        self._best = History()
         self.bar: Any = None
         if not shown:
             return
@@ -70,10 +73,28 @@ class ProgressBar(Progress):
     def epoch_is_over(self, ran: Sequence[Any]) -> None:
         if self.bar is None or not ran:
             return
-        history = min(
-            (course.history for course in ran),
-            key=lambda history: validation.nan_last((history.val_loss or history.loss)[-1]),
-        )
+        history = min((course.history for course in ran), key=_last_cost)
+        values = self._values(history)
+        if self._many:
+            values["training"] = str(len(ran))
+        self.bar.set_postfix(values, refresh=False)
+        if not self._many:
+            self.bar.update(len(history.loss) - self.bar.n)
+
+    def members_are_over(self, histories: Sequence[History], epochs: Sequence[int]) -> None:
+        """Members that trained elsewhere are ready; each was to have so many epochs."""
+        if self.bar is None:
+            return
+        measured = [history for history in (*histories, self._best) if history.loss]
+        if measured:
+            self._best = min(measured, key=_last_cost)
+            self.bar.set_postfix(self._values(self._best), refresh=False)
+        trained = sum(map(len, histories))
+        self.bar.total -= sum(epochs) - trained
+        self.bar.update(trained)
+
+    def _values(self, history: History) -> dict[str, str]:
+        """What a history has come to, as the bar shows it."""
         values = {"loss": f"{history.loss[-1]:.4f}"}
         if history.val_loss:
             values["val_loss"] = f"{history.val_loss[-1]:.4f}"
@@ -81,13 +102,14 @@ class ProgressBar(Progress):
                 values["val_accuracy"] = f"{history.val_accuracy[-1]:.4f}"
         if self._many:
             values = {f"best {name}": value for name, value in values.items()}
-            values["training"] = str(len(ran))
-        self.bar.set_postfix(values, refresh=False)
-        if not self._many:
-            self.bar.update(len(history.loss) - self.bar.n)
+        return values
 
     def ended(self, course: Any, lost: int) -> None:
         left = course.settings.epochs - len(course.history) - lost
         if self.bar is not None and self._many and left:
             self.bar.total -= left
             self.bar.refresh()
+
+
+def _last_cost(history: History) -> Any:
+    return validation.nan_last((history.val_loss or history.loss)[-1])

@@ -217,7 +217,9 @@ class LearningRates:
         self, learning_rate: float | schedules.Schedule, steps: int, place: str = ""
     ) -> None:
         self.constant = not callable(learning_rate)
-        self.learning_rate = _explained(learning_rate) if callable(learning_rate) else learning_rate
+        self.learning_rate = (
+            ExplainedSchedule(learning_rate) if callable(learning_rate) else learning_rate
+        )
         self.steps, self.place = steps, place
 
     def check(self, epochs: int) -> None:
@@ -236,17 +238,18 @@ class LearningRates:
             return self.of(epoch)
 
 
-def _explained(schedule: schedules.Schedule) -> schedules.Schedule:
+class ExplainedSchedule:
     """The schedule, whose errors say how it is called."""
 
-    def call(t: np.ndarray) -> np.ndarray:
+    def __init__(self, schedule: schedules.Schedule) -> None:
+        self.schedule = schedule
+
+    def __call__(self, t: np.ndarray) -> np.ndarray:
         try:
-            return schedule(t)
+            return self.schedule(t)
         except Exception as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(
                 f"learning_rate failed: {type(error).__name__}: {error}. It is called with an "
                 "array of times: write np.where(t < 5, 0.1, 0.01) for 0.1 if t < 5 else 0.01"
             ) from error
-
-    return call
