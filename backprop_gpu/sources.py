@@ -195,6 +195,8 @@ def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
 
 def is_stored(value: Any) -> bool:
     """Whether a value's rows are to be read from where they are, and not an array in memory."""
+    if type(value) is np.ndarray:
+        return False
     if isinstance(value, np.memmap):
         return True
     if type(value).__module__.partition(".")[0] in _STORES:

@@ -73,6 +73,8 @@ def own_positions(
 
 def all_costs(communicator: Communicator, costs: np.ndarray) -> np.ndarray:
     """The mean cost of each step, from (steps, shards), its parts, of which a rank has its own."""
+    if costs.shape[1] == 1:
+        return costs[:, 0]
     if communicator.size > 1:
         everyone = communicator.allgather(costs, communicator.timeout)
         for rank, of_rank in enumerate(everyone):

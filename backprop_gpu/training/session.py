@@ -27,6 +27,9 @@ from .time_spent import TimeSpent
 Array = Any
 
 
+_NOTHING = np.empty(0)
+
+
 class Course:
     """One member on its way through a training.
 
@@ -50,7 +53,7 @@ class Course:
     #: Steps of an epoch.
     steps: int = 1
     #: Of an epoch that has begun, the costs of its steps so far: where a resumed one goes on.
-    begun: np.ndarray = np.empty(0)
+    begun: np.ndarray = _NOTHING
 
     def __init__(self, parameters: Parameters, good: Array | None = None) -> None:
         self.parameters, self.good = parameters, good
@@ -243,10 +246,12 @@ class Session:
         steps = len(member.hyperparameters.coefficients)
         with closing(pieces):
             for costs in pieces:
+                if len(costs) == steps:  # the only piece
+                    return costs
                 course.begun = np.concatenate([course.begun, costs])
                 if len(course.begun) < steps:
                     self._within_epoch()
-        costs, course.begun = course.begun, np.empty(0)
+        costs, course.begun = course.begun, _NOTHING
         return costs
 
     def _waves(self, live: list[Course]) -> Iterable[list[Course]]:

@@ -660,7 +660,8 @@ template <class T> struct Epoch {
   void sums_of_chunk(const Layer<T>& here, int s_begin, int strips, int k_begin, int k_end, Tree tree,
                      T* sums) const {
     const ptrdiff_t numbers = ptrdiff_t(k_end - k_begin) * strips * w;
-    each_shard(tree, [&](int x_begin, int x_end, int level, int others) {
+    each_part(tree, [&](Shards shards, int level, int others) {
+      const int x_begin = shards.begin[0], x_end = shards.begin[shards.count];
       T* const out = sums + level * numbers;
       if (&here == memory.layers && sparse()) {
         sparse_sums(here.delta + s_begin * strip(), strips, k_begin, k_end, x_begin, x_end, out);
@@ -668,34 +669,40 @@ template <class T> struct Epoch {
           for (ptrdiff_t i = 0; i < numbers; ++i) out[i] += out[others * numbers + i];
         return;
       }
-      int x = x_begin;
+      if (shards.count > 1)
+        return sums_of_rows(here, s_begin, strips, k_begin, k_end, shards, true, others, numbers, out);
+      int piece[] = {x_begin, x_begin};
       do {
-        const int end = smaller(x + ROWS_AT_ONCE, x_end);
-        sums_of_rows(here, s_begin, strips, k_begin, k_end, x, end, x == x_begin,
-                     end == x_end ? others : 0, numbers, out);
-        x = end;
-      } while (x < x_end);
+        piece[0] = piece[1];
+        piece[1] = smaller(piece[0] + ROWS_AT_ONCE, x_end);
+        sums_of_rows(here, s_begin, strips, k_begin, k_end, {piece, 1}, piece[0] == x_begin,
+                     piece[1] == x_end ? others : 0, numbers, out);
+      } while (piece[1] < x_end);
     });
   }
 
-  // body(rows from, to, level, others) for the shards of a tree. The sums of each, with those of so
-  // many `others`, which lie at the levels behind, the last one first, are to lie at `level`: what is
-  // at level 0 at last is the tree's.
-  template <class Body> INLINE void each_shard(Tree tree, Body body) const {
-    int levels = 0;
-    while (1 << levels < tree.count) ++levels;
-    for (int i = 0; i < tree.count; ++i) {
-      int others = 0;  // each has as many shards as this one and the others before it
+  // body(shards, level, others) for parts of a tree: a shard, or as many as fit in a core's L1 cache
+  // together, if X is not sparse. The sums of each, with those of so many `others`, which lie at the
+  // levels behind, the last one first, are to lie at `level`: what is at level 0 at last is the tree's.
+  template <class Body> INLINE void each_part(Tree tree, Body body) const {
+    const ptrdiff_t rows = rows_of_shard(member, rows_of_step);
+    int each = 1, levels = 0;
+    while (!sparse() && 2 * each <= smaller(tree.count, TILE_SHARDS) && 2 * each * rows <= ROWS_AT_ONCE)
+      each *= 2;
+    const int parts = tree.count / each;
+    while (1 << levels < parts) ++levels;
+    int begin[TILE_SHARDS + 1];
+    for (int i = 0; i < parts; ++i) {
+      int others = 0;  // each has as many parts as this one and the others before it
       while (i >> others & 1) ++others;
-      const int shard = tree.first + i;
-      body(begin_of(shard), begin_of(shard + 1), levels - others, others);
+      for (int j = 0; j <= each; ++j) begin[j] = begin_of(tree.first + i * each + j);
+      body(Shards{begin, each}, levels - others, others);
     }
   }
 
-  // Of rows x_begin … x_end, which may be begun, and added to others, as in `gradient_tile`.
+  // Of a tree of shards, perhaps begun, and added to others, as in `gradient_tile`.
   INLINE void sums_of_rows(const Layer<T>& here, int s_begin, int strips, int k_begin, int k_end,
-                           int x_begin, int x_end, bool fresh, int others, ptrdiff_t apart,
-                           T* sums) const {
+                           Shards shards, bool fresh, int others, ptrdiff_t apart, T* sums) const {
     const ptrdiff_t row = ptrdiff_t(strips) * w;
     for (int k = k_begin; k < k_end; k += w)
       for (int s = 0; s < strips; s += STRIPS)
@@ -703,8 +710,8 @@ template <class T> struct Epoch {
           with_count<STRIPS>(smaller(STRIPS, strips - s), [&](auto n) {
             gradient_tile<T, r.value, n.value>(
                 sums + (k - k_begin + i) * row + s * w, row, fresh, here.input_rows,
-                k / w * here.next + i, here.delta + (s_begin + s) * strip(), strip(), x_begin, x_end,
-                others, apart);
+                k / w * here.next + i, here.delta + (s_begin + s) * strip(), strip(), shards, others,
+                apart);
           });
         });
   }
@@ -737,13 +744,13 @@ template <class T> struct Epoch {
   // BP4 and the rule of R inputs from k on, while the sums are in registers: short batches.
   template <class Rule, int S, int R>
   INLINE void changed_tile(const Layer<T>& here, const T* delta, ptrdiff_t p_at, int k,
-                           ptrdiff_t run, const Change& change) const {
+                           ptrdiff_t run, const Change& change, Shards shards) const {
     Strip<T> sum[R][S];
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i)
 #pragma GCC unroll 2
       for (int j = 0; j < S; ++j) sum[i][j] = Strip<T>::zero();
-    add_rows<T, R, S>(sum, here.input_rows, run, delta, strip(), 0, m);
+    add_shards<T, R, S>(sum, here.input_rows, run, delta, strip(), shards);
     __asm__ volatile("" ::: "memory");  // what follows is read now: the sums need all registers
     const Strip<T> share(change.share);
     Strip<T> c[4];
@@ -759,7 +766,7 @@ template <class T> struct Epoch {
   // All of a chunk but a last run of less than W inputs, which is what it returns.
   template <class Rule, int S>
   __attribute__((noinline)) int changed_chunk(const Layer<T>& here, int s, int k_begin, int k_end,
-                                              const Change& change) const {
+                                              const Change& change, Shards shards) const {
     constexpr int most = INPUTS < w ? INPUTS : w, tiles = (w + most - 1) / most;
     constexpr int large = (w + tiles - 1) / tiles, small = w / tiles, larger = w % tiles;
     const T* const delta = here.delta + s * strip();
@@ -770,10 +777,10 @@ template <class T> struct Epoch {
       for (int x = 0; s == 0 && x < m; ++x) __builtin_prefetch(here.input_rows[x] + run + here.next);
 #pragma GCC unroll 1
       for (int i = 0; i < larger * large; i += large)
-        changed_tile<Rule, S, large>(here, delta, p_at, k + i, run + i, change);
+        changed_tile<Rule, S, large>(here, delta, p_at, k + i, run + i, change, shards);
 #pragma GCC unroll 1
       for (int i = larger * large; i < w; i += small)
-        changed_tile<Rule, S, small>(here, delta, p_at, k + i, run + i, change);
+        changed_tile<Rule, S, small>(here, delta, p_at, k + i, run + i, change, shards);
     }
     return k;
   }
@@ -781,14 +788,17 @@ template <class T> struct Epoch {
   // BP3 of a strip: Σ_x δ.
   void sums_of_biases(const Layer<T>& here, int s, Tree tree, T* sums) const {
     const T* const delta = here.delta + s * strip();
-    Strip<T> of_level[LEVELS];
-    each_shard(tree, [&](int x_begin, int x_end, int level, int others) {
+    Strip<T> of_level[LEVELS];  // sums that wait
+    for (int i = 0; i < tree.count; ++i) {
       Strip<T> sum = Strip<T>::zero();
-      for (int x = x_begin; x < x_end; ++x) sum += Strip<T>::load(delta + ptrdiff_t(x) * w);
-      for (; others > 0; --others) sum += of_level[level + others];
+      const int x_end = begin_of(tree.first + i + 1);
+      for (int x = begin_of(tree.first + i); x < x_end; ++x)
+        sum += Strip<T>::load(delta + ptrdiff_t(x) * w);
+      int level = 0;
+      for (; i >> level & 1; ++level) sum += of_level[level];
       of_level[level] = sum;
-    });
-    of_level[0].store(sums);
+      sum.store(sums);
+    }
   }
 
   // Where the norm is clipped, first to the gradient, each component within its limit.
@@ -905,7 +915,10 @@ template <class T> struct Epoch {
   void weights_phase(const double* coefficients, double total, int next_rows) const {
     const Change change(member, coefficients, total);
     const bool at_once =
-        m <= ROWS_AT_ONCE && member.shards == 1 && !memory.clips && !change.adjusts;
+        m <= ROWS_AT_ONCE && member.shards <= TILE_SHARDS && !memory.clips && !change.adjusts;
+    int begin[TILE_SHARDS + 1];
+    for (int i = 0; at_once && i <= member.shards; ++i) begin[i] = begin_of(i);
+    const Shards shards{begin, member.shards};
     each_chunk([&](int l, int s_begin, int strips, int k, int end) {
       const Layer<T>& here = memory.layers[l];
       alignas(64) T sums[LEVELS * CHUNK * CHUNK_STRIPS * w], of_biases[w];
@@ -916,7 +929,7 @@ template <class T> struct Epoch {
       for (int s = 0; changes && s < strips; s += STRIPS)
         with_count<STRIPS>(smaller(STRIPS, strips - s), [&](auto n) {
           with_rule(member.rule, [&](auto rule) {
-            rest = changed_chunk<decltype(rule), n.value>(here, s_begin + s, k, end, change);
+            rest = changed_chunk<decltype(rule), n.value>(here, s_begin + s, k, end, change, shards);
           });
         });
       const Tree tree{0, member.shards};

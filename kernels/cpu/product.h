@@ -167,14 +167,49 @@ INLINE void add_rows(Strip<T> (&sum)[R][S], const T* const* rows, ptrdiff_t at, 
   if (left & 1) add(x);
 }
 
-// g(k, ·) of R inputs and S strips, rows `out_row` apart in `out`, summed over x from x_begin to x_end;
-// `at` is where the first input lies in a row. Without `fresh` the sums begin with what is there. At the
-// end so many others are added, `apart` from each other, which lie behind out: the last one first.
+// A tree of `count` shards, a power of two; begin[i] … begin[i + 1] are the rows of one.
+struct Shards {
+  const int* begin;
+  int count;
+};
+// Shards of which a tile makes the tree: its sums of each level wait in the L1 cache.
+constexpr int TILE_LEVELS = 6, TILE_SHARDS = 1 << TILE_LEVELS;
+
+// The sums of a tree of shards, each alone and then in pairs; those of one are added to what is there.
+template <class T, int R, int S>
+INLINE void add_shards(Strip<T> (&sum)[R][S], const T* const* rows, ptrdiff_t at, const T* delta,
+                       ptrdiff_t delta_strip, Shards shards) {
+  constexpr int w = W<T>;
+  alignas(64) T waiting[TILE_LEVELS][R][S][w];
+  int level = 0;
+#pragma GCC unroll 1
+  for (int i = 0; i < shards.count; ++i) {
+    add_rows<T, R, S>(sum, rows, at, delta, delta_strip, shards.begin[i], shards.begin[i + 1]);
+#pragma GCC unroll 1
+    for (level = 0; i >> level & 1; ++level)
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+        for (int s = 0; s < S; ++s) sum[r][s] += Strip<T>::load(waiting[level][r][s]);
+    if (i + 1 == shards.count) break;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int s = 0; s < S; ++s) {
+        sum[r][s].store(waiting[level][r][s]);
+        sum[r][s] = Strip<T>::zero();
+      }
+  }
+}
+
+// g(k, ·) of R inputs and S strips, rows `out_row` apart in `out`, summed over a tree of shards; `at` is
+// where the first input lies in a row. Without `fresh` the sums, of one shard, begin with what is there.
+// At the end so many others are added, `apart` from each other, which lie behind out: the last first.
 template <class T, int R, int S>
 __attribute__((noinline)) void gradient_tile(T* out, ptrdiff_t out_row, bool fresh,
                                              const T* const* rows, ptrdiff_t at, const T* delta,
-                                             ptrdiff_t delta_strip, int x_begin, int x_end,
-                                             int others, ptrdiff_t apart) {
+                                             ptrdiff_t delta_strip, Shards shards, int others,
+                                             ptrdiff_t apart) {
   constexpr int w = W<T>;
   Strip<T> sum[R][S];
 #pragma GCC unroll 16
@@ -182,7 +217,7 @@ __attribute__((noinline)) void gradient_tile(T* out, ptrdiff_t out_row, bool fre
 #pragma GCC unroll 2
     for (int s = 0; s < S; ++s)
       sum[i][s] = fresh ? Strip<T>::zero() : Strip<T>::load(out + i * out_row + s * w);
-  add_rows<T, R, S>(sum, rows, at, delta, delta_strip, x_begin, x_end);
+  add_shards<T, R, S>(sum, rows, at, delta, delta_strip, shards);
 #pragma GCC unroll 1
   for (; others > 0; --others) {
     const T* const other = out + others * apart;
