@@ -244,6 +244,7 @@ class Session:
     ) -> np.ndarray:
         pieces: Any = self.rows.run_epoch(member, course.on_step, meanwhile, len(course.begun))
         steps = len(member.hyperparameters.coefficients)
+        costs: np.ndarray
         with closing(pieces):
             for costs in pieces:
                 if len(costs) == steps:  # the only piece

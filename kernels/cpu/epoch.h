@@ -687,7 +687,7 @@ template <class T> struct Epoch {
   template <class Body> INLINE void each_part(Tree tree, Body body) const {
     const ptrdiff_t rows = rows_of_shard(member, rows_of_step);
     int each = 1, levels = 0;
-    while (!sparse() && 2 * each <= smaller(tree.count, TILE_SHARDS) && 2 * each * rows <= ROWS_AT_ONCE)
+    while (!sparse() && 2 * each <= smaller(tree.count, TILE_SHARDS) && each * rows <= ROWS_AT_ONCE / 2)
       each *= 2;
     const int parts = tree.count / each;
     while (1 << levels < parts) ++levels;
