@@ -195,9 +195,16 @@ class MPICommunicator(Communicator):
         for name, seconds in (("timeout", timeout), ("patience", patience)):
             if not seconds > 0:
                 raise ValueError(f"{name} must be a number of seconds > 0, got {seconds!r}")
-        self._comm = (MPI.COMM_WORLD if comm is None else comm).Dup()
-        self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+        given = MPI.COMM_WORLD if comm is None else comm
+        self.rank, self.size = given.Get_rank(), given.Get_size()
         self.timeout, self.patience = timeout, patience
+        self._comm, ready = given.Idup()
+        looks = _Looks(patience)
+        while not ready.Test():
+            if looks.are_over():
+                given.Abort(
+                    _said(self.rank, f"the other ranks have not called fit for {patience:g} s")
+                )
         self.cores = self._cores(MPI)
 
     def _cores(self, MPI: Any) -> int | None:
@@ -219,8 +226,7 @@ class MPICommunicator(Communicator):
         return _MPIExchange(self, requests, ranks, self.timeout if seconds is None else seconds)
 
     def abort(self, reason: str) -> NoReturn:
-        print(f"backprop_gpu: rank {self.rank}: {reason}", file=sys.stderr, flush=True)
-        self._comm.Abort(1)
+        self._comm.Abort(_said(self.rank, reason))
         os._exit(1)
 
     def free(self) -> None:
@@ -228,11 +234,34 @@ class MPICommunicator(Communicator):
         self._comm.Free()
 
 
-class _MPIExchange:
+def _said(rank: int, reason: str) -> int:
+    """The status to end with, once the reason is on standard error."""
+    print(f"backprop_gpu: rank {rank}: {reason}", file=sys.stderr, flush=True)
+    return 1
+
+
+class _Looks:
+    """How often to look whether others have come, and when to look no more."""
+
     #: A rank looks so often, and then lets others have its core between two looks; a rank that is
     #: slower than this by milliseconds has not much to lose by sleep.
     LOOKS, YIELDS, SLEEP = 500, 5000, 1e-4
 
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._count, self._begin = seconds, 0, 0.0
+
+    def are_over(self) -> bool:
+        """Asked between two looks, and perhaps a while after the first."""
+        self._count += 1
+        if self._count < self.LOOKS:
+            return False
+        if self._count == self.LOOKS:
+            self._begin = time.monotonic()
+        time.sleep(0 if self._count < self.YIELDS else self.SLEEP)
+        return self._count % 64 == 0 and time.monotonic() - self._begin > self._seconds
+
+
+class _MPIExchange:
     def __init__(
         self, communicator: MPICommunicator, requests: list[Any], ranks: list[int], seconds: float
     ) -> None:
@@ -240,15 +269,9 @@ class _MPIExchange:
         self._seconds = seconds
 
     def wait(self) -> None:
-        test, requests, looks = _mpi().Request.Testall, self._requests, 0
+        test, requests, looks = _mpi().Request.Testall, self._requests, _Looks(self._seconds)
         while not test(requests):
-            looks += 1
-            if looks == self.LOOKS:
-                begin = time.monotonic()
-            if looks < self.LOOKS:
-                continue
-            time.sleep(0 if looks < self.YIELDS else self.SLEEP)
-            if looks % 64 == 0 and time.monotonic() - begin > self._seconds:
+            if looks.are_over():
                 self._give_up()
 
     def _give_up(self) -> None:

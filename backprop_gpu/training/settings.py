@@ -147,8 +147,8 @@ def check_validation(model: Model, validation_data: Any) -> tuple[np.ndarray, np
 
 
 def _in_memory(name: str, value: Any) -> Any:
-    """All rows of what is stored elsewhere; an array as it is."""
-    if not is_stored(value):
+    """All rows of what is stored elsewhere; an array, and a memory map, as it is."""
+    if isinstance(value, np.memmap) or not is_stored(value):
         return value
     rows = source(name, value)
     return rows.read(np.arange(len(rows)))

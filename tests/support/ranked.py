@@ -177,6 +177,16 @@ def communicators(kind: str) -> None:
         print("ok")
 
 
+def alone() -> None:
+    """Rank 0 alone calls fit, as a script may that was not meant for ranks."""
+    from mpi4py import MPI
+
+    if MPI.COMM_WORLD.rank == 0:
+        MPICommunicator(patience=2)
+    else:
+        time.sleep(60)
+
+
 def raises() -> None:
     X, Y = rows()
 

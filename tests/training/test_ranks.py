@@ -399,6 +399,15 @@ def test_an_exception_on_one_rank_ends_the_job():
 
 
 @needs_mpi
+def test_a_rank_that_is_alone_says_what_it_waits_for():
+    begin = time.monotonic()
+    status, _, err = ranked.finish(ranked.start(2, "alone"))
+    assert status != 0
+    assert "rank 0: the other ranks have not called fit for 2 s" in err
+    assert time.monotonic() - begin < 15
+
+
+@needs_mpi
 def test_sigterm_ends_all_ranks_with_a_checkpoint(tmp_path):
     path = tmp_path / "net.safetensors"
     job = ranked.start(2, "train", path)
