@@ -2,8 +2,8 @@
 between them.
 
 A communicator needs two methods, `exchange` and `abort`; all else is made of these.
-`Communicator` itself is one process alone, `MPICommunicator` is ranks of an MPI job. What they
-exchange lies in the memory of the host.
+`Communicator` itself is one process alone, `MPICommunicator` is ranks of an MPI job, which exchange
+what lies in the memory of the host, and `cuda.nccl.NCCLCommunicator` is ranks with a GPU each.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .imports import uninterrupted
 Found = TypeVar("Found")
 
 #: Of the ranks that are to send an array, or get one, and these: C-contiguous.
-Messages = Sequence[tuple[int, np.ndarray]]
+Messages = Sequence[tuple[int, Any]]
 
 
 class Exchange(Protocol):
@@ -56,6 +56,8 @@ class Communicator:
     cores: int | None = None
     timeout: float = 10.0
     patience: float = 600.0
+    #: Whether `exchange` takes arrays of a CUDA device, too.
+    devices: bool = False
     #: Whether all ranks have agreed to end what they do `together`, by an exception of each.
     parting: bool = False
 
@@ -199,7 +201,7 @@ class MPICommunicator(Communicator):
         self.rank, self.size = given.Get_rank(), given.Get_size()
         self.timeout, self.patience = timeout, patience
         self._comm, ready = given.Idup()
-        looks = _Looks(patience)
+        looks = Looks(patience)
         while not ready.Test():
             if looks.are_over():
                 given.Abort(
@@ -240,7 +242,7 @@ def _said(rank: int, reason: str) -> int:
     return 1
 
 
-class _Looks:
+class Looks:
     """How often to look whether others have come, and when to look no more."""
 
     #: A rank looks so often, and then lets others have its core between two looks; a rank that is
@@ -269,7 +271,7 @@ class _MPIExchange:
         self._seconds = seconds
 
     def wait(self) -> None:
-        test, requests, looks = _mpi().Request.Testall, self._requests, _Looks(self._seconds)
+        test, requests, looks = _mpi().Request.Testall, self._requests, Looks(self._seconds)
         while not test(requests):
             if looks.are_over():
                 self._give_up()

@@ -10,11 +10,12 @@ To add is an update, too: p - η g, with the sum for p and η = -1, or minus a s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..communicators import Communicator
+from ..cuda.arrays import DeviceArray
 from ..optimizers import SGD
 from ..parameters import Parameters
 from .base import Member
@@ -65,12 +66,15 @@ class ShardedSteps:
         self._once.load(np.zeros(1, np.intp), _ADDS.coefficients(np.array([-1.0]), 0))
         self._zeros, self._gradients = self._buffer(), self._buffer()
         levels = max(tree.size for tree in self._trees).bit_length()
-        self._free = [self._buffer() for _ in range(levels + 1)]
+        self._free = [self._buffer() for _ in range(levels + len(self._trees))]
+        self._on_device = False
         self._batches: dict[int, Batch] = {}
         self._reduction: Reduction | None = None
         if communicator.size > 1:
-            regions = [0, parameters.layout.length]
-            self._reduction = Reduction(communicator, shards, regions, passes.backend.dtype)
+            regions, dtype = [0, parameters.layout.length], passes.backend.dtype
+            self._on_device = communicator.devices and isinstance(self._zeros.flat, DeviceArray)
+            arrays = DeviceArrays(self._backend, self._once) if self._on_device else None
+            self._reduction = Reduction(communicator, shards, regions, dtype, arrays)
 
     def _buffer(self) -> Parameters:
         return self._passes.zeros_like(self._parameters)
@@ -108,15 +112,18 @@ class ShardedSteps:
         totals = []
         for i, tree in enumerate(self._trees):
             totals.append(self._sum(tree, rows, X, Y))
-            if reduction is not None:
-                reduction.gradient[i] = backend.to_numpy(totals[-1].flat)
+            if reduction is not None and not self._on_device:
+                reduction.rows[i][...] = backend.to_numpy(totals[-1].flat)
                 self._free.append(totals.pop())
         if reduction is not None:
-            total = reduction.begin(0)
-            total.add()
-            total.wait()
-            totals.append(self._free.pop())
-            backend.copy(backend.asarray(reduction.gradient[0]), totals[0].flat)
+            if self._on_device:
+                reduction.rows = [total.flat for total in totals]
+            region = reduction.begin(0)
+            region.add()
+            region.wait()
+            if not self._on_device:
+                totals.append(self._free.pop())
+                backend.copy(backend.asarray(reduction.rows[0]), totals[0].flat)
         optimizer = member.hyperparameters.optimizer_of(sum(rows))
         backend.update(self._parameters, totals[0], member.slots, optimizer, self._epoch)
         backend.advance(self._epoch)
@@ -153,6 +160,40 @@ class ShardedSteps:
             backend.update(found, self._gradients, (), _ADDS, epoch)
         backend.advance(epoch)
         return found
+
+
+class Numbers(NamedTuple):
+    """A layout of as many numbers, none of which is a weight."""
+
+    length: int
+    weights_end: int = 0
+
+
+class FlatArray(NamedTuple):
+    """Numbers that an update may add to, as it does to `Parameters`."""
+
+    flat: Array
+    layout: Numbers
+
+
+class DeviceArrays:
+    """On a CUDA device, by its own kernels; rows are given when they are there."""
+
+    def __init__(self, backend: Any, once: Any) -> None:
+        self._backend, self._once = backend, once
+
+    def rows(self, count: int, length: int) -> list[Array]:
+        return []
+
+    def empty(self, length: int) -> Array:
+        return self._backend.empty((length,))
+
+    def copy(self, source: Array, out: Array) -> None:
+        self._backend.copy(source, out)
+
+    def add(self, left: Array, right: Array) -> None:
+        sides = (FlatArray(side, Numbers(len(side))) for side in (left, right))
+        self._backend.update(*sides, (), _ADDS, self._once)
 
 
 def _trailing_ones(i: int) -> int:

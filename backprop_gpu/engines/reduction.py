@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise, starmap
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ..communicators import Communicator, Exchange
+
+Array = Any
 
 
 class Tree(NamedTuple):
@@ -84,6 +86,38 @@ def all_costs(communicator: Communicator, costs: np.ndarray) -> np.ndarray:
     return found
 
 
+class SummedArrays(Protocol):
+    """Where gradients lie that are summed, and how."""
+
+    def rows(self, count: int, length: int) -> list[Array]: ...
+    def empty(self, length: int) -> Array: ...
+    def copy(self, source: Array, out: Array) -> None: ...
+    def add(self, left: Array, right: Array) -> None:
+        """left += right."""
+
+
+class HostArrays:
+    """In the host's memory, beginning at a cache line."""
+
+    def __init__(self, dtype: np.dtype[np.floating]) -> None:
+        self.dtype = dtype
+
+    def rows(self, count: int, length: int) -> list[Array]:
+        """One after the other."""
+        raw = np.zeros(count * length + 64 // self.dtype.itemsize, self.dtype)
+        first = -raw.ctypes.data % 64 // self.dtype.itemsize
+        return list(raw[first : first + count * length].reshape(count, length))
+
+    def empty(self, length: int) -> Array:
+        return np.empty(length, self.dtype)
+
+    def copy(self, source: Array, out: Array) -> None:
+        out[...] = source
+
+    def add(self, left: Array, right: Array) -> None:
+        np.add(left, right, out=left)
+
+
 class Reduction:
     """Sums gradients over ranks, a region of numbers after the other.
 
@@ -95,11 +129,13 @@ class Reduction:
     starts : sequence of int
         Where each region of a gradient begins, and where the last one ends.
     dtype : numpy dtype
+    arrays : SummedArrays
+        Where they lie.
 
     Attributes
     ----------
-    gradient : (trees, length) array
-        A row for each of this rank's trees; in the first the sum of all ranks' appears.
+    rows : list of (length,) arrays
+        One for each of this rank's trees; in the first the sum of all ranks' appears.
     """
 
     #: Numbers of a cache line: where slices begin.
@@ -111,19 +147,18 @@ class Reduction:
         shards: int,
         starts: Sequence[int],
         dtype: np.dtype[np.floating],
+        arrays: SummedArrays | None = None,
     ) -> None:
         self.communicator, self.shards = communicator, shards
+        self.arrays = arrays or HostArrays(dtype)
         size, me = communicator.size, communicator.rank
         self.trees = [trees_of(shards_of(rank, size, shards)) for rank in range(size)]
-        rows, length = len(self.trees[me]), starts[-1]
-        raw = np.zeros(rows * length + self._UNIT, dtype)
-        first = -raw.ctypes.data % 64 // dtype.itemsize
-        self.gradient = raw[first : first + rows * length].reshape(rows, length)
+        self.rows = self.arrays.rows(len(self.trees[me]), starts[-1])
         self.slices = [self._cut(begin, end, size) for begin, end in pairwise(starts)]
         #: Of each region and tree of another rank, what arrives here.
         self.received = [
             {
-                (rank, tree): np.empty(slices[me].stop - slices[me].start, dtype)
+                (rank, tree): self.arrays.empty(slices[me].stop - slices[me].start)
                 for rank in communicator.others
                 for tree in self.trees[rank]
             }
@@ -137,7 +172,7 @@ class Reduction:
         return list(starmap(slice, pairwise(edges)))
 
     def begin(self, region: int) -> RegionSum:
-        """Start to sum a region, which is ready in all rows of `gradient`."""
+        """Start to sum a region, which is ready in all `rows`."""
         return RegionSum(self, region)
 
 
@@ -152,7 +187,7 @@ class RegionSum:
         outgoing = [
             (rank, row[self._slices[rank]])
             for rank in communicator.others
-            for row, _ in zip(reduction.gradient, of_rank, strict=True)
+            for row, _ in zip(reduction.rows, of_rank, strict=True)
         ]
         incoming = [(rank, array) for (rank, _), array in self._received.items()]
         self._exchange: Exchange = communicator.exchange(outgoing, incoming)
@@ -160,19 +195,20 @@ class RegionSum:
     def add(self) -> None:
         """Add up this rank's slice, once all of it is here, and send it to the others."""
         self._exchange.wait()
-        gradient, communicator = self._reduction.gradient, self._reduction.communicator
+        rows, communicator = self._reduction.rows, self._reduction.communicator
+        arrays = self._reduction.arrays
         own = self._slices[communicator.rank]
         sums = {tree: array for (_, tree), array in self._received.items()}
         of_rank = self._reduction.trees[communicator.rank]
-        sums |= {tree: row[own] for tree, row in zip(of_rank, gradient, strict=True)}
+        sums |= {tree: row[own] for tree, row in zip(of_rank, rows, strict=True)}
         with np.errstate(all="ignore"):  # of a cost that overflows
-            found = _sum(sums, Tree(0, self._reduction.shards))
+            found = _sum(sums, Tree(0, self._reduction.shards), arrays)
         out = sums[of_rank[0]]
         if found is not out:
-            out[...] = found
+            arrays.copy(found, out)
         self._exchange = communicator.exchange(
             [(rank, out) for rank in communicator.others],
-            [(rank, gradient[0, self._slices[rank]]) for rank in communicator.others],
+            [(rank, rows[0][self._slices[rank]]) for rank in communicator.others],
         )
 
     def wait(self) -> None:
@@ -180,11 +216,11 @@ class RegionSum:
         self._exchange.wait()
 
 
-def _sum(sums: dict[Tree, np.ndarray], tree: Tree) -> np.ndarray:
+def _sum(sums: dict[Tree, Array], tree: Tree, arrays: SummedArrays) -> Array:
     """Of a tree, from those of its parts, which it overwrites."""
     if tree in sums:
         return sums[tree]
     half = tree.size // 2
-    left, right = (_sum(sums, Tree(tree.first + i * half, half)) for i in range(2))
-    np.add(left, right, out=left)
+    left, right = (_sum(sums, Tree(tree.first + i * half, half), arrays) for i in range(2))
+    arrays.add(left, right)
     return left

@@ -173,7 +173,7 @@ class ResidentCpuEngine(Engine):
         if member.weights is not None:
             part.weights, part.totals = cpu.address(member.weights), cpu.address(member.totals)
         if self._reduction is not None:
-            part.gradient = cpu.address(self._reduction.gradient)
+            part.gradient = cpu.address(self._reduction.rows[0])
         idle = self._idle.get(template.key)
         memory = idle.pop() if idle else self._library.memory(self._network, part, threads)
         part.memory = cpu.address(memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,12 +14,14 @@ import pytest
 from backprop_gpu import Activation, Callback, Network, Population, activations, planning
 from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.communicators import ALONE
+from backprop_gpu.cuda.nccl import NCCLCommunicator, _NCCLExchange
 from backprop_gpu.cuda.runtime import Runtime
 from backprop_gpu.planning import Plan, Product
 from backprop_gpu.testing import standin
+from fake_nccl import FakeBindings
 from kernel_cases import assert_rounded
 from machine import device_runtime
-from rank_threads import on_ranks
+from rank_threads import RankError, on_ranks
 from reference import same_bits
 
 pytestmark = pytest.mark.gpu
@@ -366,3 +369,49 @@ def test_other_engines_leave_ranks_to_this_one(engine):
         net.fit(
             X, Y, epochs=1, batch_size=40, learning_rate=0.05, engine=engine, communicator=ALONE
         )
+
+
+@pytest.fixture
+def nccl(monkeypatch):
+    """NCCL's functions, for ranks that are threads; nccl4py above them is its own."""
+    import nccl.core
+
+    fake = FakeBindings(nccl.core.communicator._nccl_bindings)  # noqa: SLF001
+    for name in ("communicator", "group", "utils"):  # of them "group" is a function's name, too
+        monkeypatch.setattr(sys.modules[f"nccl.core.{name}"], "_nccl_bindings", fake)
+    return fake
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_gradients_may_go_from_device_to_device(precision, size, nccl):
+    if standin.running() is None:
+        pytest.skip("ranks of NCCL need a GPU each")
+    sizes = SIZES[1]
+    X, Y = _data(sizes)
+
+    def work(host, of=lambda ranks: ranks):
+        net = _network("cuda", sizes, precision)
+        net.fit(
+            X, Y, epochs=2, batch_size=40, learning_rate=0.05, optimizer="adam",
+            engine="layered", communicator=of(host),
+        )  # fmt: skip
+        return net.model.read(net.parameters)
+
+    alone = work(ALONE)
+    for found in on_ranks(size, lambda host: work(host, NCCLCommunicator)):
+        same_bits([found], [alone])
+    assert nccl.sent > 0
+
+
+def test_a_gpu_whose_gradients_do_not_come_ends_the_job():
+    class Never:
+        is_done = False
+
+    def work(host):
+        ranks = NCCLCommunicator(host)
+        exchange = _NCCLExchange(ranks, Never(), 0.2)
+        with pytest.raises(RankError, match=r"has waited 0.2 s for gradients"):
+            exchange.wait()
+
+    on_ranks(1, work)

@@ -72,7 +72,7 @@ def test_a_reduction_is_the_sum_along_the_tree(size, lengths, seed):
     def work(ranks):
         reduction = Reduction(ranks, shards, starts, leaves.dtype)
         for row, tree in zip(
-            reduction.gradient, trees_of(shards_of(ranks.rank, size, shards)), strict=True
+            reduction.rows, trees_of(shards_of(ranks.rank, size, shards)), strict=True
         ):
             row[...] = tree_sum(list(leaves[tree.first : tree.first + tree.size]))
         sums = [reduction.begin(i) for i in reversed(range(len(lengths)))]
@@ -80,7 +80,7 @@ def test_a_reduction_is_the_sum_along_the_tree(size, lengths, seed):
             each.add()
         for each in sums:
             each.wait()
-        return reduction.gradient[0].copy(), ranks.sent
+        return reduction.rows[0].copy(), ranks.sent
 
     expected = tree_sum(list(leaves))
     for found, _ in on_ranks(size, work):
