@@ -205,7 +205,7 @@ class MPICommunicator(Communicator):
         while not ready.Test():
             if looks.are_over():
                 given.Abort(
-                    _said(self.rank, f"the other ranks have not called fit for {patience:g} s")
+                    said(self.rank, f"the other ranks have not called fit for {patience:g} s")
                 )
         self.cores = self._cores(MPI)
 
@@ -228,7 +228,7 @@ class MPICommunicator(Communicator):
         return _MPIExchange(self, requests, ranks, self.timeout if seconds is None else seconds)
 
     def abort(self, reason: str) -> NoReturn:
-        self._comm.Abort(_said(self.rank, reason))
+        self._comm.Abort(said(self.rank, reason))
         os._exit(1)
 
     def free(self) -> None:
@@ -236,7 +236,7 @@ class MPICommunicator(Communicator):
         self._comm.Free()
 
 
-def _said(rank: int, reason: str) -> int:
+def said(rank: int, reason: str) -> int:
     """The status to end with, once the reason is on standard error."""
     print(f"backprop_gpu: rank {rank}: {reason}", file=sys.stderr, flush=True)
     return 1

@@ -3,6 +3,7 @@
     from_torch, to_torch    a module as a `Network`, and back as an nn.Sequential: the same numbers
     MLP                     an nn.Sequential whose forward pass and gradients are one function, the
                             notes' equations
+    TorchCommunicator       one training on the processes that torchrun has started
 
 `docs/torch.md` tells what is the same and what differs. Only this package imports PyTorch
 (``pip install 'backprop_gpu[torch]'``).
@@ -23,8 +24,9 @@ except ImportError as error:
 from .conversion import from_torch, to_torch
 from .mlp import MLP
 from .modules import ExponentialModule, UsersActivation
+from .ranks import TorchCommunicator
 
-__all__ = ["MLP", "from_torch", "to_torch"]
+__all__ = ["MLP", "TorchCommunicator", "from_torch", "to_torch"]
 
 #: What torch.save has written before calls them so.
 _Exponential, _UsersActivation = ExponentialModule, UsersActivation
