@@ -458,6 +458,8 @@ def fit(
             settings = check_settings(
                 len(data.X), epochs, batch_size, learning_rate, optimizer, buffer_rows=buffer
             )
+            if isinstance(data, StoredData) and settings.buffer == settings.rows and size <= 1:
+                data = data.in_memory(model)  # and not anew for each epoch
             hooks = check_callbacks(callbacks, data.validation)
             beginning = begin(model, data, [settings], hooks, engine, plan, resume_from, ranks=size)
             return data, settings, hooks, beginning

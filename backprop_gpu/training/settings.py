@@ -50,6 +50,10 @@ class StoredData:
     def bytes(self) -> bool:
         return bool(self.X.dtype == np.uint8)
 
+    def in_memory(self, model: Model) -> Data:
+        """All rows."""
+        return Data(*self.read(model, np.arange(len(self.X))), self.validation)
+
     def rows_of(self, size: int, model: Model) -> int:
         """How many rows take so many bytes in memory."""
         itemsize = 1 if self.bytes else model.dtype.itemsize

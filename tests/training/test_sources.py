@@ -460,3 +460,10 @@ def test_what_does_not_go_with_batches(changed):
         net.fit(**(given | changed))
     with pytest.raises(TypeError, match="batches"):
         net.fit(epochs=2, batch_size=16, learning_rate=0.1)
+
+
+def test_what_one_buffer_holds_is_read_once():
+    stored = InBrackets(X)
+    found = fit(stored, LABELS, epochs=3)
+    assert [len(rows) for rows in stored.asked] == [256, N]
+    assert bits(found) == bits(fit(X, LABELS, epochs=3))
