@@ -185,7 +185,6 @@ INLINE void add_shards(Strip<T> (&sum)[R][S], const T* const* rows, ptrdiff_t at
 #pragma GCC unroll 1
   for (int i = 0; i < shards.count; ++i) {
     add_rows<T, R, S>(sum, rows, at, delta, delta_strip, shards.begin[i], shards.begin[i + 1]);
-#pragma GCC unroll 1
     for (level = 0; i >> level & 1; ++level)
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
