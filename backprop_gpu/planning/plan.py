@@ -587,6 +587,8 @@ def choose_plan(
     else:
         wanted = "resident" if run.engine == "auto" else run.engine
         engine, reason = choose_engine(run.engine, obstacles.get(wanted))
+        if engine == "resident" and run.engine == "auto" and run.ranks > 1:
+            reason = "compiled code, between whose calls ranks add up their gradients"
         if engine == "resident" and run.members > 1:
             reason += f"; a thread per network, {min(cores, run.members)} at a time"
         elif engine == "resident":
