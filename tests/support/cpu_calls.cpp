@@ -548,6 +548,7 @@ template <class T> std::vector<Settings> settings_of(const char* group) {
       add([&](Settings& s) { s.shards = 8, s.batch = batch, s.cost = 2, s.output = 10; });
     add([&](Settings& s) { s.sizes = {11, 150, 70, 3}, s.shards = 4, s.rows = 900, s.batch = 850; });
     add([&](Settings& s) { s.shards = 1 << 10, s.rows = 1100, s.batch = 1090; });
+    add([&](Settings& s) { s.shards = 64, s.rows = 300, s.batch = 130; });  // as many as a tile takes
     add([&](Settings& s) { s.shards = 8, s.batch = 30, s.zeros = s.sparse = true; });
     add([&](Settings& s) { s.shards = 8, s.batch = 30, s.bytes = true; });
     add([&](Settings& s) { s.shards = 4, s.batch = 30, s.cost = -1, s.sigma = -1, s.epochs = 2; });
