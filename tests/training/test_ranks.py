@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import ranked
 from backprop_gpu import Callback, Checkpoint, Network
 from backprop_gpu.communicators import ALONE
-from backprop_gpu.engines.reduction import Reduction, shards_of, trees_of
+from backprop_gpu.engines.reduction import Reduction, all_costs, shards_of, trees_of
 from backprop_gpu.planning import Plan
 from rank_threads import RankError, on_ranks
 
@@ -339,6 +339,24 @@ def test_the_first_rank_alone_writes_and_any_number_resumes(tmp_path):
 def test_progress_is_shown_by_the_first_rank_alone(capsys):
     on_ranks(2, lambda ranks: fit(ranks, progress=ranks.rank == 1))
     assert "epoch" not in capsys.readouterr().err
+
+
+def test_ranks_wait_longer_between_epochs_than_in_them():
+    waited = []
+
+    class Watched(type(ALONE)):
+        size, timeout, patience = 2, 1.0, 2.0
+
+        def exchange(self, outgoing, incoming, seconds=None):
+            waited.append(seconds)
+            return super().exchange([], [])
+
+    ranks = Watched()
+    ranks.allgather(np.zeros(3))
+    ranks.broadcast(np.zeros(3))
+    ranks.barrier()
+    all_costs(ranks, np.zeros((3, 2)))
+    assert waited == [2.0, 2.0, 2.0, 1.0]
 
 
 # -- MPI ----------------------------------------------------------------------------------------
