@@ -325,39 +325,19 @@ class Network:
         """
         if (X is None) == (batches is None) or (batches is not None and Y is not None):
             raise TypeError("fit takes X and Y, or batches in place of both")
+        shared: dict[str, Any] = {
+            "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
+            "optimizer": optimizer, "validation_data": validation_data, "callbacks": callbacks,
+            "progress": progress, "engine": engine, "plan": plan,
+        }  # fmt: skip
         with threads.alone("network", self):
             if batches is not None:
                 self._check_alone(resume_from, communicator, buffer_rows)
-                return fitting.fit_batches(
-                    self,
-                    batches,
-                    epochs=epochs,
-                    batch_size=batch_size,
-                    learning_rate=learning_rate,
-                    optimizer=optimizer,
-                    validation_data=validation_data,
-                    callbacks=callbacks,
-                    progress=progress,
-                    engine=engine,
-                    plan=plan,
-                )
+                return fitting.fit_batches(self, batches, **shared)
             return fitting.fit(
-                self,
-                X,
-                Y,
-                epochs=epochs,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                optimizer=optimizer,
-                validation_data=validation_data,
-                callbacks=callbacks,
-                progress=progress,
-                engine=engine,
-                plan=plan,
-                resume_from=resume_from,
-                communicator=communicator,
-                buffer_rows=buffer_rows,
-            )
+                self, X, Y, resume_from=resume_from, communicator=communicator,
+                buffer_rows=buffer_rows, **shared,
+            )  # fmt: skip
 
     @staticmethod
     def _check_alone(resume_from: Any, communicator: Any, buffer_rows: Any) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
@@ -99,6 +99,20 @@ class FitCourse(Course):
         self._state: Any = None
         #: The generator's, before this epoch's order was drawn.
         self._before: Any = None
+
+    @classmethod
+    def alone(
+        cls,
+        network: Trainee,
+        settings: Settings,
+        hooks: list[Callback],
+        communicator: Communicator = ALONE,
+    ) -> Self:
+        """A network that no other trains beside, with arrays of its own."""
+        model = network.model
+        length, count = (model.layout.length,), settings.optimizer.slots
+        slots = tuple(model.backend.zeros(length) for _ in range(count))
+        return cls(network, settings, hooks, slots, model.backend.empty(length), communicator)
 
     def start(self) -> None:
         self._running = True
@@ -468,10 +482,7 @@ def fit(
         done = beginning.done([settings])
         begin_alike(ranks, network, data, settings, beginning.plan, done)
         network.plan = beginning.plan
-        length = (model.layout.length,)
-        slots = tuple(model.backend.zeros(length) for _ in range(settings.optimizer.slots))
-        good = model.backend.empty(length)
-        course = FitCourse(network, settings, hooks, slots, good, ranks)
+        course = FitCourse.alone(network, settings, hooks, ranks)
         (course.resumed,), course.history.time_spent = beginning.states, spent
         trains = model.engine(network.plan, ranks)
         rows: Rows
@@ -527,9 +538,7 @@ def fit_batches(
     if any(isinstance(hook, Checkpoint) for hook in hooks):
         raise ValueError("Checkpoint: nobody could see that batches go on with the same rows")
     network.plan = resolve_plan(model, make_run([settings], hooks, engine, False), plan)
-    length = (model.layout.length,)
-    slots = tuple(model.backend.zeros(length) for _ in range(settings.optimizer.slots))
-    course = BatchesCourse(network, settings, hooks, slots, model.backend.empty(length))
+    course = BatchesCourse.alone(network, settings, hooks)
     course.history.time_spent = spent
     rows = RowsOfBatches(model.engine(network.plan), model, batches, course.settle)
     session = Session(model, rows, [course], validation_data, time_spent=spent)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,12 +22,14 @@ Array = Any
 OnStep = Callable[[int], None] | None
 
 
-class Rows(Protocol):
+class Rows:
     """Rows that an engine trains on."""
 
     engine: Engine
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
+
     def run_epoch(
         self, member: Member, on_step: OnStep, meanwhile: Callable[[], None], first: int = 0
     ) -> Iterator[np.ndarray]:
@@ -35,17 +37,19 @@ class Rows(Protocol):
 
         Between two pieces all that the member has is as between two steps.
         """
-        ...
+        raise NotImplementedError
 
     def run_members(
         self,
         members: Sequence[Member],
         on_member: Callable[[int], None],
         meanwhile: Callable[[], None],
-    ) -> list[np.ndarray]: ...
+    ) -> list[np.ndarray]:
+        """An epoch of each, as an engine does."""
+        raise ValueError("these rows train one network")
 
 
-class RowsAtOnce:
+class RowsAtOnce(Rows):
     """All rows, where the engine reads them.
 
     Parameters
@@ -106,7 +110,7 @@ class Piece(NamedTuple):
     order: np.ndarray
 
 
-class RowsInPieces:
+class RowsInPieces(Rows):
     """Rows of sources: a thread reads the next while the engine trains one network on these.
 
     Parameters
@@ -151,19 +155,6 @@ class RowsInPieces:
                 after = None if on_step is None else _later(on_step, begin // m)
                 yield self.engine.run_epoch(part, X, Y, after, meanwhile if end == n else _nothing)
 
-    def run_members(
-        self,
-        members: Sequence[Member],
-        on_member: Callable[[int], None],
-        meanwhile: Callable[[], None],
-    ) -> list[np.ndarray]:
-        """One after the other."""
-        found = []
-        for i, member in enumerate(members):
-            found.append(np.concatenate(list(self.run_epoch(member, None, meanwhile))))
-            on_member(i)
-        return found
-
     def _read(self, order: np.ndarray, m: int) -> Piece:
         """The rows of this rank that the order has, each once, checked as those in memory are."""
         own = own_positions(len(order), m, self.communicator, self.engine.plan.shards)
@@ -173,7 +164,7 @@ class RowsInPieces:
         return Piece(*self.data.read(self.model, rows), local)
 
 
-class RowsOfBatches:
+class RowsOfBatches(Rows):
     """Chunks of rows as they come, the next of which a thread fetches meanwhile.
 
     Parameters
@@ -217,14 +208,6 @@ class RowsOfBatches:
                 yield self.engine.run_epoch(part, *self.engine.put(*chunk), after, meanwhile)
         if number == 0:
             raise ValueError("batches gave nothing to train on")
-
-    def run_members(
-        self,
-        members: Sequence[Member],
-        on_member: Callable[[int], None],
-        meanwhile: Callable[[], None],
-    ) -> list[np.ndarray]:
-        raise ValueError("batches train one network")
 
     def _next(self, chunks: Iterator[Any], number: int) -> tuple[np.ndarray, np.ndarray] | None:
         chunk = next(chunks, None)

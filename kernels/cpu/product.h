@@ -13,8 +13,9 @@
 // Tiling. A tile is ROWS × STRIPS rows of a strip, all sums in registers, none of them spilled:
 // each step of its loop loads STRIPS rows of b and one number of a for every row, and makes
 // ROWS · STRIPS fused multiply-adds. Every sum runs over all of k, or x, in order: a loop that is
-// cut keeps its sums in `out` meanwhile, and the bits do not depend on where it is cut. But z's may
-// be in slices, each summed from 0, which are added one after the other: as on a CUDA device, where
+// cut keeps its sums in `out` meanwhile, and the bits do not depend on where it is cut. But BP4's may
+// be in shards of the rows, each summed from 0, which are added along a binary tree; and z's may be
+// in slices, each summed from 0, which are added one after the other: as on a CUDA device, where
 // threads take one each.
 //
 // Roof. 2 fused multiply-adds of a register a cycle, if ROWS · STRIPS of them (of 64 / REGISTER
