@@ -10,7 +10,7 @@ import ctypes
 import json
 import os
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, c_char, c_double, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, addressof, c_char, c_double, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,11 @@ ACTIVATIONS = (
     "sigmoid", "tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "identity",
     "exponential", "softmax",
 )  # fmt: skip
-COSTS = ("quadratic", "binary_cross_entropy", "categorical_cross_entropy", "poisson")
+COSTS = (
+    "Quadratic", "BinaryCrossEntropy", "CategoricalCrossEntropy", "Poisson", "AbsoluteError",
+    "Huber", "Quantile", "Hinge", "SquaredHinge", "Focal", "CategoricalFocal", "Cosine",
+    "GaussianNll",
+)  # fmt: skip
 RULES = ("sgd", "momentum", "nesterov", "adam", "adamw")
 #: Stages of a pass.
 READ, FORWARD, BACKWARD, GRADIENTS = range(4)
@@ -56,11 +60,13 @@ class AbiLayer(Structure):
 class AbiNetwork(Structure):
     #: Who runs a user's C.
     called: python_functions.CalledCost | None = None
-    #: Whose layers these are.
+    #: Whose layers and constants these are.
     kept: AbiNetwork | None = None
+    constants_kept: Any = None
     _fields_ = (
         ("itemsize", c_int32), ("stored", c_int32), ("depth", c_int32), ("cost", c_int32),
         ("collapses", c_int32), ("from_z", c_int32), ("low", c_double), ("high", c_double),
+        ("constants", c_void_p), ("count", c_int64),
         ("layers", POINTER(AbiLayer)), ("samples", c_void_p), ("gradient", c_void_p),
     )  # fmt: skip
 
@@ -71,9 +77,9 @@ class AbiMember(Structure):
         ("by_inputs", c_int32), ("epochs", c_int32), ("shards", c_int32),
         ("first_shard", c_int32), ("end_shard", c_int32),
         ("rows", c_int64), ("order", c_void_p), ("coefficients", c_void_p),
-        ("weights", c_void_p), ("totals", c_void_p),
-        ("clip_value", c_double), ("clip_norm", c_double), ("l1", c_double), ("l2", c_double),
-        ("alpha", c_double), ("d1", c_double), ("d2", c_double), ("epsilon", c_double),
+        ("weights", c_void_p),
+        ("clip_value", c_double), ("clip_norm", c_double), ("l1", c_double),
+        ("d1", c_double), ("d2", c_double), ("epsilon", c_double),
         ("slices", c_void_p), ("p", c_void_p), ("state", c_void_p * 2), ("costs", c_void_p),
         ("squares", c_void_p), ("gradient", c_void_p), ("memory", c_void_p),
     )  # fmt: skip
@@ -291,7 +297,7 @@ def readable(X: Any, dtype: np.dtype[Any]) -> Any:
     return np.ascontiguousarray(X, dtype)
 
 
-_ABI = 5
+_ABI = 6
 _NO_THREADS = "the system has no more threads, or no memory for them: {} are needed"
 
 
@@ -375,16 +381,20 @@ def _described(
     if not isinstance(cost, costs.BuiltinCost):
         called = python_functions.CalledCost(cost, dtype)
         network = AbiNetwork(
-            dtype.itemsize, dtype.itemsize, len(layers), -1, False, False, 0.0, 0.0, layers,
-            *called.addresses,
+            dtype.itemsize, dtype.itemsize, len(layers), -1, False, False, 0.0, 0.0, None, 0,
+            layers, *called.addresses,
         )  # fmt: skip
         network.called = called
         return network
     collapses = costs.collapses(activations[-1], cost)
-    return AbiNetwork(
-        dtype.itemsize, dtype.itemsize, len(layers), COSTS.index(cost.name), collapses,
-        collapses and cost.from_z, *cost.limits(dtype), layers,
+    constants = (c_double * len(cost.constants))(*cost.constants)
+    network = AbiNetwork(
+        dtype.itemsize, dtype.itemsize, len(layers), COSTS.index(cost.kernel), collapses,
+        collapses and cost.from_z, *cost.limits(dtype), addressof(constants), len(constants),
+        layers,
     )  # fmt: skip
+    network.constants_kept = constants
+    return network
 
 
 def stored_as(network: AbiNetwork, stored: int) -> AbiNetwork:

@@ -176,7 +176,7 @@ class _Demon:
         sizes = model.sizes
         self.batch = Batch(backend, sizes, (True,) * len(sizes), len(self.rows))
         self.batch.a[0][...] = X[self.rows]
-        self.batch.y[...] = Y[self.rows]
+        self.batch.y[...] = self.cost.prepare(Y[self.rows], sizes[-1]).astype(np.float64)
         passes.forward(self.parameters, self.batch)
         passes.backward(self.parameters, self.gradients, self.batch)
         z = np.asarray(self.batch.z[-1])
@@ -258,6 +258,7 @@ class _Demon:
             assert isinstance(self.cost, costs.BuiltinCost)
             out = np.empty_like(z)
             self.cost.terms_from_z(z, a, self.batch.y, out, scratch)
+            costs.leave_out(self.batch.y, out)
             return np.asarray(out.sum(axis=1))
         return np.asarray(self.cost.samples(a, self.batch.y))
 

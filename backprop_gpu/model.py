@@ -118,7 +118,7 @@ class Model:
     def check_data(
         self, X: Any, Y: Any, names: tuple[str, str] = ("X", "Y"), bytes_stay: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(X, Y) as (n, n_0) and (n, n_L) arrays of the dtype, on the host.
+        """(X, Y) as (n, n_0) and (n, targets) arrays of the dtype, on the host.
 
         Parameters
         ----------
@@ -138,6 +138,13 @@ class Model:
             names[0],
         )  # fmt: skip
         return X, Y
+
+    def mean_weights(self, sample_weight: Any, rows: int) -> np.ndarray | None:
+        """Checked weights of the rows over their mean, (rows,) of the dtype, if there are any."""
+        if sample_weight is None:
+            return None
+        weights = validation.weights(sample_weight, rows)
+        return np.ascontiguousarray(weights / weights.mean(), self.dtype)
 
     # -- training -----------------------------------------------------------------
 
@@ -341,13 +348,19 @@ def losses_and_accuracies(
     X: Array,
     Y: Array | None,
     classes: np.ndarray | None,
+    weights: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(C, accuracy) over all rows, (members,) each; NaN without Y or classes."""
+    """(C, accuracy) over all rows, (members,) each; NaN without Y or classes.
+
+    Y is as `Cost.prepare` makes it; the mean of the weights is 1.
+    """
     losses, right = np.zeros(len(members)), np.zeros(len(members))
-    for i, rows, cost, outputs in passes.outputs(members, X, Y):
+    threshold = passes.cost.threshold
+    for i, rows, cost, outputs in passes.outputs(members, X, Y, weights=weights):
         losses[i] += len(outputs) * cost
         if classes is not None:
-            right[i] += (validation.predicted(outputs) == classes[rows]).sum()
+            hits = validation.predicted(outputs, threshold) == classes[rows]
+            right[i] += hits.sum() if weights is None else hits @ weights[rows]
     unknown = np.full(len(members), np.nan)
     return (
         unknown if Y is None else losses / len(X),

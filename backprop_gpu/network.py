@@ -244,6 +244,8 @@ class Network:
         resume_from: Any = None,
         communicator: Any = "auto",
         buffer_rows: int | None = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
     ) -> History:
         """Mini-batch gradient descent from the current weights.
 
@@ -258,6 +260,7 @@ class Network:
             (pyarrow) whose columns are numbers, or an object with ``shape``, ``dtype`` and
             ``__getitem__`` for ascending row numbers. Y, too, where it is not an array.
         Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
+            A NaN is a missing label: that output of that row counts neither in C nor in a gradient.
         batches : iterable of (X, Y), optional
             In place of X and Y, chunks of rows as they come, from a stream for example. A pass goes
             through it once, on another thread; each chunk's rows are taken in a random order, and
@@ -301,6 +304,12 @@ class Network:
             blocks of rows that follow each other, 16 to a buffer, in a new random order each
             epoch. By default what 256 MiB hold, and of arrays in memory all; with all rows the
             order is the same for both.
+        sample_weight : (n,) array, optional
+            w_x >= 0, by which C of a mini-batch is the weighted mean Σ w_x C_x / Σ w_x: 0 leaves
+            a row out, and 2 counts it twice.
+        class_weight : "balanced" or dict of class numbers to weights, optional
+            Multiplies the weights of a class's rows. "balanced" is n / (classes · rows of the
+            class), so that all classes count alike.
 
         Returns
         -------
@@ -332,15 +341,18 @@ class Network:
         }  # fmt: skip
         with threads.alone("network", self):
             if batches is not None:
-                self._check_alone(resume_from, communicator, buffer_rows)
+                self._check_alone(
+                    resume_from, communicator, buffer_rows, sample_weight, class_weight
+                )
                 return fitting.fit_batches(self, batches, **shared)
             return fitting.fit(
                 self, X, Y, resume_from=resume_from, communicator=communicator,
-                buffer_rows=buffer_rows, **shared,
+                buffer_rows=buffer_rows, sample_weight=sample_weight, class_weight=class_weight,
+                **shared,
             )  # fmt: skip
 
     @staticmethod
-    def _check_alone(resume_from: Any, communicator: Any, buffer_rows: Any) -> None:
+    def _check_alone(resume_from: Any, communicator: Any, buffer_rows: Any, *weights: Any) -> None:
         """Refuse, with batches, what needs to know all rows."""
         with communicators.resolved(communicator) as ranks:
             several = ranks is not None and ranks.size > 1
@@ -348,6 +360,8 @@ class Network:
             ("resume_from", resume_from is not None),
             ("buffer_rows", buffer_rows is not None),
             ("communicator", several),
+            ("sample_weight", weights[0] is not None),
+            ("class_weight", weights[1] is not None),
         ):
             if given:
                 raise ValueError(f"{name} needs X and Y: of batches nobody knows what is to come")
@@ -366,24 +380,37 @@ class Network:
         outputs = self.model.passes().predict(self.parameters, X)
         return validation.warn_of_nan(outputs)
 
-    def loss(self, X: Any, Y: Any) -> float:
-        """C, the mean cost over the rows, without penalties."""
-        X, Y = self.model.check_data(X, Y)
-        return self.model.passes().evaluate(self.parameters, X, Y)[0]
+    def loss(self, X: Any, Y: Any, sample_weight: Any = None) -> float:
+        """C, the mean cost over the rows, by their weights if they have some; without penalties."""
+        X, Y, weights = self._checked(X, Y, sample_weight)
+        return self.model.passes().evaluate(self.parameters, X, Y, weights)[0]
 
-    def accuracy(self, X: Any, labels: Any) -> float:
+    def accuracy(self, X: Any, labels: Any, sample_weight: Any = None) -> float:
         """The share of rows whose largest output is the label's; with one output, a >= ½ is 1.
 
-        A row with an output that is NaN is never right.
+        With a hinge cost it is 1 where a >= 0. A row with an output that is NaN is never right.
         """
         X = validation.inputs(X, self.sizes[0], self.dtype)
         classes = validation.labels(labels, len(X), self.sizes[-1])
-        return validation.accuracy(self.model.passes().predict(self.parameters, X), classes)
+        weights = self.model.mean_weights(sample_weight, len(X))
+        outputs = self.model.passes().predict(self.parameters, X)
+        return validation.accuracy(outputs, classes, weights, self.cost.threshold)
 
-    def gradients(self, X: Any, Y: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-        """[(∂C/∂w[1], ∂C/∂b[1]), …] of the mean cost over all rows (BP1–BP4)."""
+    def gradients(
+        self, X: Any, Y: Any, sample_weight: Any = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """[(∂C/∂w[1], ∂C/∂b[1]), …] of the mean cost over all rows (BP1–BP4), as in `loss`."""
+        X, Y, weights = self._checked(X, Y, sample_weight)
+        found = self.model.passes().gradients(self.parameters, X, Y, weights)
+        return list(zip(*found, strict=True))
+
+    def _checked(
+        self, X: Any, Y: Any, sample_weight: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """X, Y and the rows' weights, as passes take them."""
         X, Y = self.model.check_data(X, Y)
-        return list(zip(*self.model.passes().gradients(self.parameters, X, Y), strict=True))
+        weights = self.model.mean_weights(sample_weight, len(X))
+        return X, self.cost.prepare(Y, self.sizes[-1]), weights
 
     def check_gradients(
         self, X: Any, Y: Any, *, tolerance: float = 1e-5, max_weights: int = 200

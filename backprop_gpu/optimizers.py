@@ -1,7 +1,7 @@
 """Optimizers: how a gradient becomes a change of w and b.
 
 An optimizer is a description, not a loop. For every step of an epoch it works
-out on the host, in float64, one row of four coefficients from the learning rate
+out on the host, in float64, one row of coefficients from the learning rate
 and the step number; `kernels/*/update` and the NumPy backend apply a row to all
 parameters in one pass. So a schedule costs a device nothing, and no engine
 needs to know what Adam's bias correction is.
@@ -10,7 +10,7 @@ With g the gradient after clipping and after the penalties (weights only)
 
     g ← g + l2 w + l1 sign(w)
 
-the five rules are, c0 … c3 being the row:
+the five rules are, c0 … c3 being the first four of the row, and l2 the fifth:
 
     sgd        p ← p - c0 g
     momentum   v ← μ v - c0 g,  p ← p + v
@@ -27,7 +27,8 @@ import numpy as np
 
 from . import validation
 
-COEFFICIENTS = 4
+#: c0 … c3, l2, and one that nobody reads: rows of whole 16 bytes.
+COEFFICIENTS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +79,9 @@ class Optimizer:
         return self.constants
 
     def coefficients(self, learning_rates: np.ndarray, first_step: int) -> np.ndarray:
-        """One row (c0, c1, c2, c3) per step, float64; steps count from `first_step` + 1."""
+        """One row (c0, c1, c2, c3, l2, 0) per step, float64; steps count from `first_step` + 1."""
         rows = np.zeros((len(learning_rates), COEFFICIENTS))
-        rows[:, 0] = learning_rates
+        rows[:, 0], rows[:, 4] = learning_rates, self.l2
         return rows
 
 

@@ -221,6 +221,8 @@ class Population:
         plan: planning.Plan | None = None,
         resume_from: Any = None,
         client: Any = None,
+        sample_weight: Any = None,
+        class_weight: Any = None,
     ) -> list[History]:
         """Mini-batch gradient descent of every member from its current weights.
 
@@ -253,6 +255,8 @@ class Population:
             ``population.plan`` is what a worker would plan for all of them. Callbacks run on the
             workers, on copies: what they write to variables or objects stays there. No
             `Checkpoint`, and no `resume_from`.
+        sample_weight, class_weight : optional
+            As in `Network.fit`, the same for all members.
 
         Returns
         -------
@@ -290,7 +294,7 @@ class Population:
         cluster = None if client is None else Cluster(client)
         if cluster is not None and resume_from is not None:
             raise ValueError("resume_from and client exclude each other: give one of them")
-        data = check_data(self.model, X, Y, validation_data)
+        data = check_data(self.model, X, Y, validation_data, sample_weight, class_weight)
         settings = _settings(len(data.X), len(self), epochs, batch_size, learning_rate, optimizer)
         hooks = check_callbacks(callbacks, data.validation)
         total, done = sum(each.epochs for each in settings), 0
@@ -343,7 +347,8 @@ class Population:
         for i, member in enumerate(self.members):
             member.plan = plan
             state = tuple(slot[i] for slot in slots[: settings[i].optimizer.slots])
-            courses.append(FitCourse(member, settings[i], own[i], state, good[i]))
+            course = FitCourse(member, settings[i], own[i], state, good[i], weights=data.weights)
+            courses.append(course)
             courses[-1].resumed = beginning.states[i]
         session = Session(
             self.model, RowsAtOnce(self.model.engine(plan), data.X, data.Y), courses,
@@ -420,7 +425,7 @@ class Population:
         Returns
         -------
         (members, n, n_L) array, (n, n_L) array for "mean", or (n,) int array for "vote"
-            With one output, a vote is 1 where a >= ½ and else 0.
+            With one output, a vote is 1 where a >= ½ (with a hinge cost, 0) and else 0.
 
         Raises
         ------
@@ -444,22 +449,22 @@ class Population:
             return validation.warn_of_nan(np.asarray(total / len(sound), self.dtype))
         votes = np.zeros((n, max(n_outputs, 2)), np.intp)
         for _, rows, _, a in self._outputs(sound, X):
-            classes = validation.predicted(a)
+            classes = validation.predicted(a, self.model.cost.threshold)
             votes[np.arange(n)[rows], classes] += classes != validation.NO_CLASS
         winners: np.ndarray = votes.argmax(axis=1)
         winners[~votes.any(axis=1)] = validation.NO_CLASS
         return winners
 
-    def loss(self, X: Any, Y: Any) -> np.ndarray:
+    def loss(self, X: Any, Y: Any, sample_weight: Any = None) -> np.ndarray:
         """C of each member, (members,): the mean cost over the rows, without penalties."""
         X, Y = self.model.check_data(X, Y)
-        return self._evaluate(X, Y, None)[0]
+        return self._evaluate(X, Y, None, sample_weight)[0]
 
-    def accuracy(self, X: Any, labels: Any) -> np.ndarray:
+    def accuracy(self, X: Any, labels: Any, sample_weight: Any = None) -> np.ndarray:
         """Of each member, (members,), the share of rows whose class is right; as in `Network`."""
         X = validation.inputs(X, self.sizes[0], self.dtype)
         classes = validation.labels(labels, len(X), self.sizes[-1])
-        return self._evaluate(X, None, classes)[1]
+        return self._evaluate(X, None, classes, sample_weight)[1]
 
     def ranking(self, X: Any = None, Y: Any = None, *, metric: str | None = None) -> list[int]:
         """The numbers of the members, best first; those that failed are left out.
@@ -524,10 +529,18 @@ class Population:
         return self.model.passes().outputs(parameters, X, Y)
 
     def _evaluate(
-        self, X: np.ndarray, Y: np.ndarray | None, classes: np.ndarray | None
+        self,
+        X: np.ndarray,
+        Y: np.ndarray | None,
+        classes: np.ndarray | None,
+        sample_weight: Any = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         parameters = [member.parameters for member in self.members]
-        return losses_and_accuracies(self.model.passes(), parameters, X, Y, classes)
+        if Y is not None:
+            Y = self.model.cost.prepare(Y, self.sizes[-1])
+        weights = self.model.mean_weights(sample_weight, len(X))
+        passes = self.model.passes()
+        return losses_and_accuracies(passes, parameters, X, Y, classes, weights)
 
     # -- copies -----------------------------------------------------------------------
 

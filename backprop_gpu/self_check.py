@@ -531,7 +531,7 @@ def launched(device: Device, form: Form, dtype: np.dtype[Any]) -> list[Kernel]:
         kernels.update("sgd"), kernels.all_finite(),
     ]  # fmt: skip
     if form.epilogues:
-        softmax = kernels.softmax(), kernels.softmax_output_error(_COST)
+        softmax = kernels.softmax(), kernels.row_output_error(activations.get("softmax"), _COST)
         bf16 = [kernels.round()] if form.precision == "bf16" else []
         return [*found, *softmax, *bf16, kernels.sum_splits(), kernels.bias_gradient()]
     found.append(kernels.output_error(sigma, _COST))

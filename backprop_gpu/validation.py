@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .activations import Activation
-from .costs import Cost, Quadratic
+from .costs import Cosine, Cost
 
 #: Instances of int and np.integer that are not taken for numbers.
 _NO_NUMBERS = (bool, np.timedelta64)
@@ -159,8 +159,11 @@ def all_finite(array: np.ndarray) -> bool:
     return bool(np.count_nonzero(np.isfinite(array)) == array.size)  # half the time of `all`
 
 
-def numbers(name: str, value: Any, to: np.dtype[Any]) -> np.ndarray:
-    """A C-contiguous, finite array of dtype `to`; copies only where it must."""
+def numbers(name: str, value: Any, to: np.dtype[Any], missing: bool = False) -> np.ndarray:
+    """A C-contiguous, finite array of dtype `to`; copies only where it must.
+
+    NaN may stand for what is `missing`.
+    """
     if is_ready(value, to):
         return np.asarray(value)
     given = as_array(name, value)
@@ -172,10 +175,14 @@ def numbers(name: str, value: Any, to: np.dtype[Any]) -> np.ndarray:
     with np.errstate(over="ignore"):  # too large for `to` becomes inf, and is refused below
         array = np.asarray(given, to, order="C")
     if not all_finite(array):
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        wrong = np.isinf(array) if missing else ~np.isfinite(array)
+        if not wrong.any():
+            return array
+        where = tuple(int(i) for i in np.argwhere(wrong)[0])
         if np.isfinite(given[where]):
             raise ValueError(f"{name} does not fit {to}: {given[where]} at index {where}")
-        raise ValueError(f"{name} contains NaN or infinity, first at index {where}")
+        what = "infinity" if missing else "NaN or infinity"
+        raise ValueError(f"{name} contains {what}, first at index {where}")
     return array
 
 
@@ -231,24 +238,28 @@ def targets(
     name: str = "Y",
     inputs_name: str = "X",
 ) -> np.ndarray:
-    """Y as (n, n_L), from numbers of that shape, a column, or integer labels."""
+    """Y as (n, targets), from numbers of that shape, a column, or integer labels.
+
+    There are n_L targets, but for costs that have less. A NaN is a missing label.
+    """
+    n_targets = cost.targets_of(n_outputs)
     if value is None:
-        raise TypeError(f"{name} must hold real numbers of shape ({rows}, {n_outputs}), got None")
+        raise TypeError(f"{name} must hold real numbers of shape ({rows}, {n_targets}), got None")
     given = array = as_array(name, value)
-    if array.ndim == 1 and n_outputs > 1 and array.dtype.kind in "iub" and len(array):
-        if cost.targets[1] != 1.0 and not isinstance(cost, Quadratic):
+    if array.ndim == 1 and n_targets > 1 and array.dtype.kind in "iub" and len(array):
+        if not cost.takes_labels:
             raise ValueError(
                 f"{name} holds integer labels, which have no single meaning for cost "
-                f"{cost.name!r}: pass targets of shape (n, {n_outputs})"
+                f"{cost.name!r}: pass targets of shape (n, {n_targets})"
             )
-        array = one_hot(name, array, n_outputs, to)
-    array = numbers(name, array, to)
-    if array.ndim == 1 and n_outputs == 1:
+        array = one_hot(name, array, n_targets, to)
+    array = numbers(name, array, to, missing=cost.builtin)
+    if array.ndim == 1 and n_targets == 1:
         array = array.reshape(-1, 1)
-    if array.ndim != 2 or array.shape[1] != n_outputs:
-        labels = " or integer labels of shape (n,)" if n_outputs > 1 else " or (n,)"
+    if array.ndim != 2 or array.shape[1] != n_targets:
+        labels = " or integer labels of shape (n,)" if n_targets > 1 else " or (n,)"
         raise ValueError(
-            f"{name} does not fit the output layer: expected shape (n, {n_outputs}){labels}, "
+            f"{name} does not fit the output layer: expected shape (n, {n_targets}){labels}, "
             f"got {array.shape} of dtype {given.dtype}"
         )
     if len(array) != rows:
@@ -257,16 +268,32 @@ def targets(
     if (low > -math.inf and (array < low).any()) or (high < math.inf and (array > high).any()):
         raise ValueError(
             f"cost {cost.name!r} needs {name} in [{low:g}, {high:g}], "
-            f"got values in [{array.min():g}, {array.max():g}]"
+            f"got values in [{np.nanmin(array):g}, {np.nanmax(array):g}]"
         )
     if cost.distribution:
         off = np.abs(array.sum(axis=1, dtype=np.float64) - 1.0)
-        if (off > 1e-4).any():
-            row = int(np.argmax(off))
+        wrong = ~(off <= 1e-4) & ~np.isnan(array).all(axis=1)
+        if wrong.any():
+            row = int(np.argmax(wrong))
             raise ValueError(
-                f"cost {cost.name!r} needs every row of {name} to sum to 1, "
+                f"cost {cost.name!r} needs every row of {name} to sum to 1 or to be all NaN, "
                 f"row {row} sums to {array[row].sum():g}"
             )
+    if isinstance(cost, Cosine) and not array.any(axis=1).all():
+        row = int(np.argmin(array.any(axis=1)))
+        raise ValueError(f"cost {cost.name!r} needs a direction, and row {row} of {name} is all 0")
+    return array
+
+
+def weights(value: Any, rows: int, name: str = "sample_weight") -> np.ndarray:
+    """What each row counts, (rows,) float64: at least 0, and not all 0."""
+    array = numbers(name, value, np.dtype(np.float64))
+    if array.shape != (rows,):
+        raise ValueError(f"{name} must have shape ({rows},), a number a row, got {array.shape}")
+    if (array < 0).any():
+        raise ValueError(f"{name} must not be negative, got {array.min():g}")
+    if not array.any():
+        raise ValueError(f"{name} is 0 for every row")
     return array
 
 
@@ -312,22 +339,28 @@ def labels(value: Any, rows: int, n_outputs: int, name: str = "labels") -> np.nd
     return array.astype(np.intp)
 
 
-def accuracy(outputs: np.ndarray, classes: np.ndarray) -> float:
-    """The share of rows whose largest output (with one output: a >= ½) is the right class."""
-    return float(np.mean(predicted(outputs) == classes))
+def accuracy(
+    outputs: np.ndarray,
+    classes: np.ndarray,
+    weights: np.ndarray | None = None,
+    threshold: float = 0.5,
+) -> float:
+    """The share of rows, by their weights if they have any, that are of the predicted class."""
+    return float(np.average(predicted(outputs, threshold) == classes, weights=weights))
 
 
 #: The class of a row whose outputs are not all numbers.
 NO_CLASS = -1
 
 
-def predicted(outputs: np.ndarray) -> np.ndarray:
-    """The class of each row: its largest output, the lowest of equals; with one, a >= ½ is 1.
+def predicted(outputs: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+    """The class of each row: its largest output, the lowest of equals; with one output, 1 where it
+    has reached the cost's threshold.
 
     `NO_CLASS` where an output is NaN.
     """
     if outputs.shape[1] == 1:
-        classes = (outputs[:, 0] >= 0.5).astype(np.intp)
+        classes = (outputs[:, 0] >= threshold).astype(np.intp)
     else:
         classes = np.asarray(outputs.argmax(axis=1))
     classes[nan_rows(outputs)] = NO_CLASS

@@ -247,7 +247,7 @@ def test_output_error(backend, dtype, m, n, activation, cost):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("activation", "cost"), reference.VALID_PAIRS)
+@pytest.mark.parametrize(("activation", "cost"), reference.COMMON_PAIRS)
 def test_output_error_of_every_pair(backend, dtype, activation, cost):
     check_output_error(backend, dtype, 31, 5, activation, cost)
 
@@ -604,7 +604,7 @@ def test_costs_take_integers(name):
     np.testing.assert_array_equal(cost.gradient(a, y), cost.gradient(a * 1.0, y * 1.0))
 
 
-@pytest.mark.parametrize(("activation", "cost"), reference.VALID_PAIRS)
+@pytest.mark.parametrize(("activation", "cost"), reference.COMMON_PAIRS)
 def test_output_error_of_saturated_outputs_is_finite(activation, cost):
     z = np.float32([[-200, -104, -100, -88, -80, 0, 17, 40]])
     a = np.empty_like(z)

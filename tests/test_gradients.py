@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from backprop_gpu import Activation, Cost, Network, activations, costs
-from reference import INVALID_PAIRS, VALID_PAIRS, WITH_POLES, backpropagate
+from reference import (
+    COMMON_PAIRS,
+    INVALID_PAIRS,
+    VALID_PAIRS,
+    WITH_POLES,
+    backpropagate,
+)
 
 # On a GPU machine without it the rest of the tests should still run.
 autograd = pytest.importorskip("autograd", reason="the test extra has HIPS autograd")
@@ -29,6 +35,12 @@ def random_targets(cost, shape, rng):
         return rng.uniform(0, 1, shape)
     if cost == "poisson":
         return rng.poisson(2.0, shape).astype(float)
+    if cost == "categorical_focal":
+        return rng.dirichlet(np.ones(shape[1]), shape[0])
+    if cost in ("focal", "hinge", "squared_hinge"):
+        return rng.uniform(0, 1, shape)
+    if cost == "gaussian_nll":
+        return rng.standard_normal((shape[0], shape[1] // 2))
     return rng.standard_normal(shape)
 
 
@@ -62,6 +74,23 @@ AUTOGRAD_COSTS = {
     "binary_cross_entropy": lambda a, y: -anp.sum(y * anp.log(a) + (1 - y) * anp.log(1 - a)),
     "categorical_cross_entropy": lambda a, y: -anp.sum(y * anp.log(a)),
     "poisson": lambda a, y: anp.sum(a - y * anp.log(a)),
+    "absolute_error": lambda a, y: anp.sum(anp.abs(a - y)),
+    "huber": lambda a, y: anp.sum(
+        anp.where(anp.abs(a - y) > 1, anp.abs(a - y) - 0.5, 0.5 * (a - y) ** 2)
+    ),
+    "quantile": lambda a, y: anp.sum(anp.maximum(0.5 * (y - a), -0.5 * (y - a))),
+    "hinge": lambda a, y: anp.sum(anp.maximum(0.0, 1 - (2 * y - 1) * a)),
+    "squared_hinge": lambda a, y: anp.sum(anp.maximum(0.0, 1 - (2 * y - 1) * a) ** 2),
+    "focal": lambda a, y: -anp.sum(y * (1 - a) ** 2 * anp.log(a) + (1 - y) * a**2 * anp.log(1 - a)),
+    "categorical_focal": lambda a, y: -anp.sum(y * (1 - a) ** 2 * anp.log(a)),
+    "cosine": lambda a, y: anp.sum(
+        1
+        - anp.sum(a * y, axis=1) / anp.sqrt(anp.sum(a**2, axis=1)) / anp.sqrt(anp.sum(y**2, axis=1))
+    ),
+    "gaussian_nll": lambda a, y: (
+        0.5
+        * anp.sum(a[:, y.shape[1] :] + (a[:, : y.shape[1]] - y) ** 2 / anp.exp(a[:, y.shape[1] :]))
+    ),
 }
 
 
@@ -125,7 +154,7 @@ def test_every_hidden_activation_against_autograd(backend, activation):
 def test_random_networks_against_autograd(backend, seed):
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 12, rng.integers(2, 6)).tolist()
-    pair = VALID_PAIRS[rng.integers(len(VALID_PAIRS))]
+    pair = COMMON_PAIRS[rng.integers(len(COMMON_PAIRS))]
     hidden = [n for n in activations.names() if n not in ("softmax", "exponential")]
     chosen = [*rng.choice(hidden, len(sizes) - 2).tolist(), pair[0]]
     rows = int(rng.integers(1, 20))
@@ -181,10 +210,11 @@ def test_the_refusal_reads_well():
 @pytest.mark.parametrize(("activation", "cost"), VALID_PAIRS)
 def test_central_differences_of_every_pair(activation, cost):
     rng = np.random.default_rng([len(activation), len(cost)])
-    X, Y = rng.standard_normal((5, 3)), random_targets(cost, (5, 3), rng)
+    n = 4 if cost == "gaussian_nll" else 3
+    X, Y = rng.standard_normal((5, 3)), random_targets(cost, (5, n), rng)
     hidden = "sigmoid" if activation == "softmax" else activation
     net = Network(
-        [3, 4, 3],
+        [3, 4, n],
         activation=[hidden, activation],
         cost=cost,
         backend="numpy",
@@ -196,7 +226,7 @@ def test_central_differences_of_every_pair(activation, cost):
     assert report.ok, str(report)
     assert report.error < 1e-6
     # every z of every sample, every weight, every bias
-    assert report.comparisons == 5 * (4 + 3) + (4 * 3 + 3 * 4) + (4 + 3)
+    assert report.comparisons == 5 * (4 + n) + (4 * 3 + n * 4) + (4 + n)
     assert "agree" in str(report)
 
 
@@ -335,7 +365,7 @@ def test_saturated_outputs_are_not_reported(activation, cost, size):
     assert report.ok, str(report)
 
 
-@pytest.mark.parametrize(("activation", "cost"), VALID_PAIRS)
+@pytest.mark.parametrize(("activation", "cost"), COMMON_PAIRS)
 def test_outputs_at_the_edge_of_the_cost_are_left_out(activation, cost):
     """There C is flat, and δ is not: only a pair that collapses has a C that knows better."""
     net = Network(

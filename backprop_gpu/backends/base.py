@@ -29,8 +29,11 @@ class Epoch(Protocol):
     can be replayed for a whole epoch without the host.
     """
 
-    def load(self, order: np.ndarray, coefficients: np.ndarray) -> None:
-        """Start an epoch at step 0. order (n,), coefficients (steps, 4), both on the host."""
+    def load(
+        self, order: np.ndarray, coefficients: np.ndarray, weights: np.ndarray | None = None
+    ) -> None:
+        """Start an epoch at step 0. order (n,), coefficients (steps, 6), and the rows' weights (n,)
+        in that order, all on the host."""
 
     def costs(self) -> np.ndarray:
         """The mean cost of every step so far, (steps,), float64, on the host."""
@@ -80,9 +83,19 @@ class Backend(Protocol):
         """
 
     def output_error(
-        self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost, out: Array
+        self,
+        z: Array | None,
+        a: Array,
+        y: Array,
+        activation: Activation,
+        cost: Cost,
+        out: Array,
+        weights: Array | None = None,
     ) -> None:
-        """BP1: out = ∇_a C_x ⊙ σ'(z); a - y where cost and activation collapse."""
+        """BP1: out = w_x ∇_a C_x ⊙ σ'(z); w_x (a - y) where cost and activation collapse.
+
+        `weights` (m,) are w; without them it is 1.
+        """
 
     def hidden_error(
         self,
@@ -120,18 +133,34 @@ class Backend(Protocol):
         """out = s ⊙ t."""
 
     def cost(
-        self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost
+        self,
+        z: Array | None,
+        a: Array,
+        y: Array,
+        activation: Activation,
+        cost: Cost,
+        weights: Array | None = None,
     ) -> float:
-        """C: the mean of C_x over the rows, on the host."""
+        """C: the mean of w_x C_x over the rows, on the host."""
 
     # one step of an epoch
     def epoch(self, rows: int, batch: int) -> Epoch: ...
 
-    def gather(self, X: Array, Y: Array, epoch: Any, x: Array, y: Array) -> None:
-        """x, y = the rows of X and Y that this step's part of the order names."""
+    def gather(
+        self, X: Array, Y: Array, epoch: Any, x: Array, y: Array, weights: Array | None = None
+    ) -> None:
+        """x, y = the rows of X and Y that this step's part of the order names; and their weights,
+        where the epoch has some."""
 
     def record_cost(
-        self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost, epoch: Any
+        self,
+        z: Array | None,
+        a: Array,
+        y: Array,
+        activation: Activation,
+        cost: Cost,
+        epoch: Any,
+        weights: Array | None = None,
     ) -> None:
         """C of this step, into the epoch's costs."""
 

@@ -32,19 +32,27 @@ _COST_BLOCKS = 1024
 
 
 class CudaEpoch:
-    """Order, coefficients, costs and step number of an epoch, in device memory."""
+    """Order, weights, coefficients, costs and step number of an epoch, in device memory."""
 
     def __init__(self, runtime: Runtime, rows: int, batch: int) -> None:
         steps = ceil(rows / batch)
         self._runtime = runtime
         self.batch, self.whole = batch, rows // batch
         self.order = runtime.empty(rows, np.int32)
+        #: Of the rows, in their order; there from the first epoch on that has some.
+        self.weights: DeviceArray | None = None
         self.coefficients = runtime.empty((steps, COEFFICIENTS), np.float64)
         self.step_costs = runtime.empty(steps, np.float64)
         self.step = runtime.zeros(1, np.int32)
 
-    def load(self, order: np.ndarray, coefficients: np.ndarray) -> None:
+    def load(
+        self, order: np.ndarray, coefficients: np.ndarray, weights: np.ndarray | None = None
+    ) -> None:
         self._runtime.upload(order.astype(np.int32), self.order)
+        if weights is not None:
+            if self.weights is None:
+                self.weights = self._runtime.empty(len(order), weights.dtype)
+            self._runtime.upload(np.ascontiguousarray(weights), self.weights)
         self._runtime.upload(np.ascontiguousarray(coefficients), self.coefficients)
         self._runtime.clear(self.step)
 
@@ -249,6 +257,23 @@ class CudaBackend:
         activation: Activation,
         cost: Cost,
         out: Array,
+        weights: Array | None = None,
+    ) -> None:
+        m, n = a.shape
+        sizes = np.int32(m), np.int32(n)
+        self._output_error(z, a, y, activation, cost, out)
+        if weights is not None:
+            self._map(self._kernels.scale_rows(), m * n, weights, out, *sizes)
+        self.round(out)
+
+    def _output_error(
+        self,
+        z: Array | None,
+        a: Array,
+        y: Array,
+        activation: Activation,
+        cost: Cost,
+        out: Array,
     ) -> None:
         m, n = a.shape
         sizes = np.int32(m), np.int32(n)
@@ -258,13 +283,19 @@ class CudaBackend:
             self.runtime.copy(self._of_user(_gradient(cost), a, y), out)
             self.pull_back(z, a, activation, out)
         elif activation.elementwise:
-            self._map(
-                self._kernels.output_error(activation, cost),
-                m * n, _saved(z, a, activation), a, y, out, *sizes,
-            )  # fmt: skip
+            assert isinstance(cost, costs.BuiltinCost)
+            saved = _saved(z, a, activation)
+            if cost.couples == "row":
+                kernel = self._kernels.row_output_error(activation, cost)
+                self._rows(kernel, m, saved, a, y, out, *sizes)
+            elif cost.couples == "pair":
+                kernel = self._kernels.pair_output_error(activation, cost)
+                self._map(kernel, m * n // 2, saved, a, y, out, *sizes)
+            else:
+                kernel = self._kernels.output_error(activation, cost)
+                self._map(kernel, m * n, saved, a, y, out, *sizes)
         else:
-            self._rows(self._kernels.softmax_output_error(cost), m, a, y, out, *sizes)
-        self.round(out)
+            self._rows(self._kernels.row_output_error(activation, cost), m, a, a, y, out, *sizes)
 
     def pull_back(self, z: Array | None, a: Array, activation: Activation, delta: Array) -> None:
         """δ holds ∂C/∂a and becomes ∂C/∂z."""
@@ -392,11 +423,17 @@ class CudaBackend:
         self._map(self._kernels.hadamard(), s.size, s, t, out, np.int64(s.size))
 
     def cost(
-        self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost
+        self,
+        z: Array | None,
+        a: Array,
+        y: Array,
+        activation: Activation,
+        cost: Cost,
+        weights: Array | None = None,
     ) -> float:
         result = self.scratch_array("cost", 1, np.float64)
         first = self.scratch_array("first step", 1, np.int32, zeros=True)
-        self._cost(z, a, y, activation, cost, result, first)
+        self._cost(z, a, y, activation, cost, result, first, weights)
         return float(self.to_numpy(result)[0])
 
     def _cost(
@@ -408,6 +445,7 @@ class CudaBackend:
         cost: Cost,
         result: Array,
         step: Array,
+        weights: Array | None,
     ) -> None:
         m, n = a.shape
         if cost.builtin:
@@ -423,7 +461,7 @@ class CudaBackend:
         self.runtime.launch(
             kernel,
             (blocks, 1, 1),
-            (z, a, y, parts, finished, result, step, np.int32(m), np.int32(n)),
+            (z, a, y, weights, parts, finished, result, step, np.int32(m), np.int32(n)),
         )
 
     def _of_user(self, function: Callable[..., Any], *arrays: DeviceArray) -> Array:
@@ -442,15 +480,33 @@ class CudaBackend:
         return CudaEpoch(self.runtime, rows, batch)
 
     def gather(
-        self, X: Array, Y: Array, epoch: CudaEpoch, x: Array, y: Array, ahead: int = 0
+        self,
+        X: Array,
+        Y: Array,
+        epoch: CudaEpoch,
+        x: Array,
+        y: Array,
+        weights: Array | None = None,
+        ahead: int = 0,
     ) -> None:
         """The rows of this step, or of the one `ahead`, if there is a whole one."""
         sizes = epoch.batch, len(x), x.shape[1], y.shape[1], ahead, epoch.whole
         kernel = self._kernels.gather()
         self.runtime.launch(
             kernel,
-            (kernel.blocks(x.size) + kernel.blocks(y.size), 1, 1),
-            (X, Y, epoch.order, epoch.step, x, x.rounded, y, *map(np.int32, sizes)),
+            (sum(kernel.blocks(out.size) for out in (x, y, weights) if out is not None), 1, 1),
+            (
+                X,
+                Y,
+                epoch.order,
+                epoch.weights,
+                epoch.step,
+                x,
+                x.rounded,
+                y,
+                weights,
+                *map(np.int32, sizes),
+            ),
         )
 
     def record_cost(
@@ -461,8 +517,9 @@ class CudaBackend:
         activation: Activation,
         cost: Cost,
         epoch: CudaEpoch,
+        weights: Array | None = None,
     ) -> None:
-        self._cost(z, a, y, activation, cost, epoch.step_costs, epoch.step)
+        self._cost(z, a, y, activation, cost, epoch.step_costs, epoch.step, weights)
 
     def update(
         self,
@@ -489,7 +546,7 @@ class CudaBackend:
             parameters.flat, parameters.flat.rounded, gradients.flat, first, second,
             epoch.coefficients, epoch.step, scale,
             np.int64(count), np.int64(parameters.layout.weights_end),
-            *map(self._scalar, (clip_value, optimizer.l1, optimizer.l2)),
+            *map(self._scalar, (clip_value, optimizer.l1)),
             *map(self._scalar, optimizer.kernel_constants),
         )  # fmt: skip
 

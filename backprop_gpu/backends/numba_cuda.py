@@ -50,7 +50,7 @@ _PARTIALS = 256
 
 
 class NumbaCudaEpoch:
-    """Order, coefficients and costs of an epoch, with the step number, on the device."""
+    """Order, weights, coefficients and costs of an epoch, with the step number, on the device."""
 
     def __init__(self, rows: int, batch: int, dtype: np.dtype[Any]) -> None:
         steps = -(-rows // batch)
@@ -60,8 +60,11 @@ class NumbaCudaEpoch:
         self.step = cuda.to_device(np.zeros(1, np.int32))
         self.step_costs = cuda.to_device(np.zeros(steps, np.float64))
 
-    def load(self, order: np.ndarray, coefficients: np.ndarray) -> None:
+    def load(
+        self, order: np.ndarray, coefficients: np.ndarray, weights: np.ndarray | None = None
+    ) -> None:
         self.order.copy_to_device(np.ascontiguousarray(order, np.int64))
+        self.weights = None if weights is None else cuda.to_device(np.ascontiguousarray(weights))
         self.coefficients.copy_to_device(
             np.ascontiguousarray(coefficients, self.coefficients.dtype)
         )
@@ -156,19 +159,37 @@ class NumbaCudaBackend:
             softmax[_blocks(a.shape[0])](a if z is None else z, a)
 
     def output_error(
+        self,
+        z: Array | None,
+        a: Array,
+        y: Array,
+        activation: Activation,
+        cost: Cost,
+        out: Array,
+        weights: Array | None = None,
+    ) -> None:
+        self._output_error(z, a, y, activation, cost, out)
+        if weights is not None:
+            output_error.scale_rows[_tiles(out.shape)](weights, out)
+
+    def _output_error(
         self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost, out: Array
     ) -> None:
         if costs.collapses(activation, cost):
-            functions = device_costs.functions("quadratic", self.T)
+            functions = device_costs.functions("Quadratic", (), self.T)
             _, derivative = device_activations.builtin("identity", self.T)
             output_error.make_output_error(*functions, derivative)[_tiles(out.shape)](a, a, y, out)
             return
-        if cost.builtin and not activation.elementwise:
-            softmax = output_error.make_softmax_output_error(cost.name, self.T)
+        if isinstance(cost, costs.BuiltinCost) and not cost.couples and not activation.elementwise:
+            softmax = output_error.make_softmax_output_error(cost.kernel, cost.constants, self.T)
             softmax[_blocks(a.shape[0])](a, y, out)
             return
-        if cost.builtin:
-            functions = device_costs.functions(cost.name, self.T)
+        if isinstance(cost, costs.BuiltinCost) and not cost.couples:
+            functions = device_costs.functions(cost.kernel, cost.constants, self.T)
+        elif isinstance(cost, costs.BuiltinCost):
+            gradient = device_costs.make_row_gradient(cost.kernel, self.T)
+            gradient[_blocks(a.shape[0])](a, y, out)
+            functions, y = device_costs.given, out
         else:
             out.copy_to_device(self._gradient_on_host(a, y, cost))
             functions, y = device_costs.given, out
@@ -208,12 +229,18 @@ class NumbaCudaBackend:
         hadamard.hadamard[_blocks(size)](s.reshape(size), t.reshape(size), out.reshape(size))
 
     def cost(
-        self, z: Array | None, a: Array, y: Array, activation: Activation, cost: Cost
+        self,
+        z: Array | None,
+        a: Array,
+        y: Array,
+        activation: Activation,
+        cost: Cost,
+        weights: Array | None = None,
     ) -> float:
         if not cost.builtin:
-            return self._cost_on_host(a, y, activation, cost)
+            return self._cost_on_host(a, y, activation, cost, weights)
         first, result = self._buffer("first", 1, np.int32), self._buffer("cost", 1, np.float64)
-        self._launch_cost(z, a, y, activation, cost, first, result)
+        self._launch_cost(z, a, y, activation, cost, first, result, weights)
         return float(result.copy_to_host()[0])
 
     # -- one step of an epoch -------------------------------------------------------
@@ -221,9 +248,21 @@ class NumbaCudaBackend:
     def epoch(self, rows: int, batch: int) -> NumbaCudaEpoch:
         return NumbaCudaEpoch(rows, batch, self.dtype)
 
-    def gather(self, X: Array, Y: Array, epoch: NumbaCudaEpoch, x: Array, y: Array) -> None:
+    def gather(
+        self,
+        X: Array,
+        Y: Array,
+        epoch: NumbaCudaEpoch,
+        x: Array,
+        y: Array,
+        weights: Array | None = None,
+    ) -> None:
         for source, out in ((X, x), (Y, y)):
             gather.gather[_tiles(out.shape)](source, epoch.order, epoch.step, epoch.batch, out)
+        if weights is not None:
+            gather.gather_weights[_blocks(len(weights))](
+                epoch.weights, epoch.step, epoch.batch, weights
+            )
 
     def record_cost(
         self,
@@ -233,12 +272,13 @@ class NumbaCudaBackend:
         activation: Activation,
         cost: Cost,
         epoch: NumbaCudaEpoch,
+        weights: Array | None = None,
     ) -> None:
         if cost.builtin:
-            self._launch_cost(z, a, y, activation, cost, epoch.step, epoch.step_costs)
+            self._launch_cost(z, a, y, activation, cost, epoch.step, epoch.step_costs, weights)
         else:
             step = int(epoch.step.copy_to_host()[0])
-            value = np.array([self._cost_on_host(a, y, activation, cost)])
+            value = np.array([self._cost_on_host(a, y, activation, cost, weights)])
             epoch.step_costs[step : step + 1].copy_to_device(value)
 
     def update(
@@ -273,7 +313,6 @@ class NumbaCudaBackend:
             epoch.coefficients,
             epoch.step,
             parameters.layout.weights_end,
-            number(optimizer.l2),
             number(optimizer.l1),
             *map(number, constants),
         )
@@ -336,17 +375,24 @@ class NumbaCudaBackend:
         cost: Cost,
         step: Array,
         out: Array,
+        weights: Array | None,
     ) -> None:
+        assert isinstance(cost, costs.BuiltinCost)
         from_z = z is not None and activation.name == cost.partner
-        sample = device_costs.sample(cost.name, self.T, from_z)
-        device_cost.make_cost(sample)[1, BLOCK](z if from_z else a, a, y, step, out)
+        sample = device_costs.sample(cost.kernel, cost.constants, self.T, from_z)
+        kernel = device_cost.make_cost(sample, weights is not None)
+        given = out if weights is None else weights  # which then nobody reads
+        kernel[1, BLOCK](z if from_z else a, a, y, given, step, out)
 
     # A user's cost sums over a row in whatever way it likes, so it cannot be compiled for
     # one scalar: NumPy evaluates it on the host. Slow, and the only such thing here.
 
-    def _cost_on_host(self, a: Array, y: Array, activation: Activation, cost: Cost) -> float:
+    def _cost_on_host(
+        self, a: Array, y: Array, activation: Activation, cost: Cost, weights: Array | None
+    ) -> float:
         a, y = a.copy_to_host(), y.copy_to_host()
-        return cost.mean(None, a, y, activation, (np.empty_like(a), np.empty_like(a)))
+        w = None if weights is None else weights.copy_to_host()
+        return cost.mean(None, a, y, activation, (np.empty_like(a), np.empty_like(a)), w)
 
     def _gradient_on_host(self, a: Array, y: Array, cost: Cost) -> np.ndarray:
         a, y = a.copy_to_host(), y.copy_to_host()

@@ -16,7 +16,7 @@ from ..precision import resolve, round_factor
 
 
 class NumpyEpoch:
-    """Order, coefficients and costs of an epoch, with the step number, on the host."""
+    """Order, weights, coefficients and costs of an epoch, with the step number, on the host."""
 
     def __init__(self, rows: int, batch: int) -> None:
         self.order = np.empty(rows, np.intp)
@@ -24,8 +24,11 @@ class NumpyEpoch:
         self.step = 0
         self.step_costs = np.empty(-(-rows // batch), np.float64)
 
-    def load(self, order: np.ndarray, coefficients: np.ndarray) -> None:
+    def load(
+        self, order: np.ndarray, coefficients: np.ndarray, weights: np.ndarray | None = None
+    ) -> None:
         self.order[...] = order
+        self.weights = weights
         self.coefficients = coefficients.tolist()
         self.step = 0
 
@@ -123,12 +126,16 @@ class NumpyBackend:
         activation: Activation,
         cost: Cost,
         out: np.ndarray,
+        weights: np.ndarray | None = None,
     ) -> None:
         if costs.collapses(activation, cost):
             np.subtract(a, y, out=out)
+            costs.leave_out(y, out)
         else:
             scratch = self.scratch(a.shape)
             cost.output_error(a if z is None else z, a, y, activation, out, scratch)
+        if weights is not None:
+            np.multiply(out, weights[:, None], out=out)
 
     def hidden_error(
         self,
@@ -165,21 +172,35 @@ class NumpyBackend:
         np.multiply(s, t, out=out)
 
     def cost(
-        self, z: np.ndarray | None, a: np.ndarray, y: np.ndarray, activation: Activation, cost: Cost
+        self,
+        z: np.ndarray | None,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        cost: Cost,
+        weights: np.ndarray | None = None,
     ) -> float:
-        return cost.mean(z, a, y, activation, self.scratch(a.shape))
+        return cost.mean(z, a, y, activation, self.scratch(a.shape), weights)
 
     def epoch(self, rows: int, batch: int) -> NumpyEpoch:
         return NumpyEpoch(rows, batch)
 
     def gather(
-        self, X: np.ndarray, Y: np.ndarray, epoch: NumpyEpoch, x: np.ndarray, y: np.ndarray
+        self,
+        X: np.ndarray,
+        Y: np.ndarray,
+        epoch: NumpyEpoch,
+        x: np.ndarray,
+        y: np.ndarray,
+        weights: np.ndarray | None = None,
     ) -> None:
         start = epoch.step * epoch.batch
         rows = epoch.order[start : start + len(x)]
         # mode="clip" is what makes take write into out directly; the order is a permutation.
         X.take(rows, axis=0, out=x, mode="clip")
         Y.take(rows, axis=0, out=y, mode="clip")
+        if weights is not None and epoch.weights is not None:
+            weights[...] = epoch.weights[start : start + len(x)]
 
     def record_cost(
         self,
@@ -189,8 +210,9 @@ class NumpyBackend:
         activation: Activation,
         cost: Cost,
         epoch: NumpyEpoch,
+        weights: np.ndarray | None = None,
     ) -> None:
-        epoch.step_costs[epoch.step] = self.cost(z, a, y, activation, cost)
+        epoch.step_costs[epoch.step] = self.cost(z, a, y, activation, cost, weights)
 
     def update(
         self,
@@ -202,7 +224,9 @@ class NumpyBackend:
     ) -> None:
         row = epoch.coefficients[epoch.step]
         clip(gradients.flat, optimizer)
-        penalize(parameters, gradients, optimizer, self.scratch(parameters.flat.shape)[0])
+        penalize(
+            parameters, gradients, optimizer.l1, row[4], self.scratch(parameters.flat.shape)[0]
+        )
         apply_rule(parameters, gradients.flat, slots, optimizer, row, self.scratch)
 
     def advance(self, epoch: NumpyEpoch) -> None:
@@ -227,19 +251,19 @@ def clip(g: np.ndarray, optimizer: Optimizer) -> None:
 
 
 def penalize(
-    parameters: Parameters, gradients: Parameters, optimizer: Optimizer, scratch: np.ndarray
+    parameters: Parameters, gradients: Parameters, l1: float, l2: float, scratch: np.ndarray
 ) -> None:
     """g ← g + l2 w + l1 sign(w), on weights only."""
-    if optimizer.l2 == 0.0 and optimizer.l1 == 0.0:
+    if l2 == 0.0 and l1 == 0.0:
         return
     end = parameters.layout.weights_end
     w, g, term = parameters.flat[:end], gradients.flat[:end], scratch[:end]
-    if optimizer.l2:
-        np.multiply(w, optimizer.l2, out=term)
+    if l2:
+        np.multiply(w, l2, out=term)
         np.add(g, term, out=g)
-    if optimizer.l1:
+    if l1:
         np.sign(w, out=term)
-        np.multiply(term, optimizer.l1, out=term)
+        np.multiply(term, l1, out=term)
         np.add(g, term, out=g)
 
 
@@ -252,7 +276,7 @@ def apply_rule(
     scratch: Callable[[tuple[int, ...]], tuple[np.ndarray, np.ndarray]],
 ) -> None:
     """The five rules of `optimizers`, with its names for the coefficients. g is overwritten."""
-    c0, c1, c2, c3 = row
+    c0, c1, c2, c3 = row[:4]
     p = parameters.flat
     if optimizer.rule == "sgd":
         np.multiply(g, c0, out=g)

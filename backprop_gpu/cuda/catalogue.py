@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import activations, costs, optimizers
 from ..activations import Activation
-from ..costs import Cost
+from ..costs import BuiltinCost, Cost
 from ..planning import TENSOR_TILES, TILES, Device, Tile, fusion, persistence, residency
 from ..planning.fusion import Fusion
 from ..planning.persistence import Persistence
@@ -81,7 +81,6 @@ def _camel(name: str) -> str:
 
 
 SIGMAS = {name: _camel(name) for name in activations.names() if activations.get(name).elementwise}
-_COSTS = {name: _camel(name) for name in costs.names()}
 RULES = {
     "sgd": "Sgd",
     "momentum": "Momentum",
@@ -92,7 +91,14 @@ RULES = {
 
 
 _ALL_SIGMAS = tuple(activations.get(name) for name in SIGMAS)
-_ALL_COSTS = tuple(costs.get(name) for name in _COSTS)
+_ALL_COSTS = tuple(cost for cost in costs.REGISTRY.values() if isinstance(cost, BuiltinCost))
+_BY_OUTPUT, _BY_ROW, _BY_PAIR = (
+    tuple(cost for cost in _ALL_COSTS if cost.couples == how) for how in ("", "row", "pair")
+)
+#: Of exponential families, whose kernels are listed with every σ; those of the others with two, one
+#: whose σ' is computed from a, and one from z.
+_COMMON = _BY_OUTPUT[:4]
+_TWO_SIGMAS = activations.get("sigmoid"), activations.get("gelu")
 #: σ of a last layer and costs that go with it.
 _PAIRS = [
     (activations.get(last), costs.get(cost))
@@ -167,15 +173,27 @@ class Catalogue:
     def collapsed_output_error(self) -> Kernel:
         return self._map(self._kernel("output_error.cu", "collapsed_output_error", _MAP))
 
-    @_of(_ALL_SIGMAS, _ALL_COSTS)
+    @_of(_ALL_SIGMAS, _COMMON)
+    @_of(_TWO_SIGMAS, _BY_OUTPUT[4:])
     def output_error(self, sigma: Activation, cost: Cost) -> Kernel:
-        return self._map(
-            self._with_sigma("output_error.cu", "output_error", _MAP, sigma, _COSTS[cost.name])
-        )
+        kernel = "output_error.cu", "output_error", _MAP, sigma, _type_of(cost)
+        return self._map(self._with_sigma(*kernel))
 
-    @_of(_ALL_COSTS)
-    def softmax_output_error(self, cost: Cost) -> Kernel:
-        return self._kernel("output_error.cu", "softmax_output_error", _ROWS, _COSTS[cost.name])
+    @_of((activations.get("softmax"),), (*_BY_OUTPUT, *_BY_ROW))
+    @_of(_TWO_SIGMAS, _BY_ROW)
+    def row_output_error(self, sigma: Activation, cost: Cost) -> Kernel:
+        kernel = "output_error.cu", "row_output_error", _ROWS
+        if sigma.elementwise:
+            return self._with_sigma(*kernel, sigma, _type_of(cost))
+        return self._kernel(*kernel, "Softmax", _type_of(cost))
+
+    @_of(_TWO_SIGMAS, _BY_PAIR)
+    def pair_output_error(self, sigma: Activation, cost: Cost) -> Kernel:
+        return self._with_sigma("output_error.cu", "pair_output_error", _MAP, sigma, _type_of(cost))
+
+    @_of()
+    def scale_rows(self) -> Kernel:
+        return self._map(self._kernel("output_error.cu", "scale_rows", _MAP))
 
     @_of()
     def softmax_pull_back(self) -> Kernel:
@@ -202,9 +220,10 @@ class Catalogue:
     def sum_splits(self) -> Kernel:
         return self._kernel("reduce.cu", "sum_splits", _MAP)
 
-    @_of(_ALL_COSTS, (False, True))
+    @_of(_COMMON, (False, True))
+    @_of(_ALL_COSTS, (False,))
     def mean_cost(self, cost: Cost, from_z: bool) -> Kernel:
-        return self._kernel("cost.cu", "mean_cost", _COST, _COSTS[cost.name], str(from_z).lower())
+        return self._kernel("cost.cu", "mean_cost", _COST, _type_of(cost), str(from_z).lower())
 
     @_of()
     def mean_of_samples(self) -> Kernel:
@@ -355,8 +374,17 @@ def _users_own(sigmas: Sequence[Activation]) -> Activation | None:
     return next(iter(users), None)
 
 
+def _type_of(cost: Cost) -> str:
+    """What `costs.cuh` calls a cost, with its own numbers as the bits of doubles."""
+    assert isinstance(cost, BuiltinCost), "kernels have no cost of a user"
+    if not cost.constants:
+        return cost.kernel
+    bits = np.array(cost.constants, np.float64).view(np.uint64).tolist()
+    return f"{cost.kernel}<Constants<{', '.join(f'{each:#x}ull' for each in bits)}>>"
+
+
 def _objective(sigma: Activation, cost: Cost) -> str:
-    return f"Objective<{_COSTS[cost.name]}, {str(costs.collapses(sigma, cost)).lower()}>"
+    return f"Objective<{_type_of(cost)}, {str(costs.collapses(sigma, cost)).lower()}>"
 
 
 def everything() -> Iterator[Kernel]:
@@ -405,17 +433,15 @@ def residents(device: Device) -> Iterator[Kernel]:
     The book's network in every form, with every rule; and small ones, where every activation,
     cost and rule appears. Of both there are some with X of bytes, too.
     """
-    nielsen, deep, small = (784, 30, 10), (64, 128, 128, 10), (20, 16, 12, 5)
+    nielsen, deep, small = (784, 30, 10), (64, 128, 128, 10), (20, 16, 12, 6)
     sigmoids, relus = ["sigmoid"] * 2, ["relu"] * 2 + ["softmax"]
     rules, sigmas = itertools.cycle(RULES), itertools.cycle(SIGMAS)
     for dtype in _TYPES:
         for cluster in residency.CLUSTERS:
             yield from _resident(device, dtype, nielsen, 10, sigmoids, "quadratic", "sgd", cluster)
-        for name, last in itertools.product(_COSTS, ("sigmoid", "softmax", "exponential")):
-            with suppress(ValueError):  # outputs that the cost is not defined for
-                costs.check_pair(activations.get(last), costs.get(name))
-                chosen = [next(sigmas), next(sigmas), last]
-                yield from _resident(device, dtype, small, 7, chosen, name, next(rules))
+        for name, last in _costs_and_outputs():
+            chosen = [next(sigmas), next(sigmas), last]
+            yield from _resident(device, dtype, small, 7, chosen, name, next(rules))
     for rule in tuple(RULES)[1:]:
         yield from _resident(device, "float32", nielsen, 10, sigmoids, "quadratic", rule, 8)
     yield from _resident(device, "float32", deep, 32, relus, "categorical_cross_entropy", "sgd")
@@ -457,11 +483,9 @@ def fusions(device: Device) -> Iterator[Kernel]:
         yield from _fused(device, precision, (64,) * 5, rectifiers, "quadratic")
         chosen = ["gelu", "gelu", "softmax"]
         yield from _fused(device, precision, (32, 128, 128, 10), chosen, classifier)
-        for name, last in itertools.product(_COSTS, ("sigmoid", "softmax", "exponential")):
-            with suppress(ValueError):  # outputs that the cost is not defined for
-                costs.check_pair(activations.get(last), costs.get(name))
-                chosen = [next(sigmas), next(sigmas), last]
-                yield from _fused(device, precision, (20, 16, 12, 5), chosen, name)
+        for name, last in _costs_and_outputs():
+            chosen = [next(sigmas), next(sigmas), last]
+            yield from _fused(device, precision, (20, 16, 12, 6), chosen, name)
         yield from _fused(device, precision, (32, 64, 10), ["tanh", "softmax"], classifier, 1)
 
 
@@ -485,6 +509,18 @@ def persistents(device: Device) -> Iterator[Kernel]:
             yield catalogue.persistent(form, [activations.get("relu"), last], cost, next(rules))
             if stored == 1 and precision == "float32":
                 yield catalogue.persistent(form, [*_ALL_SIGMAS, last], cost, next(rules))
+
+
+def _costs_and_outputs() -> Iterator[tuple[str, str]]:
+    """Names of every cost, each with some last σ."""
+    for cost in _ALL_COSTS:
+        several = (
+            ("sigmoid", "softmax", "exponential") if cost in _COMMON else ("sigmoid", "softmax")
+        )
+        for last in several:
+            with suppress(ValueError):  # outputs that the cost is not defined for
+                costs.check_pair(activations.get(last), cost)
+                yield cost.name, last
 
 
 def _fused(

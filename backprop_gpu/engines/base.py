@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ Array = Any
 class Hyperparameters:
     """What an epoch of gradient descent needs besides data and parameters.
 
-    ``coefficients`` is ``optimizer.coefficients(...)``, one row per step.
+    ``coefficients`` is ``optimizer.coefficients(...)``, one row per step, where l2 may be another.
     """
 
     batch_size: int
@@ -32,14 +32,6 @@ class Hyperparameters:
     coefficients: np.ndarray
     #: (steps,) float64, takes Σ w² before each step: what a penalty on w adds to C.
     squares: np.ndarray | None = None
-    #: Of a penalty ½ alpha Σ w² on the sum of a mini-batch's costs, and not on their mean.
-    alpha: float = 0.0
-
-    def optimizer_of(self, rows: int) -> Optimizer:
-        """The optimizer of a mini-batch of so many rows, with its share of alpha in l2."""
-        if self.alpha == 0.0:
-            return self.optimizer
-        return replace(self.optimizer, l2=self.optimizer.l2 + self.alpha / rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +44,12 @@ class Member:
         Updated in place, like the optimizer's `slots`.
     order : (n,) int array on the host
         The rows in the order they are taken, in mini-batches.
-    weights : (rows,) array of the dtype, optional
-        By which rows count; for engines that `weighs`.
-    totals : (steps,) float64 array
-        The sum of each mini-batch's weights, where there are any.
+    weights : (n,) array of the dtype, optional
+        By what C_x and δ of each row count, in the order they are taken. Their mean over a
+        mini-batch is 1: so means of what they multiply are weighted means.
     epochs : int
-        It may be so many, one after another, as an engine's `epochs_at_once` says: `order` is then
-        (epochs n,), and what has a number for each step has them for all epochs.
+        It may be so many, one after another, as an engine's `epochs_at_once` says: `order` and
+        `weights` are then (epochs n,), and what has a number for each step has them for all epochs.
     """
 
     parameters: Parameters
@@ -66,7 +57,6 @@ class Member:
     order: np.ndarray
     hyperparameters: Hyperparameters
     weights: np.ndarray | None = None
-    totals: np.ndarray | None = None
     epochs: int = 1
 
 
@@ -108,8 +98,8 @@ class Engine:
     name: ClassVar[str]
     #: Whether X may be of uint8.
     reads_bytes: ClassVar[bool] = False
-    #: Whether rows may have weights, and X may be sparse.
-    weighs: ClassVar[bool] = False
+    #: Whether X may be sparse.
+    reads_sparse: ClassVar[bool] = False
     #: Whether it sums gradients in shards, which ranks may share.
     shards: ClassVar[bool] = False
 
@@ -131,7 +121,8 @@ class Engine:
         raise NotImplementedError
 
     def put(self, X: Any, Y: np.ndarray) -> tuple[Array, Array]:
-        """Put host rows where the engine reads them."""
+        """Put host rows, as `Model.check_data` gives them, where the engine reads them."""
+        Y = self.cost.prepare(Y, self.sizes[-1])
         stays = self.reads_bytes and X.dtype == np.uint8
         asarray = self.backend.asarray
         return asarray(X, X.dtype if stays else None), asarray(Y)

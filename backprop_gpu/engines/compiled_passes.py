@@ -85,7 +85,12 @@ class CompiledPasses(Reader):
     # -- reading ------------------------------------------------------------------------------
 
     def outputs(
-        self, members: Sequence[Parameters], X: Array, Y: Array | None, chunk: int | None = None
+        self,
+        members: Sequence[Parameters],
+        X: Array,
+        Y: Array | None,
+        chunk: int | None = None,
+        weights: Array | None = None,
     ) -> Iterator[tuple[int, slice, float, Array]]:
         chunk = chunk or planning.CHUNK_ROWS
         for start in range(0, len(X), chunk):  # between two calls Ctrl-C is heard
@@ -93,7 +98,8 @@ class CompiledPasses(Reader):
             x = self.backend.asarray(X[rows])
             y = None if Y is None else self.backend.asarray(Y[rows])
             for i, parameters in enumerate(members):
-                cost, a = self._read(cpu.addresses(parameters), x, y)
+                of_rows = None if weights is None else weights[rows]
+                cost, a = self._read(cpu.addresses(parameters), x, y, of_rows)
                 yield i, rows, cost, a
 
     def predict(self, parameters: Parameters, X: Rows) -> Array:
@@ -120,7 +126,9 @@ class CompiledPasses(Reader):
         found: Array = own.a.copy()
         return found
 
-    def _read(self, addresses: Any, X: Rows, Y: Array | None) -> tuple[float, Array]:
+    def _read(
+        self, addresses: Any, X: Rows, Y: Array | None, weights: Array | None = None
+    ) -> tuple[float, Array]:
         """(C, a^L) of some rows; C is 0.0 without Y."""
         rows = X.shape[0]
         work = planning.reading_work(self.sizes, rows, threads.cores)
@@ -129,6 +137,7 @@ class CompiledPasses(Reader):
         reading = self._pass(cpu.READ, addresses, X, Y, work)
         reading.outputs = cpu.address(a)
         reading.costs = None if Y is None else cpu.address(costs)
+        reading.weights = None if weights is None else cpu.address(weights)
         self._library.run(reading)
         return float(costs.sum()) / rows, a
 
@@ -145,12 +154,12 @@ class CompiledPasses(Reader):
     # -- gradients ----------------------------------------------------------------------------
 
     def gradients(
-        self, parameters: Parameters, X: Array, Y: Array
+        self, parameters: Parameters, X: Array, Y: Array, weights: Array | None = None
     ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         layout = parameters.layout
         flat = np.empty(layout.length, self.dtype)
         where = cpu.addresses_in(layout, flat)
-        self.gradients_by(cpu.addresses(parameters), X, Y, where, float(len(X)))
+        self.gradients_by(cpu.addresses(parameters), X, Y, where, float(len(X)), weights)
         return layout.views(flat)
 
     def gradients_by(

@@ -12,7 +12,7 @@ from ..cuda.catalogue import Catalogue
 from ..optimizers import COEFFICIENTS
 from ..planning import Run, fusion
 from .base import Described, Member
-from .members import MembersEngine, constants, owners, places
+from .members import MembersEngine, constants, owners, places, weights_of
 from .passes import quiet
 
 Array = Any
@@ -88,7 +88,10 @@ class FusedSteps:
         steps, form = ceil(rows / m), engine.plan.fusion(m)
         self.order = runtime.empty((count, rows), np.int32)
         self.coefficients = runtime.empty((count, steps, COEFFICIENTS), np.float64)
-        self.constants = runtime.empty((count, 6), np.float32)
+        self.constants = runtime.empty((count, 5), np.float32)
+        self.weights = None
+        if members[0].weights is not None:
+            self.weights = runtime.empty((count, rows), np.float32)
         self.costs = runtime.empty((count, steps), np.float64)
         self.step = runtime.zeros(1, np.int32)
         states = [(member.parameters.flat, *member.slots) for member in members]
@@ -118,8 +121,8 @@ class FusedSteps:
                     runtime.launch(
                         fused, (blocks, now, 1),
                         (
-                            X, Y, self.order, self.step, at, p, parts, cost_parts, finished,
-                            self.costs, *map(np.int32, (rows, m, size, first)),
+                            X, Y, self.order, self.weights, self.step, at, p, parts, cost_parts,
+                            finished, self.costs, *map(np.int32, (rows, m, size, first)),
                         ),
                     )  # fmt: skip
                     runtime.launch(
@@ -141,6 +144,9 @@ class FusedSteps:
         """What the next epoch takes from the host."""
         upload = self.backend.runtime.upload
         upload(np.stack([member.order for member in members]).astype(np.int32), self.order)
+        weights = weights_of(members)
+        if weights is not None:
+            upload(weights, self.weights)
         upload(
             np.stack([member.hyperparameters.coefficients for member in members]),
             self.coefficients,
@@ -167,5 +173,6 @@ def _key(members: Sequence[Member], X: Array, Y: Array) -> tuple[Any, ...]:
     """What steps are bound to."""
     settings = members[0].hyperparameters
     arrays = [array for each in members for array in (each.parameters, *each.slots)]
-    numbers = settings.batch_size, len(members[0].order), len(members)
+    weighted = members[0].weights is not None
+    numbers = settings.batch_size, len(members[0].order), len(members), weighted
     return (settings.optimizer.rule, *numbers, X, Y, *arrays)

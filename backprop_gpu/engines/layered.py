@@ -70,7 +70,7 @@ class LayeredEngine(Engine):
             return self._run_shards(member, X, Y, on_step)
         whole, rest = divmod(len(member.order), hyperparameters.batch_size)
         bound = self._bind(member, X, Y)
-        bound.epoch.load(member.order, hyperparameters.coefficients)
+        bound.epoch.load(member.order, hyperparameters.coefficients, member.weights)
         if hyperparameters.squares is not None:
             on_step = self._sums_squares(member.parameters, hyperparameters.squares, on_step)
         bound.refresh()
@@ -157,7 +157,7 @@ class LayeredEngine(Engine):
                 for source, out in zip(own, lent, strict=True):
                     self.backend.copy(source, out)
                 settings = replace(member.hyperparameters, optimizer=optimizer)
-                turn = Member(parameters, slots, member.order, settings)
+                turn = Member(parameters, slots, member.order, settings, member.weights)
                 costs[i] = self.run_epoch(turn, X, Y, meanwhile=meanwhile)
                 for source, out in zip(lent, own, strict=True):
                     self.backend.copy(source, out)
@@ -184,23 +184,27 @@ class LayeredEngine(Engine):
         passes, parameters, refresh = self._prepare(member)
         backend: Any = passes.backend
         epoch, gradients = backend.epoch(rows, m), passes.zeros_like(parameters)
+        optimizer, weighted = member.hyperparameters.optimizer, member.weights is not None
 
         def compute(batch: Batch) -> None:
             """From rows to an update of the parameters."""
-            optimizer = member.hyperparameters.optimizer_of(batch.rows)
             passes.forward(parameters, batch)
-            backend.record_cost(batch.z[-1], batch.a[-1], batch.y, passes.output, self.cost, epoch)
+            backend.record_cost(
+                batch.z[-1], batch.a[-1], batch.y, passes.output, self.cost, epoch, batch.weights
+            )
             passes.backward(parameters, gradients, batch)
             backend.update(parameters, gradients, slots, optimizer, epoch)
 
         def step(batch: Batch) -> None:
-            backend.gather(X, Y, epoch, batch.a[0], batch.y)
+            backend.gather(X, Y, epoch, batch.a[0], batch.y, batch.weights)
             compute(batch)
             backend.advance(epoch)
 
-        batch = passes.batch(m)
+        batch = passes.batch(m, weighted=weighted)
         whole = partial(step, batch)
-        last = partial(step, passes.batch(rows % m)) if rows % m else whole
+        last = whole
+        if rows % m:
+            last = partial(step, passes.batch(rows % m, weighted=weighted))
         steps: Callable[[int], None] = partial(backend.repeat, whole, captured=False)
         if self.plan.captured:
             steps = _gathering_ahead(backend, compute, batch, X, Y, epoch)
@@ -217,7 +221,7 @@ def _arguments(member: Member, X: Array, Y: Array) -> Arguments:
     settings = member.hyperparameters
     return (
         member.parameters, member.slots, X, Y, settings.optimizer, settings.batch_size,
-        len(member.order), settings.alpha,
+        len(member.order), member.weights is not None,
     )  # fmt: skip
 
 
@@ -235,7 +239,7 @@ def _gathering_ahead(
     other = batch.twin(backend)
 
     def gather(rows: Batch, ahead: int) -> None:
-        backend.gather(X, Y, epoch, rows.a[0], rows.y, ahead)
+        backend.gather(X, Y, epoch, rows.a[0], rows.y, rows.weights, ahead)
 
     def step(now: Batch, then: Batch) -> None:
         backend.side_by_side(partial(gather, then, 1), partial(compute, now))

@@ -69,6 +69,7 @@ class ShardedSteps:
         self._free = [self._buffer() for _ in range(levels + len(self._trees))]
         self._on_device = False
         self._batches: dict[int, Batch] = {}
+        self._weighted = member.weights is not None
         self._reduction: Reduction | None = None
         if communicator.size > 1:
             regions, dtype = [0, parameters.layout.length], passes.backend.dtype
@@ -101,9 +102,14 @@ class ShardedSteps:
         places = (ends - counts)[:, self._own, None] + np.arange(self._slots)
         inside = np.arange(self._slots) < counts[:, self._own, None]
         order[inside] = np.asarray(member.order)[places[inside]]
+        weights = None
+        if member.weights is not None:
+            weights = np.zeros(order.shape, member.weights.dtype)
+            weights[inside] = member.weights[places[inside]]
+            weights = weights.ravel()
         shares: np.ndarray = counts / counts.sum(axis=1, keepdims=True)
         rates = -shares[:, self._own].ravel()
-        self._of_shards.load(order.ravel(), _ADDS.coefficients(rates, 0))
+        self._of_shards.load(order.ravel(), _ADDS.coefficients(rates, 0), weights)
         self._epoch.load(member.order, settings.coefficients)
         return shares
 
@@ -124,7 +130,7 @@ class ShardedSteps:
             if not self._on_device:
                 totals.append(self._free.pop())
                 backend.copy(backend.asarray(reduction.rows[0]), totals[0].flat)
-        optimizer = member.hyperparameters.optimizer_of(sum(rows))
+        optimizer = member.hyperparameters.optimizer
         backend.update(self._parameters, totals[0], member.slots, optimizer, self._epoch)
         backend.advance(self._epoch)
         self._free += totals
@@ -149,13 +155,14 @@ class ShardedSteps:
         backend.copy(self._zeros.flat, found.flat)
         if rows:
             if rows not in self._batches:
-                self._batches[rows] = passes.batch(rows)
+                self._batches[rows] = passes.batch(rows, weighted=self._weighted)
             batch = self._batches[rows]
-            backend.gather(X, Y, epoch, batch.a[0], batch.y)
+            backend.gather(X, Y, epoch, batch.a[0], batch.y, batch.weights)
             passes.forward(self._parameters, batch)
             backend.record_cost(
-                batch.z[-1], batch.a[-1], batch.y, passes.output, passes.cost, epoch
-            )
+                batch.z[-1], batch.a[-1], batch.y, passes.output, passes.cost, epoch,
+                batch.weights,
+            )  # fmt: skip
             passes.backward(self._parameters, self._gradients, batch)
             backend.update(found, self._gradients, (), _ADDS, epoch)
         backend.advance(epoch)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any
 
@@ -58,8 +57,7 @@ class MembersEngine(Engine):
             raise ValueError(
                 "the host is needed between steps, and here they follow each other on the device"
             )
-        parts = list(_parts(member))
-        return np.concatenate([self._launch([part], X, Y, meanwhile)[0] for part in parts])
+        return self._launch([member], X, Y, meanwhile)[0]
 
     def run_members(
         self,
@@ -70,12 +68,11 @@ class MembersEngine(Engine):
         meanwhile: Callable[[], None] = lambda: None,
     ) -> list[np.ndarray]:
         """All members of one rule, batch size and number of rows together."""
-        if any(member.hyperparameters.alpha for member in members):
-            return super().run_members(members, X, Y, on_member, meanwhile)
         groups: dict[tuple[Any, ...], list[int]] = {}
         for i, member in enumerate(members):
             settings = member.hyperparameters
-            key = settings.optimizer.rule, settings.batch_size, len(member.order)
+            weighted = member.weights is not None
+            key = settings.optimizer.rule, settings.batch_size, len(member.order), weighted
             groups.setdefault(key, []).append(i)
         found: dict[int, np.ndarray] = {}
         for group in groups.values():
@@ -131,19 +128,11 @@ class MembersEngine(Engine):
         return found
 
 
-def _parts(member: Member) -> Iterator[Member]:
-    """The member's steps, by the penalty: of a short last mini-batch alpha weighs more."""
-    settings, rows = member.hyperparameters, len(member.order)
-    m = settings.batch_size
-    whole = rows // m * m if settings.alpha else rows
-    for begin, end in ((0, whole), (whole, rows)):
-        if begin < end:
-            steps = slice(begin // m, -(-end // m))
-            optimizer = settings.optimizer_of(min(m, end - begin))
-            part = replace(
-                settings, optimizer=optimizer, coefficients=settings.coefficients[steps], alpha=0.0
-            )
-            yield replace(member, order=member.order[begin:end], hyperparameters=part)
+def weights_of(members: Sequence[Member]) -> np.ndarray | None:
+    """(members, rows), if rows have weights."""
+    if members[0].weights is None:
+        return None
+    return np.stack([member.weights for member in members if member.weights is not None])
 
 
 def owners(states: Sequence[tuple[Array, ...]]) -> list[Array]:
@@ -176,4 +165,4 @@ def constants(member: Member) -> tuple[float, ...]:
     """What the kernel takes as numbers, a row of ``constants``."""
     optimizer = member.hyperparameters.optimizer
     limit = inf if optimizer.clip_value is None else optimizer.clip_value
-    return limit, optimizer.l1, optimizer.l2, *optimizer.kernel_constants
+    return limit, optimizer.l1, *optimizer.kernel_constants

@@ -36,8 +36,10 @@ class Batch:
         rows: int,
         errors: bool = True,
         products: Mapping[str, Product] = MappingProxyType({}),
+        weighted: bool = False,
     ) -> None:
         self.rows, self.products = rows, products
+        self.weights = backend.empty((rows,)) if weighted else None
         self.a = [backend.empty((rows, n)) for n in sizes]
         self.z = [
             backend.empty((rows, n)) if keep else None
@@ -59,6 +61,7 @@ class Batch:
         """The same, but for the rows: to be filled while this one's are in use."""
         twin = copy.copy(self)
         twin.y, first = backend.empty(self.y.shape), backend.empty(self.a[0].shape)
+        twin.weights = None if self.weights is None else backend.empty((self.rows,))
         if getattr(self.a[0], "rounded", None) is not None:
             first = cast("CudaBackend", backend).with_rounded(first)
         twin.a = [first, *self.a[1:]]
@@ -98,13 +101,21 @@ class Reader:
         self.backend, self.sizes, self.activations, self.cost = backend, sizes, activations, cost
 
     def outputs(
-        self, members: Sequence[Parameters], X: Array, Y: Array | None, chunk: int | None = None
+        self,
+        members: Sequence[Parameters],
+        X: Array,
+        Y: Array | None,
+        chunk: int | None = None,
+        weights: np.ndarray | None = None,
     ) -> Iterator[tuple[int, slice, float, np.ndarray]]:
         """a^L of every row for each of several networks, `chunk` rows at a time.
 
         Parameters
         ----------
         X, Y : (n, n_0), (n, n_L) arrays, on the host or the backend's
+            Y as `Cost.prepare` makes it.
+        weights : (n,) array of the dtype, optional
+            By which C_x of the rows count; their mean over all rows is 1.
 
         Yields
         ------
@@ -115,9 +126,13 @@ class Reader:
         raise NotImplementedError
 
     def gradients(
-        self, parameters: Parameters, X: np.ndarray, Y: np.ndarray
+        self,
+        parameters: Parameters,
+        X: np.ndarray,
+        Y: np.ndarray,
+        weights: np.ndarray | None = None,
     ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-        """∂C/∂w[l] and ∂C/∂b[l] of the mean cost over all rows, on the host."""
+        """∂C/∂w[l] and ∂C/∂b[l] of the mean cost over all rows, on the host, as in `outputs`."""
         raise NotImplementedError
 
     def predict(self, parameters: Parameters, X: np.ndarray) -> np.ndarray:
@@ -125,17 +140,25 @@ class Reader:
         return self._outputs(parameters, X, None)[1]
 
     def evaluate(
-        self, parameters: Parameters, X: np.ndarray, Y: np.ndarray
+        self,
+        parameters: Parameters,
+        X: np.ndarray,
+        Y: np.ndarray,
+        weights: np.ndarray | None = None,
     ) -> tuple[float, np.ndarray]:
-        """(C, a^L) of the rows of host arrays."""
-        return self._outputs(parameters, X, Y)
+        """(C, a^L) of the rows of host arrays, as in `outputs`."""
+        return self._outputs(parameters, X, Y, weights)
 
     def _outputs(
-        self, parameters: Parameters, X: np.ndarray, Y: np.ndarray | None
+        self,
+        parameters: Parameters,
+        X: np.ndarray,
+        Y: np.ndarray | None,
+        weights: np.ndarray | None = None,
     ) -> tuple[float, np.ndarray]:
         total = 0.0
         out = np.empty((len(X), self.sizes[-1]), self.backend.dtype)
-        for _, rows, cost, a in self.outputs([parameters], X, Y):
+        for _, rows, cost, a in self.outputs([parameters], X, Y, weights=weights):
             total += len(a) * cost
             out[rows] = a
         return total / len(X), out
@@ -160,10 +183,10 @@ class Passes(Reader):
         self.output: Activation = self.activations[-1]
         self._keeps_z = keeps_z(self.activations, self.cost)
 
-    def batch(self, rows: int, errors: bool = True) -> Batch:
-        """Buffers for `rows` rows."""
+    def batch(self, rows: int, errors: bool = True, weighted: bool = False) -> Batch:
+        """Buffers for `rows` rows, perhaps with weights."""
         products = {} if self._plan is None else self._plan.products_of(rows)
-        return Batch(self.backend, self.sizes, self._keeps_z, rows, errors, products)
+        return Batch(self.backend, self.sizes, self._keeps_z, rows, errors, products, weighted)
 
     def forward(self, parameters: Parameters, batch: Batch) -> None:
         """z and a of layers 1 … L, from ``batch.a[0]``."""
@@ -182,7 +205,9 @@ class Passes(Reader):
     def backward(self, parameters: Parameters, gradients: Parameters, batch: Batch) -> None:
         """δ of layers L … 1 (BP1, BP2) and the mean gradients (BP3, BP4), after `forward`."""
         a, z, delta = batch.a, batch.z, batch.delta
-        self.backend.output_error(z[-1], a[-1], batch.y, self.output, self.cost, delta[-1])
+        self.backend.output_error(
+            z[-1], a[-1], batch.y, self.output, self.cost, delta[-1], batch.weights
+        )
         for l in range(len(self.activations), 0, -1):
             self.backend.weight_gradient(
                 delta[l],
@@ -207,7 +232,12 @@ class Passes(Reader):
     # -- whole arrays of the host -------------------------------------------------
 
     def outputs(
-        self, members: Sequence[Parameters], X: Array, Y: Array | None, chunk: int | None = None
+        self,
+        members: Sequence[Parameters],
+        X: Array,
+        Y: Array | None,
+        chunk: int | None = None,
+        weights: np.ndarray | None = None,
     ) -> Iterator[tuple[int, slice, float, np.ndarray]]:
         chunk = chunk or planning.CHUNK_ROWS
         batch: Batch | None = None
@@ -219,19 +249,27 @@ class Passes(Reader):
             self.backend.copy(self.backend.asarray(X[rows]), batch.a[0])
             if Y is not None:
                 self.backend.copy(self.backend.asarray(Y[rows]), batch.y)
+            of_rows = None if weights is None else self.backend.asarray(weights[rows])
             for i, parameters in enumerate(members):
                 with np.errstate(all="ignore"):
                     self.forward(parameters, batch)
                     a, z, y = batch.a[-1], batch.z[-1], batch.y
-                    cost = 0.0 if Y is None else self.backend.cost(z, a, y, self.output, self.cost)
+                    cost = 0.0
+                    if Y is not None:
+                        cost = self.backend.cost(z, a, y, self.output, self.cost, of_rows)
                 yield i, rows, cost, self.backend.to_numpy(a)
 
     @quiet
     def gradients(
-        self, parameters: Parameters, X: np.ndarray, Y: np.ndarray
+        self,
+        parameters: Parameters,
+        X: np.ndarray,
+        Y: np.ndarray,
+        weights: np.ndarray | None = None,
     ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
         gradients = self.zeros_like(parameters)
         batch = self.batch(len(X))
+        batch.weights = None if weights is None else self.backend.asarray(weights)
         self.backend.copy(self.backend.asarray(X), batch.a[0])
         self.backend.copy(self.backend.asarray(Y), batch.y)
         self.forward(parameters, batch)

@@ -14,7 +14,7 @@ from ..cuda.catalogue import Catalogue, hidden_sigmas
 from ..parameters import Layout
 from ..planning import Run, persistence
 from .base import Described, Member
-from .members import MembersEngine, constants
+from .members import MembersEngine, constants, weights_of
 from .passes import quiet
 
 Array = Any
@@ -58,9 +58,11 @@ class PersistentCudaEngine(MembersEngine):
         costs = runtime.empty((count, ceil(rows / m)), np.float64)
         with np.errstate(over="ignore"):  # a limit beyond float32 is none
             of_members = np.array([constants(member) for member in members]).astype(np.float32)
+        weights = weights_of(members)
         arguments = (
             X, Y,
             runtime.array(np.stack([member.order for member in members]), np.int32),
+            None if weights is None else runtime.array(weights),
             runtime.array(np.stack([m.hyperparameters.coefficients for m in members]), "f8"),
             runtime.array(of_members),
             runtime.array(found), *arrays,

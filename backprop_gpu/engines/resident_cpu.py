@@ -31,7 +31,7 @@ class ResidentCpuEngine(Engine):
 
     name = "resident"
     reads_bytes = True
-    weighs = True
+    reads_sparse = True
     shards = True
 
     def __init__(self, *arguments: Any) -> None:
@@ -92,7 +92,7 @@ class ResidentCpuEngine(Engine):
 
     def put(self, X: Any, Y: Array) -> tuple[Any, Array]:
         if isinstance(X, cpu.SparseRows):
-            return X, self.backend.asarray(Y)
+            return X, self.backend.asarray(self.cost.prepare(Y, self.sizes[-1]))
         return super().put(X, Y)
 
     def between(self) -> AbstractContextManager[Any]:
@@ -171,7 +171,7 @@ class ResidentCpuEngine(Engine):
         if settings.squares is not None:
             part.squares = cpu.address(settings.squares)
         if member.weights is not None:
-            part.weights, part.totals = cpu.address(member.weights), cpu.address(member.totals)
+            part.weights = cpu.address(member.weights)
         if self._reduction is not None:
             part.gradient = cpu.address(self._reduction.rows[0])
         idle = self._idle.get(template.key)
@@ -182,7 +182,7 @@ class ResidentCpuEngine(Engine):
     def _template(self, settings: Hyperparameters, slots: int, threads: int) -> _Template:
         """What members of the same settings have in common: that of the last one, where it fits."""
         optimizer, m = settings.optimizer, settings.batch_size
-        key: tuple[Any, ...] = m, slots, settings.alpha, settings.squares is None, threads
+        key: tuple[Any, ...] = m, slots, settings.squares is None, threads
         last = self._last
         if last is not None and last.optimizer is optimizer and last.key[: len(key)] == key:
             return last
@@ -195,8 +195,8 @@ class ResidentCpuEngine(Engine):
         part = cpu.AbiMember(
             m, work.block, work.in_place, cpu.RULES.index(optimizer.rule),
             work.by_inputs and threads > 1, 0, self.plan.shards, own.start, own.stop,
-            0, None, None, None, None, *clips, optimizer.l1, optimizer.l2, settings.alpha,
-            *optimizer.kernel_constants, slices.ctypes.data,
+            0, None, None, None, *clips, optimizer.l1, *optimizer.kernel_constants,
+            slices.ctypes.data,
         )  # fmt: skip
         key = (*key, optimizer.clip_norm is None, self._network.stored == 0)
         self._last = _Template(optimizer, key, part, slices)

@@ -10,7 +10,7 @@ import numpy as np
 from ..cuda.catalogue import Catalogue
 from ..planning import Run, residency
 from .base import Described, Member
-from .members import MembersEngine, constants
+from .members import MembersEngine, constants, weights_of
 from .passes import quiet
 
 Array = Any
@@ -52,9 +52,11 @@ class ResidentCudaEngine(MembersEngine):
         rows = len(members[0].order)
         costs = runtime.empty((len(members), -(-rows // m)), np.float64)
         arrays, found, give_back = self._states(members)
+        weights = weights_of(members)
         arguments = (
             X, Y,
             runtime.array(np.stack([member.order for member in members]), np.int32),
+            None if weights is None else runtime.array(weights),
             runtime.array(np.stack([m.hyperparameters.coefficients for m in members]), "f8"),
             runtime.array(np.array([constants(member) for member in members]), backend.dtype),
             runtime.array(found), *arrays, costs, np.int32(rows),

@@ -121,8 +121,8 @@ _PARAMETERS = """
     engine : {"auto", "layered", "resident", "fused", "persistent"}, default "auto"
         As in `Network.fit`; not of "lbfgs".
     precision : {"float32", "tf32", "bf16"}, optional
-        As in `Network`, for "sgd" and "adam" and a dense X of float32, without sample weights,
-        dropout and the absolute error. Predictions round as the training does.
+        As in `Network`, for "sgd" and "adam" and a dense X of float32, without dropout. Predictions
+        round as the training does.
     dropout : float in [0, 1), default 0
         The share of the hidden activations that a training step leaves out, the rest being scaled
         up (Srivastava et al. 2014).
@@ -271,9 +271,8 @@ class _Perceptron(
         """Whether the factors of products are rounded."""
         return self.precision not in (None, "float32")
 
-    def _check_precision(self, X: Any, sample_weight: Any) -> None:
+    def _check_precision(self, X: Any) -> None:
         """Refuse what is computed where nothing is rounded."""
-        weighted = sample_weight is not None or getattr(self, "class_weight", None) is not None
         obstacle = (
             f"solver {self.solver!r} needs a loss without its noise"
             if self.solver not in STOCHASTIC
@@ -281,8 +280,6 @@ class _Perceptron(
             if X.dtype != np.float32
             else "X is sparse"
             if hasattr(X, "toarray")
-            else "samples have weights"
-            if weighted
             else self._obstacle()
         )
         if obstacle is not None:
@@ -326,7 +323,7 @@ class _Perceptron(
         context = self._begin(X, y, sample_weight)
         X, y = self._validate_input(X, y, incremental, fresh)
         if self._rounds:
-            self._check_precision(X, sample_weight)
+            self._check_precision(X)
         y = y.reshape(len(y), -1)
         if sample_weight is not None:
             sample_weight = check_weights(host(sample_weight), X)
@@ -410,20 +407,16 @@ class _Perceptron(
         """Why no engine can train this, if none can."""
         if self.dropout:
             return "activations are dropped out"
-        if self.loss == "absolute_error":
-            return "the absolute error is no cost of the engines"
         return None
 
     def _plan_training(
-        self, rows: int, batch_size: int, epochs: int, sparse: bool, weighted: bool
+        self, rows: int, batch_size: int, epochs: int, sparse: bool
     ) -> tuple[Model, Engine]:
         """What trains, on the backend that is asked for or, where only the CPU can, there."""
         reason = self._obstacle()
         if reason is not None and self.engine not in ("auto", "layered"):
             raise ValueError(f"engine {self.engine!r} cannot run this: {reason}")
-        of_cpu = reason or (
-            "X is sparse" if sparse else "samples have weights" if weighted else None
-        )
+        of_cpu = reason or ("X is sparse" if sparse else None)
         if of_cpu is not None and self.backend in ("cuda", "numba_cuda"):
             warn(
                 f"backend {self.backend!r} was asked for, but the CPU trains this: {of_cpu}",
@@ -439,7 +432,7 @@ class _Perceptron(
             )  # fmt: skip
             plan = model.plan(run)
             engine = model.engine(plan)
-            if of_cpu is None or engine.weighs:
+            if of_cpu is None or engine.reads_sparse:
                 return model, engine
             reason = f"{of_cpu}, which engine {plan.engine!r} cannot read ({plan.engine_reason})"
         return model, EquationsEngine(self._problem, model, self._random_state, reason)
@@ -503,9 +496,7 @@ class _Perceptron(
         rows = len(y)
         batch_size = self._rows_a_batch(rows)
         epochs = 1 if incremental else self.max_iter
-        model, engine = self._plan_training(
-            rows, batch_size, epochs, hasattr(X, "toarray"), sample_weight is not None
-        )
+        model, engine = self._plan_training(rows, batch_size, epochs, hasattr(X, "toarray"))
         y = y.astype(model.dtype, copy=False)
         by_equations = isinstance(engine, EquationsEngine)
         if hasattr(X, "toarray") and not by_equations:

@@ -2,7 +2,7 @@
 
     Problem             layers, σ, loss, penalty: what the parameters mean
     LossOfAllRows       the loss and its gradient in the CPU's library, for L-BFGS
-    loss_and_gradients  the equations in NumPy, for dropout and the absolute error
+    loss_and_gradients  the equations in NumPy, for dropout
     State               the optimizer's, kept between calls of ``partial_fit``
     PerceptronCourse    what a session asks of an estimator, and tells it
     EquationsEngine     epochs by `loss_and_gradients`, for what no other engine can do
@@ -35,6 +35,7 @@ from ..optimizers import SGD, Adam, Optimizer
 from ..parameters import Layout, Parameters
 from ..planning import Plan
 from ..training import Course
+from ..training.weights import relative_weights
 
 if TYPE_CHECKING:
     from ..costs import Cost
@@ -78,7 +79,8 @@ class Problem:
         n_0 … n_L.
     names : tuple of str
         σ of layers 1 … L, as scikit-learn calls it.
-    loss : {"log_loss", "squared_error", "poisson", "absolute_error"}
+    loss : str
+        "log_loss", "squared_error", or the name of a cost.
     alpha : float
         α of the penalty.
     dropout : float
@@ -102,7 +104,11 @@ class Problem:
     def cost(self) -> Cost:
         if self.loss == "log_loss":
             return SoftmaxLogLoss() if self.names[-1] == "softmax" else LogisticLogLoss()
-        return costs.get("poisson" if self.loss == "poisson" else "quadratic")
+        return costs.get("quadratic" if self.loss == "squared_error" else self.loss)
+
+    def targets(self, y: np.ndarray) -> np.ndarray:
+        """y as kernels take it, (n, n_L)."""
+        return self.cost.prepare(y, self.sizes[-1])
 
     def model(self, dtype: np.dtype[Any], backend: str) -> Model:
         """Its model: all fits of a search have one between them, whatever their penalties."""
@@ -143,7 +149,7 @@ class LossOfAllRows:
     passes : CompiledPasses
         Of w^l as (n_{l-1}, n_l).
     X : (n, n_0) array of the passes' dtype, or SparseRows
-    y : (n, n_L) array of the dtype
+    y : (n, targets) array of the dtype
     weights : (n,) array of the dtype, or None
         s.
     """
@@ -157,7 +163,7 @@ class LossOfAllRows:
         weights: np.ndarray | None,
     ) -> None:
         self._problem, self._passes = problem, passes
-        self._X, self._y, self._weights = X, y, weights
+        self._X, self._y, self._weights = X, problem.targets(y), weights
         self._total = float(len(y) if weights is None else weights.sum(dtype=np.float64))
         if self._total == 0.0:
             raise ZeroDivisionError("the sample weights sum to zero")
@@ -213,7 +219,7 @@ def loss_of(
 ) -> float:
     """The weighted mean loss of the outputs a (m, n_L), without the penalty.
 
-    Squared and absolute errors are means over the outputs too, the other two sums.
+    The squared error is a mean over the outputs too, the others are sums.
     """
     from scipy.special import xlogy
 
@@ -230,7 +236,7 @@ def loss_of(
         elif problem.loss == "squared_error":
             samples = 0.5 * ((y - a) ** 2).mean(axis=1)
         else:
-            samples = np.abs(y - a).mean(axis=1)
+            samples = problem.cost.samples(a, problem.targets(y))
         return float(np.average(samples, weights=sample_weight))
 
 
@@ -241,6 +247,7 @@ def loss_and_gradients(
     y: np.ndarray,
     sample_weight: np.ndarray | None,
     gradients: Parameters,
+    share: float,
     clips: Optimizer | None = None,
     rng: np.random.RandomState | None = None,
 ) -> float:
@@ -251,13 +258,12 @@ def loss_and_gradients(
     X : (m, n_0) array or sparse matrix
     y : (m, n_L)
     sample_weight : (m,), optional
+    share : float
+        α, over the sum of the sample weights.
     clips : Optimizer, optional
         Whose limits the gradient is clipped to before the penalty joins it.
     rng : RandomState, optional
         Draws what dropout leaves out; without it nothing is.
-
-    Every output activation is its loss's partner, so that δ^L = a - y, but for the absolute
-    error, whose δ^L is the sign of a - y.
     """
     w, b, sigmas = parameters.weights, parameters.biases, problem.activations
     depth = len(w)
@@ -280,11 +286,14 @@ def loss_and_gradients(
                 a.append(out)
         loss = loss_of(problem, y, a[-1], sample_weight)
         weights = parameters.flat[: parameters.layout.weights_end]
-        loss += 0.5 * problem.alpha * float(np.dot(weights, weights)) / total
-        delta = a[-1] - y
-        if problem.loss == "absolute_error":
-            delta = np.sign(delta) / y.shape[1]
-        delta = delta.astype(parameters.flat.dtype, copy=False)
+        loss += 0.5 * share * float(np.dot(weights, weights))
+        delta = np.empty(a[-1].shape, parameters.flat.dtype)
+        targets, cost = problem.targets(y), problem.cost
+        if costs.collapses(sigmas[-1], cost):
+            np.subtract(a[-1], targets, out=delta)
+        else:
+            scratch = np.empty_like(delta), np.empty_like(delta)
+            cost.output_error(z[-1], a[-1], targets, sigmas[-1], delta, scratch)
         if sample_weight is not None:
             delta *= sample_weight[:, None]
         for l in range(depth, 0, -1):
@@ -303,7 +312,7 @@ def loss_and_gradients(
         if clips is not None:
             clip(gradients.flat, clips)
         end = parameters.layout.weights_end
-        gradients.flat[:end] += (problem.alpha / total) * weights
+        gradients.flat[:end] += share * weights
     return loss
 
 
@@ -322,7 +331,9 @@ def loss_of_packed(
     for b in parameters.biases:
         b[...] = packed[at : at + b.size]
         at += b.size
-    loss = loss_and_gradients(problem, parameters, X, y, weights, gradients)
+    total = len(y) if weights is None else float(weights.sum())
+    share = problem.alpha / total
+    loss = loss_and_gradients(problem, parameters, X, y, weights, gradients, share)
     found = [*(g.T.ravel() for g in gradients.weights), *gradients.biases]
     return loss, np.concatenate(found)
 
@@ -496,6 +507,7 @@ class PerceptronCourse(Course):
         self._over = False
         self._every_step = sums_squares(problem, model)
         self._squares: np.ndarray | None = None
+        #: Of each step the sum of the weights, where rows have some.
         self._totals: np.ndarray | None = None
         self._backend = model.backend.fork()
         self._slots = tuple(
@@ -519,17 +531,16 @@ class PerceptronCourse(Course):
             self._squares = np.empty(steps)
         elif self.problem.alpha:
             self._squares_before = self._sum_of_squares()
+        weights, totals = None, np.tile(self._sizes, epochs)
         if self.weights is not None:
-            self._totals = self._over_batches(self.weights[order])
-            if not self._totals.all():
+            weights, totals = relative_weights(self.weights[order], self.batch_size, epochs)
+            if not totals.all():
                 raise ZeroDivisionError("the weights of a mini-batch sum to zero")
-        settings = Hyperparameters(
-            self.batch_size, state.rule, coefficients, self._squares, self.problem.alpha
-        )
+            weights, self._totals = weights.astype(self.weights.dtype), totals
+        coefficients[:, 4] += self.problem.alpha / totals
+        settings = Hyperparameters(self.batch_size, state.rule, coefficients, self._squares)
         self._last = order
-        return Member(
-            self.parameters, self._slots, order, settings, self.weights, self._totals, epochs
-        )
+        return Member(self.parameters, self._slots, order, settings, weights, epochs)
 
     def _over_batches(self, numbers: np.ndarray) -> np.ndarray:
         """The sum of each mini-batch's, of one epoch or several."""
@@ -604,7 +615,7 @@ class EquationsEngine(Engine):
     """
 
     name = "none"
-    weighs = True
+    reads_sparse = True
 
     def __init__(
         self, problem: Problem, model: Model, rng: np.random.RandomState, reason: str
@@ -634,10 +645,19 @@ class EquationsEngine(Engine):
         losses = []
         for number, row in enumerate(member.hyperparameters.coefficients.tolist()):
             batch = member.order[number * m : (number + 1) * m]
-            weights = None if member.weights is None else member.weights[batch]
+            of_batch = slice(number * m, (number + 1) * m)
+            weights = None if member.weights is None else member.weights[of_batch]
             losses.append(
                 loss_and_gradients(
-                    self.problem, parameters, X[batch], Y[batch], weights, gradients, rule, self.rng
+                    self.problem,
+                    parameters,
+                    X[batch],
+                    Y[batch],
+                    weights,
+                    gradients,
+                    row[4],
+                    rule,
+                    self.rng,
                 )
             )
             with np.errstate(all="ignore"):

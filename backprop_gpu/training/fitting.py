@@ -34,6 +34,7 @@ from .settings import (
     check_validation,
 )
 from .time_spent import TimeSpent
+from .weights import relative_weights
 
 Array = Any
 
@@ -70,6 +71,8 @@ class FitCourse(Course):
         As in `Course`.
     communicator : Communicator
         Of whose ranks all end when a callback of any of them says so.
+    weights : (rows,) float64 array, optional
+        What each row counts.
     """
 
     def __init__(
@@ -80,9 +83,12 @@ class FitCourse(Course):
         slots: tuple[Array, ...],
         good: Array,
         communicator: Communicator = ALONE,
+        weights: np.ndarray | None = None,
     ) -> None:
         super().__init__(network.parameters, good)
-        self.communicator = communicator
+        self.communicator, self.weights = communicator, weights
+        #: The sum of each mini-batch's weights, of the epochs that run.
+        self._totals: np.ndarray | None = None
         self.network, self.settings, self.hooks, self.slots = network, settings, hooks, slots
         self.steps = settings.rates.steps
         self.history = network.history = History()
@@ -107,12 +113,14 @@ class FitCourse(Course):
         settings: Settings,
         hooks: list[Callback],
         communicator: Communicator = ALONE,
+        weights: np.ndarray | None = None,
     ) -> Self:
         """A network that no other trains beside, with arrays of its own."""
         model = network.model
         length, count = (model.layout.length,), settings.optimizer.slots
         slots = tuple(model.backend.zeros(length) for _ in range(count))
-        return cls(network, settings, hooks, slots, model.backend.empty(length), communicator)
+        good = model.backend.empty(length)
+        return cls(network, settings, hooks, slots, good, communicator, weights)
 
     def start(self) -> None:
         self._running = True
@@ -187,7 +195,13 @@ class FitCourse(Course):
             now = np.tile(rates.now(epoch), epochs)  # which are constant
         coefficients = settings.optimizer.coefficients(now, epoch * rates.steps)
         hyperparameters = Hyperparameters(settings.batch_size, settings.optimizer, coefficients)
-        return Member(self.parameters, self.slots, order, hyperparameters, epochs=epochs)
+        weights = None
+        if self.weights is not None:
+            weights, self._totals = relative_weights(
+                self.weights[order], settings.batch_size, epochs
+            )
+            weights = weights.astype(self.network.model.dtype)
+        return Member(self.parameters, self.slots, order, hyperparameters, weights, epochs)
 
     def begin_again(self) -> None:
         self.at_once = 1
@@ -217,9 +231,13 @@ class FitCourse(Course):
     def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
         rows, m = self.settings.rows, self.settings.batch_size
         each = costs.reshape(-1, self.steps)
-        sizes = np.full(self.steps, m)
-        sizes[-1] = rows - m * (self.steps - 1)
-        self.history.loss += [float(row @ sizes) / rows for row in each]
+        if self._totals is None:
+            sizes = np.full(self.steps, m)
+            sizes[-1] = rows - m * (self.steps - 1)
+            self.history.loss += [float(row @ sizes) / rows for row in each]
+        else:
+            totals = self._totals.reshape(each.shape)
+            self.history.loss += ((each * totals).sum(axis=1) / totals.sum(axis=1)).tolist()
         self.history.seconds += [seconds / len(each)] * len(each)
 
     def validated(self, loss: float, accuracy: float) -> None:
@@ -454,6 +472,8 @@ def fit(
     resume_from: Any,
     communicator: Any,
     buffer_rows: Any,
+    sample_weight: Any,
+    class_weight: Any,
 ) -> History:
     """`Network.fit`, which has the documentation."""
     spent = TimeSpent()
@@ -464,7 +484,7 @@ def fit(
         def check() -> tuple[Data | StoredData, Settings, list[Callback], Beginning]:
             """Everything, before anything changes."""
             validation.boolean("progress", progress)
-            data = check_rows(model, X, Y, validation_data)
+            data = check_rows(model, X, Y, validation_data, sample_weight, class_weight)
             buffer = buffer_rows
             if buffer is None and isinstance(data, StoredData):
                 least = validation.integer("batch_size", batch_size, 1, len(data.X))
@@ -482,7 +502,7 @@ def fit(
         done = beginning.done([settings])
         begin_alike(ranks, network, data, settings, beginning.plan, done)
         network.plan = beginning.plan
-        course = FitCourse.alone(network, settings, hooks, ranks)
+        course = FitCourse.alone(network, settings, hooks, ranks, data.weights)
         (course.resumed,), course.history.time_spent = beginning.states, spent
         trains = model.engine(network.plan, ranks)
         rows: Rows

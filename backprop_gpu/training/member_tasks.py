@@ -98,13 +98,16 @@ def train_share(
     cores : int
         That it may use, where it trains on a CPU.
     *arrays
-        X, Y, and those for validation if there are any.
+        X, Y, those for validation and the rows' weights, if there are any.
     """
     model = share.model.here()
     with place_of_task(cores, model.device is not None) as progress:
         population = share.kind.of_share(model, share.rows, share.generators)
         of_all, plan = share.plans(model)
-        data = Data(arrays[0], arrays[1], (arrays[2], arrays[3]) if len(arrays) > 2 else None)
+        weights = arrays[-1] if len(arrays) % 2 else None
+        data = Data(
+            arrays[0], arrays[1], (arrays[2], arrays[3]) if len(arrays) > 3 else None, weights
+        )
         beginning = Beginning(plan, [None] * len(population))
         population.train(data, share.settings, share.hooks, beginning, progress)
         return of_all, population.outcomes()
@@ -137,7 +140,9 @@ class ClusterPart:
         if len({id(member.generator) for member in population}) < len(population):
             raise ValueError("members share a generator: with a client each needs its own")
         #: Where its data are among the shared arrays.
-        self.places = tuple(map(shared.add, (data.X, data.Y, *(data.validation or ()))))
+        weights = () if data.weights is None else (data.weights,)
+        arrays = (data.X, data.Y, *(data.validation or ()), *weights)
+        self.places = tuple(map(shared.add, arrays))
 
     def costs(self) -> list[float]:
         """Operations of each member's training."""

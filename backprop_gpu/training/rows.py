@@ -229,7 +229,7 @@ def _part(member: Member, first: int, last: int, order: np.ndarray | None = None
         member,
         order=member.order[first * m : last * m] if order is None else order,
         hyperparameters=part,
-        totals=None if member.totals is None else member.totals[first:last],
+        weights=None if member.weights is None else member.weights[first * m : last * m],
     )
 
 

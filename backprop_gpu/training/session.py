@@ -132,6 +132,7 @@ class Session:
         if validation_data is not None:
             X_val, Y_val = validation_data
             classes = validation.classes_of(Y_val)
+            Y_val = model.cost.prepare(Y_val, model.sizes[-1])
             self.validation = self.backend.asarray(X_val), self.backend.asarray(Y_val), classes
 
     def run(

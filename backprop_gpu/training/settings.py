@@ -12,6 +12,7 @@ import numpy as np
 from .. import optimizers, schedules, validation
 from ..model import Model
 from ..sources import Source, is_stored, source
+from .weights import row_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +25,8 @@ class Data:
     X: np.ndarray
     Y: np.ndarray
     validation: tuple[np.ndarray, np.ndarray] | None
+    #: Of the rows to train on, float64; None where all are 1.
+    weights: np.ndarray | None = None
 
     @property
     def bytes(self) -> bool:
@@ -34,7 +37,8 @@ class Data:
     def fingerprint(self) -> str:
         """Of some of the rows: enough to notice other data, or another order of them."""
         rows = sampled(len(self.X))
-        return checksum(self.X[rows], self.Y[rows])
+        arrays = (self.X, self.Y) if self.weights is None else (self.X, self.Y, self.weights)
+        return checksum(*(array[rows] for array in arrays))
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +49,7 @@ class StoredData:
     Y: Source
     validation: tuple[np.ndarray, np.ndarray] | None
     fingerprint: str
+    weights: np.ndarray | None = None
 
     @property
     def bytes(self) -> bool:
@@ -52,7 +57,7 @@ class StoredData:
 
     def in_memory(self, model: Model) -> Data:
         """All rows."""
-        return Data(*self.read(model, np.arange(len(self.X))), self.validation)
+        return Data(*self.read(model, np.arange(len(self.X))), self.validation, self.weights)
 
     def rows_of(self, size: int, model: Model) -> int:
         """How many rows take so many bytes in memory."""
@@ -120,7 +125,14 @@ BLOCKS = 16
 BUFFER_BYTES = 1 << 28
 
 
-def check_data(model: Model, X: Any, Y: Any, validation_data: Any) -> Data:
+def check_data(
+    model: Model,
+    X: Any,
+    Y: Any,
+    validation_data: Any,
+    sample_weight: Any = None,
+    class_weight: Any = None,
+) -> Data:
     """The rows to train on, and those to validate with, if they fit the model; all in memory.
 
     Raises
@@ -128,16 +140,27 @@ def check_data(model: Model, X: Any, Y: Any, validation_data: Any) -> Data:
     ValueError, TypeError
     """
     X, Y = model.check_data(_in_memory("X", X), _in_memory("Y", Y), bytes_stay=True)
-    return Data(X, Y, check_validation(model, validation_data))
+    weights = row_weights(sample_weight, class_weight, Y, len(X))
+    return Data(X, Y, check_validation(model, validation_data), weights)
 
 
-def check_rows(model: Model, X: Any, Y: Any, validation_data: Any) -> Data | StoredData:
+def check_rows(
+    model: Model,
+    X: Any,
+    Y: Any,
+    validation_data: Any,
+    sample_weight: Any = None,
+    class_weight: Any = None,
+) -> Data | StoredData:
     """The same, but that rows on a disk stay there, but for those to validate with."""
     if not is_stored(X) and not is_stored(Y):
-        return check_data(model, X, Y, validation_data)
+        return check_data(model, X, Y, validation_data, sample_weight, class_weight)
     sources = source("X", X), source("Y", Y)
     fingerprint = _check_sources(model, *sources)
-    return StoredData(*sources, check_validation(model, validation_data), fingerprint)
+    weights = row_weights(sample_weight, class_weight, None, len(sources[0]))
+    if weights is not None:
+        fingerprint += checksum(weights)
+    return StoredData(*sources, check_validation(model, validation_data), fingerprint, weights)
 
 
 def check_validation(model: Model, validation_data: Any) -> tuple[np.ndarray, np.ndarray] | None:

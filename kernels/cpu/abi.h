@@ -6,7 +6,7 @@
 
 extern "C" {
 
-enum { ABI_VERSION = 5 };
+enum { ABI_VERSION = 6 };
 
 // A layer, of `neurons` whose inputs are those of the layer before.
 struct AbiLayer {
@@ -27,6 +27,8 @@ struct AbiNetwork {
   int32_t collapses;  // whether BP1 is a - y
   int32_t from_z;     // whether C takes z
   double low, high;   // what a is kept within before C's logarithms
+  const double* constants;  // the cost's own numbers
+  int64_t count;            // of them
   const AbiLayer* layers;
   // A user's C_x and ∇C: (a, y, out, rows, columns); out has a number a row, or a's shape.
   void (*samples)(const void*, const void*, void*, int64_t, int64_t);
@@ -55,10 +57,9 @@ struct AbiMember {
   int32_t first_shard, end_shard;  // this process's are first_shard … end_shard - 1
   int64_t rows;      // of an epoch
   const int64_t* order;        // (epochs, rows)
-  const double* coefficients;  // (steps, 4), those of all epochs, like what else has a number a step
-  const void* weights;         // of the rows of X, by which each counts; null: all are 1
-  const double* totals;        // (steps), the sum of a mini-batch's weights; null: its rows
-  double clip_value, clip_norm, l1, l2, alpha, d1, d2, epsilon;  // alpha / total joins l2
+  const double* coefficients;  // (steps, 6), those of all epochs, like what else has a number a step
+  const void* weights;         // (epochs, rows) in that order, by which rows count; null: all are 1
+  double clip_value, clip_norm, l1, d1, d2, epsilon;
   const int32_t* slices;    // a layer's: into how many its sums of z are cut; null: no layer's
   void *p, *state[2];       // flat; a state is null where the rule has none
   double *costs, *squares;  // (steps, shards), this process's; (steps), Σ w² before each, or null
@@ -91,7 +92,7 @@ struct AbiPass {
   int32_t unused;
   void* outputs;     // a^L, (rows, n_L); or null, unless the stage is READ or FORWARD
   double* costs;     // Σ C_x, READ: (blocks), of each block's rows; GRADIENTS: of all; or null
-  const void* weights;     // of the rows, as of AbiMember; not of READ
+  const void* weights;     // (rows), by which they count; null: all are 1
   double total;            // what gradients are divided by
   const void* error;       // ∂C/∂a^L, (rows, n_L), of BACKWARD
   void* const* gradients;  // as parameters; null where one is not wanted

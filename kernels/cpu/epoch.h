@@ -33,6 +33,7 @@ template <class T> struct Epoch {
   int m = 0;                       // rows of this step, of this process's shards
   int rows_of_step = 0;            // of all shards
   const int64_t* order = nullptr;  // of them; where there is none, they follow `first_row`
+  const T* weights = nullptr;      // of them, in that order; null where all are 1
   int64_t first_row = 0;
   ptrdiff_t x_row = network.layers[0].inputs;  // numbers from a row of X to the next
 
@@ -354,12 +355,19 @@ template <class T> struct Epoch {
     const ptrdiff_t count = ptrdiff_t(x_end - x_begin) * w, at = ptrdiff_t(x_begin) * w;
     activate_outputs(x_begin, x_end);
     if (network.cost < 0) return users_error(x_begin, x_end);
-    with_cost(network.cost, [&](auto cost) {
-      if (here.described->sigma == SOFTMAX) {
-        for (int x = x_begin; x < x_end; ++x) softmax_error(cost, x);
-        return;
+    const GivenConstants constants{network.constants, int(network.count)};
+    with_cost(network.cost, constants, [&](auto cost) {
+      using Cost = decltype(cost);
+      const bool by_row = Cost::by_row || here.described->sigma == SOFTMAX;
+      if constexpr (Cost::pairs) {
+        slopes(x_begin, x_end);
+        for (int x = x_begin; x < x_end; ++x) pairs_error(cost, x);
+      } else if (by_row) {
+        if (here.described->sigma != SOFTMAX) slopes(x_begin, x_end);
+        for (int x = x_begin; x < x_end; ++x) row_error(cost, x);
+      } else if constexpr (!Cost::by_row) {
+        for (int s = 0; s < here.strips; ++s) elementwise_error(cost, at + s * strip(), count);
       }
-      for (int s = 0; s < here.strips; ++s) elementwise_error(cost, at + s * strip(), count);
     });
     fill(x_begin, x_end);
   }
@@ -382,27 +390,56 @@ template <class T> struct Epoch {
       for (int j = columns; j < w; ++j) here.delta[s * strip() + ptrdiff_t(x) * w + j] = T(0);
   }
 
+  // σ' into δ.
+  void slopes(int x_begin, int x_end) const {
+    Layer<T>& here = last();
+    const ptrdiff_t count = ptrdiff_t(x_end - x_begin) * w;
+    for (int s = 0; s < here.strips; ++s) {
+      const ptrdiff_t first = ptrdiff_t(x_begin) * w + s * strip();
+      for (ptrdiff_t i = 0; i < count; ++i) here.delta[first + i] = T(1);
+      pull_back(here, (here.described->from_z ? here.z : here.a) + first, here.delta + first, scratch(),
+                count);
+    }
+  }
+
+  // The terms and δ of a row whose outputs j and j + n/2 belong together; δ holds σ'.
+  template <class Cost> void pairs_error(const Cost& cost, int x) const {
+    Layer<T>& here = last();
+    const int half = here.neurons / 2;
+    T* const terms = memory.terms + ptrdiff_t(x) * here.neurons;
+    for (int j = 0; j < half; ++j) {
+      const ptrdiff_t first = place(x, j), second = place(x, j + half);
+      const auto found = pair_of(cost, here.a[first], here.a[second], memory.y[first],
+                                 here.delta[first], here.delta[second]);
+      terms[j] = found.term;
+      terms[j + half] = T(0);
+      here.delta[first] = found.of_first;
+      here.delta[second] = found.of_second;
+    }
+  }
+
   template <class Cost>
-  void elementwise_error(Cost, ptrdiff_t at, ptrdiff_t count) const {
+  void elementwise_error(const Cost& cost, ptrdiff_t at, ptrdiff_t count) const {
     Layer<T>& here = last();
     T *const z = here.z + at, *const a = here.a + at, *const delta = here.delta + at;
     T* const y = memory.y + at;
     T *const kept = scratch(), *const space = kept + count;
+    const int j = int(at / strip()) * w;
     if constexpr (!Cost::row_of_softmax) {
-      if (network.collapses && network.from_z) terms_from_z<Cost>(z, a, y, kept, count);
+      if (network.collapses && network.from_z) terms_from_z(cost, z, a, y, kept, count);
     }
     if (!(network.collapses && network.from_z))
-      terms<Cost>(a, y, kept, T(network.low), T(network.high), count);
+      terms(cost, a, y, kept, T(network.low), T(network.high), j, count);
     const int first = int(at / strip()) * w, columns = smaller(w, here.neurons - first);
     const ptrdiff_t x = at % strip() / w;
     for (ptrdiff_t i = 0; i < count / w; ++i)
       for (int j = 0; j < columns; ++j)
         memory.terms[(x + i) * here.neurons + first + j] = kept[i * w + j];
     if (network.collapses) return difference(a, y, delta, count);
-    inside<Cost>(a, kept, count);
+    inside(cost, a, kept, count);
     for (ptrdiff_t i = 0; i < count; ++i) delta[i] = T(1);
     pull_back(here, here.described->from_z ? z : kept, delta, space, count);
-    error<Cost>(kept, y, delta, count);
+    error(cost, kept, y, delta, j, count);
   }
 
   // The sum over LANES lanes, as a warp makes it.
@@ -430,8 +467,8 @@ template <class T> struct Epoch {
     for (int j = 0; j < here.neurons; ++j) here.a[place(x, j)] = z[j] / total;
   }
 
-  // The terms and δ of a row of softmax.
-  template <class Cost> void softmax_error(Cost, int x) const {
+  // The terms and δ of a row of softmax, or of a cost by rows, where δ holds σ'.
+  template <class Cost> void row_error(const Cost& cost, int x) const {
     Layer<T>& here = last();
     const int n = here.neurons;
     const auto a = [&](int j) { return here.a[place(x, j)]; };
@@ -447,22 +484,29 @@ template <class T> struct Epoch {
         a_max = a(j) > a_max ? a(j) : a_max;
       }
       for (int j = 0; from_z && j < n; ++j)
-        terms[j] = Cost::term_of_row(here.z[place(x, j)], y(j), z_max, a_max);
+        terms[j] = term_of_softmax(cost, here.z[place(x, j)], y(j), z_max, a_max);
     }
-    for (int j = 0; !from_z && j < n; ++j) terms[j] = Cost::term(kept_within_limits(a(j)), y(j));
     if (network.collapses) {
-      for (int j = 0; j < n; ++j) here.delta[place(x, j)] = a(j) - y(j);
+      for (int j = 0; !from_z && j < n; ++j)
+        terms[j] = OutputRow<T, Cost>{cost}.term(kept_within_limits(a(j)), y(j), j);
+      for (int j = 0; j < n; ++j) here.delta[place(x, j)] = difference_of(a(j), y(j));
       return;
     }
-    SoftmaxRow<T, Cost> outputs, of_lane[LANES];
-    for (int j = 0; j < n; ++j) of_lane[j % LANES].add(a(j), y(j));
+    OutputRow<T, Cost> outputs{cost}, of_lane[LANES];
+    for (auto& each : of_lane) each.cost = cost;
+    for (int j = 0; j < n; ++j) of_lane[j % LANES].add(a(j), y(j), j);
     for (size_t i = 0; i < sizeof(outputs.sums) / sizeof(T); ++i) {
       T lane[LANES];
       for (int j = 0; j < LANES; ++j) lane[j] = of_lane[j].sums[i];
       outputs.sums[i] = sum_of_lanes(lane);
     }
     outputs.finish();
-    for (int j = 0; j < n; ++j) here.delta[place(x, j)] = outputs.error(a(j), y(j));
+    const bool softmax = here.described->sigma == SOFTMAX;
+    for (int j = 0; j < n; ++j) {
+      T& delta = here.delta[place(x, j)];
+      terms[j] = outputs.term(kept_within_limits(a(j)), y(j), j);
+      delta = outputs.error(a(j), y(j), softmax ? a(j) : delta, j);
+    }
   }
 
   T kept_within_limits(T a) const {
@@ -512,11 +556,11 @@ template <class T> struct Epoch {
   }
 
   // Rows count by their weights, in C and in δ^L.
-  void weigh(const void* weights, int x_begin, int x_end) const {
+  void weigh(int x_begin, int x_end) const {
     Layer<T>& here = last();
     const int terms = network.cost < 0 ? 1 : here.neurons;
-    for (int x = x_begin; x < x_end; ++x) {
-      const T weight = static_cast<const T*>(weights)[row(x)];
+    for (int x = x_begin; weights && x < x_end; ++x) {
+      const T weight = weights[x];
       for (int j = 0; j < terms; ++j) memory.terms[ptrdiff_t(x) * terms + j] *= weight;
       for (int j = 0; j < here.neurons; ++j) here.delta[place(x, j)] *= weight;
     }
@@ -534,9 +578,9 @@ template <class T> struct Epoch {
   }
 
   // What C of the step is the sum of: a number for each of this process's shards.
-  void costs_of_step(double* costs, double total) const {
+  void costs_of_step(double* costs) const {
     for (int i = member.first_shard; i < member.end_shard; ++i)
-      costs[i] = sum_of_costs(begin_of(i), begin_of(i + 1)) / total;
+      costs[i] = sum_of_costs(begin_of(i), begin_of(i + 1)) / rows_of_step;
   }
 
   // The first of this thread's slices of z^1, or of the thread behind it.
@@ -561,7 +605,7 @@ template <class T> struct Epoch {
       gather(x, end);
       for (int l = 0; l < memory.depth; ++l) forward(l, x, end);
       output_error(x, end);
-      if (member.weights) weigh(member.weights, x, end);
+      weigh(x, end);
       for (int l = memory.depth - 1; l > 0; --l) hidden_error(l, x, end);
     }
   }
@@ -574,9 +618,9 @@ template <class T> struct Epoch {
     bool adjusts;  // by a penalty, or a limit of each component
     T clip_value, l1, l2, c[4], d1, d2, epsilon;
 
-    Change(const AbiMember& member, const double* coefficients, double total)
-        : share(T(1) / T(total)), clip_value(T(member.clip_value)), l1(T(member.l1)),
-          l2(T(member.l2 + member.alpha / total)), d1(T(member.d1)), d2(T(member.d2)),
+    Change(const AbiMember& member, const double* coefficients, int rows)
+        : share(T(1) / T(rows)), clip_value(T(member.clip_value)), l1(T(member.l1)),
+          l2(T(coefficients[4])), d1(T(member.d1)), d2(T(member.d2)),
           epsilon(T(member.epsilon)) {
       adjusts = clip_value <= largest<T>() || l1 != T(0) || l2 != T(0);
       for (int i = 0; i < 4; ++i) c[i] = T(coefficients[i]);
@@ -878,8 +922,8 @@ template <class T> struct Epoch {
   }
 
   // The rule, with a gradient that is complete.
-  void change_phase(const double* coefficients, double total) const {
-    const Change change(member, coefficients, total);
+  void change_phase(const double* coefficients) const {
+    const Change change(member, coefficients, rows_of_step);
     each_chunk([&](int l, int s_begin, int strips, int k, int end) {
       const Layer<T>& here = memory.layers[l];
       for (int s = s_begin; s < s_begin + strips; ++s) {
@@ -912,8 +956,8 @@ template <class T> struct Epoch {
     if (l > 0) transpose(here, s, k, end);
   }
 
-  void weights_phase(const double* coefficients, double total, int next_rows) const {
-    const Change change(member, coefficients, total);
+  void weights_phase(const double* coefficients, int next_rows) const {
+    const Change change(member, coefficients, rows_of_step);
     const bool at_once =
         m <= ROWS_AT_ONCE && member.shards <= TILE_SHARDS && !memory.clips && !change.adjusts;
     int begin[TILE_SHARDS + 1];
@@ -986,10 +1030,11 @@ template <class T> struct Epoch {
       const int64_t done = step % steps_of_epoch * member.batch, left = member.rows - done;
       order = member.order + step / steps_of_epoch * member.rows + done;
       rows_of_step = int(left < member.batch ? left : member.batch);
-      order += first_row_of(member.first_shard);
+      const int64_t own = first_row_of(member.first_shard);
+      if (member.weights) weights = static_cast<const T*>(member.weights) + (order - member.order) + own;
+      order += own;
       m = begin_of(member.end_shard);
-      const double* const coefficients = member.coefficients + 4 * step;
-      const double total = member.totals ? member.totals[step] : rows_of_step;
+      const double* const coefficients = member.coefficients + 6 * step;
       if (begins) {
         if (memory.by_inputs) {
           inputs_phase();
@@ -997,15 +1042,15 @@ template <class T> struct Epoch {
         }
         rows_phase();
         meet(team);
-        if (thread == team.threads - 1) costs_of_step(member.costs + step * member.shards, total);
+        if (thread == team.threads - 1) costs_of_step(member.costs + step * member.shards);
       }
       if (part == WHOLE) {
         const int64_t behind = left - m;
-        weights_phase(coefficients, total, int(behind < member.batch ? behind : member.batch));
+        weights_phase(coefficients, int(behind < member.batch ? behind : member.batch));
       } else if (part == GRADIENT) {
         gradient_phase(layer);
       } else if (part == CHANGE) {
-        change_phase(coefficients, total);
+        change_phase(coefficients);
       }
       meet(team);
       if (ends && thread == 0 && member.squares) {

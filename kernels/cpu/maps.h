@@ -8,7 +8,18 @@ namespace {
 
 // In the order of backprop_gpu/engines/compiled.py; softmax, which is not elementwise, comes last.
 enum Sigmas { SOFTMAX = 10 };
-enum Costs { QUADRATIC, BINARY, CATEGORICAL, POISSON };
+// In the order of backprop_gpu/cpu.py.
+enum Costs {
+  QUADRATIC, BINARY, CATEGORICAL, POISSON, ABSOLUTE, HUBER, QUANTILE, HINGE, SQUARED_HINGE, FOCAL,
+  CATEGORICAL_FOCAL, COSINE, GAUSSIAN
+};
+
+// A cost's own numbers, as the caller has given them.
+struct GivenConstants {
+  const double* of = nullptr;
+  int count = 1;
+  double operator[](int i) const { return of[i]; }
+};
 
 template <class T> using Value = void (*)(const T* z, T* a, ptrdiff_t count);
 template <class T> using PullBack = void (*)(const T* saved, T* delta, ptrdiff_t count);
@@ -45,46 +56,56 @@ constexpr SigmaMaps<T> SIGMAS[] = {
 template <class T>
 void difference(const T* __restrict a, const T* __restrict y, T* __restrict delta,
                 ptrdiff_t count) {
-  for (ptrdiff_t i = 0; i < count; ++i) delta[i] = a[i] - y[i];
+  for (ptrdiff_t i = 0; i < count; ++i) delta[i] = difference_of(a[i], y[i]);
 }
 
 // c(σ(z), y) from z.
 template <class Cost, class T>
-void terms_from_z(const T* __restrict z, const T* __restrict a, const T* __restrict y,
-                  T* __restrict terms, ptrdiff_t count) {
-  for (ptrdiff_t i = 0; i < count; ++i) terms[i] = Cost::term_from_z(z[i], a[i], y[i]);
+void terms_from_z(const Cost& cost, const T* __restrict z, const T* __restrict a,
+                  const T* __restrict y, T* __restrict terms, ptrdiff_t count) {
+  for (ptrdiff_t i = 0; i < count; ++i) terms[i] = term_of_z(cost, z[i], a[i], y[i]);
 }
 
-// c(a, y), a kept within low and high.
+// c(a, y), a kept within low and high, of a strip whose first output is j.
 template <class Cost, class T>
-void terms(const T* __restrict a, const T* __restrict y, T* __restrict terms, T low, T high,
-           ptrdiff_t count) {
+void terms(const Cost& cost, const T* __restrict a, const T* __restrict y, T* __restrict terms,
+           T low, T high, int j, ptrdiff_t count) {
   for (ptrdiff_t i = 0; i < count; ++i) {
     T inside = a[i] < low ? low : a[i];
     inside = inside > high ? high : inside;
-    terms[i] = Cost::term(inside, y[i]);
+    terms[i] = term_of(cost, inside, y[i], j + int(i % W<T>));
   }
 }
 
 template <class Cost, class T>
-void inside(const T* __restrict a, T* __restrict inside, ptrdiff_t count) {
-  for (ptrdiff_t i = 0; i < count; ++i) inside[i] = Cost::inside(a[i]);
+void inside(const Cost& cost, const T* __restrict a, T* __restrict inside, ptrdiff_t count) {
+  for (ptrdiff_t i = 0; i < count; ++i) inside[i] = cost.inside(a[i]);
 }
 
-// σ' ← δ.
+// σ' ← δ, of a strip whose first output is j.
 template <class Cost, class T>
-void error(const T* __restrict inside, const T* __restrict y, T* __restrict slope,
-           ptrdiff_t count) {
-  for (ptrdiff_t i = 0; i < count; ++i) slope[i] = Cost::error(inside[i], y[i], slope[i]);
+void error(const Cost& cost, const T* __restrict inside, const T* __restrict y,
+           T* __restrict slope, int j, ptrdiff_t count) {
+  for (ptrdiff_t i = 0; i < count; ++i)
+    slope[i] = error_of(cost, inside[i], y[i], slope[i], j + int(i % W<T>));
 }
 
-// body(Cost()) for the cost of that number.
-template <class Body> INLINE void with_cost(int cost, Body body) {
+// body(cost) for the cost of that number.
+template <class Body> INLINE void with_cost(int cost, GivenConstants constants, Body body) {
   switch (cost) {
     case QUADRATIC: return body(Quadratic());
     case BINARY: return body(BinaryCrossEntropy());
     case CATEGORICAL: return body(CategoricalCrossEntropy());
-    default: return body(Poisson());
+    case POISSON: return body(Poisson());
+    case ABSOLUTE: return body(AbsoluteError());
+    case HUBER: return body(Huber<GivenConstants>{{}, constants});
+    case QUANTILE: return body(Quantile<GivenConstants>{{}, constants});
+    case HINGE: return body(Hinge());
+    case SQUARED_HINGE: return body(SquaredHinge());
+    case FOCAL: return body(Focal<GivenConstants>{{}, constants});
+    case CATEGORICAL_FOCAL: return body(CategoricalFocal<GivenConstants>{{}, constants});
+    case COSINE: return body(Cosine());
+    default: return body(GaussianNll());
   }
 }
 

@@ -68,6 +68,7 @@ template <class T> struct Pass {
     Epoch<T> found{*pass.network, reader, team, thread, memory, pass.X, static_cast<const T*>(pass.Y)};
     found.x_row = pass.x_row;
     found.m = found.rows_of_step = reader.batch;
+    found.weights = static_cast<const T*>(pass.weights);
     return found;
   }
 
@@ -104,6 +105,8 @@ template <class T> struct Pass {
       reading.gather(0, rows);
       for (int l = 0; l < depth; ++l) reading.forward(l, 0, rows);
       outputs_and_costs(reading, 0, rows);
+      if (pass.weights) reading.weights = static_cast<const T*>(pass.weights) + reading.first_row;
+      if (pass.costs) reading.weigh(0, rows);
       if (pass.costs) pass.costs[number] = reading.sum_of_costs(0, rows);
     }
   }
@@ -161,7 +164,7 @@ template <class T> struct Pass {
       for (int l = 0; forward && l < depth; ++l) epoch.forward(l, x, end);
       if (forward) outputs_and_costs(epoch, x, end);
       else epoch.error_from(static_cast<const T*>(pass.error) + ptrdiff_t(x) * epoch.last().neurons, x, end);
-      if (backward && pass.weights) epoch.weigh(pass.weights, x, end);
+      if (backward) epoch.weigh(x, end);
       for (int l = depth - 1; l > lowest; --l) epoch.hidden_error(l, x, end);
       if (backward && pass.inputs_error) inputs_error(epoch, x, end);
     }
@@ -330,7 +333,7 @@ template <class T> struct Pass {
     if (thread == 0) {
       if (forward) outputs_and_costs(epoch, 0, m);
       else epoch.error_from(static_cast<const T*>(pass.error), 0, m);
-      if (backward && pass.weights) epoch.weigh(pass.weights, 0, m);
+      if (backward || epoch.Y) epoch.weigh(0, m);
       if (pass.costs) *pass.costs = epoch.sum_of_costs(0, m);
     }
     if (!backward) return;

@@ -8,7 +8,7 @@
 // and `fused_update`, which adds what the blocks have and changes the parameters by a rule.
 //
 //   X (n, n_0) of float or of bytes  Y (n, n_L)   of all members of a population
-//   order (members, n)  coefficients (members, steps, 4)  constants (members, 6)
+//   order, weights (members, n)  coefficients (members, steps, 6)  constants (members, 5)
 //   parameters p, state s0, s1 (…, length), of which member i has row places[i]
 //   parts (members of the launch, blocks, length)  costs (members, steps)
 //
@@ -54,6 +54,47 @@ __device__ __forceinline__ float column_sum(float value) {
   return value;
 }
 
+// A row of N outputs, of which four lanes have the z in fragments; they become δ.
+template <int COUNT, int N> struct RowInRegisters {
+  static constexpr int numbers = 4 * COUNT;  // of a lane
+  Square (&all)[COUNT];
+  const float (&y)[numbers];
+  int half, lane;
+  bool inside;
+  float weight;
+  float& cost;
+
+  static __device__ float largest() { return 3.40282347e+38f; }
+  static __device__ float sum(float x) { return warp_sum<4>(x); }
+  static __device__ float max(float x) { return warp_max<4>(x); }
+  __device__ int column(int e) const { return e / 4 * 16 + e / 2 % 2 * 8 + 2 * lane + e % 2; }
+  __device__ float& z(int e) const { return all[e / 4][e / 2 % 2][e % 2 + 2 * half]; }
+  __device__ void take(int e, Output<float> output) const {
+    const bool there = inside && column(e) < N;
+    if (there) cost += output.term * weight;
+    z(e) = there ? output.error * weight : 0.0f;
+  }
+  template <class Body> __device__ __forceinline__ void each(Body body) const {
+#pragma unroll
+    for (int e = 0; e < numbers; ++e)
+      if (column(e) < N) body(column(e), z(e), y[e]);
+  }
+  template <class Body> __device__ __forceinline__ void put(Body body) const {
+#pragma unroll
+    for (int e = 0; e < numbers; ++e) take(e, body(column(e), z(e), y[e]));
+  }
+  // z of output j, whichever lane has it. All lanes ask, each for one of its own.
+  __device__ float z_of(int j) const {
+    float found = 0;
+#pragma unroll
+    for (int e = 0; e < numbers; ++e) {
+      const float of_lane = __shfl_sync(0xffffffffu, z(e), (threadIdx.x & 28) + j / 2 % 4);
+      if (e == j / 16 * 4 + j / 8 % 2 * 2 + j % 2) found = of_lane;
+    }
+    return found;
+  }
+};
+
 template <class Stored, class Factors, class Form, class Objective, int INPUTS, class... Layers>
 struct FusedPass {
   static constexpr int ROWS = Form::rows, THREADS = Form::threads;
@@ -70,6 +111,7 @@ struct FusedPass {
   const Stored* X;
   const float* Y;
   const int* order;  // of this step's rows
+  const float* weights;  // theirs, or null where all are 1
   const float* p;    // this member's
   float* part;       // this block's
   const int m, thread, warp, lane;
@@ -78,9 +120,10 @@ struct FusedPass {
   double total = 0;
 
   __device__ __forceinline__ FusedPass(Shared& shared_memory, const Stored* X_, const float* Y_,
-                                       const int* order_, const float* p_, float* part_, int m_)
-      : shared(shared_memory), X(X_), Y(Y_), order(order_), p(p_), part(part_), m(m_),
-        thread(threadIdx.x), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {}
+                                       const int* order_, const float* weights_,
+                                       const float* p_, float* part_, int m_)
+      : shared(shared_memory), X(X_), Y(Y_), order(order_), weights(weights_), p(p_), part(part_),
+        m(m_), thread(threadIdx.x), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {}
 
   // Rows that a warp has to itself need no barrier but its own.
   __device__ __forceinline__ void rows_barrier() {
@@ -199,7 +242,10 @@ struct FusedPass {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int i = rows.at(0) + lane / 4 + 8 * half;
-        cost += row_error<Here>(z[0], Y + size_t(i < left ? sources[i] : 0) * n, half, i < left);
+        const bool inside = i < left;
+        const size_t row = size_t(blockIdx.x + size_t(done) * gridDim.x) * ROWS + i;
+        cost += row_error<Here>(z[0], Y + size_t(inside ? sources[i] : 0) * n, half, inside,
+                                inside && weights != nullptr ? weights[row] : 1.0f);
       }
       each_pair(z, rows, columns, [&](int i, int j, float& d0, float& d1) {
         here.a.put(i, j, Run<float, 2>{{d0, d1}});
@@ -212,12 +258,12 @@ struct FusedPass {
   // c summed over a lane's outputs of one of its two rows, whose z become δ.
   template <class Here, int COUNT>
   __device__ __forceinline__ float row_error(Square (&all)[COUNT], const float* targets, int half,
-                                             bool inside) {
+                                             bool inside, float weight) {
     using Sigma = typename Here::Layer::Sigma;
     constexpr int n = Here::n, numbers = 4 * COUNT;
-    auto column = [&](int e) { return e / 4 * 16 + e / 2 % 2 * 8 + 2 * (lane % 4) + e % 2; };
-    auto z = [&](int e) -> float& { return all[e / 4][e / 2 % 2][e % 2 + 2 * half]; };
-    float y[numbers] = {};
+    float y[numbers] = {}, cost = 0;
+    const RowInRegisters<COUNT, n> row{all, y, half, lane % 4, inside, weight, cost};
+    auto column = [&](int e) { return row.column(e); };
 #pragma unroll
     for (int e = 0; e < numbers; e += 2) {
       if (!inside || column(e) >= n) continue;
@@ -230,45 +276,26 @@ struct FusedPass {
         if (column(e) + 1 < n) y[e + 1] = targets[column(e) + 1];
       }
     }
-    float cost = 0;
-    if constexpr (couples<Sigma>) {
-      float largest = __int_as_float(0xff800000), sum = 0;  // -∞: a lane may have no output
+    if constexpr (by_row<Objective, Sigma>) {
+      outputs_of_row<Objective, Sigma, float>(row);
+    } else if constexpr (Cost::pairs) {
+      float other[numbers];
 #pragma unroll
       for (int e = 0; e < numbers; ++e)
-        if (column(e) < n && z(e) > largest) largest = z(e);
-      largest = warp_max<4>(largest);
-#pragma unroll
-      for (int e = 0; e < numbers; ++e)
-        if (column(e) < n) sum += exp(z(e) - largest);
-      sum = warp_sum<4>(sum);
-      SoftmaxRow<float, Cost> outputs_of_row;
-      if constexpr (!Objective::collapses) {
-#pragma unroll
-        for (int e = 0; e < numbers; ++e)
-          if (column(e) < n) outputs_of_row.add(exp(z(e) - largest) / sum, y[e]);
-        for (float& each : outputs_of_row.sums) each = warp_sum<4>(each);
-        outputs_of_row.finish();
-      }
+        other[e] = row.z_of(column(e) < n / 2 ? column(e) + n / 2 : max(column(e) - n / 2, 0));
 #pragma unroll
       for (int e = 0; e < numbers; ++e) {
-        const float a = exp(z(e) - largest) / sum;
-        const bool there = inside && column(e) < n;
-        if constexpr (Objective::collapses) {
-          if (there) cost += Cost::term_of_row(z(e), y[e], largest, 1 / sum);
-          z(e) = there ? a - y[e] : 0.0f;
-        } else {
-          if (there) cost += Cost::term(a, y[e]);
-          z(e) = there ? outputs_of_row.error(a, y[e]) : 0.0f;
-        }
+        const bool first = column(e) < n / 2;
+        const float z = row.z(e);
+        const auto pair = pair_of_outputs<Objective, Sigma>(first ? z : other[e],
+                                                            first ? other[e] : z, y[e]);
+        row.take(e, first ? Output<float>{pair.term, pair.of_first}
+                          : Output<float>{0, pair.of_second});
       }
     } else {
 #pragma unroll
-      for (int e = 0; e < numbers; ++e) {
-        const bool there = inside && column(e) < n;
-        const auto [term, error] = output_of<Objective, Sigma>(z(e), y[e]);
-        if (there) cost += term;
-        z(e) = there ? error : 0.0f;
-      }
+      for (int e = 0; e < numbers; ++e)
+        row.take(e, output_of<Objective, Sigma>(row.z(e), y[e], column(e)));
     }
     return cost;
   }
@@ -436,17 +463,18 @@ struct FusedPass {
 // 0 before the first launch.
 template <class Stored, class Factors, class Form, class Objective, int INPUTS, class... Layers>
 __global__ void __launch_bounds__(Form::threads, Form::blocks)
-    fused(const Stored* X, const float* Y, const int* order, const int* step, const int* places,
-          const float* p, float* parts, double* cost_parts, unsigned* finished, double* costs, int n,
-          int batch, int m, int first) {
+    fused(const Stored* X, const float* Y, const int* order, const float* weights, const int* step,
+          const int* places, const float* p, float* parts, double* cost_parts, unsigned* finished,
+          double* costs, int n, int batch, int m, int first) {
   await_prerequisites();
   using Pass = FusedPass<Stored, Factors, Form, Objective, INPUTS, Layers...>;
   using Network = typename Pass::Network;
   constexpr size_t length = Network::all_weights + Network::all_biases;
   const size_t here = blockIdx.y, member = first + here, blocks = gridDim.x;
   auto& shared = *reinterpret_cast<typename Pass::Shared*>(dynamic_shared);
-  Pass pass(shared, X, Y, order + member * n + size_t(*step) * batch, p + places[member] * length,
-            parts + (here * blocks + blockIdx.x) * length, m);
+  const size_t rows = member * n + size_t(*step) * batch;
+  Pass pass(shared, X, Y, order + rows, weights == nullptr ? nullptr : weights + rows,
+            p + places[member] * length, parts + (here * blocks + blockIdx.x) * length, m);
   pass.run();
 
   // C, by the last block.
@@ -480,16 +508,16 @@ __global__ void __launch_bounds__(256)
   if (threadIdx.y != 0) return;
   for (int other = 1; other < 8; ++other) sum += sums[other][threadIdx.x];
 
-  const float* of_member = constants + member * 6;
-  float c[4];
-  for (int i = 0; i < 4; ++i) c[i] = float(coefficients[(member * steps + *step) * 4 + i]);
+  const float* of_member = constants + member * 5;
+  float c[5];
+  for (int i = 0; i < 5; ++i) c[i] = float(coefficients[(member * steps + *step) * 6 + i]);
   const size_t at = size_t(places[member]) * length + e;
   const bool weight = e < weights_end;
   const float old = p[at];
   float state0 = s0 == nullptr ? 0 : s0[at], state1 = s1 == nullptr ? 0 : s1[at];
   float gradient = clip_by_value(sum * (1.0f / float(m)), of_member[0]);
-  if (weight) gradient = penalized(gradient, old, of_member[1], of_member[2]);
-  p[at] = Rule::apply(old, gradient, state0, state1, c, of_member[3], of_member[4], of_member[5],
+  if (weight) gradient = penalized(gradient, old, of_member[1], c[4]);
+  p[at] = Rule::apply(old, gradient, state0, state1, c, of_member[2], of_member[3], of_member[4],
                       weight);
   if (s0 != nullptr) s0[at] = state0;
   if (s1 != nullptr) s1[at] = state1;

@@ -7,7 +7,7 @@
 //   BP3, BP4  ∂C/∂b^l = mean of δ^l,  ∂C/∂w^l = δ^lᵀ a^{l-1} / m, and at once the update
 //
 //   X (n, n_0) of float or of bytes  Y (n, n_L)   of all members of a population
-//   order (members, n)  coefficients (members, steps, 4)  constants (members, 6)
+//   order, weights (members, n)  coefficients (members, steps, 6)  constants (members, 5)
 //   parameters p, state s0, s1 (…, length), of which member i has row places[i]
 //   scratch (members of the launch, …): x twice, and a, z, δ of each layer, where `layers` says
 //   row_costs (members of the launch, batch)  costs (members, steps)
@@ -94,6 +94,7 @@ struct PersistentEpoch {
 
   struct Member {
     const int* order;
+    const float* weights;
     const double* coefficients;
     const float* constants;
     size_t at;  // of its parameters
@@ -104,6 +105,7 @@ struct PersistentEpoch {
   const Stored* X;
   const float* Y;
   const int* order;
+  const float* weights;  // null where all are 1
   const double* coefficients;
   const float* constants;
   const int* places;
@@ -122,8 +124,9 @@ struct PersistentEpoch {
   __device__ __forceinline__ Member member(int here) const {
     const size_t number = first + here;
     return {order + number * rows,
-            coefficients + number * steps * 4,
-            constants + number * 6,
+            weights == nullptr ? nullptr : weights + number * rows,
+            coefficients + number * steps * 6,
+            constants + number * 5,
             places[number] * length,
             scratch + here * scratch_length,
             row_costs + size_t(here) * batch,
@@ -244,48 +247,34 @@ struct PersistentEpoch {
       const float* z = of.scratch + here.z + size_t(x) * here.stride;
       const float* y = Y + size_t(of.order[step * batch + x]) * n;
       float* delta = of.scratch + here.delta + size_t(x) * here.stride;
-      const double cost = warp_sum<lanes>(double(row_error(z, y, delta, n, own, inside)));
+      const float weight = weights == nullptr ? 1.0f : of.weights[step * batch + x];
+      const double cost = warp_sum<lanes>(double(row_error(z, y, delta, weight, n, own, inside)));
       if (inside && own == 0) of.row_costs[x] = cost;
     }
   }
 
   // A lane's part of c.
-  __device__ __forceinline__ float row_error(const float* z, const float* y, float* delta, int n,
-                                             int own, bool inside) {
+  __device__ __forceinline__ float row_error(const float* z, const float* y, float* delta,
+                                             float weight, int n, int own, bool inside) {
     float cost = 0;
-    if constexpr (couples<Last>) {
-      float largest = __int_as_float(0xff800000), total = 0;  // -∞: a lane may have no output
+    const auto take = [&](int j, Output<float> output) {
+      cost += output.term * weight;
+      delta[j] = output.error * weight;
+    };
+    if constexpr (by_row<Objective, Last>) {
+      const auto row = row_in_memory<lanes>(z, y, n, own, inside, take);
+      outputs_of_row<Objective, Last, float>(row);
+    } else if constexpr (Cost::pairs) {
 #pragma unroll 1
-      for (int j = own; j < n; j += lanes) largest = z[j] > largest ? z[j] : largest;
-      largest = warp_max<lanes>(largest);
-#pragma unroll 1
-      for (int j = own; j < n; j += lanes) total += exp(z[j] - largest);
-      total = warp_sum<lanes>(total);
-      SoftmaxRow<float, Cost> outputs;
-      if constexpr (!Objective::collapses) {
-#pragma unroll 1
-        for (int j = own; j < n; j += lanes) outputs.add(exp(z[j] - largest) / total, y[j]);
-        for (float& sum : outputs.sums) sum = warp_sum<lanes>(sum);
-        outputs.finish();
-      }
-#pragma unroll 1
-      for (int j = own; inside && j < n; j += lanes) {
-        const float a = exp(z[j] - largest) / total;
-        if constexpr (Objective::collapses) {
-          cost += Cost::term_of_row(z[j], y[j], largest, 1 / total);
-          delta[j] = a - y[j];
-        } else {
-          cost += Cost::term(a, y[j]);
-          delta[j] = outputs.error(a, y[j]);
-        }
+      for (int j = own; inside && j < n / 2; j += lanes) {
+        const auto pair = pair_of_outputs<Objective, Last>(z[j], z[j + n / 2], y[j]);
+        take(j, {pair.term, pair.of_first});
+        take(j + n / 2, {0, pair.of_second});
       }
     } else {
 #pragma unroll 1
-      for (int j = own; inside && j < n; j += lanes) {
-        const auto [term, error] = output_of<Objective, Last>(z[j], y[j]);
-        cost += term;
-        delta[j] = error;
-      }
+      for (int j = own; inside && j < n; j += lanes)
+        take(j, output_of<Objective, Last>(z[j], y[j], j));
     }
     return cost;
   }
@@ -329,11 +318,11 @@ struct PersistentEpoch {
 
   // By its gradient, C's own.
   __device__ __forceinline__ void change(const Member& of, size_t at, Parameter old, float g,
-                                         const float (&c)[4], bool weight) const {
+                                         const float (&c)[5], bool weight) const {
     const float* k = of.constants;
     g = clip_by_value(g, k[0]);
-    if (weight) g = penalized(g, old.value, k[1], k[2]);
-    p[at] = Rule::apply(old.value, g, old.state0, old.state1, c, k[3], k[4], k[5], weight);
+    if (weight) g = penalized(g, old.value, k[1], c[4]);
+    p[at] = Rule::apply(old.value, g, old.state0, old.state1, c, k[2], k[3], k[4], weight);
     if constexpr (Rule::slots > 0) s0[at] = old.state0;
     if constexpr (Rule::slots > 1) s1[at] = old.state1;
   }
@@ -361,9 +350,9 @@ struct PersistentEpoch {
     const int row = tile / across * Gradient::BM, column = tile % across * Gradient::BN;
     const size_t w = of.at + here.w;
     const float mean = 1.0f / float(m);
-    float c[4], sum = 0;
+    float c[5], sum = 0;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) c[i] = float(of.coefficients[size_t(step) * 4 + i]);
+    for (int i = 0; i < 5; ++i) c[i] = float(of.coefficients[size_t(step) * 6 + i]);
     tensor_tile<Gradient, by_result, by_result>(
         shared.gradient, of.scratch + here.delta, activations(of, l - 1), row, column, here.n, prev.n,
         0, m, here.stride, prev.stride,
@@ -423,12 +412,13 @@ struct PersistentEpoch {
 };
 
 // Any grid along x, a cooperative launch; `arrived` is 0. X is of float, or of bytes that mean 0 … 255;
-// `constants` are clip_value, infinite where there is none, l1, l2 and the rule's; s0 and s1 may be
+// `constants` are clip_value, infinite where there is none, l1 and the rule's; weights, s0 and s1 may be
 // null where the rule has no such state. Members are those from `first` on.
 template <class Stored, class Form, class Objective, class Rule, class Last, class... Hidden>
 __global__ void __launch_bounds__(Form::threads, 1)
-    persistent(const Stored* X, const float* Y, const int* order, const double* coefficients,
-               const float* constants, const int* places, float* p, float* s0, float* s1,
+    persistent(const Stored* X, const float* Y, const int* order, const float* weights,
+               const double* coefficients, const float* constants, const int* places, float* p,
+               float* s0, float* s1,
                float* scratch, double* row_costs, double* costs, const long long* table,
                unsigned* arrived, long long length, long long scratch_length, int rows, int batch,
                int members, int first, int last) {
@@ -440,8 +430,8 @@ __global__ void __launch_bounds__(Form::threads, 1)
     words[e] = table[e];
   __syncthreads();
   PersistentEpoch<Stored, Form, Objective, Rule, Last, Hidden...> epoch{
-      X, Y, order, coefficients, constants, places, p, s0, s1, scratch, row_costs, costs, arrived,
-      size_t(length), size_t(scratch_length), rows, batch, members, first, last, layers,
+      X, Y, order, weights, coefficients, constants, places, p, s0, s1, scratch, row_costs, costs,
+      arrived, size_t(length), size_t(scratch_length), rows, batch, members, first, last, layers,
       (rows + batch - 1) / batch, thread, thread / 32, thread % 32, 0, 0, 0};
   epoch.run();
 }

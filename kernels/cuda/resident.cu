@@ -6,7 +6,7 @@
 //   BP3, BP4  ∂C/∂b^l = mean of δ^l,  ∂C/∂w^l = δ^lᵀ a^{l-1} / m, and at once the update
 //
 //   X (n, n_0) of T or of bytes  Y (n, n_L)   of all members of a population
-//   order (members, n)  coefficients (members, steps, 4)  constants (members, 6)
+//   order, weights (members, n)  coefficients (members, steps, 6)  constants (members, 5)
 //   parameters p, state s0, s1 (…, length), of which member i has row places[i]
 //   costs (members, steps)
 //
@@ -73,11 +73,12 @@ struct Epoch {
   const Stored* X;
   const T* Y;
   const int* order;
+  const T* weights;  // null where all are 1
   const double* coefficients;
   double* costs;
   const int rows, thread, warp, lane, rank;
   const int first_column, own_columns;  // of X and w[1], this block's
-  const T clip_value, l1, l2, d1, d2, epsilon;
+  const T clip_value, l1, d1, d2, epsilon;
   unsigned long long* const letters;  // of this network's blocks; and what the first step's number
   const unsigned first_letter;        // is, on them
   AsyncCopies copies;
@@ -85,15 +86,15 @@ struct Epoch {
   int number = 0, m = 0;  // of the step
 
   __device__ __forceinline__ Epoch(Shared& shared_memory, const Stored* X_, const T* Y_,
-                                   const int* order_, const double* coefficients_,
-                                   const T* constants, double* costs_, int rows_, int rank_,
+                                   const int* order_, const T* weights_,
+                                   const double* coefficients_, const T* constants, double* costs_, int rows_, int rank_,
                                    unsigned long long* letters_, unsigned first_letter_)
-      : shared(shared_memory), X(X_), Y(Y_), order(order_), coefficients(coefficients_),
-        costs(costs_), rows(rows_), thread(threadIdx.x), warp(threadIdx.x / 32),
+      : shared(shared_memory), X(X_), Y(Y_), order(order_), weights(weights_),
+        coefficients(coefficients_), costs(costs_), rows(rows_), thread(threadIdx.x), warp(threadIdx.x / 32),
         lane(threadIdx.x % 32), rank(rank_), first_column(rank_ * Shared::columns),
         own_columns(max(0, min(Shared::columns, INPUTS - first_column))),
-        clip_value(constants[0]), l1(constants[1]), l2(constants[2]), d1(constants[3]),
-        d2(constants[4]), epsilon(constants[5]), letters(letters_), first_letter(first_letter_) {}
+        clip_value(constants[0]), l1(constants[1]), d1(constants[2]), d2(constants[3]),
+        epsilon(constants[4]), letters(letters_), first_letter(first_letter_) {}
 
   __device__ __forceinline__ auto& stage() { return shared.stages[number % Form::stages]; }
 
@@ -135,12 +136,14 @@ struct Epoch {
                          fetched());
         copy_row<Network::outputs>(into.y[x], Y + size_t(row[i]) * Network::outputs,
                                    Network::outputs);
+        if (weights != nullptr && lane == 0)
+          copies.template copy<sizeof(T)>(&into.weights[x], weights + begin + x);
       }
       if (begin + BATCH + x < rows) row[i] = order[begin + BATCH + x];
     }
-    if (begin < rows && thread < 2)
+    if (begin < rows && thread < 3)
       copies.template copy<16>(&into.coefficients[2 * thread],
-                               coefficients + size_t(step) * 4 + 2 * thread);
+                               coefficients + size_t(step) * 6 + 2 * thread);
     copies.commit();
   }
 
@@ -332,53 +335,48 @@ struct Epoch {
 
   // ------------------------------------------------------------------------------ C and BP1
 
+  __device__ __forceinline__ T weight_of(int x) {
+    return weights == nullptr ? T(1) : stage().weights[x];
+  }
+
   template <class Here> __device__ __forceinline__ void output_error(Here& here) {
     using Sigma = typename Here::Layer::Sigma;
     constexpr int n = Here::Layer::n;
-    if constexpr (couples<Sigma>) {
+    if constexpr (by_row<Objective, Sigma>) {
       constexpr int lanes = lanes_of<n>, at_once = 32 / lanes;  // rows of a warp
-      const int own = lane % lanes;
 #pragma unroll 1
       for (int first = warp * at_once; first < m; first += WARPS * at_once) {
         const bool inside = first + lane / lanes < m;  // the others take part in a warp's sums
         const int x = inside ? first + lane / lanes : first;
-        auto& z = here.delta[x];
-        T largest = z[0];
+        const T weight = weight_of(x);
+        const auto row = row_in_memory<lanes>(here.delta[x], stage().y[x], n, lane % lanes, inside,
+                                              [&](int j, Output<T> output) {
+                                                here.a[x][j] = output.term * weight;
+                                                here.delta[x][j] = output.error * weight;
+                                              });
+        outputs_of_row<Objective, Sigma, T>(row);
+      }
+    } else if constexpr (Cost::pairs) {
 #pragma unroll 1
-        for (int j = own; j < n; j += lanes) largest = z[j] > largest ? z[j] : largest;
-        largest = warp_max<lanes>(largest);
-        T total = 0;
-#pragma unroll 1
-        for (int j = own; j < n; j += lanes) total += formulas::exp(z[j] - largest);
-        total = warp_sum<lanes>(total);
-        SoftmaxRow<T, Cost> outputs;
-        if constexpr (!Objective::collapses) {
-#pragma unroll 1
-          for (int j = own; j < n; j += lanes)
-            outputs.add(formulas::exp(z[j] - largest) / total, stage().y[x][j]);
-          for (T& sum : outputs.sums) sum = warp_sum<lanes>(sum);
-          outputs.finish();
-        }
-        __syncwarp();  // all lanes have read z_0, which becomes δ_0
-#pragma unroll 1
-        for (int j = own; inside && j < n; j += lanes) {
-          const T a = formulas::exp(z[j] - largest) / total, y = stage().y[x][j];
-          if constexpr (Objective::collapses) {
-            here.a[x][j] = Cost::term_of_row(z[j], y, largest, T(1) / total);
-            z[j] = a - y;
-          } else {
-            here.a[x][j] = Cost::term(a, y);
-            z[j] = outputs.error(a, y);
-          }
-        }
+      for (int e = thread; e < m * (n / 2); e += THREADS) {
+        const int x = e / (n / 2), j = e % (n / 2), other = j + n / 2;
+        auto& delta = here.delta[x];
+        const auto pair = pair_of_outputs<Objective, Sigma>(delta[j], delta[other], stage().y[x][j]);
+        const T weight = weight_of(x);
+        here.a[x][j] = pair.term * weight;
+        here.a[x][other] = 0;
+        delta[j] = pair.of_first * weight;
+        delta[other] = pair.of_second * weight;
       }
     } else {
 #pragma unroll 1
       for (int e = thread; e < m * n; e += THREADS) {
         const int x = e / n, j = e % n;
-        const auto [term, error] = output_of<Objective, Sigma>(here.delta[x][j], stage().y[x][j]);
-        here.a[x][j] = term;
-        here.delta[x][j] = error;
+        const auto [term, error] =
+            output_of<Objective, Sigma>(here.delta[x][j], stage().y[x][j], j);
+        const T weight = weight_of(x);
+        here.a[x][j] = term * weight;
+        here.delta[x][j] = error * weight;
       }
     }
   }
@@ -436,6 +434,7 @@ struct Epoch {
     if constexpr (Rule::slots > 0) state0 = run_at<N>(s0);
     if constexpr (Rule::slots > 1) state1 = run_at<N>(s1);
     // The same for all threads, and most often none of it is asked for.
+    const T l2 = c[4];
     if (clip_value <= largest<T>() || l1 != T(0) || l2 != T(0)) {
 #pragma unroll
       for (int v = 0; v < N; ++v) {
@@ -548,9 +547,9 @@ struct Epoch {
         __syncthreads();
       }
       pass(inputs(), shared.network);
-      T c[4];
+      T c[5];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) c[i] = T(stage().coefficients[i]);
+      for (int i = 0; i < 5; ++i) c[i] = T(stage().coefficients[i]);
       update(inputs(), shared.network, c);
       copies.template wait<Form::stages - 2>();
       __syncthreads();
@@ -563,8 +562,8 @@ struct Epoch {
 template <class T, class Stored, class Form, class Objective, class Rule, int INPUTS,
           class... Layers>
 __device__ __forceinline__ void train(const Stored* X, const T* Y, const int* order,
-                                      const double* coefficients, const T* constants,
-                                      const int* places, T* p, T* s0, T* s1, double* costs,
+                                      const T* weights, const double* coefficients,
+                                      const T* constants, const int* places, T* p, T* s0, T* s1, double* costs,
                                       int rows, int rank, int first = 0,
                                       unsigned long long* letters = nullptr) {
   using Training = Epoch<T, Stored, Form, Objective, Rule, INPUTS, Layers...>;
@@ -574,33 +573,34 @@ __device__ __forceinline__ void train(const Stored* X, const T* Y, const int* or
   const size_t at = places[member] * length;
   constexpr size_t written = 2 * Training::Shared::all_slices * words_of<T>;
   auto& shared = *reinterpret_cast<typename Training::Shared*>(dynamic_shared);
-  Training epoch(shared, X, Y, order + member * rows, coefficients + member * steps * 4,
-                 constants + member * 6, costs + member * steps, rows, rank,
+  Training epoch(shared, X, Y, order + member * rows,
+                 weights == nullptr ? nullptr : weights + member * rows,
+                 coefficients + member * steps * 6, constants + member * 5, costs + member * steps, rows, rank,
                  letters + place * written, unsigned(first * steps) + 1);
   epoch.run(p, s0, s1, at);
 }
 
 // Grid (members). X is of T, or of bytes that mean 0 … 255; `constants` are clip_value, infinite
-// where there is none, l1, l2 and the rule's; s0 and s1 may be null where the rule has no such
+// where there is none, l1 and the rule's; weights may be null, s0 and s1 where the rule has no such
 // state.
 template <class T, class Stored, class Form, class Objective, class Rule, int INPUTS,
           class... Layers>
 __global__ void __launch_bounds__(Form::threads, 1)
-    resident(const Stored* X, const T* Y, const int* order, const double* coefficients,
-             const T* constants, const int* places, T* p, T* s0, T* s1, double* costs, int rows) {
+    resident(const Stored* X, const T* Y, const int* order, const T* weights,
+             const double* coefficients, const T* constants, const int* places, T* p, T* s0, T* s1, double* costs, int rows) {
   train<T, Stored, Form, Objective, Rule, INPUTS, Layers...>(
-      X, Y, order, coefficients, constants, places, p, s0, s1, costs, rows, 0);
+      X, Y, order, weights, coefficients, constants, places, p, s0, s1, costs, rows, 0);
 }
 
 // Grid (members · BLOCKS).
 template <class T, class Stored, class Form, class Objective, class Rule, int INPUTS,
           class... Layers>
 __global__ void __launch_bounds__(Form::threads, 1) CLUSTER_OF(Form::blocks)
-    resident_cluster(const Stored* X, const T* Y, const int* order, const double* coefficients,
-                     const T* constants, const int* places, T* p, T* s0, T* s1, double* costs,
+    resident_cluster(const Stored* X, const T* Y, const int* order, const T* weights,
+                     const double* coefficients, const T* constants, const int* places, T* p, T* s0, T* s1, double* costs,
                      int rows) {
   train<T, Stored, Form, Objective, Rule, INPUTS, Layers...>(
-      X, Y, order, coefficients, constants, places, p, s0, s1, costs, rows, cluster_rank());
+      X, Y, order, weights, coefficients, constants, places, p, s0, s1, costs, rows, cluster_rank());
 }
 
 // Grid (members from `first` on, as many as run at once, · BLOCKS), a cooperative launch. `letters`
@@ -608,10 +608,10 @@ __global__ void __launch_bounds__(Form::threads, 1) CLUSTER_OF(Form::blocks)
 template <class T, class Stored, class Form, class Objective, class Rule, int INPUTS,
           class... Layers>
 __global__ void __launch_bounds__(Form::threads, 1)
-    resident_apart(const Stored* X, const T* Y, const int* order, const double* coefficients,
-                   const T* constants, const int* places, T* p, T* s0, T* s1, double* costs,
+    resident_apart(const Stored* X, const T* Y, const int* order, const T* weights,
+                   const double* coefficients, const T* constants, const int* places, T* p, T* s0, T* s1, double* costs,
                    int rows, int first, unsigned long long* letters) {
   train<T, Stored, Form, Objective, Rule, INPUTS, Layers...>(
-      X, Y, order, coefficients, constants, places, p, s0, s1, costs, rows,
+      X, Y, order, weights, coefficients, constants, places, p, s0, s1, costs, rows,
       blockIdx.x % Form::blocks, first, letters);
 }

@@ -82,11 +82,13 @@ struct Chain<T, BATCH, COPIES, FAN_IN, COLUMNS, SPLIT, First, Rest...>
   Next next;
 };
 
-// A mini-batch: FETCHED columns of rows of X, as they are stored, rows of Y, and c0 … c3.
+// A mini-batch: FETCHED columns of rows of X, as they are stored, rows of Y, their weights, and c0 …
+// c3 and l2.
 template <class T, class Stored, int BATCH, int FETCHED, int OUTPUTS> struct Stage {
   alignas(16) Stored x[BATCH][row_of<Stored, FETCHED>];
   alignas(16) T y[BATCH][OUTPUTS];
-  alignas(16) double coefficients[4];
+  alignas(16) T weights[BATCH];
+  alignas(16) double coefficients[6];
 };
 
 // The rows of a step as numbers, where they are stored as something else.

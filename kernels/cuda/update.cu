@@ -2,7 +2,7 @@
 //
 //   g ← clip(g),  g ← g + l2 w + l1 sign(w)  (weights only),  then a rule of rules.cuh
 //
-//   parameters p, gradients g, state s0, s1 (count)   coefficients (steps, 4)
+//   parameters p, gradients g, state s0, s1 (count)   coefficients (steps, 6)
 //
 // and p in bf16 too, where products take it so.
 // A thread 16 bytes of each array (map.cuh). It takes the time of its bytes: p and the state read
@@ -16,7 +16,7 @@
 template <class T, class Rule>
 __global__ void update(T* p, BFloat16* rounded, const T* g, T* s0, T* s1,
                        const double* coefficients, const int* step, const T* clip_scale,
-                       long long count, long long weights_end, T clip_value, T l1, T l2, T d1, T d2,
+                       long long count, long long weights_end, T clip_value, T l1, T d1, T d2,
                        T epsilon) {
   await_prerequisites();
   const Share<T> share(count, true, p, rounded, g, s0, s1);
@@ -25,14 +25,14 @@ __global__ void update(T* p, BFloat16* rounded, const T* g, T* s0, T* s1,
   Run<T, Share<T>::N> state0 = {}, state1 = {};
   if (s0 != nullptr) state0 = share.get(s0);
   if (s1 != nullptr) state1 = share.get(s1);
-  T c[4];
-  for (int i = 0; i < 4; ++i) c[i] = T(coefficients[size_t(*step) * 4 + i]);
+  T c[5];
+  for (int i = 0; i < 5; ++i) c[i] = T(coefficients[size_t(*step) * 6 + i]);
   for (int i = 0; i < share.N; ++i) {
     const bool weight = share.at(i) < weights_end;
     const T old = values.x[i];
     T gradient = clip_by_value(gradients.x[i], clip_value);
     if (clip_scale != nullptr) gradient *= *clip_scale;
-    if (weight) gradient = penalized(gradient, old, l1, l2);
+    if (weight) gradient = penalized(gradient, old, l1, c[4]);
     values.x[i] =
         Rule::apply(old, gradient, state0.x[i], state1.x[i], c, d1, d2, epsilon, weight);
   }

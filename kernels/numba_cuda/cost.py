@@ -24,12 +24,13 @@ def block_sum(value):
 
 
 @lru_cache
-def make_cost(sample):
+def make_cost(sample, weighted=False):
     """The kernel of C for the device function C_x = sample(z, a, y, x)."""
 
     @cuda.jit
-    def cost(z, a, y, step, costs):
-        """costs[step] = 1/m Σ_x C_x;  z, a, y (m, n), step (1,) int, costs float64.
+    def cost(z, a, y, weights, step, costs):
+        """costs[step] = 1/m Σ_x w_x C_x;  z, a, y (m, n), weights (m,) where the kernel is
+        weighted, step (1,) int, costs float64.
 
         One block. Thread t adds up rows t, t + BLOCK, …; then the threads' sums are
         added in a tree. C_x is of the kernel's dtype, its sum float64.
@@ -37,7 +38,8 @@ def make_cost(sample):
         m = a.shape[0]
         total = float64(0)
         for x in range(cuda.threadIdx.x, m, BLOCK):
-            total += sample(z, a, y, x)
+            c = sample(z, a, y, x)
+            total += c * weights[x] if weighted else c
         total = block_sum(total)
         if cuda.threadIdx.x == 0:
             costs[step[0]] = total / m

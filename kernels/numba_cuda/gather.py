@@ -20,6 +20,14 @@ def gather(source, order, step, batch, out):
 
 
 @cuda.jit
+def gather_weights(source, step, batch, out):
+    """out_i = source_{step · batch + i}: weights in the order of the steps. One thread each."""
+    i = cuda.grid(1)
+    if i < out.shape[0]:
+        out[i] = source[step[0] * batch + i]
+
+
+@cuda.jit
 def advance(step):
     """step ← step + 1, by one thread."""
     step[0] += 1

@@ -9,7 +9,7 @@ from . import BLOCK, TILE, costs
 
 @lru_cache
 def make_output_error(inside, error, derivative):
-    """The kernel of BP1 for the device functions ā = inside(a), error(a, y, slope) of the cost
+    """The kernel of BP1 for the device functions ā = inside(a), error(a, y, slope, j) of the cost
     and σ' = derivative(z, a)."""
 
     @cuda.jit
@@ -24,18 +24,18 @@ def make_output_error(inside, error, derivative):
         m, n = delta.shape
         if i < m and j < n:
             a_ij = inside(a[i, j])
-            delta[i, j] = error(a_ij, y[i, j], derivative(z[i, j], a_ij))
+            delta[i, j] = error(a_ij, y[i, j], derivative(z[i, j], a_ij), j)
 
     return output_error
 
 
 @lru_cache
-def make_softmax_output_error(cost, T):
-    """The kernel of BP1 with softmax and the built-in cost of that name."""
-    if cost == "binary_cross_entropy":
+def make_softmax_output_error(cost, constants, T):
+    """The kernel of BP1 with softmax and a built-in cost that is a sum over outputs."""
+    if cost == "BinaryCrossEntropy":
         return _make_softmax_binary_output_error(T)
     zero = T(0)
-    inside, error = costs.functions(cost, T)
+    inside, error = costs.functions(cost, constants, T)
 
     @cuda.jit
     def softmax_output_error(a, y, delta):
@@ -46,7 +46,7 @@ def make_softmax_output_error(cost, T):
             total = zero
             for j in range(n):
                 a_ij = inside(a[i, j])
-                delta[i, j] = error(a_ij, y[i, j], a_ij)
+                delta[i, j] = error(a_ij, y[i, j], a_ij, j)
                 total += delta[i, j]
             for j in range(n):
                 delta[i, j] -= inside(a[i, j]) * total
@@ -70,17 +70,29 @@ def _make_softmax_binary_output_error(T):
             below, rest, above = zero, zero, zero
             for j in range(n):
                 a_ij = low if a[i, j] < low else a[i, j]
+                r = a_ij - y[i, j] if y[i, j] == y[i, j] else zero
                 if a_ij > half:
-                    above += a_ij - y[i, j]
+                    above += r
                 else:
-                    below += (a_ij - y[i, j]) / (one - a_ij)
+                    below += r / (one - a_ij)
                     rest += a_ij
             above = below + above / rest
             for j in range(n):
                 a_ij = low if a[i, j] < low else a[i, j]
+                r = a_ij - y[i, j] if y[i, j] == y[i, j] else zero
                 if a_ij > half:
-                    delta[i, j] = a_ij - y[i, j] - a_ij * below
+                    delta[i, j] = r - a_ij * below
                 else:
-                    delta[i, j] = (a_ij - y[i, j]) / (one - a_ij) - a_ij * above
+                    delta[i, j] = r / (one - a_ij) - a_ij * above
 
     return softmax_binary_output_error
+
+
+@cuda.jit
+def scale_rows(weights, delta):
+    """δ_ij ← w_i δ_ij; weights (m,), δ (m, n), one thread per element."""
+    i = cuda.blockIdx.x * TILE + cuda.threadIdx.y
+    j = cuda.blockIdx.y * TILE + cuda.threadIdx.x
+    m, n = delta.shape
+    if i < m and j < n:
+        delta[i, j] *= weights[i]

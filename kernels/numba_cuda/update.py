@@ -2,7 +2,7 @@
 
 p, g and the optimizer's slots are flat, (length,), weights before biases: w is
 p[:weights_end]. A step's learning rate and what follows from it are the row
-(c0, c1, c2, c3) = coefficients[step]; `backprop_gpu/optimizers.py` says what they are.
+(c0, c1, c2, c3, l2) = coefficients[step]; `backprop_gpu/optimizers.py` says what they are.
 One thread per parameter.
 """
 
@@ -83,38 +83,36 @@ def make_update(rule, T):
         return g + l2 * w + l1 * sign
 
     @cuda.jit
-    def sgd(p, g, coefficients, step, weights_end, l2, l1):
+    def sgd(p, g, coefficients, step, weights_end, l1):
         """p ← p - c0 g."""
         i = cuda.grid(1)
         if i < p.size:
             c0 = coefficients[step[0], 0]
-            g_i = penalized(g[i], p[i], l2, l1) if i < weights_end else g[i]
+            g_i = penalized(g[i], p[i], coefficients[step[0], 4], l1) if i < weights_end else g[i]
             p[i] -= c0 * g_i
 
     @cuda.jit
-    def momentum(p, g, v, coefficients, step, weights_end, l2, l1, mu):
+    def momentum(p, g, v, coefficients, step, weights_end, l1, mu):
         """v ← μ v - c0 g,  p ← p + v."""
         i = cuda.grid(1)
         if i < p.size:
             c0 = coefficients[step[0], 0]
-            g_i = penalized(g[i], p[i], l2, l1) if i < weights_end else g[i]
+            g_i = penalized(g[i], p[i], coefficients[step[0], 4], l1) if i < weights_end else g[i]
             v[i] = mu * v[i] - c0 * g_i
             p[i] += v[i]
 
     @cuda.jit
-    def nesterov(p, g, v, coefficients, step, weights_end, l2, l1, mu):
+    def nesterov(p, g, v, coefficients, step, weights_end, l1, mu):
         """v ← μ v - c0 g,  p ← p + μ v - c0 g."""
         i = cuda.grid(1)
         if i < p.size:
             c0 = coefficients[step[0], 0]
-            g_i = penalized(g[i], p[i], l2, l1) if i < weights_end else g[i]
+            g_i = penalized(g[i], p[i], coefficients[step[0], 4], l1) if i < weights_end else g[i]
             v[i] = mu * v[i] - c0 * g_i
             p[i] += mu * v[i] - c0 * g_i
 
     @cuda.jit
-    def adam(
-        p, g, m, v, coefficients, step, weights_end, l2, l1, beta1, rest1, beta2, rest2, epsilon
-    ):
+    def adam(p, g, m, v, coefficients, step, weights_end, l1, beta1, rest1, beta2, rest2, epsilon):
         """m ← β1 m + (1-β1) g,  v ← β2 v + (1-β2) g²,  p ← p - c1 m / (√v c2 + ε),
 
         after w ← w - c3 w: adamw's decay, 0 for adam. rest1 is 1 - β1, rest2 is 1 - β2.
@@ -123,7 +121,7 @@ def make_update(rule, T):
         if i < p.size:
             s = step[0]
             c1, c2, c3 = coefficients[s, 1], coefficients[s, 2], coefficients[s, 3]
-            g_i = penalized(g[i], p[i], l2, l1) if i < weights_end else g[i]
+            g_i = penalized(g[i], p[i], coefficients[step[0], 4], l1) if i < weights_end else g[i]
             decay = c3 * p[i] if i < weights_end else zero
             m[i] = beta1 * m[i] + rest1 * g_i
             v[i] = beta2 * v[i] + rest2 * (g_i * g_i)

@@ -31,7 +31,7 @@ from backprop_gpu.planning import H200, Device, Plan, fusion
 from backprop_gpu.testing import twins
 from fused_cases import FORMS, Form, Run, check, gentle
 from machine import device_runtime
-from reference import ACTIVATIONS, VALID_PAIRS, same_bits
+from reference import ACTIVATIONS, ENGINE_PAIRS, same_bits
 
 CHOICE = planning.Choice("cuda", "it is there")
 T4 = Device("T4", (7, 5), 40, 1.6e9, 3e11)
@@ -44,7 +44,7 @@ def _settings() -> list[Form]:
     """Every σ inside and last, every pair of last σ and cost, every rule."""
     elementwise = [name for name in ACTIVATIONS if activations.get(name).elementwise]
     found = [((name, "tanh", "identity"), "quadratic", "sgd") for name in elementwise]
-    found += [(("tanh", "sigmoid", last), cost, "sgd") for last, cost in VALID_PAIRS]
+    found += [(("tanh", "sigmoid", last), cost, "sgd") for last, cost in ENGINE_PAIRS]
     found += [(("relu", "tanh", "softmax"), "categorical_cross_entropy", rule) for rule in RULES]
     return [
         Form(

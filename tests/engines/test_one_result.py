@@ -22,7 +22,7 @@ from backprop_gpu.optimizers import SGD, Adam, AdamW, Optimizer
 from backprop_gpu.planning import residency
 from backprop_gpu.testing import twins
 from machine import device_runtime
-from reference import ACTIVATIONS, VALID_PAIRS
+from reference import ACTIVATIONS, ENGINE_PAIRS
 from resident_cases import Form, Run
 
 #: Each is a kernel, and trains so many networks.
@@ -69,7 +69,7 @@ def _drawn(number: int, again: int) -> Form:
 
     layers = 1 + number % 4
     sizes = tuple(rng.integers(1, 71, layers + 1).tolist())
-    last, cost = VALID_PAIRS[number % len(VALID_PAIRS)]
+    last, cost = ENGINE_PAIRS[number % len(ENGINE_PAIRS)]
     rule = tuple(RULES)[number % len(RULES)]
     blocks = one_of(1, 2, 4)
     batch = int(rng.integers(1, 41))

@@ -34,7 +34,7 @@ from backprop_gpu.testing import twins
 from fused_cases import Run, check, gentle
 from machine import device_runtime
 from persistent_cases import FORMS, Form
-from reference import ACTIVATIONS, VALID_PAIRS, same_bits
+from reference import ACTIVATIONS, ENGINE_PAIRS, same_bits
 
 CHOICE = planning.Choice("cuda", "it is there")
 T4 = Device("T4", (7, 5), 40, 1.6e9, 3e11)
@@ -50,7 +50,7 @@ def _settings() -> list[Form]:
     others = (name for name in ACTIVATIONS if activations.get(name).elementwise)
     inside = (*bounded, *(name for name in others if name not in bounded))
     found = [((*inside, "identity"), "quadratic", "sgd")]
-    found += [(("tanh", "sigmoid", last), cost, "sgd") for last, cost in VALID_PAIRS]
+    found += [(("tanh", "sigmoid", last), cost, "sgd") for last, cost in ENGINE_PAIRS]
     found += [(("relu", "tanh", "softmax"), "categorical_cross_entropy", rule) for rule in RULES]
     return [
         Form(

@@ -41,7 +41,7 @@ from backprop_gpu.parameters import Parameters
 from backprop_gpu.planning import residency
 from backprop_gpu.testing import twins
 from machine import device_runtime
-from reference import ACTIVATIONS, COSTS, VALID_PAIRS, assert_close
+from reference import ACTIVATIONS, COSTS, ENGINE_PAIRS, assert_close
 from resident_cases import FORMS, Form, Run, check
 
 SIZES, BATCH, ROWS = (18, 7, 5, 4), 6, 33
@@ -55,7 +55,7 @@ def _settings() -> list[tuple[tuple[str, ...], str, str]]:
     elementwise = [name for name in ACTIVATIONS if activations.get(name).elementwise]
     inner = [((name, "tanh", "identity"), "quadratic", "sgd") for name in elementwise]
     inner += [(("tanh", name, "sigmoid"), "quadratic", "sgd") for name in elementwise[::2]]
-    pairs = [(("tanh", "sigmoid", last), cost, "sgd") for last, cost in VALID_PAIRS]
+    pairs = [(("tanh", "sigmoid", last), cost, "sgd") for last, cost in ENGINE_PAIRS]
     rules = [(("sigmoid", "tanh", "softmax"), "categorical_cross_entropy", rule) for rule in RULES]
     return list(dict.fromkeys([*inner, *pairs, *rules]))
 

@@ -67,7 +67,63 @@ COSTS: dict[str, tuple[Callable[[Array, Array], Array], Callable[[Array, Array],
         lambda a, y: -y / a,
     ),
     "poisson": (lambda a, y: (a - y * np.log(a)).sum(axis=1), lambda a, y: 1 - y / a),
+    "absolute_error": (lambda a, y: np.abs(a - y).sum(axis=1), lambda a, y: np.sign(a - y)),
+    "huber": (
+        lambda a, y: np.where(np.abs(a - y) > 1, np.abs(a - y) - 0.5, (a - y) ** 2 / 2).sum(axis=1),
+        lambda a, y: np.clip(a - y, -1, 1),
+    ),
+    "quantile": (lambda a, y: 0.5 * np.abs(a - y).sum(axis=1), lambda a, y: 0.5 * np.sign(a - y)),
+    "hinge": (
+        lambda a, y: np.maximum(0, 1 - a * y).sum(axis=1),
+        lambda a, y: np.where(a * y < 1, -y, 0.0),
+    ),
+    "squared_hinge": (
+        lambda a, y: (np.maximum(0, 1 - a * y) ** 2).sum(axis=1),
+        lambda a, y: -2 * y * np.maximum(0, 1 - a * y),
+    ),
+    "focal": (
+        lambda a, y: -(y * (1 - a) ** 2 * np.log(a) + (1 - y) * a**2 * np.log(1 - a)).sum(axis=1),
+        lambda a, y: (
+            y * (1 - a) * (2 * np.log(a) - (1 - a) / a)
+            - (1 - y) * a * (2 * np.log(1 - a) - a / (1 - a))
+        ),
+    ),
+    "categorical_focal": (
+        lambda a, y: -(y * (1 - a) ** 2 * np.log(a)).sum(axis=1),
+        lambda a, y: y * (1 - a) * (2 * np.log(a) - (1 - a) / a),
+    ),
+    "cosine": (
+        lambda a, y: 1 - (a * y).sum(axis=1) / (_size(a) * _size(y))[:, 0],
+        lambda a, y: (
+            a * (a * y).sum(axis=1, keepdims=True) / (_size(a) ** 3 * _size(y))
+            - y / (_size(a) * _size(y))
+        ),
+    ),
+    "gaussian_nll": (
+        lambda a, y: 0.5 * (_halves(a)[1] + _squares(a, y)).sum(axis=1),
+        lambda a, y: np.concatenate(
+            [
+                (_halves(a)[0] - _halves(y)[0]) * np.exp(-_halves(a)[1]),
+                0.5 * (1 - _squares(a, y)),
+            ],
+            axis=1,
+        ),
+    ),
 }
+
+
+def _size(a: Array) -> Array:
+    return np.sqrt((a**2).sum(axis=1, keepdims=True))
+
+
+def _halves(a: Array) -> list[Array]:
+    return np.split(a, 2, axis=1)
+
+
+def _squares(a: Array, y: Array) -> Array:
+    mean, log_variance = _halves(a)
+    return (mean - _halves(y)[0]) ** 2 * np.exp(-log_variance)
+
 
 #: The costs that are infinite, or whose slope is, at an end of what they are defined for.
 WITH_POLES = ("binary_cross_entropy", "categorical_cross_entropy", "poisson")
@@ -77,11 +133,35 @@ _SMALLEST = {"float32": 2.0**-126, "float64": 2.0**-1022}
 
 #: The pairs that make sense, written out rather than asked from the package.
 _ANY = (*ACTIVATIONS, "softmax")
-VALID_PAIRS: tuple[tuple[str, str], ...] = (
-    *((name, cost) for cost in COSTS if cost not in WITH_POLES for name in _ANY),
+_FREE = (
+    "absolute_error", "huber", "quantile", "hinge", "squared_hinge", "cosine", "gaussian_nll",
+)  # fmt: skip
+#: Of exponential families.
+COMMON_PAIRS: tuple[tuple[str, str], ...] = (
+    *((name, "quadratic") for name in _ANY),
     *((name, "binary_cross_entropy") for name in ("sigmoid", "softmax")),
     *((name, "categorical_cross_entropy") for name in ("sigmoid", "softmax")),
     *((name, "poisson") for name in ("sigmoid", "softplus", "exponential", "softmax")),
+)
+VALID_PAIRS: tuple[tuple[str, str], ...] = (
+    *COMMON_PAIRS,
+    *((name, cost) for cost in _FREE for name in _ANY if (name, cost) != ("softmax", _FREE[-1])),
+    *((name, cost) for cost in ("focal", "categorical_focal") for name in ("sigmoid", "softmax")),
+)
+#: For what is compiled anew for each: every cost in them, alone and in whole rows.
+ENGINE_PAIRS: tuple[tuple[str, str], ...] = (
+    *COMMON_PAIRS,
+    ("identity", "absolute_error"),
+    ("softplus", "huber"),
+    ("gelu", "quantile"),
+    ("softmax", "quantile"),
+    ("tanh", "hinge"),
+    ("identity", "squared_hinge"),
+    ("sigmoid", "focal"),
+    ("softmax", "categorical_focal"),
+    ("silu", "cosine"),
+    ("softmax", "cosine"),
+    ("gelu", "gaussian_nll"),
 )
 INVALID_PAIRS: tuple[tuple[str, str], ...] = tuple(
     (name, cost) for name in _ANY for cost in COSTS if (name, cost) not in VALID_PAIRS

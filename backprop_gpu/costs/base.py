@@ -1,0 +1,339 @@
+"""What a cost is, and what built-in ones have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..activations import Activation
+from .registry import REGISTRY, check_name
+
+Array = Any
+
+
+class Cost:
+    """A cost C_x(a, y) of one sample, with its gradient ∇_a C_x.
+
+    Parameters
+    ----------
+    name : str
+        What ``Network(cost=...)`` and saved models call it.
+    function : callable
+        (a, y), both (m, n_L) -> (m,): C_x of every sample.
+    gradient : callable
+        (a, y), both (m, n_L) -> (m, n_L): ∂C_x/∂a_j. The cuda backend calls both with
+        CuPy arrays, so write them with operators and NumPy functions; without CuPy, and on
+        numba_cuda, a and y are copied to the host for them.
+
+    Examples
+    --------
+    >>> quartic = Cost("quartic", lambda a, y: ((a - y) ** 4).sum(axis=1),
+    ...                 lambda a, y: 4 * (a - y) ** 3)
+    """
+
+    #: The open interval in which outputs must lie, and the closed one for targets.
+    domain: tuple[float, float] = (-math.inf, math.inf)
+    targets: tuple[float, float] = (-math.inf, math.inf)
+    #: Whether the targets of a sample must sum to 1.
+    distribution: bool = False
+    #: The output activation with which BP1 collapses to a - y.
+    partner: str | None = None
+    #: The output activation where none is named; None takes sigmoid for classes, identity for
+    #: numbers. The quadratic cost's partner is identity, and the book pairs it with sigmoid.
+    default_output: str | None = None
+    #: Whether integer labels (n,) mean one-hot rows.
+    takes_labels: bool = False
+    #: With one output, the a from which on the class is 1.
+    threshold: float = 0.5
+    builtin: bool = False
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[Array, Array], Array],
+        gradient: Callable[[Array, Array], Array],
+    ) -> None:
+        check_name(name)
+        for argument, value in (("function", function), ("gradient", gradient)):
+            if not callable(value):
+                raise TypeError(f"{argument} of cost {name!r} must be callable, got {value!r}")
+        self.name = name
+        self.function = function
+        self.gradient = gradient
+
+    def __repr__(self) -> str:
+        return f"<cost {self.name}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A registered one is pickled and copied by name, since most lambdas cannot be pickled."""
+        from . import get
+
+        if REGISTRY.get(self.name) is self:
+            return get, (self.name,)
+        return super().__reduce_ex__(protocol)
+
+    def targets_of(self, outputs: int) -> int:
+        """How many targets a sample has, for so many outputs."""
+        return outputs
+
+    def prepare(self, Y: np.ndarray, outputs: int) -> np.ndarray:
+        """(n, targets) -> (n, n_L): the targets as kernels take them."""
+        return Y
+
+    def samples(self, a: Array, y: Array) -> Array:
+        """C_x of every sample, (m,)."""
+        value = self.function(a, y)
+        if np.shape(value) != (a.shape[0],):
+            raise ValueError(
+                f"function of cost {self.name!r} must give one number per sample: "
+                f"expected shape {(a.shape[0],)}, got {np.shape(value)}"
+            )
+        return value
+
+    def mean(
+        self,
+        z: np.ndarray | None,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        scratch: tuple[np.ndarray, np.ndarray],
+        weights: np.ndarray | None = None,
+    ) -> float:
+        """C, the mean of C_x over the rows; of w_x C_x, where rows have weights (m,)."""
+        samples = self.samples(a, y)
+        return float(np.mean(samples if weights is None else samples * weights))
+
+    def evaluate_gradient(
+        self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        """out = ∇_a C_x, row by row."""
+        value = self.gradient(a, y)
+        if np.shape(value) != np.shape(a):
+            raise ValueError(
+                f"gradient of cost {self.name!r} must have the shape of a, {np.shape(a)}, "
+                f"got {np.shape(value)}"
+            )
+        out[...] = value
+
+    def output_error(
+        self,
+        z: np.ndarray,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        out: np.ndarray,
+        scratch: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        """BP1, out = δ^L, for a pair that does not collapse."""
+        self.evaluate_gradient(a, y, out, scratch[0])
+        activation.pull_back(out, z, a, scratch)
+
+
+class BuiltinCost(Cost):
+    """C_x = Σ_j c(a_j, y_j), so that one elementwise map and one sum are the whole cost.
+
+    Two of one class with the same parameters are equal. `name` names both class and parameters, as
+    `get` reads them: "huber(delta=2.0)".
+    """
+
+    builtin = True
+    name: str
+    #: What kernels call it.
+    kernel: str
+    #: Numbers that kernels are compiled with.
+    constants: tuple[float, ...] = ()
+    #: Where C_x is no sum over the outputs: "row", or "pair" where outputs j and j + n_L/2 belong
+    #: together.
+    couples: str = ""
+    #: The open interval that ā is moved into: without an end of `domain` where C is finite.
+    interior: tuple[float, float]
+    #: Whether C of the partner is `terms_from_z`.
+    from_z: bool = True
+
+    def __init__(self) -> None:
+        """Unlike a user's cost, a built-in one is a class, and takes no functions."""
+
+    def __init_subclass__(cls) -> None:
+        if "name" in vars(cls):
+            cls.kernel = "".join(part.capitalize() for part in cls.name.split("_"))
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.name == self.name
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.name))
+
+    def _set(self, **parameters: Any) -> None:
+        """Name the cost by those of its parameters that are not the defaults."""
+        if parameters:
+            given = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
+            self.name = f"{type(self).name}({given})"
+
+    def limits(self, dtype: np.dtype[Any]) -> tuple[float, float]:
+        """The interval that C moves a into before it takes logarithms: ā's, unless overridden.
+
+        A CUDA device takes ā all the same.
+        """
+        return limits(self.interior, dtype)
+
+    def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
+        """out = c(a_j, y_j)."""
+        raise NotImplementedError
+
+    def terms_from_z(
+        self, z: np.ndarray, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        """out = c(σ(z_j), y_j) for the partner σ, without the rounding of a."""
+        raise NotImplementedError
+
+    def error(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        """slope ← r · slope / V at ā: δ of σ'(z), q of ā. `inside` is ā; scratch has its shape."""
+        raise NotImplementedError
+
+    def output_error(
+        self,
+        z: np.ndarray,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        out: np.ndarray,
+        scratch: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        inside, term = scratch
+        clip(a, self.interior, inside)
+        if activation.elementwise:
+            activation.evaluate_derivative(z, inside, out, term)
+            self.error(inside, y, out, term)
+            leave_out(y, out)
+        else:
+            np.copyto(out, inside)
+            self.error(inside, y, out, term)
+            leave_out(y, out)
+            np.sum(out, axis=1, keepdims=True, out=term[:, :1])
+            np.multiply(inside, term[:, :1], out=inside)
+            np.subtract(out, inside, out=out)
+
+    def mean(
+        self,
+        z: np.ndarray | None,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        scratch: tuple[np.ndarray, np.ndarray],
+        weights: np.ndarray | None = None,
+    ) -> float:
+        if z is not None and self.from_z and collapses(activation, self):
+            self.terms_from_z(z, a, y, *scratch)
+        else:
+            self.terms(a, y, *scratch)
+        leave_out(y, scratch[0])
+        if weights is not None:
+            np.multiply(scratch[0], weights[:, None], out=scratch[0])
+        return float(np.add.reduce(scratch[0], axis=None)) / len(a)
+
+    def function(self, a: Array, y: Array) -> np.ndarray:
+        a, y = _rows(a, y)
+        out = np.empty_like(a)
+        self.terms(a, y, out, np.empty_like(a))
+        leave_out(y, out)
+        return np.asarray(out.sum(axis=1))
+
+    def gradient(self, a: Array, y: Array) -> np.ndarray:
+        a, y = _rows(a, y)
+        out: np.ndarray = np.ones_like(a)
+        inside = np.empty_like(a)
+        clip(a, self.interior, inside)
+        self.error(inside, y, out, np.empty_like(a))
+        leave_out(y, out)
+        return out
+
+
+class CostOfRows(BuiltinCost):
+    """A cost of the whole row: its C_x and ∇_a C_x are computed at once, σ' comes behind them."""
+
+    couples = "row"
+    interior = Cost.domain
+    default_output = "identity"
+
+    def evaluate(self, a: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(C_x, ∇_a C_x), (m,) and (m, n_L)."""
+        raise NotImplementedError
+
+    def mean(
+        self,
+        z: np.ndarray | None,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        scratch: tuple[np.ndarray, np.ndarray],
+        weights: np.ndarray | None = None,
+    ) -> float:
+        samples = self.evaluate(a, y)[0]
+        return float(np.mean(samples if weights is None else samples * weights))
+
+    def output_error(
+        self,
+        z: np.ndarray,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        out: np.ndarray,
+        scratch: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        np.copyto(out, self.evaluate(a, y)[1])
+        activation.pull_back(out, z, a, scratch)
+
+    def function(self, a: Array, y: Array) -> np.ndarray:
+        return self.evaluate(*_rows(a, y))[0]
+
+    def gradient(self, a: Array, y: Array) -> np.ndarray:
+        return self.evaluate(*_rows(a, y))[1]
+
+
+def collapses(activation: Activation, cost: Cost) -> bool:
+    """Whether BP1 is δ^L = a^L - y for this pair."""
+    return activation.builtin and cost.builtin and cost.partner == activation.name
+
+
+def leave_out(y: np.ndarray, out: np.ndarray) -> None:
+    """out = 0 where y is NaN."""
+    missing = y != y
+    if missing.any():
+        out[missing] = 0.0
+
+
+def number(name: str, value: Any, low: float, high: float, low_too: bool = False) -> float:
+    """A parameter of a cost: a float between the two, or also the lower."""
+    valid = isinstance(value, int | float | np.integer | np.floating)
+    if not valid or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (low < value < high or (low_too and value == low)):
+        raise ValueError(
+            f"{name} must be in {'[' if low_too else '('}{low:g}, {high:g}), got {value!r}"
+        )
+    return float(value)
+
+
+def _rows(a: Array, y: Array) -> tuple[np.ndarray, np.ndarray]:
+    """a and y as floats of one (m, n) shape and dtype."""
+    a, y = np.broadcast_arrays(*map(np.atleast_2d, (a, y)))
+    dtype = np.result_type(a, y, np.float32)
+    return a.astype(dtype), y.astype(dtype)
+
+
+def limits(interior: tuple[float, float], dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Of ā: the smallest normal number in place of less, the largest below 1 in place of 1."""
+    info = np.finfo(dtype)
+    lower = float(info.tiny) if interior[0] == 0.0 else -math.inf
+    upper = 1.0 - float(info.epsneg) if interior[1] == 1.0 else math.inf
+    return lower, upper
+
+
+def clip(a: np.ndarray, interior: tuple[float, float], out: np.ndarray) -> None:
+    """out = ā."""
+    np.clip(a, *limits(interior, a.dtype), out=out)
