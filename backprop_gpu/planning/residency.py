@@ -341,7 +341,8 @@ def block_bytes(
         total += batch * row(columns)
         aligned = 16 // stored - 16 // itemsize if blocks > 1 else 0
         fetched = ceil((columns * 16 // itemsize + aligned) * stored / 16)
-    stage = batch * row(fetched) + whole(batch * sizes[-1] * itemsize) + 4 * 8
+    of_rows = batch * row(fetched) + whole(batch * sizes[-1] * itemsize) + whole(batch * itemsize)
+    stage = of_rows + 6 * 8
     first = batch * sizes[1]
     if blocks == 1:
         exchange = 16

@@ -107,6 +107,7 @@ template <class T, int LANES, class Put> struct RowInMemory {
     for (int j = own; j < n; j += LANES) body(j, z[j], y[j]);
   }
   template <class Body> __device__ __forceinline__ void put(Body body) const {
+    __syncwarp();  // lanes that are not inside have read z of a row that is
 #pragma unroll 1
     for (int j = own; inside && j < n; j += LANES) write(j, body(j, z[j], y[j]));
   }
