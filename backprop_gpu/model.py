@@ -80,6 +80,7 @@ class Model:
         self.activations = resolve_activations(activation, len(self.sizes) - 1)
         self.cost = costs.get(cost)
         costs.check_pair(self.activations[-1], self.cost)
+        self.cost.targets_of(self.sizes[-1])  # or says what it needs
         if self.sizes[-1] == 1 and not self.activations[-1].elementwise:
             raise ValueError("softmax of one output is always 1: use sigmoid, or two outputs")
         self.dtype = validation.dtype(dtype)

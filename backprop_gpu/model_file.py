@@ -180,10 +180,13 @@ def _describe(file: Any) -> tuple[Layout, list[str], str, np.dtype[Any], str]:
             f"it uses activation {unknown[0]!r}, which is not registered here: call "
             "activations.register first"
         )
-    if cost not in costs.names():
+    try:
+        costs.get(cost)
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"it uses cost {cost!r}, which is not registered here: call costs.register first"
-        )
+            f"it uses cost {validation.brief(repr(cost))}, which is not registered here: call "
+            "costs.register first"
+        ) from error
     return layout, names, cost, dtype, precision
 
 

@@ -133,6 +133,8 @@ def sweep(
     progress: bool = True,
     engine: str = "auto",
     client: Any = None,
+    sample_weight: Any = None,
+    class_weight: Any = None,
     **shared: Any,
 ) -> SweepResult:
     """Train a network for every setting; networks of one shape train at once, as a `Population`.
@@ -158,6 +160,8 @@ def sweep(
     client : distributed.Client, optional
         Train on the workers of a Dask cluster, the networks of all shapes at once; see
         `Population.fit`. Data are sent once, however many shapes there are.
+    sample_weight, class_weight : optional
+        As in `Network.fit`.
     **shared
         What all settings have in common, for example ``sizes=[784, 30, 10], epochs=10``; a
         setting that names the same key goes first.
@@ -207,6 +211,7 @@ def sweep(
     if validation.is_iterable(callbacks):
         callbacks = list(callbacks)  # every shape takes them
     given = _given(grid, settings)
+    rows_given = X, Y, validation_data, sample_weight, class_weight
     complete = [shared | setting for setting in given]
     for i, setting in enumerate(complete):
         missing = [name for name in _NEEDED if name not in setting]
@@ -223,7 +228,7 @@ def sweep(
         with validation.within(_named(i, given)):
             key = _shape(setting)
             if key not in groups:
-                groups[key] = _Group(setting, X, Y, validation_data, callbacks)
+                groups[key] = _Group(setting, rows_given, callbacks)
             group = groups[key]
             hyperparameters = check_settings(
                 group.rows_of_data,
@@ -249,11 +254,11 @@ def sweep(
                 group.make(engine)
             else:
                 # Shapes whose checked data are the same share them.
-                data = check_data(group.model, X, Y, validation_data)
+                data = check_data(group.model, *rows_given)
                 parts.append(group.part(data, arrays, engine))
     with _bar(list(groups.values()), progress) as bar:
         if cluster is None:
-            _train(list(groups.values()), X, Y, validation_data, callbacks, bar)
+            _train(list(groups.values()), rows_given, callbacks, bar)
         else:
             train_on_cluster(cluster, parts, arrays, bar)
     networks = _networks(list(groups.values()))
@@ -262,9 +267,7 @@ def sweep(
 
 def _train(
     groups: Sequence[_Group],
-    X: Any,
-    Y: Any,
-    validation_data: Any,
+    rows: tuple[Any, ...],
     callbacks: Iterable[Any],
     bar: ProgressBar,
 ) -> None:
@@ -273,7 +276,7 @@ def _train(
         if len(groups) > 1:
             bar.describe(f"shape {k} of {len(groups)}, {group.label}")
         # Checked before, and again now: to keep all groups' data would fill the memory.
-        data = check_data(population.model, X, Y, validation_data)
+        data = check_data(population.model, *rows)
         hooks = check_callbacks(callbacks, data.validation)
         population.train(data, group.settings, hooks, group.beginning, bar)
 
@@ -327,14 +330,12 @@ def _result(
 class _Group:
     """The networks of one shape."""
 
-    def __init__(
-        self, setting: Setting, X: Any, Y: Any, validation_data: Any, callbacks: Iterable[Any]
-    ) -> None:
+    def __init__(self, setting: Setting, rows: tuple[Any, ...], callbacks: Iterable[Any]) -> None:
         self.shape = {name: setting[name] for name in _SHAPE if name in setting}
         model = self.model = Model(
             **{k: v for k, v in self.shape.items() if k != "initial_weights"}
         )
-        data = check_data(model, X, Y, validation_data)
+        data = check_data(model, *rows)
         self.hooks = check_callbacks(callbacks, data.validation)
         if any(isinstance(hook, Checkpoint) for hook in self.hooks):
             raise ValueError("sweep keeps no Checkpoint: it is for Network.fit and Population.fit")

@@ -12,6 +12,7 @@ from reference import (
     VALID_PAIRS,
     WITH_POLES,
     backpropagate,
+    random_targets,
 )
 
 # On a GPU machine without it the rest of the tests should still run.
@@ -26,22 +27,6 @@ def test_the_table_of_pairs_covers_all():
     assert set(VALID_PAIRS) | set(INVALID_PAIRS) == {
         (a, c) for a in activations.names() for c in costs.names()
     }
-
-
-def random_targets(cost, shape, rng):
-    if cost == "categorical_cross_entropy":
-        return rng.dirichlet(np.ones(shape[1]), shape[0])
-    if cost == "binary_cross_entropy":
-        return rng.uniform(0, 1, shape)
-    if cost == "poisson":
-        return rng.poisson(2.0, shape).astype(float)
-    if cost == "categorical_focal":
-        return rng.dirichlet(np.ones(shape[1]), shape[0])
-    if cost in ("focal", "hinge", "squared_hinge"):
-        return rng.uniform(0, 1, shape)
-    if cost == "gaussian_nll":
-        return rng.standard_normal((shape[0], shape[1] // 2))
-    return rng.standard_normal(shape)
 
 
 # -- automatic differentiation ----------------------------------------------------------

@@ -139,6 +139,7 @@ def train(
     X = rng.standard_normal((rows, sizes[0]))
     Y = np.abs(rng.standard_normal((rows, sizes[-1]))) + 0.01
     Y /= Y.sum(axis=1, keepdims=True)
+    Y = Y[:, : costs.get(cost).targets_of(sizes[-1])]
     net = Network(sizes, activation=sigmas, cost=cost, dtype=dtype, seed=5, backend="numpy")
     if not isinstance(backend, str):
         net = on(net, backend)

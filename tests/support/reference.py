@@ -168,6 +168,23 @@ INVALID_PAIRS: tuple[tuple[str, str], ...] = tuple(
 )
 
 
+def random_targets(cost: str, shape: tuple[int, int], rng: np.random.Generator) -> Array:
+    """Y for so many rows and outputs."""
+    if cost == "categorical_cross_entropy":
+        return rng.dirichlet(np.ones(shape[1]), shape[0])
+    if cost == "binary_cross_entropy":
+        return rng.uniform(0, 1, shape)
+    if cost == "poisson":
+        return rng.poisson(2.0, shape).astype(float)
+    if cost == "categorical_focal":
+        return rng.dirichlet(np.ones(shape[1]), shape[0])
+    if cost in ("focal", "hinge", "squared_hinge"):
+        return rng.uniform(0, 1, shape)
+    if cost == "gaussian_nll":
+        return rng.standard_normal((shape[0], shape[1] // 2))
+    return rng.standard_normal(shape)
+
+
 def activate(name: str, z: Array) -> Array:
     return _softmax(z) if name == "softmax" else ACTIVATIONS[name][0](z)
 
