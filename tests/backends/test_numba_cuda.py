@@ -97,27 +97,36 @@ def _kernels(module, dtype: str):
         kernel = hidden_error.make_hidden_error(derivative, T)
         yield f"hidden_error {sigma.name}", kernel, (matrix,) * 5, False
     # Any cost goes with any σ'; each once is enough.
-    errors = [(name, terms.functions(name, T)) for name in costs.names()]
+    several = [costs.Quantile((0.1, 0.5, 0.9)), *map(costs.get, costs.names())]
+    of_outputs = [each for each in several if not each.couples]
+    errors = [(e.name, terms.functions(e.kernel, e.constants, T)) for e in of_outputs]
     errors.append(("of a user's cost", terms.given))
     for sigma in (*ELEMENTWISE, SWISH):
         _, derivative = backend.device_functions(sigma)
         for name, functions in errors if sigma.name == "sigmoid" else errors[1:2]:
             kernel = output_error.make_output_error(*functions, derivative)
             yield f"output_error {sigma.name} {name}", kernel, (matrix,) * 4, False
-    for name in costs.names():
-        kernel = output_error.make_softmax_output_error(name, T)
-        yield f"softmax_output_error {name}", kernel, (matrix,) * 3, False
+    for each in of_outputs:
+        kernel = output_error.make_softmax_output_error(each.kernel, each.constants, T)
+        yield f"softmax_output_error {each.name}", kernel, (matrix,) * 3, False
+    for name in terms.OF_ROWS:
+        yield f"row_gradient {name}", terms.make_row_gradient(name, T), (matrix,) * 3, False
+    yield "scale_rows", output_error.scale_rows, (flat, matrix), False
     yield "softmax", sigmas.make_softmax(T), (matrix, matrix), False
     yield "softmax_pull_back", sigmas.make_softmax_pull_back(T), (matrix, matrix), False
     yield "bias_gradient", bias_gradient.make_bias_gradient(T), (matrix, flat), False
     yield "weight_gradient", weight_gradient.make_weight_gradient(T), (matrix,) * 3, False
     yield "hadamard", hadamard.hadamard, (flat,) * 3, False
     yield "gather", gather.gather, (matrix, int64[::1], step, int64, matrix), False
+    yield "gather_weights", gather.gather_weights, (flat, step, int64, flat), False
     yield "advance", gather.advance, (step,), False
-    for name in costs.names():
-        for from_z in (True, False):
-            kernel = cost.make_cost(terms.sample(name, T, from_z))
-            yield f"cost {name} {from_z}", kernel, (matrix,) * 3 + (step, double), True
+    for each in several:
+        for from_z in (True, False) if each.partner else (False,):
+            sample = terms.sample(each.kernel, each.constants, T, from_z)
+            for weighted in (True, False):
+                kernel = cost.make_cost(sample, weighted)
+                name = f"cost {each.name} {from_z} {weighted}"
+                yield name, kernel, (matrix,) * 3 + (flat, step, double), True
     yield "clip_value", update.clip_value, (flat, T), False
     yield "sum_of_squares", update.sum_of_squares, (flat, double), True
     yield "norm", update.norm, (double, double), True
@@ -125,7 +134,7 @@ def _kernels(module, dtype: str):
     for rule, slots, constants in (
         ("sgd", 0, 0), ("momentum", 1, 1), ("nesterov", 1, 1), ("adam", 2, 5), ("adamw", 2, 5),
     ):  # fmt: skip
-        arguments = (flat,) * (2 + slots) + (matrix, step, int64) + (T,) * (2 + constants)
+        arguments = (flat,) * (2 + slots) + (matrix, step, int64) + (T,) * (1 + constants)
         yield f"update {rule}", update.make_update(rule, T), arguments, False
 
 
@@ -142,9 +151,11 @@ def test_kernels_compile_and_float32_stays_float32(numba_cuda, dtype):
         if dtype == "float32" and not sums_in_float64:
             assert not doubles, f"{name} computes in double precision: {doubles[:3]}"
         names.add(name)
-    sigmas, named = len(ELEMENTWISE) + 1, len(costs.names())
-    errors = sigmas + named  # each σ' with one cost, and sigmoid's with all and a user's
-    assert len(names) == 3 * sigmas + errors + named + 7 + 2 * named + 9
+    sigmas, named = len(ELEMENTWISE) + 1, len(costs.names()) + 1
+    of_outputs, collapse = named - 2, 4
+    errors = sigmas + of_outputs  # each σ' with one cost, and sigmoid's with all and a user's
+    cost_kernels = 2 * (named + collapse)
+    assert len(names) == 3 * sigmas + errors + of_outputs + 2 + 9 + cost_kernels + 9
 
 
 def test_double_precision_would_be_seen(numba_cuda):
