@@ -164,9 +164,9 @@ def _forward(on: On, sigma: Activation) -> list[np.ndarray]:
     return on.get(z, a, only_a)
 
 
-def _evaluated(on: On, sigma: Activation) -> tuple[Array, Array]:
+def _evaluated(on: On, sigma: Activation, n: int = N) -> tuple[Array, Array]:
     """(z, a), the same a everywhere."""
-    z = on.rng.standard_normal((M, N)).astype(on.dtype).astype(np.float64)
+    z = on.rng.standard_normal((M, n)).astype(on.dtype).astype(np.float64)
     a = np.empty_like(z)
     sigma.evaluate(z, a, np.empty_like(z))
     return on.put(z), on.put(a)
@@ -201,11 +201,12 @@ def _hadamard(on: On) -> list[np.ndarray]:
 
 
 def _output_error(on: On, sigma: Activation, cost: Cost) -> list[np.ndarray]:
-    z, a = _evaluated(on, sigma)
-    y = on.rng.random((M, N))
-    y[0] = np.arange(N) == 0
+    n = N + N % 2  # outputs may be pairs
+    z, a = _evaluated(on, sigma, n)
+    y = on.rng.random((M, n))
+    y[0] = np.arange(n) == 0
     shares = on.put(y / y.sum(axis=1, keepdims=True))
-    delta = on.out(M, N)
+    delta = on.out(M, n)
     on.backend.output_error(z, a, shares, sigma, cost, delta)
     return [*on.get(delta), np.array([on.backend.cost(z, a, shares, sigma, cost)])]
 

@@ -424,13 +424,12 @@ template <class T> struct Epoch {
     T *const z = here.z + at, *const a = here.a + at, *const delta = here.delta + at;
     T* const y = memory.y + at;
     T *const kept = scratch(), *const space = kept + count;
-    const int j = int(at / strip()) * w;
+    const int first = int(at / strip()) * w, columns = smaller(w, here.neurons - first);
     if constexpr (!Cost::row_of_softmax) {
       if (network.collapses && network.from_z) terms_from_z(cost, z, a, y, kept, count);
     }
     if (!(network.collapses && network.from_z))
-      terms(cost, a, y, kept, T(network.low), T(network.high), j, count);
-    const int first = int(at / strip()) * w, columns = smaller(w, here.neurons - first);
+      terms(cost, a, y, kept, T(network.low), T(network.high), first, count);
     const ptrdiff_t x = at % strip() / w;
     for (ptrdiff_t i = 0; i < count / w; ++i)
       for (int j = 0; j < columns; ++j)
@@ -439,7 +438,7 @@ template <class T> struct Epoch {
     inside(cost, a, kept, count);
     for (ptrdiff_t i = 0; i < count; ++i) delta[i] = T(1);
     pull_back(here, here.described->from_z ? z : kept, delta, space, count);
-    error(cost, kept, y, delta, j, count);
+    error(cost, kept, y, delta, first, count);
   }
 
   // The sum over LANES lanes, as a warp makes it.

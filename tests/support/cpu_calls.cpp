@@ -176,6 +176,7 @@ template <class T> struct Problem {
   const Settings settings;
   std::vector<AbiLayer> layers;
   AbiNetwork network = {};
+  double constants[3] = {0.5, 0.3, 0.9};  // δ, γ or q
   int64_t length = 0;
   std::vector<T> X, Y, p, values, weights;
   std::vector<uint8_t> bytes;
@@ -228,8 +229,11 @@ template <class T> struct Problem {
                         (output == 8 && cost == 0) || (output == 9 && cost == 3);
     network.from_z = network.collapses && cost != 0;
     const bool single = sizeof(T) == 4;
-    network.low = cost <= 0 ? -INFINITY : single ? 1.17549435e-38 : 2.2250738585072014e-308;
-    network.high = cost != 1 ? INFINITY : single ? 0.99999994 : 0.99999999999999989;
+    const bool unit = cost == 1 || cost == 9 || cost == 10, positive = unit || cost == 2 || cost == 3;
+    network.low = !positive ? -INFINITY : single ? 1.17549435e-38 : 2.2250738585072014e-308;
+    network.high = !unit ? INFINITY : single ? 0.99999994 : 0.99999999999999989;
+    network.constants = constants;
+    network.count = cost == 6 ? 3 : 1;
     network.layers = layers.data();
     network.samples = users_samples<T>;
     network.gradient = users_gradient<T>;
@@ -251,7 +255,8 @@ template <class T> struct Training {
   AbiMember member = {};
   std::vector<int64_t> order;
   std::vector<int32_t> slices;
-  std::vector<double> coefficients, costs, squares, totals;
+  std::vector<double> coefficients, costs, squares;
+  std::vector<T> weights;  // in the order of the rows, of mean 1 in a mini-batch
   std::vector<T> p, state[2];
   std::vector<int64_t> layers;  // where each begins in a gradient
   std::unique_ptr<char, void (*)(void*)> memory{nullptr, free}, gradient{nullptr, free};
@@ -260,8 +265,20 @@ template <class T> struct Training {
     const int steps = (settings.rows + settings.batch - 1) / settings.batch * settings.epochs;
     for (int i = 0; i < settings.epochs * settings.rows; ++i)
       order.push_back((i % settings.rows * 7 + 3 + i / settings.rows) % settings.rows);
-    for (int i = 0; i < steps; ++i)
-      for (double one : {0.05, 0.01, 1.0 + 0.1 * i, 0.001}) coefficients.push_back(one);
+    const int steps_of_epoch = steps / settings.epochs;
+    for (int i = 0; i < steps; ++i) {
+      const int epoch = i / steps_of_epoch, first = i % steps_of_epoch * settings.batch;
+      const int end = first + settings.batch < settings.rows ? first + settings.batch : settings.rows;
+      const int64_t* const rows = order.data() + epoch * settings.rows;
+      double total = 0;
+      for (int x = first; x < end; ++x)
+        total += settings.weights ? double(problem.weights[size_t(rows[x])]) : 1.0;
+      for (int x = first; settings.weights && x < end; ++x)
+        weights.push_back(T(double(problem.weights[size_t(rows[x])]) * (end - first) / total));
+      const double l2 = settings.l2 + settings.alpha / total;
+      for (double one : {0.05, 0.01, 1.0 + 0.1 * i, 0.001, l2, 0.0}) coefficients.push_back(one);
+    }
+    if (settings.weights) member.weights = weights.data();
     const bool adam = settings.rule >= 3;
     costs.assign(size_t(steps * settings.shards), 0);
     if (settings.squares) squares.assign(size_t(steps), 0);
@@ -273,15 +290,6 @@ template <class T> struct Training {
     member.block = way.block < settings.batch ? way.block : settings.batch;
     member.in_place = (way.in_place && !settings.bytes) || settings.sparse;
     member.by_inputs = way.by_inputs && !settings.bytes && !settings.sparse;
-    member.alpha = settings.alpha;
-    if (settings.weights) {
-      for (int i = 0; i < settings.epochs * settings.rows; ++i) {
-        if (i % settings.rows % settings.batch == 0) totals.push_back(0);
-        totals.back() += double(problem.weights[size_t(order[size_t(i)])]);
-      }
-      member.weights = problem.weights.data();
-      member.totals = totals.data();
-    }
     member.shards = settings.shards;
     member.first_shard = way.rank * settings.shards / way.ranks;
     member.end_shard = (way.rank + 1) * settings.shards / way.ranks;
@@ -303,7 +311,6 @@ template <class T> struct Training {
     member.clip_value = settings.clip_value;
     member.clip_norm = settings.clip_norm;
     member.l1 = settings.l1;
-    member.l2 = settings.l2;
     member.d1 = adam ? 0.1 : 0.9;
     member.d2 = adam ? 0.001 : 0;
     member.epsilon = adam ? 1e-3 : 0;
@@ -365,9 +372,9 @@ template <class T> uint64_t train_by_epochs(const Settings& settings, const Way&
   for (int i = 0; i < settings.epochs; ++i) {
     demand(backprop_cpu_train(level, &job) == 0, "no threads");
     member.order += settings.rows;
-    member.coefficients += 4 * job.last;
+    member.coefficients += 6 * job.last;
     member.costs += job.last * settings.shards;
-    if (member.totals) member.totals += job.last;
+    if (member.weights) member.weights = static_cast<const T*>(member.weights) + settings.rows;
     if (member.squares) member.squares += job.last;
   }
   return training.hash();
@@ -468,6 +475,14 @@ template <class T> std::vector<Settings> settings_of(const char* group) {
           add([&](Settings& s) {
             s.sizes = {5, 6, n}, s.output = output, s.cost = cost, s.rows = 23, s.scale = 0.8;
           });
+    for (int output : {-1, 0, 5, 8, 10})
+      for (int cost = 4; cost < 13; ++cost)
+        for (int n : {4, 16, 42})
+          if (output != 10 || cost != 12)
+            add([&](Settings& s) {
+              s.sizes = {5, 6, n}, s.output = output, s.cost = cost, s.rows = 23, s.scale = 0.8;
+              s.weights = n == 16;
+            });
     for (uint64_t seed : {2, 3, 4, 5})  // rows whose z are all negative, too
       add([&](Settings& s) {
         s.sizes = {5, 3}, s.output = 10, s.cost = 2, s.rows = 23, s.scale = 2, s.seed = seed;

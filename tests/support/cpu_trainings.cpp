@@ -74,10 +74,10 @@ template <class T> uint64_t run(const Training& training, int threads, int block
       p[layers[l].w_at + i] = T(0);
   int64_t order[ROWS];
   for (int i = 0; i < ROWS; ++i) order[i] = (i * 7) % ROWS;
-  double coefficients[20 * 4], costs[20], squares[20];
+  double coefficients[20 * 6], costs[20], squares[20];
   for (int i = 0; i < steps; ++i) {
-    const double row[4] = {0.05, 0.01, 1.0 + 0.1 * i, 0.001};
-    memcpy(coefficients + 4 * i, row, sizeof(row));
+    const double row[6] = {0.05, 0.01, 1.0 + 0.1 * i, 0.001, training.l2, 0};
+    memcpy(coefficients + 6 * i, row, sizeof(row));
   }
   const bool adam = training.rule >= 3, collapses = (training.output == 0 && training.cost == 1) ||
                     (training.output == 10 && training.cost == 2) ||
@@ -102,7 +102,6 @@ template <class T> uint64_t run(const Training& training, int threads, int block
   member.coefficients = coefficients;
   member.clip_value = INFINITY;
   member.clip_norm = training.clip_norm;
-  member.l2 = training.l2;
   member.d1 = adam ? 0.1 : 0.9;
   member.d2 = adam ? 0.001 : 0;
   member.epsilon = adam ? 1e-3 : 0;
