@@ -56,6 +56,9 @@ class Cost:
         (a, y), both (m, n_L) -> (m, n_L): ∂C_x/∂a_j. The cuda backend calls both with
         CuPy arrays, so write them with operators and NumPy functions; without CuPy, and on
         numba_cuda, a and y are copied to the host for them.
+    curvature : callable, optional
+        (a, y, v), each (m, n_L) -> (m, n_L): ∇²_a C_x v, what Hessians need besides. It is given
+        NumPy's arrays on every backend.
 
     Examples
     --------
@@ -74,20 +77,25 @@ class Cost:
     #: numbers. The quadratic cost's partner is identity, and the book pairs it with sigmoid.
     default_output: str | None = None
     builtin: bool = False
+    _curvature: Callable[[Array, Array, Array], Array] | None = None
 
     def __init__(
         self,
         name: str,
         function: Callable[[Array, Array], Array],
         gradient: Callable[[Array, Array], Array],
+        *,
+        curvature: Callable[[Array, Array, Array], Array] | None = None,
     ) -> None:
         check_name(name)
-        for argument, value in (("function", function), ("gradient", gradient)):
+        given = {"function": function, "gradient": gradient}
+        for argument, value in (given | ({"curvature": curvature} if curvature else {})).items():
             if not callable(value):
                 raise TypeError(f"{argument} of cost {name!r} must be callable, got {value!r}")
         self.name = name
         self.function = function
         self.gradient = gradient
+        self._curvature = curvature
 
     def __repr__(self) -> str:
         return f"<cost {self.name}>"
@@ -144,6 +152,67 @@ class Cost:
         self.evaluate_gradient(a, y, out, scratch[0])
         activation.pull_back(out, z, a, scratch)
 
+    def curvature(self, a: np.ndarray, y: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """∇²_a C_x v, row by row: how ∇_a C_x changes as a does by v.
+
+        A cost of this library defines this, or where C_x = Σ_j c(a_j, y_j) `BuiltinCost.bend`, from
+        which this follows. At a kink it is 0, as beside it.
+
+        Parameters
+        ----------
+        a, y, v : (m, n_L) arrays
+            On the host, of one dtype. a is σ's as it is: it may lie on an end of `domain`.
+
+        Returns
+        -------
+        (m, n_L) array
+            A new one: neither a nor y nor v.
+
+        Raises
+        ------
+        ValueError
+            If the cost has none.
+        """
+        if self._curvature is None:
+            raise ValueError(
+                f"cost {self.name!r} has no curvature ∇²_a C, which this needs: "
+                "give it as Cost(..., curvature=...)"
+            )
+        value = self._curvature(a, y, v)
+        if np.shape(value) != np.shape(a):
+            raise ValueError(
+                f"curvature of cost {self.name!r} must have the shape of a, {np.shape(a)}, "
+                f"got {np.shape(value)}"
+            )
+        return np.array(value, a.dtype)
+
+    def output_tangent(
+        self,
+        z: np.ndarray,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        tangent: np.ndarray,
+    ) -> np.ndarray:
+        """How BP1's δ^L changes as z^L does by `tangent`, of a pair that does not collapse.
+
+        It is (∂²C_x/∂z²) tangent, row by row; all arrays are (m, n_L), on the host. z is a where σ'
+        is computed from a.
+        """
+        scratch = np.empty_like(a), np.empty_like(a)
+        da = tangent.copy()
+        activation.pull_back(da, z, a, scratch)  # ∂a/∂z is symmetric
+        gradient = np.empty_like(a)
+        self.evaluate_gradient(a, y, gradient, scratch[0])
+        out = self.curvature(a, y, da)
+        if activation.elementwise:
+            activation.pull_back(out, z, a, scratch)
+            activation.evaluate_higher(2, z, a, *scratch)
+            return np.asarray(out + scratch[0] * gradient * tangent)
+        means = (gradient * a).sum(axis=1, keepdims=True)  # δ_j = a_j (g_j - Σ_k g_k a_k)
+        changes = (out * a + gradient * da).sum(axis=1, keepdims=True)
+        return np.asarray(da * (gradient - means) + a * (out - changes))
+
 
 class BuiltinCost(Cost):
     """C_x = Σ_j c(a_j, y_j), so that one elementwise map and one sum are the whole cost."""
@@ -181,6 +250,19 @@ class BuiltinCost(Cost):
         """slope ← r · slope / V at ā: δ of σ'(z), q of ā. `inside` is ā; scratch has its shape."""
         raise NotImplementedError
 
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        """slope ← c''(ā) · slope², the quotient first. `inside` is ā; scratch has its shape.
+
+        For C_x = Σ_j c(a_j, y_j). A cost that is no such sum leaves this as it is and overrides
+        `curvature`.
+        """
+        raise NotImplementedError
+
+    def _bends(self) -> bool:
+        return type(self).bend is not BuiltinCost.bend
+
     def output_error(
         self,
         z: np.ndarray,
@@ -201,6 +283,44 @@ class BuiltinCost(Cost):
             np.sum(out, axis=1, keepdims=True, out=term[:, :1])
             np.multiply(inside, term[:, :1], out=inside)
             np.subtract(out, inside, out=out)
+
+    def curvature(self, a: np.ndarray, y: np.ndarray, v: np.ndarray) -> np.ndarray:
+        if not self._bends():
+            return super().curvature(a, y, v)
+        a, y = _rows(a, y)
+        out: np.ndarray = np.ones_like(a)
+        inside = np.empty_like(a)
+        _clip(a, self.interior, inside)
+        self.bend(inside, y, out, np.empty_like(a))
+        return np.asarray(out * v)
+
+    def output_tangent(
+        self,
+        z: np.ndarray,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        tangent: np.ndarray,
+    ) -> np.ndarray:
+        if not self._bends():
+            return super().output_tangent(z, a, y, activation, tangent)
+        inside, term, second, square = (np.empty_like(a) for _ in range(4))
+        _clip(a, self.interior, inside)
+        if activation.elementwise:  # of δ = r σ' / V, at ā
+            activation.evaluate_derivative(z, inside, square, term)
+            self.bend(inside, y, square, term)
+            activation.evaluate_higher(2, z, inside, second, term)
+            self.error(inside, y, second, term)
+            return np.asarray((square + second) * tangent)
+        # Of δ_j = q_j - ā_j Σ_k q_k: what a changes by is ā t.
+        np.copyto(second, inside)
+        self.error(inside, y, second, term)
+        np.copyto(square, inside)
+        self.bend(inside, y, square, term)
+        t = tangent - (inside * tangent).sum(axis=1, keepdims=True)
+        dq = t * (second + square)
+        sums = second.sum(axis=1, keepdims=True), dq.sum(axis=1, keepdims=True)
+        return np.asarray(dq - inside * (t * sums[0] + sums[1]))
 
     def mean(
         self,
@@ -251,6 +371,13 @@ def _clip(a: np.ndarray, interior: tuple[float, float], out: np.ndarray) -> None
     np.clip(a, *_limits(interior, a.dtype), out=out)
 
 
+def _bend_of_logarithm(inside: np.ndarray, y: np.ndarray, slope: np.ndarray) -> None:
+    """slope ← y (slope / ā)², of c = -y ln a."""
+    np.divide(slope, inside, out=slope)
+    np.multiply(slope, slope, out=slope)
+    np.multiply(slope, y, out=slope)
+
+
 class Quadratic(BuiltinCost):
     """C_x = ½ ‖y - a‖²,  ∂C_x/∂a_j = a_j - y_j."""
 
@@ -279,6 +406,11 @@ class Quadratic(BuiltinCost):
         self, z: np.ndarray, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
     ) -> None:
         self.terms(a, y, out, scratch)
+
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.multiply(slope, slope, out=slope)
 
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
@@ -328,6 +460,17 @@ class BinaryCrossEntropy(BuiltinCost):
         np.multiply(y, z, out=scratch)
         np.subtract(out, scratch, out=out)
 
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        # y / ā² + (1 - y) / (1 - ā)²
+        np.subtract(1.0, inside, out=scratch)
+        np.divide(slope, scratch, out=scratch)
+        np.multiply(scratch, scratch, out=scratch)
+        np.multiply(scratch, 1.0 - y, out=scratch)
+        _bend_of_logarithm(inside, y, slope)
+        np.add(slope, scratch, out=slope)
+
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
@@ -361,6 +504,37 @@ class BinaryCrossEntropy(BuiltinCost):
         sums = [np.sum(q, axis=1, keepdims=True, where=which) for which in (True, below)]
         np.multiply(inside, np.where(below, *sums), out=q)
         np.subtract(out, q, out=out)
+
+    def output_tangent(
+        self,
+        z: np.ndarray,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        tangent: np.ndarray,
+    ) -> np.ndarray:
+        if activation.elementwise:
+            return super().output_tangent(z, a, y, activation, tangent)
+        # With p the output above ½, if there is one, r = a_p - y_p and sums over k ≠ p alone:
+        # δ_p = r - a_p Σ q_k, δ_j = q_j - a_j Σ q_k - r a_j / Σ a_k. Nothing here has a pole.
+        inside = np.empty_like(a)
+        _clip(a, (0.0, math.inf), inside)
+        below = ~(inside > 0.5)
+
+        def total(x: np.ndarray, where: np.ndarray) -> np.ndarray:
+            return np.asarray(np.sum(x, axis=1, keepdims=True, where=where))
+
+        da = inside * (tangent - (inside * tangent).sum(axis=1, keepdims=True))
+        np.copyto(da, -total(da, below), where=~below)
+        rest = np.where(below, 1.0 - inside, 1.0)
+        q = (inside - y) / rest
+        dq = da * (1.0 - y) / (rest * rest)
+        sum_q, sum_dq = total(q, below), total(dq, below)
+        r, dr = total(inside - y, ~below), total(da, ~below)
+        share = inside / total(inside, below)
+        turn = tangent - total(share * tangent, below)
+        out = -da * sum_q - inside * sum_dq
+        return np.asarray(out + np.where(below, dq - share * (dr + r * turn), da))
 
 
 class CategoricalCrossEntropy(BuiltinCost):
@@ -396,6 +570,11 @@ class CategoricalCrossEntropy(BuiltinCost):
         np.multiply(out, y, out=out)
         np.negative(out, out=out)
 
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        _bend_of_logarithm(inside, y, slope)
+
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
@@ -426,6 +605,11 @@ class Poisson(BuiltinCost):
     ) -> None:
         np.multiply(y, z, out=out)
         np.subtract(a, out, out=out)
+
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        _bend_of_logarithm(inside, y, slope)
 
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
@@ -477,6 +661,39 @@ def register(cost: Cost) -> Cost:
 def collapses(activation: Activation, cost: Cost) -> bool:
     """Whether BP1 is δ^L = a^L - y for this pair."""
     return activation.builtin and cost.builtin and cost.partner == activation.name
+
+
+def output_tangent(
+    z: np.ndarray | None,
+    a: np.ndarray,
+    y: np.ndarray,
+    activation: Activation,
+    cost: Cost,
+    tangent: np.ndarray,
+) -> np.ndarray:
+    """R{δ^L} of R{z^L} = tangent: how BP1's δ^L changes as z^L does (Pearlmutter 1994, section 3).
+
+    Parameters
+    ----------
+    z, a, y, tangent : (m, n_L) arrays
+        On the host; z may be None where σ' is computed from a.
+
+    Returns
+    -------
+    (m, n_L) array
+        (∂²C_x/∂z²) tangent of every sample; where the pair collapses R{a^L}.
+
+    Raises
+    ------
+    ValueError
+        If σ has no second derivative, or C no curvature.
+    """
+    z = a if z is None else z
+    if not collapses(activation, cost):
+        return cost.output_tangent(z, a, y, activation, tangent)
+    out = tangent.copy()
+    activation.pull_back(out, z, a, (np.empty_like(a), np.empty_like(a)))
+    return out
 
 
 def check_pair(activation: Activation, cost: Cost) -> None:

@@ -24,6 +24,7 @@ from .communicators import ALONE, Communicator
 from .costs import Cost
 from .engines import Engine
 from .engines.compiled_passes import CompiledPasses
+from .engines.derivatives import Derivatives
 from .engines.passes import Passes, Reader
 from .parameters import Layout, Parameters
 from .planning import Choice, Device, Plan, Run, fusion
@@ -258,6 +259,11 @@ class Model:
     def passes(self) -> Reader:
         """Forward and backward passes over arrays of the host: several threads may read at once."""
         return self.compiled or Passes(self.backend.fork(), self.sizes, self.activations, self.cost)
+
+    def derivatives(self) -> Derivatives:
+        """Derivatives beyond the mean gradient: for one use."""
+        described = self.backend.fork(), self.sizes, self.activations, self.cost
+        return Derivatives(Passes(*described))
 
     @cached_property
     def compiled(self) -> CompiledPasses | None:

@@ -169,6 +169,56 @@ class NumpyBackend:
     ) -> float:
         return cost.mean(z, a, y, activation, self.scratch(a.shape))
 
+    def slopes(
+        self,
+        z: np.ndarray | None,
+        a: np.ndarray,
+        activation: Activation,
+        outs: Sequence[np.ndarray],
+    ) -> None:
+        z, scratch = a if z is None else z, self.scratch(a.shape)[0]
+        activation.evaluate_derivative(z, a, outs[0], scratch)
+        for order, out in enumerate(outs[1:], start=2):
+            activation.evaluate_higher(order, z, a, out, scratch)
+
+    def tangent(
+        self,
+        slope: np.ndarray,
+        t: np.ndarray,
+        more: np.ndarray | None,
+        out: np.ndarray,
+        bend: np.ndarray | None = None,
+        error: np.ndarray | None = None,
+    ) -> None:
+        if more is not None:
+            np.add(t, more, out=t)
+        np.multiply(slope, t, out=out)
+        if bend is not None:
+            term = self.scratch(out.shape)[0]
+            np.multiply(bend, np.asarray(error), out=term)
+            np.add(out, term, out=out)
+
+    def directions(self, slopes: Sequence[np.ndarray], u: np.ndarray, out: np.ndarray) -> None:
+        first, *second = slopes
+        squares = [_squares(u) * s for s in second]
+        np.multiply(u, first[:, None], out=out)
+        for term in squares:
+            out[:, -1] += term
+
+    def directions_error(
+        self, slopes: Sequence[np.ndarray], u: np.ndarray, out: np.ndarray, error: np.ndarray
+    ) -> None:
+        first, second, third = slopes
+        of_sum = out[:, -1].copy()
+        np.multiply(error, first, out=error)
+        error += second * np.einsum("xkj,xkj->xj", out, np.broadcast_to(u, out.shape))
+        error += third * of_sum * _squares(u)
+        np.multiply(out, first[:, None], out=out)
+        out[:, :-1] += u[:, :-1] * (2.0 * second * of_sum)[:, None]
+
+    def row_norms(self, x: np.ndarray, out: np.ndarray) -> None:
+        np.sqrt(np.einsum("xj,xj->x", x, x, dtype=np.float64), out=out, casting="same_kind")
+
     def epoch(self, rows: int, batch: int) -> NumpyEpoch:
         return NumpyEpoch(rows, batch)
 
@@ -211,6 +261,11 @@ class NumpyBackend:
     def repeat(self, step: Callable[[], None], times: int, captured: bool = True) -> None:
         for _ in range(times):
             step()
+
+
+def _squares(u: np.ndarray) -> np.ndarray:
+    """Σ_k u_k² over all but the last."""
+    return np.asarray(np.einsum("xkj,xkj->xj", u[:, :-1], u[:, :-1]))
 
 
 def clip(g: np.ndarray, optimizer: Optimizer) -> None:
