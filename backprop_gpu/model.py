@@ -261,9 +261,8 @@ class Model:
         return self.compiled or Passes(self.backend.fork(), self.sizes, self.activations, self.cost)
 
     def derivatives(self) -> Derivatives:
-        """Derivatives beyond the mean gradient: for one use."""
-        described = self.backend.fork(), self.sizes, self.activations, self.cost
-        return Derivatives(Passes(*described))
+        """Derivatives beyond the mean gradient: several threads may ask for them at once."""
+        return Derivatives(self.backend, self.sizes, self.activations, self.cost)
 
     @cached_property
     def compiled(self) -> CompiledPasses | None:

@@ -508,7 +508,7 @@ class Network:
             If a σ of your own has no second derivative, naming it. σ'' of relu and leaky_relu is 0.
         """
         X = validation.inputs(X, self.sizes[0], self.dtype)
-        return self.model.derivatives().laplacian(self.parameters, X)[1]
+        return self.model.derivatives().laplacian(self.parameters, X)
 
     def laplacian_gradients(
         self, X: Any, loss: Loss

@@ -156,7 +156,7 @@ class Backend(Protocol):
         """
 
     def row_norms(self, x: Array, out: Array) -> None:
-        """out = ‖x_i‖ of every row i, (m,), summed in float64."""
+        """out = ‖x_i‖ of every row i, (m,), also where a square is no normal number."""
 
     # one step of an epoch
     def epoch(self, rows: int, batch: int) -> Epoch: ...

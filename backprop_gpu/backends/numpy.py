@@ -217,7 +217,15 @@ class NumpyBackend:
         out[:, :-1] += u[:, :-1] * (2.0 * second * of_sum)[:, None]
 
     def row_norms(self, x: np.ndarray, out: np.ndarray) -> None:
-        np.sqrt(np.einsum("xj,xj->x", x, x, dtype=np.float64), out=out, casting="same_kind")
+        squares = np.einsum("xj,xj->x", x, x)
+        info = np.finfo(x.dtype)
+        rare = ~((squares > info.tiny / info.eps) & (squares < np.inf))
+        np.sqrt(squares, out=out)
+        if rare.any():  # a square may have become 0 or infinite
+            rows = x[rare]
+            largest = np.abs(rows).max(axis=1, keepdims=True)
+            rows /= np.where(largest > 0, largest, 1.0)
+            out[rare] = largest[:, 0] * np.sqrt(np.einsum("xj,xj->x", rows, rows))
 
     def epoch(self, rows: int, batch: int) -> NumpyEpoch:
         return NumpyEpoch(rows, batch)

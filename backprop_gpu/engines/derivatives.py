@@ -7,14 +7,17 @@ and of softmax, is NumPy's on every backend: it is (m, n_L), and so stands in on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
-from .. import activations, costs, planning
+from .. import activations, costs, planning, threads
+from ..activations import Activation
+from ..backends.base import Backend
+from ..costs import Cost
 from ..parameters import Parameters
-from .passes import Batch, Passes, quiet
+from .passes import Passes, quiet
 
 Array = Any
 #: ∂/∂w[l] and ∂/∂b[l] of layers 1 … L, on the host.
@@ -23,38 +26,48 @@ Gradients = list[tuple[np.ndarray, np.ndarray]]
 Loss = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray, np.ndarray]]
 
 _IDENTITY = activations.get("identity")
+_Result = TypeVar("_Result")
 
 
 class Derivatives:
-    """Derivatives of networks of one shape. For one use, and for one thread.
+    """Derivatives of networks of one shape. X and Y are arrays of the host, and so are results.
 
-    X and Y are arrays of the host, and so are results.
+    Rows are taken some at a time; on the CPU every core has some of its own, and how many cores
+    there are changes no bit.
 
     Parameters
     ----------
-    passes : Passes
-        On a fork, which nothing else uses.
+    backend : Backend
+        Work is done on forks of it.
+    sizes, activations, cost
+        As in `base.Engine`.
     """
 
-    def __init__(self, passes: Passes) -> None:
-        self._passes, self._backend = passes, passes.backend
-        self._sizes, self._sigmas, self._cost = passes.sizes, passes.activations, passes.cost
-        self._depth = len(self._sigmas)
-        self._zeros = {n: self._backend.zeros((n,)) for n in self._sizes}
+    def __init__(
+        self,
+        backend: Backend,
+        sizes: tuple[int, ...],
+        activations: tuple[Activation, ...],
+        cost: Cost,
+    ) -> None:
+        self._described = backend, sizes, activations, cost
+        self._backend, self._sizes, self._sigmas = backend, sizes, activations
+        self._depth = len(activations)
 
     # -- of inputs ------------------------------------------------------------------
 
-    @quiet
     def input_gradients(self, parameters: Parameters, X: np.ndarray, Y: np.ndarray) -> np.ndarray:
         """∂C_x/∂x = w^1ᵀ δ^1 of every sample, (m, n_0)."""
         out = np.empty_like(X)
-        for rows, batch in self._chunks(parameters, X, Y):
-            self._errors(parameters, batch)
-            found = self._back(batch.delta[1], parameters.weights[0])
-            out[rows] = self._backend.to_numpy(found)
+
+        def work(rows: slice, piece: _Piece) -> None:
+            piece.find_errors()
+            found = piece.back(piece.batch.delta[1], parameters.weights[0])
+            out[rows] = piece.backend.to_numpy(found)
+
+        self._each(work, parameters, X, Y)
         return out
 
-    @quiet
     def jacobian(
         self, parameters: Parameters, X: np.ndarray, output: int | None = None
     ) -> np.ndarray:
@@ -64,299 +77,360 @@ class Derivatives:
             seeds = seeds[output : output + 1]
         out = np.empty((len(X), len(seeds), self._sizes[0]), X.dtype)
         mode = planning.jacobian_mode(self._sizes, len(seeds))
-        count = self._sizes[0] if mode == "forward" else len(seeds)
-        for rows, batch in self._chunks(parameters, X, directions=count):
-            if mode == "forward":
-                found = np.moveaxis(self._directions(parameters, batch, 1)[-1], 1, 2)
-                out[rows] = found if output is None else found[:, [output]]
-            else:
-                out[rows] = self._reverse(parameters, batch, seeds)
-        return out
 
-    def _reverse(self, parameters: Parameters, batch: Batch, seeds: np.ndarray) -> np.ndarray:
-        """Rows `seeds`, (K, n_L), of ∂a^L back to the inputs: (m, K, n_0)."""
-        m, count = batch.rows, len(seeds)
-        if self._sigmas[-1].elementwise:
-            u = self._backend.empty((m, count, self._sizes[-1]))
-            given = self._backend.asarray(seeds[None])
-            self._backend.directions(self._slopes(batch, self._depth, 1), given, u)
+        def forward(rows: slice, piece: _Piece) -> None:
+            found = np.moveaxis(piece.find_directions(1), 1, 2)
+            out[rows] = found if output is None else found[:, [output]]
+
+        def reverse(rows: slice, piece: _Piece) -> None:
+            out[rows] = piece.jacobian_rows(seeds)
+
+        if mode == "forward":
+            self._each(forward, parameters, X, directions=self._sizes[0])
         else:
-            a = self._backend.to_numpy(batch.a[-1])[:, None]
-            chosen = (a * seeds).sum(axis=2, keepdims=True)
-            u = self._backend.asarray(chosen * (seeds - a))
-        for l in range(self._depth, 0, -1):
-            u = self._back(u, parameters.weights[l - 1])
-            if l > 1:
-                self._backend.directions(self._slopes(batch, l - 1, 1), u, u)
-        return self._backend.to_numpy(u)
+            self._each(reverse, parameters, X, directions=len(seeds))
+        return out
 
     # -- of samples -----------------------------------------------------------------
 
-    @quiet
     def per_sample(self, parameters: Parameters, X: np.ndarray, Y: np.ndarray) -> Gradients:
         """δ_j a'_k and δ_j of every sample and layer: (m, n_l, n_{l-1}) and (m, n_l)."""
-        shapes = parameters.layout.weight_shapes
         out = [
             (np.empty((len(X), *shape), X.dtype), np.empty((len(X), shape[0]), X.dtype))
-            for shape in shapes
+            for shape in parameters.layout.weight_shapes
         ]
-        for rows, batch in self._chunks(parameters, X, Y):
-            self._errors(parameters, batch)
+
+        def work(rows: slice, piece: _Piece) -> None:
+            piece.find_errors()
             for l, (w, b) in enumerate(out, start=1):
-                b[rows] = self._backend.to_numpy(batch.delta[l])
-                a = self._backend.to_numpy(batch.a[l - 1])
+                b[rows] = piece.backend.to_numpy(piece.batch.delta[l])
+                a = piece.backend.to_numpy(piece.batch.a[l - 1])
                 np.multiply(b[rows][:, :, None], a[:, None], out=w[rows])
+
+        self._each(work, parameters, X, Y)
         return out
 
-    @quiet
     def norms(
         self, parameters: Parameters, X: np.ndarray, Y: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """‖δ^l‖ and ‖a^{l-1}‖ of every sample and layer, (m, L) each."""
-        found = np.empty((2, self._depth, len(X)), X.dtype)
-        for rows, batch in self._chunks(parameters, X, Y):
-            self._errors(parameters, batch)
-            norms = self._backend.empty((batch.rows,))
-            for which, arrays in enumerate((batch.delta[1:], batch.a[:-1])):
+        found = np.empty((2, len(X), self._depth), X.dtype)
+
+        def work(rows: slice, piece: _Piece) -> None:
+            piece.find_errors()
+            norms = piece.backend.empty((piece.batch.rows,))
+            for which, arrays in enumerate((piece.batch.delta[1:], piece.batch.a[:-1])):
                 for l, array in enumerate(arrays):
-                    self._backend.row_norms(array, norms)
-                    found[which, l, rows] = self._backend.to_numpy(norms)
-        return found[0].T, found[1].T
+                    piece.backend.row_norms(array, norms)
+                    found[which, rows, l] = piece.backend.to_numpy(norms)
+
+        self._each(work, parameters, X, Y)
+        return found[0], found[1]
 
     # -- of second order ------------------------------------------------------------
 
-    def _check_order(self, order: int) -> None:
-        for sigma in self._sigmas:
-            sigma.check_order(order)
-
-    @quiet
     def hessian_vector_product(
         self, parameters: Parameters, X: np.ndarray, Y: np.ndarray, v: np.ndarray
     ) -> Gradients:
-        """H v of the mean cost, by Pearlmutter's R{·}; v as a flat array in the layout's order.
+        """H v of the mean cost; v is a flat array of the layout.
 
-        R{z^l} = w^l R{a'} + v_w a' + v_b;  R{a^l} = σ' ⊙ R{z^l}
-        R{δ^l} = σ' ⊙ (wᵀ R{δ} + v_wᵀ δ) + σ'' ⊙ R{z^l} ⊙ wᵀ δ
-        R{∂C/∂w} = R{δ} a'ᵀ + δ R{a'}ᵀ,  R{∂C/∂b} = R{δ}
+        Raises
+        ------
+        ValueError
+            If a σ has no second derivative or C no curvature.
         """
         self._check_order(2)
-        total = np.zeros(parameters.layout.length)
         direction = Parameters(parameters.layout, self._backend.asarray(v))
-        for _, batch in self._chunks(parameters, X, Y, chunk=planning.CHUNK_ROWS):
-            share = batch.rows / len(X)
-            for part in self._second_order(parameters, direction, batch):
-                total += share * self._backend.to_numpy(part.flat).astype(np.float64)
-        weights, biases = parameters.layout.views(total.astype(X.dtype))
-        return list(zip(weights, biases, strict=True))
 
-    def _second_order(
-        self, parameters: Parameters, v: Parameters, batch: Batch
-    ) -> tuple[Parameters, Parameters]:
-        """Two parts whose sum is H v of a batch: means of R{δ} a' and R{δ}, and of δ R{a'}."""
-        backend, m = self._backend, batch.rows
-        slopes: list[Any] = [None]
-        dz: list[Array] = [None]
-        da: list[Array] = [None]
-        for l in range(1, self._depth + 1):
-            rz = self._ahead(batch.a[l - 1], v.weights[l - 1], v.biases[l - 1])
-            more = None if l == 1 else self._ahead(da[-1], parameters.weights[l - 1])
-            ra = backend.empty(rz.shape)
-            # Of the last layer nobody asks for R{a}: the sum alone is wanted.
-            slopes.append(self._slopes(batch, l, 2) if l < self._depth else (batch.a[l],))
-            backend.tangent(slopes[l][0], rz, more, ra)
-            dz.append(rz)
-            da.append(ra)
+        def work(rows: slice, piece: _Piece) -> np.ndarray:
+            found = piece.hessian_vector_product(direction)
+            found *= (rows.stop - rows.start) / len(X)
+            return found
 
-        backend.output_error(
-            batch.z[-1], batch.a[-1], batch.y, self._sigmas[-1], self._cost, batch.delta[-1]
-        )
-        z = None if batch.z[-1] is None else backend.to_numpy(batch.z[-1])
-        a, y, tangent = map(backend.to_numpy, (batch.a[-1], batch.y, dz[-1]))
-        found = costs.output_tangent(z, a, y, self._sigmas[-1], self._cost, tangent)
-        d_delta = backend.asarray(found)
+        # 4 passes' memory a row: z, a, and how they change.
+        parts = self._each(work, parameters, X, Y, directions=4)
+        return self._gradients(parameters, parts, X.dtype)
 
-        first, second = (self._passes.zeros_like(parameters) for _ in range(2))
-        for l in range(self._depth, 0, -1):
-            delta, w = batch.delta[l], parameters.weights[l - 1]
-            backend.weight_gradient(
-                d_delta, batch.a[l - 1], first.weights[l - 1], first.biases[l - 1]
-            )
-            if l == 1:
-                break
-            backend.weight_gradient(delta, da[l - 1], second.weights[l - 1])
-            error, more = self._back(delta, w), self._back(delta, v.weights[l - 1])
-            t, out = self._back(d_delta, w), backend.empty((m, self._sizes[l - 1]))
-            slope, bend = slopes[l - 1]
-            backend.hadamard(bend, dz[l - 1], dz[l - 1])
-            backend.tangent(slope, t, more, out, dz[l - 1], error)
-            backend.hadamard(slope, error, batch.delta[l - 1])
-            d_delta = out
-        return first, second
-
-    @quiet
-    def laplacian(self, parameters: Parameters, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """a^L and Σ_k ∂²a^L_j/∂x_k² of every sample, (m, n_L) each."""
+    def laplacian(self, parameters: Parameters, X: np.ndarray) -> np.ndarray:
+        """Σ_k ∂²a^L_j/∂x_k² of every sample, (m, n_L)."""
         self._check_order(2)
-        outputs, sums = (np.empty((len(X), self._sizes[-1]), X.dtype) for _ in range(2))
-        for rows, batch in self._chunks(parameters, X, directions=self._sizes[0] + 1):
-            sums[rows] = self._directions(parameters, batch, 2)[-1][:, -1]
-            outputs[rows] = self._backend.to_numpy(batch.a[-1])
-        return outputs, sums
+        out = np.empty((len(X), self._sizes[-1]), X.dtype)
 
-    @quiet
+        def work(rows: slice, piece: _Piece) -> None:
+            out[rows] = piece.find_directions(2)[:, -1]
+
+        self._each(work, parameters, X, directions=self._sizes[0] + 1)
+        return out
+
     def laplacian_gradients(
         self, parameters: Parameters, X: np.ndarray, loss: Loss
     ) -> tuple[float, Gradients]:
-        """L of a^L and of their Laplacians, and its gradients; (a, s) all rows'.
-
-        Backpropagation through `laplacian`: with u_k = ∂z/∂x_k, and t_k, s̄ and ā for ∂L/∂(∂a/∂x_k),
-        ∂L/∂s and ∂L/∂a of a layer,
-            ∂L/∂z = σ' ā + σ'' (Σ_k t_k u_k + s̄ Σ_k ∂²z/∂x_k²) + σ''' s̄ Σ_k u_k².
-        """
+        """L of all rows' a^L and their Laplacians, and its gradients."""
         self._check_order(3)
         if not self._sigmas[-1].elementwise:
             raise ValueError("gradients of a Laplacian need an elementwise output, not softmax")
-        backend, layout = self._backend, parameters.layout
-        ((_, batch),) = self._chunks(parameters, X, chunk=len(X))
-        slopes: list[Any] = []
-        before: list[Array] = []
-        outputs = backend.to_numpy(batch.a[-1])
-        after = self._directions(parameters, batch, 3, slopes, before)
-        value, *found = loss(outputs, after[-1][:, -1])
+        outputs, sums = (np.empty((len(X), self._sizes[-1]), X.dtype) for _ in range(2))
+
+        def there(rows: slice, piece: _Piece) -> _Piece:
+            sums[rows] = piece.find_directions(3)[:, -1]
+            outputs[rows] = piece.backend.to_numpy(piece.batch.a[-1])
+            return piece
+
+        pieces = self._each(there, parameters, X, directions=self._sizes[0] + 1)
+        value, *found = loss(outputs, sums)
+        value = float(value)
         of_outputs, of_sums = (np.asarray(array, X.dtype) for array in found)
         for array in (of_outputs, of_sums):
             if array.shape != outputs.shape:
                 raise ValueError(
                     f"loss must give derivatives of shape {outputs.shape}, got {array.shape}"
                 )
-        out = np.zeros_like(after[-1])
-        out[:, -1] = of_sums
-        error, u = backend.asarray(of_outputs), backend.asarray(out)
+        ends = np.cumsum([piece.batch.rows for piece in pieces])
 
-        first, second = (self._passes.zeros_like(parameters) for _ in range(2))
-        for l in range(self._depth, 0, -1):
-            backend.directions_error(slopes[l - 1], before[l - 1], u, error)
-            w, flat = parameters.weights[l - 1], u.reshape(-1, self._sizes[l])
-            backend.weight_gradient(
-                error, batch.a[l - 1], first.weights[l - 1], first.biases[l - 1]
-            )
-            if l == 1:  # whose directions are w itself
-                break
-            inputs = after[l - 2].reshape(-1, self._sizes[l - 1])
-            backend.weight_gradient(flat, inputs, second.weights[l - 1])
-            error, u = self._back(error, w), self._back(u, w)
-        total = batch.rows * backend.to_numpy(first.flat).astype(np.float64)
-        total += batch.rows * (self._sizes[0] + 1) * backend.to_numpy(second.flat)
-        weights, biases = layout.views(total.astype(X.dtype))
-        weights[0][...] += backend.to_numpy(u).sum(axis=0)[:-1].T
-        return value, list(zip(weights, biases, strict=True))
+        def back(at: int) -> np.ndarray:
+            rows = slice(ends[at] - pieces[at].batch.rows, ends[at])
+            return pieces[at].laplacian_gradients(of_outputs[rows], of_sums[rows])
 
-    def _directions(
+        parts = self._on_all_cores(back, range(len(pieces)))
+        return value, self._gradients(parameters, parts, X.dtype)
+
+    def _check_order(self, order: int) -> None:
+        for sigma in self._sigmas:
+            sigma.check_order(order)
+
+    @staticmethod
+    def _gradients(parameters: Parameters, parts: list[np.ndarray], dtype: Any) -> Gradients:
+        """The sum of flat arrays."""
+        total = parts[0]
+        for part in parts[1:]:
+            total += part
+        return list(zip(*parameters.layout.views(total.astype(dtype)), strict=True))
+
+    # -- some rows at a time ----------------------------------------------------------
+
+    def _each(
         self,
-        parameters: Parameters,
-        batch: Batch,
-        order: int,
-        slopes: list[Any] | None = None,
-        before: list[Array] | None = None,
-    ) -> list[Array]:
-        """∂a^l/∂x_k of layers 1 … L, (m, K, n_l), the last on the host.
-
-        From order 2 on Σ_k ∂²a^l/∂x_k² stands after them. Lists that are given get `slopes`, and
-        the same of z, `before`.
-        """
-        backend, n_inputs = self._backend, self._sizes[0]
-        eye = np.eye(n_inputs + (order > 1), n_inputs, dtype=backend.dtype)
-        u: Array = backend.asarray(eye[None])
-        found: list[Array] = []
-        for l, sigma in enumerate(self._sigmas, start=1):
-            u = self._ahead(u, parameters.weights[l - 1])
-            if not sigma.elementwise:
-                a = backend.to_numpy(batch.a[-1])
-                host = np.broadcast_to(backend.to_numpy(u), (len(a), *u.shape[1:]))
-                found.append(_softmax_directions(a, host, order > 1))
-                break
-            found_slopes = self._slopes(batch, l, order)
-            keep = before is not None or l == 1
-            out = backend.empty((batch.rows, *u.shape[1:])) if keep else u
-            backend.directions(found_slopes[:2], u, out)
-            if before is not None and slopes is not None:
-                before.append(u)
-                slopes.append(found_slopes)
-            u = out
-            found.append(u)
-        else:
-            found[-1] = backend.to_numpy(found[-1])
-        return found
-
-    # -- parts ----------------------------------------------------------------------
-
-    def _chunks(
-        self,
+        work: Callable[[slice, _Piece], _Result],
         parameters: Parameters,
         X: np.ndarray,
         Y: np.ndarray | None = None,
         *,
         directions: int = 1,
-        chunk: int | None = None,
-    ) -> Iterator[tuple[slice, Batch]]:
-        """Rows and their forward pass, as many at a time as `directions` of each allow."""
-        if chunk is None:
-            device = self._backend.name != "numpy"
-            itemsize = self._backend.dtype.itemsize
-            chunk = planning.rows_at_a_time(self._sizes, directions, itemsize, device)
-        batch: Batch | None = None
-        for start in range(0, len(X), chunk):
-            rows = slice(start, min(start + chunk, len(X)))
-            if batch is None or batch.rows != rows.stop - start:
-                batch = self._passes.batch(rows.stop - start, errors=Y is not None)
-            self._backend.copy(self._backend.asarray(X[rows]), batch.a[0])
-            if Y is not None:
-                self._backend.copy(self._backend.asarray(Y[rows]), batch.y)
-            self._passes.forward(parameters, batch)
-            yield rows, batch
+    ) -> list[_Result]:
+        """What `work` makes of each piece, in order; `directions` of a sample lie in memory."""
+        on_device = self._backend.name != "numpy"
+        itemsize = self._backend.dtype.itemsize
+        count = planning.rows_at_a_time(self._sizes, directions, itemsize, on_device)
 
-    def _errors(self, parameters: Parameters, batch: Batch) -> None:
-        """δ of layers L … 1 (BP1, BP2)."""
-        a, z, delta = batch.a, batch.z, batch.delta
-        backend = self._backend
-        backend.output_error(z[-1], a[-1], batch.y, self._sigmas[-1], self._cost, delta[-1])
-        for l in range(self._depth - 1, 0, -1):
-            backend.hidden_error(
-                parameters.weights[l], delta[l + 1], z[l], a[l], self._sigmas[l - 1], delta[l]
-            )
+        def of(start: int) -> _Result:
+            rows = slice(start, min(start + count, len(X)))
+            y = None if Y is None else Y[rows]
+            return work(rows, _Piece(self._described, parameters, X[rows], y))
 
-    def _slopes(self, batch: Batch, l: int, order: int) -> tuple[Array, ...]:
-        """σ', σ'' … up to an order, of layer l."""
-        outs = tuple(self._backend.empty(batch.a[l].shape) for _ in range(order))
-        self._backend.slopes(batch.z[l], batch.a[l], self._sigmas[l - 1], outs)
-        return outs
+        return self._on_all_cores(of, range(0, len(X), count))
 
-    def _ahead(self, u: Array, w: Array, b: Array | None = None) -> Array:
+    def _on_all_cores(self, work: Callable[[int], _Result], numbers: range) -> list[_Result]:
+        if self._backend.name != "numpy":
+            return [quiet(work)(number) for number in numbers]
+        with threads.one_blas_thread:  # its other threads would wait for these
+            return threads.shared_out(quiet(work), numbers)
+
+
+class _Piece:
+    """Some rows' forward pass on a fork of a backend, and what is made of it. For one thread."""
+
+    def __init__(
+        self,
+        described: tuple[Backend, tuple[int, ...], tuple[Activation, ...], Cost],
+        parameters: Parameters,
+        x: np.ndarray,
+        y: np.ndarray | None,
+    ) -> None:
+        backend, self.sizes, self.sigmas, self.cost = described
+        self.backend, self.parameters = backend.fork(), parameters
+        self.depth = len(self.sigmas)
+        passes = Passes(self.backend, self.sizes, self.sigmas, self.cost)
+        self.batch = batch = passes.batch(len(x), errors=y is not None)
+        batch.a[0] = self.backend.asarray(x)
+        if y is not None:
+            batch.y = self.backend.asarray(y)
+        passes.forward(parameters, batch)
+        self._zeros: dict[int, Array] = {}
+        #: Of layers 1 … L, where the way back needs them: σ', σ'' …, and directions of z and a.
+        self._kept: list[tuple[tuple[Array, ...], Array, Array]] = []
+
+    # -- products ---------------------------------------------------------------------
+
+    def ahead(self, u: Array, w: Array, b: Array | None = None) -> Array:
         """u wᵀ + b, for u (…, n_{l-1})."""
         n, k = w.shape
-        out = self._backend.empty((*u.shape[:-1], n))
-        b = self._zeros[n] if b is None else b
+        if b is None:
+            b = self._zeros.get(n)
+        if b is None:
+            b = self._zeros[n] = self.backend.zeros((n,))
+        out = self.backend.empty((*u.shape[:-1], n))
         flat = out.reshape(-1, n)
-        self._backend.forward(w, b, u.reshape(-1, k), _IDENTITY, None, flat)
+        self.backend.forward(w, b, u.reshape(-1, k), _IDENTITY, None, flat)
         return out
 
-    def _back(self, u: Array, w: Array) -> Array:
+    def back(self, u: Array, w: Array) -> Array:
         """u w, for u (…, n_l)."""
         n, k = w.shape
-        out = self._backend.empty((*u.shape[:-1], k))
+        out = self.backend.empty((*u.shape[:-1], k))
         flat = out.reshape(-1, k)
-        self._backend.hidden_error(w, u.reshape(-1, n), None, flat, _IDENTITY, flat)
+        self.backend.hidden_error(w, u.reshape(-1, n), None, flat, _IDENTITY, flat)
         return out
+
+    def slopes(self, l: int, order: int) -> tuple[Array, ...]:
+        """σ', σ'' … up to an order, of layer l."""
+        batch = self.batch
+        outs = tuple(self.backend.empty(batch.a[l].shape) for _ in range(order))
+        self.backend.slopes(batch.z[l], batch.a[l], self.sigmas[l - 1], outs)
+        return outs
+
+    # -- first derivatives ------------------------------------------------------------
+
+    def find_errors(self) -> None:
+        """δ of layers L … 1 (BP1, BP2)."""
+        a, z, delta = self.batch.a, self.batch.z, self.batch.delta
+        self._find_output_error()
+        for l in range(self.depth - 1, 0, -1):
+            w = self.parameters.weights[l]
+            self.backend.hidden_error(w, delta[l + 1], z[l], a[l], self.sigmas[l - 1], delta[l])
+
+    def _find_output_error(self) -> None:
+        a, z, delta = self.batch.a, self.batch.z, self.batch.delta
+        sigma = self.sigmas[-1]
+        self.backend.output_error(z[-1], a[-1], self.batch.y, sigma, self.cost, delta[-1])
+
+    def jacobian_rows(self, seeds: np.ndarray) -> np.ndarray:
+        """The rows of ∂a^L/∂x that `seeds` (K, n_L) choose, by going back: (m, K, n_0)."""
+        m, (count, n) = self.batch.rows, seeds.shape
+        if self.sigmas[-1].elementwise:
+            u = self.backend.empty((m, count, n))
+            slopes = self.slopes(self.depth, 1)
+            self.backend.directions(slopes, self.backend.asarray(seeds[None]), u)
+        else:
+            a = self.backend.to_numpy(self.batch.a[-1])[:, None]
+            u = self.backend.asarray((a * seeds).sum(axis=2, keepdims=True) * (seeds - a))
+        for l in range(self.depth, 0, -1):
+            u = self.back(u, self.parameters.weights[l - 1])
+            if l > 1:
+                self.backend.directions(self.slopes(l - 1, 1), u, u)
+        return self.backend.to_numpy(u)
+
+    def find_directions(self, order: int) -> np.ndarray:
+        """∂a^L/∂x_k, (m, n_0, n_L), and from order 2 on Σ_k ∂²a^L/∂x_k² after them, on the host.
+
+        u_k = ∂z/∂x_k = w ∂a'/∂x_k;  ∂a/∂x_k = σ' u_k;  Σ_k ∂²a/∂x_k² = σ' w Σ_k ∂²a'/∂x_k² +
+        σ'' Σ_k u_k². With order 3 all layers' are kept.
+        """
+        backend, n_inputs = self.backend, self.sizes[0]
+        seeds = np.eye(n_inputs + (order > 1), n_inputs, dtype=backend.dtype)
+        u: Array = backend.asarray(seeds[None])  # every sample's: so is the first layer's
+        for l, sigma in enumerate(self.sigmas, start=1):
+            u = self.ahead(u, self.parameters.weights[l - 1])
+            if not sigma.elementwise:
+                a, host = backend.to_numpy(self.batch.a[-1]), backend.to_numpy(u)
+                return _softmax_directions(a, host, order > 1)
+            slopes = self.slopes(l, order)
+            out = u
+            if order > 2 or l == 1:
+                out = backend.empty((self.batch.rows, *u.shape[1:]))
+            backend.directions(slopes[:2], u, out)
+            if order > 2:
+                self._kept.append((slopes, u, out))
+            u = out
+        return backend.to_numpy(u)
+
+    # -- second derivatives -----------------------------------------------------------
+
+    def hessian_vector_product(self, v: Parameters) -> np.ndarray:
+        """H v of these rows' mean cost, flat, in float64 on the host (Pearlmutter 1994).
+
+        R{z^l} = w^l R{a'} + v_w a' + v_b;  R{a^l} = σ' ⊙ R{z^l}
+        R{δ^l} = σ' ⊙ (wᵀ R{δ} + v_wᵀ δ) + σ'' ⊙ R{z^l} ⊙ wᵀ δ
+        R{∂C/∂w} = R{δ} a'ᵀ + δ R{a'}ᵀ,  R{∂C/∂b} = R{δ}
+        """
+        backend, batch = self.backend, self.batch
+        slopes: list[Any] = [None]
+        dz: list[Array] = [None]
+        da: list[Array] = [None]
+        for l in range(1, self.depth + 1):
+            changed = self.ahead(batch.a[l - 1], v.weights[l - 1], v.biases[l - 1])
+            more = None if l == 1 else self.ahead(da[-1], self.parameters.weights[l - 1])
+            # Of the last layer nobody asks for R{a}: the sum alone is wanted.
+            slopes.append(self.slopes(l, 2) if l < self.depth else (batch.a[l],))
+            da.append(backend.empty(changed.shape))
+            backend.tangent(slopes[l][0], changed, more, da[l])
+            dz.append(changed)
+
+        self._find_output_error()
+        z = None if batch.z[-1] is None else backend.to_numpy(batch.z[-1])
+        a, y, tangent = map(backend.to_numpy, (batch.a[-1], batch.y, dz[-1]))
+        d_delta = backend.asarray(
+            costs.output_tangent(z, a, y, self.sigmas[-1], self.cost, tangent)
+        )
+        first, second = self._zero_gradients(), self._zero_gradients()
+        for l in range(self.depth, 0, -1):
+            delta, w = batch.delta[l], self.parameters.weights[l - 1]
+            inputs, biases = batch.a[l - 1], first.biases[l - 1]
+            backend.weight_gradient(d_delta, inputs, first.weights[l - 1], biases)
+            if l == 1:
+                break
+            backend.weight_gradient(delta, da[l - 1], second.weights[l - 1])
+            error, more = self.back(delta, w), self.back(delta, v.weights[l - 1])
+            changed, (slope, bend) = self.back(d_delta, w), slopes[l - 1]
+            d_delta = backend.empty(changed.shape)
+            backend.hadamard(bend, dz[l - 1], dz[l - 1])
+            backend.tangent(slope, changed, more, d_delta, dz[l - 1], error)
+            backend.hadamard(slope, error, batch.delta[l - 1])
+        total: np.ndarray = self._on_host(first) + self._on_host(second)
+        return total
+
+    def laplacian_gradients(self, of_outputs: np.ndarray, of_sums: np.ndarray) -> np.ndarray:
+        """∂L/∂w and ∂L/∂b, flat, of an L with these derivatives, after `find_directions(3)`.
+
+        Back through it: with u_k = ∂z/∂x_k, and t_k, s̄ and ā for ∂L/∂(∂a/∂x_k), ∂L/∂s and ∂L/∂a,
+        ∂L/∂z = σ' ā + σ'' (Σ_k t_k u_k + s̄ Σ_k ∂²z/∂x_k²) + σ''' s̄ Σ_k u_k².
+        """
+        backend, m, count = self.backend, self.batch.rows, self.sizes[0] + 1
+        seeds = np.zeros((m, count, self.sizes[-1]), backend.dtype)
+        seeds[:, -1] = of_sums
+        error, u = backend.asarray(of_outputs.copy()), backend.asarray(seeds)
+        first, second = self._zero_gradients(), self._zero_gradients()
+        for l in range(self.depth, 0, -1):
+            slopes, before, _ = self._kept[l - 1]
+            backend.directions_error(slopes, before, u, error)
+            inputs, biases = self.batch.a[l - 1], first.biases[l - 1]
+            backend.weight_gradient(error, inputs, first.weights[l - 1], biases)
+            if l == 1:
+                break
+            after = self._kept[l - 2][2].reshape(-1, self.sizes[l - 1])
+            backend.weight_gradient(u.reshape(-1, self.sizes[l]), after, second.weights[l - 1])
+            w = self.parameters.weights[l - 1]
+            error, u = self.back(error, w), self.back(u, w)
+        total: np.ndarray = m * self._on_host(first) + m * count * self._on_host(second)
+        weights = self.parameters.layout.views(total)[0]
+        weights[0][...] += backend.to_numpy(u).sum(axis=0)[:-1].T  # its directions are w^1 itself
+        return total
+
+    def _zero_gradients(self) -> Parameters:
+        layout = self.parameters.layout
+        return Parameters(layout, self.backend.zeros((layout.length,)))
+
+    def _on_host(self, gradients: Parameters) -> np.ndarray:
+        found: np.ndarray = self.backend.to_numpy(gradients.flat).astype(np.float64)
+        return found
 
 
 def _softmax_directions(a: np.ndarray, u: np.ndarray, with_sum: bool) -> np.ndarray:
-    """`Backend.directions` of softmax, on the host: u (m, K, n) of z to those of a.
+    """`Backend.directions` of softmax, on the host: of z, u (m or 1, K, n), to those of a.
 
     ∂a_j/∂x_k = a_j t_kj, t_k = u_k - Σ_i a_i u_ki;  the derivative of t_kj along x_k again is
-    ∂²z_j/∂x_k² less the mean of that, and of t_k² over outputs with weights a.
+    ∂²z_j/∂x_k² less the mean of that, and of t_k², over outputs with weights a.
     """
-    means = np.einsum("xj,xkj->xk", a, u)
-    t = u - means[:, :, None]
+    t = u - np.einsum("xj,xkj->xk", a, np.broadcast_to(u, (len(a), *u.shape[1:])))[:, :, None]
     out = t * a[:, None]
     if with_sum:
         squares = np.einsum("xkj,xkj->xj", t[:, :-1], t[:, :-1])

@@ -28,6 +28,7 @@ def jacobian_mode(sizes: tuple[int, ...], seeds: int) -> Literal["forward", "rev
 
 def rows_at_a_time(sizes: tuple[int, ...], directions: int, itemsize: int, on_device: bool) -> int:
     """How many samples' directions, (directions, n_l) each, go through a network together."""
-    budget = _DEVICE if on_device else _CACHE
-    rows = budget // (2 * itemsize * directions * max(sizes[1:]))
+    layer = max(n + k for k, n in pairwise((0, *sizes[1:])))
+    row = itemsize * max(sizes[0] + sizes[1], directions * layer)
+    rows = (_DEVICE if on_device else _CACHE) // row
     return min(CHUNK_ROWS, max(rows, -(-_LEAST_ROWS // directions)))
