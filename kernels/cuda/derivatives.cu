@@ -7,13 +7,13 @@
 //                      out_K = s1 u_K + s2 Σ_k u_k²                 Σ_k ∂²a/∂x_k², where s2 is given
 //   directions_error   error ← s1 error + s2 Σ_k≤K t_k u_k + s3 t_K Σ_k<K u_k²
 //                      t_k ← s1 t_k + 2 s2 u_k t_K,  t_K ← s1 t_K   the way back
-//   row_norms          out_x = ‖x‖, summed in double                x (m, n)   ->   out (m)
+//   row_norms          out_i = ‖x_i‖                                x (m, n)   ->   out (m)
 //
 // z, s, t, error (m, n) and u, out (m, K, n), row-major. slopes and tangent are maps (map.cuh): a thread
 // 16 bytes. In the two of directions a thread has one j of a sample and walks along its K directions,
 // n apart, so that a warp's accesses are neighbours in j; where u is every sample's, (1, K, n), its
-// stride is 0. Of row_norms a warp takes a row. Each takes the time of its bytes: directions
-// 2 m K n · sizeof(T), less where u is one.
+// stride is 0. Of row_norms a warp takes a row, twice: the second time from the cache. Each takes the
+// time of its bytes: directions 2 m K n · sizeof(T), less where u is one.
 #include "activations.cuh"
 #include "map.cuh"
 #include "primitives/launch.cuh"
@@ -105,11 +105,16 @@ template <class T> __global__ void row_norms(const T* x, T* out, int m, int n) {
   await_prerequisites();
   const int row = blockIdx.x * blockDim.y + threadIdx.y;
   if (row >= m) return;  // a whole warp leaves
-  double sum = 0;
+  const T* values = x + size_t(row) * n;
+  T largest = 0;
   for (int j = threadIdx.x; j < n; j += 32) {
-    const double value = x[size_t(row) * n + j];
-    sum += value * value;
+    const T size = values[j] < T(0) ? -values[j] : values[j];
+    largest = size > largest ? size : largest;
   }
+  largest = warp_max(largest);
+  const T scale = largest > T(0) ? largest : T(1);  // so that no square becomes 0 or infinite
+  T sum = 0;
+  for (int j = threadIdx.x; j < n; j += 32) sum += (values[j] / scale) * (values[j] / scale);
   sum = warp_sum(sum);
-  if (threadIdx.x == 0) out[row] = T(sqrt(sum));
+  if (threadIdx.x == 0) out[row] = scale * sqrt(sum);
 }
