@@ -123,11 +123,17 @@ class Activation:
             )
 
     def evaluate_higher(
-        self, order: int, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
     ) -> None:
         """out = σ''(z) or σ'''(z), by order, 2 or 3. At a kink it is 0, as beside it.
 
-        Built-ins read z or a, whichever `derivative_from` names.
+        Built-ins read z or a, whichever `derivative_from` names; `first` is σ'(z).
         """
         self.check_order(order)
         function = self.higher[order]
@@ -191,7 +197,13 @@ class BuiltinActivation(Activation):
         return out
 
     def evaluate_higher(
-        self, order: int, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
     ) -> None:
         out.fill(0.0)  # of what is piecewise linear
 
@@ -222,13 +234,18 @@ class Sigmoid(BuiltinActivation):
         np.multiply(out, a, out=out)
 
     def evaluate_higher(
-        self, order: int, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
     ) -> None:
         # p = σ';  σ'' = p (1 - 2 a),  σ''' = p (1 - 6 p)
-        self.evaluate_derivative(z, a, scratch, out)
-        np.multiply(*((-2.0, a) if order == 2 else (-6.0, scratch)), out=out)
+        np.multiply(*((a, -2.0) if order == 2 else (first, -6.0)), out=out)
         np.add(out, 1.0, out=out)
-        np.multiply(out, scratch, out=out)
+        np.multiply(out, first, out=out)
 
 
 class Tanh(BuiltinActivation):
@@ -248,16 +265,21 @@ class Tanh(BuiltinActivation):
         np.subtract(1.0, out, out=out)
 
     def evaluate_higher(
-        self, order: int, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
     ) -> None:
         # p = σ';  σ'' = -2 a p,  σ''' = p (4 - 6 p)
-        self.evaluate_derivative(z, a, scratch, out)
         if order == 2:
             np.multiply(a, -2.0, out=out)
         else:
-            np.multiply(scratch, -6.0, out=out)
+            np.multiply(first, -6.0, out=out)
             np.add(out, 4.0, out=out)
-        np.multiply(out, scratch, out=out)
+        np.multiply(out, first, out=out)
 
 
 class Relu(BuiltinActivation):
@@ -319,7 +341,13 @@ class Elu(BuiltinActivation):
         np.add(out, 1.0, out=out)
 
     def evaluate_higher(
-        self, order: int, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
     ) -> None:
         # a + 1 where a < 0, else 0
         np.less(a, 0.0, out=scratch)
@@ -359,7 +387,13 @@ class Gelu(BuiltinActivation):
         np.add(out, scratch, out=out)
 
     def evaluate_higher(
-        self, order: int, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
     ) -> None:
         # φ the density;  σ'' = φ (2 - z²),  σ''' = φ z (z² - 4)
         np.multiply(z, z, out=scratch)
@@ -394,20 +428,25 @@ class Silu(BuiltinActivation):
         np.add(out, scratch, out=out)
 
     def evaluate_higher(
-        self, order: int, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
     ) -> None:
         # σ'' = 2 s' + z s'',  σ''' = 3 s'' + z s'''
-        s = np.empty_like(z)
-        lower = np.empty_like(z)
+        s, slope = np.empty_like(z), np.empty_like(z)
         _SIGMOID.evaluate(z, s, scratch)
-        if order == 2:
-            _SIGMOID.evaluate_derivative(z, s, lower, scratch)
-        else:
-            _SIGMOID.evaluate_higher(order - 1, z, s, lower, scratch)
-        _SIGMOID.evaluate_higher(order, z, s, out, scratch)
+        _SIGMOID.evaluate_derivative(z, s, slope, scratch)
+        _SIGMOID.evaluate_higher(order, z, s, slope, out, scratch)
         np.multiply(out, z, out=out)
-        np.multiply(lower, order, out=lower)
-        np.add(out, lower, out=out)
+        if order == 3:
+            _SIGMOID.evaluate_higher(2, z, s, slope, scratch, scratch)
+            slope = scratch
+        np.multiply(slope, order, out=scratch)
+        np.add(out, scratch, out=out)
 
 
 class Softplus(BuiltinActivation):
@@ -429,16 +468,21 @@ class Softplus(BuiltinActivation):
         np.negative(out, out=out)
 
     def evaluate_higher(
-        self, order: int, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
     ) -> None:
         # s = σ' = 1 - e^-a;  σ'' = s e^-a,  σ''' = σ'' (e^-a - s)
-        self.evaluate_derivative(z, a, scratch, out)
         np.negative(a, out=out)
         np.exp(out, out=out)
         if order == 3:
-            difference = out - scratch
-            np.multiply(scratch, difference, out=scratch)
-        np.multiply(out, scratch, out=out)
+            np.subtract(out, first, out=scratch)
+            np.multiply(out, scratch, out=out)
+        np.multiply(out, first, out=out)
 
 
 class Identity(BuiltinActivation):
@@ -483,7 +527,13 @@ class Exponential(BuiltinActivation):
         np.copyto(out, a)
 
     def evaluate_higher(
-        self, order: int, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
     ) -> None:
         np.copyto(out, a)
 
@@ -528,7 +578,13 @@ class Softmax(BuiltinActivation):
         raise TypeError("softmax is not elementwise: it has a Jacobian, not a σ'(z)")
 
     def evaluate_higher(
-        self, order: int, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
     ) -> None:
         raise TypeError("softmax is not elementwise: it has no σ''(z)")
 

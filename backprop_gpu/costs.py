@@ -206,9 +206,10 @@ class Cost:
         self.evaluate_gradient(a, y, gradient, scratch[0])
         out = self.curvature(a, y, da)
         if activation.elementwise:
-            activation.pull_back(out, z, a, scratch)
-            activation.evaluate_higher(2, z, a, *scratch)
-            return np.asarray(out + scratch[0] * gradient * tangent)
+            slope, second = np.empty_like(a), np.empty_like(a)
+            activation.evaluate_derivative(z, a, slope, second)
+            activation.evaluate_higher(2, z, a, slope, second, scratch[0])
+            return np.asarray(out * slope + second * gradient * tangent)
         means = (gradient * a).sum(axis=1, keepdims=True)  # δ_j = a_j (g_j - Σ_k g_k a_k)
         changes = (out * a + gradient * da).sum(axis=1, keepdims=True)
         return np.asarray(da * (gradient - means) + a * (out - changes))
@@ -308,8 +309,8 @@ class BuiltinCost(Cost):
         _clip(a, self.interior, inside)
         if activation.elementwise:  # of δ = r σ' / V, at ā
             activation.evaluate_derivative(z, inside, square, term)
+            activation.evaluate_higher(2, z, inside, square, second, term)
             self.bend(inside, y, square, term)
-            activation.evaluate_higher(2, z, inside, second, term)
             self.error(inside, y, second, term)
             return np.asarray((square + second) * tangent)
         # Of δ_j = q_j - ā_j Σ_k q_k: what a changes by is ā t.

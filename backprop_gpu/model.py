@@ -260,6 +260,7 @@ class Model:
         """Forward and backward passes over arrays of the host: several threads may read at once."""
         return self.compiled or Passes(self.backend.fork(), self.sizes, self.activations, self.cost)
 
+    @cached_property
     def derivatives(self) -> Derivatives:
         """Derivatives beyond the mean gradient: several threads may ask for them at once."""
         return Derivatives(self.backend, self.sizes, self.activations, self.cost)
@@ -295,7 +296,7 @@ class Model:
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        left = ("backend", "layout", "compiled", "_plans")
+        left = ("backend", "layout", "compiled", "derivatives", "_plans")
         return {k: v for k, v in vars(self).items() if k not in left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

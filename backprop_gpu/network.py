@@ -391,7 +391,7 @@ class Network:
         X, Y = self.model.check_data(X, Y)
         if validation.boolean("per_sample", per_sample):
             validation.room("a gradient of every row", self._gradient_bytes(len(X)))
-            return self.model.derivatives().per_sample(self.parameters, X, Y)
+            return self.model.derivatives.per_sample(self.parameters, X, Y)
         return list(zip(*self.model.passes().gradients(self.parameters, X, Y), strict=True))
 
     def _gradient_bytes(self, rows: int) -> int:
@@ -414,7 +414,7 @@ class Network:
         """
         validation.one_of("of", of, ("layers", "weights", "biases"))
         X, Y = self.model.check_data(X, Y)
-        deltas, inputs = self.model.derivatives().norms(self.parameters, X, Y)
+        deltas, inputs = self.model.derivatives.norms(self.parameters, X, Y)
         if of == "biases":
             return deltas
         norms: np.ndarray = deltas * (inputs if of == "weights" else np.hypot(inputs, 1.0))
@@ -434,19 +434,19 @@ class Network:
             raise ValueError("input_gradients takes Y, for the cost, or output: not both")
         if Y is not None:
             X, Y = self.model.check_data(X, Y)
-            return self.model.derivatives().input_gradients(self.parameters, X, Y)
+            return self.model.derivatives.input_gradients(self.parameters, X, Y)
         if output is None and self.sizes[-1] > 1:
             raise ValueError(
                 f"input_gradients needs Y, for the cost, or output, one of {self.sizes[-1]}"
             )
         j = validation.integer("output", 0 if output is None else output, 0, self.sizes[-1] - 1)
         X = validation.inputs(X, self.sizes[0], self.dtype)
-        return self.model.derivatives().jacobian(self.parameters, X, j)[:, 0]
+        return self.model.derivatives.jacobian(self.parameters, X, j)[:, 0]
 
     def jacobian(self, X: Any) -> np.ndarray:
         """∂a^L_j/∂x_k of every row: (m, n_L, n_0). At a kink of σ the slope is that beside it."""
         X = validation.inputs(X, self.sizes[0], self.dtype)
-        return self.model.derivatives().jacobian(self.parameters, X)
+        return self.model.derivatives.jacobian(self.parameters, X)
 
     def hessian_vector_product(
         self, X: Any, Y: Any, v: Sequence[tuple[Any, Any]]
@@ -479,7 +479,7 @@ class Network:
         """
         X, Y = self.model.check_data(X, Y)
         flat = self._flat("v", v)
-        return self.model.derivatives().hessian_vector_product(self.parameters, X, Y, flat)
+        return self.model.derivatives.hessian_vector_product(self.parameters, X, Y, flat)
 
     def _flat(self, name: str, pairs: Any) -> np.ndarray:
         """[(w, b), …] as a flat array, checked."""
@@ -508,7 +508,7 @@ class Network:
             If a σ of your own has no second derivative, naming it. σ'' of relu and leaky_relu is 0.
         """
         X = validation.inputs(X, self.sizes[0], self.dtype)
-        return self.model.derivatives().laplacian(self.parameters, X)
+        return self.model.derivatives.laplacian(self.parameters, X)
 
     def laplacian_gradients(
         self, X: Any, loss: Loss
@@ -534,7 +534,7 @@ class Network:
         if not callable(loss):
             raise TypeError(f"loss must be callable, got {loss!r}")
         X = validation.inputs(X, self.sizes[0], self.dtype)
-        return self.model.derivatives().laplacian_gradients(self.parameters, X, loss)
+        return self.model.derivatives.laplacian_gradients(self.parameters, X, loss)
 
     def check_gradients(
         self, X: Any, Y: Any, *, tolerance: float = 1e-5, max_weights: int = 200

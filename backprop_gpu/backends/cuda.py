@@ -393,6 +393,10 @@ class CudaBackend:
 
     # -- derivatives beyond those -----------------------------------------------------
 
+    def multiply(self, u: Array, w: Array, out: Array) -> None:
+        zeros = self.scratch_array("zeros", len(w), zeros=True)
+        self.forward(w, zeros, u, _IDENTITY, None, out)
+
     def slopes(
         self, z: Array | None, a: Array, activation: Activation, outs: Sequence[Array]
     ) -> None:
@@ -429,9 +433,9 @@ class CudaBackend:
 
     def _along(self, kernel: Kernel, out: Array, u: Array, *arrays: Array | None) -> None:
         """Launch with a thread for every j of every sample."""
-        m, count, n = out.shape
-        stride = np.int64(0 if len(u) == 1 else count * n)
-        self._map(kernel, m * n, *arrays, np.int32(m), np.int32(n), np.int32(count), stride)
+        count, m, n = out.shape
+        shared = np.int32(u.shape[1] != m)
+        self._map(kernel, m * n, *arrays, np.int32(m), np.int32(n), np.int32(count), shared)
 
     def row_norms(self, x: Array, out: Array) -> None:
         m, n = x.shape

@@ -17,7 +17,7 @@ import numpy as np
 from numba import cuda
 from numba.core.errors import NumbaPerformanceWarning
 
-from .. import costs
+from .. import activations, costs
 from ..activations import Activation
 from ..costs import Cost
 from ..kernels.numba_cuda import (
@@ -44,6 +44,7 @@ Array = Any  # numba.cuda.cudadrv.devicearray.DeviceNDArray, or the simulator's 
 # A mini-batch of a small network does not fill a device, and Numba says so at every launch.
 warnings.filterwarnings("ignore", "Grid size .* low occupancy", NumbaPerformanceWarning)
 
+_IDENTITY = activations.get("identity")
 _TYPES = {"float32": numba.float32, "float64": numba.float64}
 
 #: At most so many blocks add up squares before one block adds up their sums.
@@ -208,7 +209,10 @@ class NumbaCudaBackend:
         size = prod(out.shape)
         hadamard.hadamard[_blocks(size)](s.reshape(size), t.reshape(size), out.reshape(size))
 
-    # Derivatives beyond those: NumPy's, on copies on the host.
+    # Derivatives beyond those: what is elementwise is NumPy's, on copies on the host.
+
+    def multiply(self, u: Array, w: Array, out: Array) -> None:
+        self.forward(w, self.zeros((w.shape[0],)), u, _IDENTITY, None, out)
 
     def slopes(
         self, z: Array | None, a: Array, activation: Activation, outs: Sequence[Array]

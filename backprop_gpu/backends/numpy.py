@@ -91,7 +91,8 @@ class NumpyBackend:
         """Two arrays of that shape, free between any two calls of this backend."""
         pair = self._scratch.get(shape)
         if pair is None:
-            pair = self._scratch[shape] = (self.empty(shape), self.empty(shape))
+            pair = np.empty(shape, self.dtype), np.empty(shape, self.dtype)
+            self._scratch[shape] = pair
         return pair
 
     def _factor(self, x: np.ndarray, number: int) -> np.ndarray:
@@ -169,6 +170,9 @@ class NumpyBackend:
     ) -> float:
         return cost.mean(z, a, y, activation, self.scratch(a.shape))
 
+    def multiply(self, u: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
+        np.dot(self._factor(u, 0), self._factor(w, 1).T, out=out)
+
     def slopes(
         self,
         z: np.ndarray | None,
@@ -179,7 +183,7 @@ class NumpyBackend:
         z, scratch = a if z is None else z, self.scratch(a.shape)[0]
         activation.evaluate_derivative(z, a, outs[0], scratch)
         for order, out in enumerate(outs[1:], start=2):
-            activation.evaluate_higher(order, z, a, out, scratch)
+            activation.evaluate_higher(order, z, a, outs[0], out, scratch)
 
     def tangent(
         self,
@@ -200,21 +204,28 @@ class NumpyBackend:
 
     def directions(self, slopes: Sequence[np.ndarray], u: np.ndarray, out: np.ndarray) -> None:
         first, *second = slopes
-        squares = [_squares(u) * s for s in second]
-        np.multiply(u, first[:, None], out=out)
-        for term in squares:
-            out[:, -1] += term
+        squares = [_squares(u) for _ in second]
+        np.multiply(u, first, out=out)
+        for bend, term in zip(second, squares, strict=True):
+            out[-1] += np.multiply(bend, term, out=self.scratch(bend.shape)[0])
 
     def directions_error(
         self, slopes: Sequence[np.ndarray], u: np.ndarray, out: np.ndarray, error: np.ndarray
     ) -> None:
         first, second, third = slopes
-        of_sum = out[:, -1].copy()
+        term, bend = self.scratch(error.shape)
         np.multiply(error, first, out=error)
-        error += second * np.einsum("xkj,xkj->xj", out, np.broadcast_to(u, out.shape))
-        error += third * of_sum * _squares(u)
-        np.multiply(out, first[:, None], out=out)
-        out[:, :-1] += u[:, :-1] * (2.0 * second * of_sum)[:, None]
+        np.multiply(third, out[-1], out=term)
+        np.multiply(term, _squares(u), out=term)
+        np.add(error, term, out=error)
+        np.multiply(second, out[-1], out=bend)
+        np.multiply(bend, 2.0, out=bend)
+        products = u * out
+        np.multiply(np.add.reduce(products, axis=0, out=term), second, out=term)
+        np.add(error, term, out=error)
+        np.multiply(out, first, out=out)
+        np.multiply(u[:-1], bend, out=products[:-1])
+        out[:-1] += products[:-1]
 
     def row_norms(self, x: np.ndarray, out: np.ndarray) -> None:
         squares = np.einsum("xj,xj->x", x, x)
@@ -273,7 +284,35 @@ class NumpyBackend:
 
 def _squares(u: np.ndarray) -> np.ndarray:
     """Σ_k u_k² over all but the last."""
-    return np.asarray(np.einsum("xkj,xkj->xj", u[:, :-1], u[:, :-1]))
+    return np.asarray(np.einsum("kxj,kxj->xj", u[:-1], u[:-1]))
+
+
+class RecyclingBackend(NumpyBackend):
+    """One whose arrays are made of those it has made before: their pages are faulted in.
+
+    `recycle` takes back all that `empty` has given.
+    """
+
+    def __init__(self, dtype: Any, precision: str | None = None) -> None:
+        super().__init__(dtype, precision)
+        self._given: list[np.ndarray] = []
+        self._free: dict[tuple[int, ...], list[np.ndarray]] = {}
+        self.nbytes = 0
+
+    def empty(self, shape: Sequence[int]) -> np.ndarray:
+        free = self._free.get(tuple(shape))
+        if free:
+            array = free.pop()
+        else:
+            array = super().empty(shape)
+            self.nbytes += array.nbytes
+        self._given.append(array)
+        return array
+
+    def recycle(self) -> None:
+        for array in self._given:
+            self._free.setdefault(array.shape, []).append(array)
+        self._given = []
 
 
 def clip(g: np.ndarray, optimizer: Optimizer) -> None:

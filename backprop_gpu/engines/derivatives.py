@@ -8,6 +8,7 @@ and of softmax, is NumPy's on every backend: it is (m, n_L), and so stands in on
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from .. import activations, costs, planning, threads
 from ..activations import Activation
 from ..backends.base import Backend
+from ..backends.numpy import RecyclingBackend
 from ..costs import Cost
 from ..parameters import Parameters
 from .passes import Passes, quiet
@@ -27,6 +29,8 @@ Loss = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray, np.ndarray]]
 
 _IDENTITY = activations.get("identity")
 _Result = TypeVar("_Result")
+#: Bytes of memory that are kept for the next call.
+_KEPT = 1 << 25
 
 
 class Derivatives:
@@ -53,6 +57,8 @@ class Derivatives:
         self._described = backend, sizes, activations, cost
         self._backend, self._sizes, self._sigmas = backend, sizes, activations
         self._depth = len(activations)
+        #: Forks with memory that nobody uses just now.
+        self._idle: list[RecyclingBackend] = []
 
     # -- of inputs ------------------------------------------------------------------
 
@@ -79,11 +85,11 @@ class Derivatives:
         mode = planning.jacobian_mode(self._sizes, len(seeds))
 
         def forward(rows: slice, piece: _Piece) -> None:
-            found = np.moveaxis(piece.find_directions(1), 1, 2)
+            found = np.moveaxis(piece.find_directions(1), 0, 2)
             out[rows] = found if output is None else found[:, [output]]
 
         def reverse(rows: slice, piece: _Piece) -> None:
-            out[rows] = piece.jacobian_rows(seeds)
+            out[rows] = np.moveaxis(piece.jacobian_rows(seeds), 0, 1)
 
         if mode == "forward":
             self._each(forward, parameters, X, directions=self._sizes[0])
@@ -157,7 +163,7 @@ class Derivatives:
         out = np.empty((len(X), self._sizes[-1]), X.dtype)
 
         def work(rows: slice, piece: _Piece) -> None:
-            out[rows] = piece.find_directions(2)[:, -1]
+            out[rows] = piece.find_directions(2)[-1]
 
         self._each(work, parameters, X, directions=self._sizes[0] + 1)
         return out
@@ -169,10 +175,16 @@ class Derivatives:
         self._check_order(3)
         if not self._sigmas[-1].elementwise:
             raise ValueError("gradients of a Laplacian need an elementwise output, not softmax")
+        with self._one_blas_thread():
+            return self._laplacian_gradients(parameters, X, loss)
+
+    def _laplacian_gradients(
+        self, parameters: Parameters, X: np.ndarray, loss: Loss
+    ) -> tuple[float, Gradients]:
         outputs, sums = (np.empty((len(X), self._sizes[-1]), X.dtype) for _ in range(2))
 
         def there(rows: slice, piece: _Piece) -> _Piece:
-            sums[rows] = piece.find_directions(3)[:, -1]
+            sums[rows] = piece.find_directions(3)[-1]
             outputs[rows] = piece.backend.to_numpy(piece.batch.a[-1])
             return piece
 
@@ -189,7 +201,9 @@ class Derivatives:
 
         def back(at: int) -> np.ndarray:
             rows = slice(ends[at] - pieces[at].batch.rows, ends[at])
-            return pieces[at].laplacian_gradients(of_outputs[rows], of_sums[rows])
+            found = pieces[at].laplacian_gradients(of_outputs[rows], of_sums[rows])
+            self._give_back(pieces[at].backend)
+            return found
 
         parts = self._on_all_cores(back, range(len(pieces)))
         return value, self._gradients(parameters, parts, X.dtype)
@@ -224,20 +238,43 @@ class Derivatives:
 
         def of(start: int) -> _Result:
             rows = slice(start, min(start + count, len(X)))
+            fork = self._fork()
+            described = fork, *self._described[1:]
             y = None if Y is None else Y[rows]
-            return work(rows, _Piece(self._described, parameters, X[rows], y))
+            found = work(rows, _Piece(described, parameters, X[rows], y))
+            if not isinstance(found, _Piece):  # which lives on
+                self._give_back(fork)
+            return found
 
         return self._on_all_cores(of, range(0, len(X), count))
+
+    def _fork(self) -> Backend:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            if self._backend.name != "numpy":
+                return self._backend.fork()
+            return RecyclingBackend(self._backend.dtype, self._backend.precision)
+
+    def _give_back(self, fork: Backend) -> None:
+        if isinstance(fork, RecyclingBackend) and fork.nbytes <= _KEPT // 2:
+            fork.recycle()
+            if sum(idle.nbytes for idle in self._idle) + fork.nbytes <= _KEPT:
+                self._idle.append(fork)
 
     def _on_all_cores(self, work: Callable[[int], _Result], numbers: range) -> list[_Result]:
         if self._backend.name != "numpy":
             return [quiet(work)(number) for number in numbers]
-        with threads.one_blas_thread:  # its other threads would wait for these
+        with self._one_blas_thread():
             return threads.shared_out(quiet(work), numbers)
+
+    def _one_blas_thread(self) -> AbstractContextManager[Any]:
+        """On the CPU, where BLAS's other threads would wait for ours."""
+        return threads.one_blas_thread if self._backend.name == "numpy" else nullcontext()
 
 
 class _Piece:
-    """Some rows' forward pass on a fork of a backend, and what is made of it. For one thread."""
+    """Some rows' forward pass, and what is made of it, by a backend of its own. For one thread."""
 
     def __init__(
         self,
@@ -246,8 +283,8 @@ class _Piece:
         x: np.ndarray,
         y: np.ndarray | None,
     ) -> None:
-        backend, self.sizes, self.sigmas, self.cost = described
-        self.backend, self.parameters = backend.fork(), parameters
+        self.backend, self.sizes, self.sigmas, self.cost = described
+        self.parameters = parameters
         self.depth = len(self.sigmas)
         passes = Passes(self.backend, self.sizes, self.sigmas, self.cost)
         self.batch = batch = passes.batch(len(x), errors=y is not None)
@@ -255,22 +292,16 @@ class _Piece:
         if y is not None:
             batch.y = self.backend.asarray(y)
         passes.forward(parameters, batch)
-        self._zeros: dict[int, Array] = {}
         #: Of layers 1 … L, where the way back needs them: σ', σ'' …, and directions of z and a.
         self._kept: list[tuple[tuple[Array, ...], Array, Array]] = []
 
     # -- products ---------------------------------------------------------------------
 
-    def ahead(self, u: Array, w: Array, b: Array | None = None) -> Array:
-        """u wᵀ + b, for u (…, n_{l-1})."""
+    def ahead(self, u: Array, w: Array) -> Array:
+        """u wᵀ, for u (…, n_{l-1})."""
         n, k = w.shape
-        if b is None:
-            b = self._zeros.get(n)
-        if b is None:
-            b = self._zeros[n] = self.backend.zeros((n,))
         out = self.backend.empty((*u.shape[:-1], n))
-        flat = out.reshape(-1, n)
-        self.backend.forward(w, b, u.reshape(-1, k), _IDENTITY, None, flat)
+        self.backend.multiply(u.reshape(-1, k), w, out.reshape(-1, n))
         return out
 
     def back(self, u: Array, w: Array) -> Array:
@@ -304,14 +335,14 @@ class _Piece:
         self.backend.output_error(z[-1], a[-1], self.batch.y, sigma, self.cost, delta[-1])
 
     def jacobian_rows(self, seeds: np.ndarray) -> np.ndarray:
-        """The rows of ∂a^L/∂x that `seeds` (K, n_L) choose, by going back: (m, K, n_0)."""
+        """The rows of ∂a^L/∂x that `seeds` (K, n_L) choose, by going back: (K, m, n_0)."""
         m, (count, n) = self.batch.rows, seeds.shape
         if self.sigmas[-1].elementwise:
-            u = self.backend.empty((m, count, n))
+            u = self.backend.empty((count, m, n))
             slopes = self.slopes(self.depth, 1)
-            self.backend.directions(slopes, self.backend.asarray(seeds[None]), u)
+            self.backend.directions(slopes, self.backend.asarray(seeds[:, None]), u)
         else:
-            a = self.backend.to_numpy(self.batch.a[-1])[:, None]
+            a, seeds = self.backend.to_numpy(self.batch.a[-1]), seeds[:, None]
             u = self.backend.asarray((a * seeds).sum(axis=2, keepdims=True) * (seeds - a))
         for l in range(self.depth, 0, -1):
             u = self.back(u, self.parameters.weights[l - 1])
@@ -320,14 +351,14 @@ class _Piece:
         return self.backend.to_numpy(u)
 
     def find_directions(self, order: int) -> np.ndarray:
-        """∂a^L/∂x_k, (m, n_0, n_L), and from order 2 on Σ_k ∂²a^L/∂x_k² after them, on the host.
+        """∂a^L/∂x_k, (n_0, m, n_L), and from order 2 on Σ_k ∂²a^L/∂x_k² after them, on the host.
 
         u_k = ∂z/∂x_k = w ∂a'/∂x_k;  ∂a/∂x_k = σ' u_k;  Σ_k ∂²a/∂x_k² = σ' w Σ_k ∂²a'/∂x_k² +
         σ'' Σ_k u_k². With order 3 all layers' are kept.
         """
         backend, n_inputs = self.backend, self.sizes[0]
         seeds = np.eye(n_inputs + (order > 1), n_inputs, dtype=backend.dtype)
-        u: Array = backend.asarray(seeds[None])  # every sample's: so is the first layer's
+        u: Array = backend.asarray(seeds[:, None])  # every sample's: so is the first layer's
         for l, sigma in enumerate(self.sigmas, start=1):
             u = self.ahead(u, self.parameters.weights[l - 1])
             if not sigma.elementwise:
@@ -336,7 +367,7 @@ class _Piece:
             slopes = self.slopes(l, order)
             out = u
             if order > 2 or l == 1:
-                out = backend.empty((self.batch.rows, *u.shape[1:]))
+                out = backend.empty((len(u), self.batch.rows, u.shape[2]))
             backend.directions(slopes[:2], u, out)
             if order > 2:
                 self._kept.append((slopes, u, out))
@@ -357,7 +388,9 @@ class _Piece:
         dz: list[Array] = [None]
         da: list[Array] = [None]
         for l in range(1, self.depth + 1):
-            changed = self.ahead(batch.a[l - 1], v.weights[l - 1], v.biases[l - 1])
+            changed = backend.empty(batch.a[l].shape)
+            into = v.weights[l - 1], v.biases[l - 1]
+            backend.forward(*into, batch.a[l - 1], _IDENTITY, None, changed)
             more = None if l == 1 else self.ahead(da[-1], self.parameters.weights[l - 1])
             # Of the last layer nobody asks for R{a}: the sum alone is wanted.
             slopes.append(self.slopes(l, 2) if l < self.depth else (batch.a[l],))
@@ -395,8 +428,8 @@ class _Piece:
         ∂L/∂z = σ' ā + σ'' (Σ_k t_k u_k + s̄ Σ_k ∂²z/∂x_k²) + σ''' s̄ Σ_k u_k².
         """
         backend, m, count = self.backend, self.batch.rows, self.sizes[0] + 1
-        seeds = np.zeros((m, count, self.sizes[-1]), backend.dtype)
-        seeds[:, -1] = of_sums
+        seeds = np.zeros((count, m, self.sizes[-1]), backend.dtype)
+        seeds[-1] = of_sums
         error, u = backend.asarray(of_outputs.copy()), backend.asarray(seeds)
         first, second = self._zero_gradients(), self._zero_gradients()
         for l in range(self.depth, 0, -1):
@@ -412,7 +445,7 @@ class _Piece:
             error, u = self.back(error, w), self.back(u, w)
         total: np.ndarray = m * self._on_host(first) + m * count * self._on_host(second)
         weights = self.parameters.layout.views(total)[0]
-        weights[0][...] += backend.to_numpy(u).sum(axis=0)[:-1].T  # its directions are w^1 itself
+        weights[0][...] += backend.to_numpy(u).sum(axis=1)[:-1].T  # its directions are w^1 itself
         return total
 
     def _zero_gradients(self) -> Parameters:
@@ -425,15 +458,14 @@ class _Piece:
 
 
 def _softmax_directions(a: np.ndarray, u: np.ndarray, with_sum: bool) -> np.ndarray:
-    """`Backend.directions` of softmax, on the host: of z, u (m or 1, K, n), to those of a.
+    """`Backend.directions` of softmax, on the host: of z, u (K, m or 1, n), to those of a.
 
     ∂a_j/∂x_k = a_j t_kj, t_k = u_k - Σ_i a_i u_ki;  the derivative of t_kj along x_k again is
     ∂²z_j/∂x_k² less the mean of that, and of t_k², over outputs with weights a.
     """
-    t = u - np.einsum("xj,xkj->xk", a, np.broadcast_to(u, (len(a), *u.shape[1:])))[:, :, None]
-    out = t * a[:, None]
+    t = u - (a * u).sum(axis=2, keepdims=True)
+    out = t * a
     if with_sum:
-        squares = np.einsum("xkj,xkj->xj", t[:, :-1], t[:, :-1])
-        spread = np.einsum("xj,xj->x", a, squares)
-        out[:, -1] = a * (t[:, -1] + squares - spread[:, None])
+        squares = (t[:-1] ** 2).sum(axis=0)
+        out[-1] = a * (t[-1] + squares - (a * squares).sum(axis=1, keepdims=True))
     return np.asarray(out)

@@ -9,10 +9,10 @@ from .plan import CHUNK_ROWS
 
 #: Bytes of directions that are worked on at a time: what lies in a core's cache, and on a device
 #: what fills it without filling its memory.
-_CACHE = 1 << 20
+_CACHE = 1 << 19
 _DEVICE = 1 << 28
 #: Rows at least, of directions all together, for a product that is worth a call.
-_LEAST_ROWS = 64
+_LEAST_ROWS = 2048
 
 
 def jacobian_mode(sizes: tuple[int, ...], seeds: int) -> Literal["forward", "reverse"]:

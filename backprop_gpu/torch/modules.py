@@ -216,7 +216,7 @@ class Users:
                 elif order == 1:
                     self._activation.evaluate_derivative(x, x, into, scratch)
                 else:
-                    self._activation.evaluate_higher(order, x, x, into, scratch)
+                    self._activation.evaluate_higher(order, x, x, x, into, scratch)
         return out
 
     def pull_back(self, error: Tensor, z: Tensor, a: Tensor, out: Tensor) -> Tensor:

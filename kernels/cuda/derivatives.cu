@@ -9,10 +9,10 @@
 //                      t_k ← s1 t_k + 2 s2 u_k t_K,  t_K ← s1 t_K   the way back
 //   row_norms          out_i = ‖x_i‖                                x (m, n)   ->   out (m)
 //
-// z, s, t, error (m, n) and u, out (m, K, n), row-major. slopes and tangent are maps (map.cuh): a thread
+// z, s, t, error (m, n) and u, out (K, m, n), row-major. slopes and tangent are maps (map.cuh): a thread
 // 16 bytes. In the two of directions a thread has one j of a sample and walks along its K directions,
-// n apart, so that a warp's accesses are neighbours in j; where u is every sample's, (1, K, n), its
-// stride is 0. Of row_norms a warp takes a row, twice: the second time from the cache. Each takes the
+// m n apart, so that a warp's accesses are neighbours; where u is every sample's, (K, 1, n), it is
+// `shared`. Of row_norms a warp takes a row, twice: the second time from the cache. Each takes the
 // time of its bytes: directions 2 m K n · sizeof(T), less where u is one.
 #include "activations.cuh"
 #include "map.cuh"
@@ -60,43 +60,43 @@ __global__ void tangent(const T* s, T* t, const T* more, const T* bend, const T*
 // u and out may be one. `stride` is from a sample's u to the next's.
 template <class T>
 __global__ void directions(const T* s1, const T* s2, const T* u, T* out, int m, int n, int K,
-                           long long stride) {
+                           int shared) {
   await_prerequisites();
-  const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at >= size_t(m) * n) return;
-  const size_t x = at / n, j = at % n;
-  const T* from = u + x * stride + j;
-  T* to = out + x * K * n + j;
+  const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x, step = size_t(m) * n;
+  if (at >= step) return;
+  const T* from = u + (shared ? at % n : at);
+  const size_t from_step = shared ? n : step;
+  T* to = out + at;
   const T slope = s1[at];
   const int firsts = s2 == nullptr ? K : K - 1;
   T squares = 0;
   for (int k = 0; k < firsts; ++k) {
-    const T value = from[size_t(k) * n];
+    const T value = from[k * from_step];
     squares += value * value;
-    to[size_t(k) * n] = slope * value;
+    to[k * step] = slope * value;
   }
-  if (s2 != nullptr) to[size_t(firsts) * n] = slope * from[size_t(firsts) * n] + s2[at] * squares;
+  if (s2 != nullptr) to[firsts * step] = slope * from[firsts * from_step] + s2[at] * squares;
 }
 
 template <class T>
 __global__ void directions_error(const T* s1, const T* s2, const T* s3, const T* u, T* t, T* error,
-                                 int m, int n, int K, long long stride) {
+                                 int m, int n, int K, int shared) {
   await_prerequisites();
-  const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (at >= size_t(m) * n) return;
-  const size_t x = at / n, j = at % n;
-  const T* from = u + x * stride + j;
-  T* to = t + x * K * n + j;
-  const T slope = s1[at], of_sum = to[size_t(K - 1) * n];
+  const size_t at = size_t(blockIdx.x) * blockDim.x + threadIdx.x, step = size_t(m) * n;
+  if (at >= step) return;
+  const T* from = u + (shared ? at % n : at);
+  const size_t from_step = shared ? n : step;
+  T* to = t + at;
+  const T slope = s1[at], of_sum = to[(K - 1) * step];
   const T twice = T(2) * s2[at] * of_sum;
-  T squares = 0, product = of_sum * from[size_t(K - 1) * n];
+  T squares = 0, product = of_sum * from[(K - 1) * from_step];
   for (int k = 0; k < K - 1; ++k) {
-    const T value = from[size_t(k) * n], given = to[size_t(k) * n];
+    const T value = from[k * from_step], given = to[k * step];
     squares += value * value;
     product += given * value;
-    to[size_t(k) * n] = slope * given + twice * value;
+    to[k * step] = slope * given + twice * value;
   }
-  to[size_t(K - 1) * n] = slope * of_sum;
+  to[(K - 1) * step] = slope * of_sum;
   error[at] = slope * error[at] + s2[at] * product + s3[at] * of_sum * squares;
 }
 

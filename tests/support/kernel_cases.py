@@ -348,17 +348,17 @@ def directions(s: Subject) -> None:
     for m, count, n in s.shapes(*DIRECTIONS):
         first, second = s.normal(m, n), s.normal(m, n)
         for own, summed, in_place in ((1, 0, 0), (0, 0, 0), (1, 1, 1), (0, 1, 0)):
-            u = s.normal(m if own else 1, count, n)
+            u = s.normal(count, m if own else 1, n)
             slopes = first, second
-            given, out = s.put(u)[0], s.poisoned(m, count, n)
+            given, out = s.put(u)[0], s.poisoned(count, m, n)
             out = given if in_place else out
             s.backend.directions(s.put(*slopes[: 1 + summed]), given, out)
-            exact = first[:, None] * u
+            exact = first * u
             bound = 2 * s.eps * np.abs(exact)
             if summed:
-                squares = np.einsum("xkj,xkj->xj", u[:, :-1], u[:, :-1])
-                exact[:, -1] += second * squares
-                bound[:, -1] += (count + 4) * s.eps * np.abs(second) * squares
+                squares = np.einsum("kxj,kxj->xj", u[:-1], u[:-1])
+                exact[-1] += second * squares
+                bound[-1] += (count + 4) * s.eps * np.abs(second) * squares
             what = f"directions {m, count, n}, own {own}, summed {summed}"
             assert_close(s.get(out), exact, bound, what)
 
@@ -367,21 +367,21 @@ def directions(s: Subject) -> None:
 def directions_error(s: Subject) -> None:
     for m, count, n in s.shapes(*DIRECTIONS):
         first, second, third, error = (s.normal(m, n) for _ in range(4))
-        t = s.normal(m, count, n)
+        t = s.normal(count, m, n)
         for own in (1, 0):
-            u = np.broadcast_to(s.normal(m if own else 1, count, n), t.shape)
+            u = np.broadcast_to(s.normal(count, m if own else 1, n), t.shape)
             got, into = s.put(t, error)
             s.backend.directions_error(
-                s.put(first, second, third), *s.put(u[: m if own else 1]), got, into
+                s.put(first, second, third), *s.put(u[:, : m if own else 1]), got, into
             )
-            of_sum = t[:, -1]
-            squares = np.einsum("xkj,xkj->xj", u[:, :-1], u[:, :-1])
+            of_sum = t[-1]
+            squares = np.einsum("kxj,kxj->xj", u[:-1], u[:-1])
             terms = [first * error, third * of_sum * squares]
-            terms += [second * t[:, k] * u[:, k] for k in range(count)]
+            terms += [second * t[k] * u[k] for k in range(count)]
             bound = (count + 4) * s.eps * sum(map(np.abs, terms))
             assert_close(s.get(into), sum(terms), bound, f"error {m, count, n}, own {own}")
-            exact, added = first[:, None] * t, 2 * (second * of_sum)[:, None] * u
-            added[:, -1] = 0.0
+            exact, added = first * t, 2 * second * of_sum * u
+            added[-1] = 0.0
             bound = 4 * s.eps * (np.abs(exact) + np.abs(added))
             assert_close(s.get(got), exact + added, bound, f"directions' {m, count, n}, own {own}")
 
