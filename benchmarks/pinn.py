@@ -137,13 +137,14 @@ def pytorchs(net: Network, inside: np.ndarray, boundary: np.ndarray, forward: bo
 def solve(objective: Objective, start: np.ndarray, steps: int) -> tuple[np.ndarray, float, int]:
     """The parameters after so many steps of L-BFGS, the seconds that it took, and its passes."""
     from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    objective(start)  # what is done once: compiling, the first use of memory
-    begin = time.perf_counter()
-    found = minimize(objective, start, jac=True, method="L-BFGS-B",
-                     options={"maxiter": steps, "maxfun": 10 * steps, "maxcor": 50,
-                              "ftol": 0.0, "gtol": 0.0})  # fmt: skip
-    return found.x, time.perf_counter() - begin, found.nfev
+    options = {"maxiter": steps, "maxfun": 10 * steps, "maxcor": 50, "ftol": 0.0, "gtol": 0.0}
+    with threadpool_limits(1, user_api="blas"):  # SciPy's, of short vectors: they would spin
+        objective(start)  # what is done once: compiling, the first use of memory
+        begin = time.perf_counter()
+        found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+        return found.x, time.perf_counter() - begin, found.nfev
 
 
 def grid(side: int = 101) -> np.ndarray:

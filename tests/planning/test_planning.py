@@ -443,3 +443,20 @@ def test_blocks_divide_a_batch_evenly_among_the_threads(batch: int) -> None:
     assert work.block <= cpu.CPU_BLOCK
     assert blocks % work.threads == 0 or batch < 36
     assert work.block * blocks - batch < max(blocks, work.threads)
+
+
+def test_a_jacobian_goes_the_way_of_fewer_products() -> None:
+    assert planning.jacobian_mode((784, 30, 30, 10), 10) == "reverse"
+    assert planning.jacobian_mode((2, 30, 30, 10), 10) == "forward"
+    assert planning.jacobian_mode((2, 30, 30, 10), 1) == "reverse"  # one output's
+    assert planning.jacobian_mode((5, 3), 3) == "forward"  # w itself
+
+
+def test_directions_fit_where_they_are_worked_on() -> None:
+    for sizes, directions in (((2, 32, 1), 3), ((784, 30, 10), 1), ((100, 4096, 10), 101)):
+        for itemsize, on_device in ((4, False), (8, False), (8, True)):
+            rows = planning.rows_at_a_time(sizes, directions, itemsize, on_device)
+            assert 1 <= rows <= planning.CHUNK_ROWS
+            more = planning.rows_at_a_time(sizes, directions + 1, itemsize, on_device)
+            assert more <= rows
+    assert planning.rows_at_a_time((2, 32, 1), 3, 8, True) == planning.CHUNK_ROWS
