@@ -220,12 +220,13 @@ class NumpyBackend:
         np.add(error, term, out=error)
         np.multiply(second, out[-1], out=bend)
         np.multiply(bend, 2.0, out=bend)
-        products = u * out
-        np.multiply(np.add.reduce(products, axis=0, out=term), second, out=term)
+        np.einsum("kxj,kxj->xj", np.broadcast_to(u, out.shape), out, out=term)
+        np.multiply(term, second, out=term)
         np.add(error, term, out=error)
         np.multiply(out, first, out=out)
-        np.multiply(u[:-1], bend, out=products[:-1])
-        out[:-1] += products[:-1]
+        for k in range(len(out) - 1):
+            np.multiply(u[k], bend, out=term)
+            np.add(out[k], term, out=out[k])
 
     def row_norms(self, x: np.ndarray, out: np.ndarray) -> None:
         squares = np.einsum("xj,xj->x", x, x)

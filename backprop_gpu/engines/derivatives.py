@@ -234,7 +234,7 @@ class Derivatives:
         """What `work` makes of each piece, in order; `directions` of a sample lie in memory."""
         on_device = self._backend.name != "numpy"
         itemsize = self._backend.dtype.itemsize
-        count = planning.rows_at_a_time(self._sizes, directions, itemsize, on_device)
+        count = planning.rows_at_a_time(len(X), self._sizes, directions, itemsize, on_device)
 
         def of(start: int) -> _Result:
             rows = slice(start, min(start + count, len(X)))

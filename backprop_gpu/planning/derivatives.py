@@ -26,9 +26,16 @@ def jacobian_mode(sizes: tuple[int, ...], seeds: int) -> Literal["forward", "rev
     return "forward" if forward < reverse else "reverse"
 
 
-def rows_at_a_time(sizes: tuple[int, ...], directions: int, itemsize: int, on_device: bool) -> int:
-    """How many samples' directions, (directions, n_l) each, go through a network together."""
+def rows_at_a_time(
+    rows: int, sizes: tuple[int, ...], directions: int, itemsize: int, on_device: bool
+) -> int:
+    """How many of so many samples' directions, (directions, n_l) each, go through together.
+
+    Not how many cores there are decides it, and so no bit does: of several parts there is an even
+    number, which two share fairly.
+    """
     layer = max(n + k for k, n in pairwise((0, *sizes[1:])))
     row = itemsize * max(sizes[0] + sizes[1], directions * layer)
-    rows = (_DEVICE if on_device else _CACHE) // row
-    return min(CHUNK_ROWS, max(rows, -(-_LEAST_ROWS // directions)))
+    fit = max((_DEVICE if on_device else _CACHE) // row, -(-_LEAST_ROWS // directions))
+    parts = -(-rows // min(CHUNK_ROWS, fit))
+    return -(-rows // (parts + parts % 2)) if parts > 1 else rows

@@ -455,8 +455,11 @@ def test_a_jacobian_goes_the_way_of_fewer_products() -> None:
 def test_directions_fit_where_they_are_worked_on() -> None:
     for sizes, directions in (((2, 32, 1), 3), ((784, 30, 10), 1), ((100, 4096, 10), 101)):
         for itemsize, on_device in ((4, False), (8, False), (8, True)):
-            rows = planning.rows_at_a_time(sizes, directions, itemsize, on_device)
-            assert 1 <= rows <= planning.CHUNK_ROWS
-            more = planning.rows_at_a_time(sizes, directions + 1, itemsize, on_device)
-            assert more <= rows
-    assert planning.rows_at_a_time((2, 32, 1), 3, 8, True) == planning.CHUNK_ROWS
+            how = itemsize, on_device
+            for rows in (1, 17, 2000, 10_001):
+                found = planning.rows_at_a_time(rows, sizes, directions, *how)
+                assert 1 <= found <= min(rows, planning.CHUNK_ROWS)
+                parts = -(-rows // found)
+                assert parts == 1 or rows - (parts - 1) * found > 0
+                assert planning.rows_at_a_time(rows, sizes, directions + 1, *how) <= found
+    assert planning.rows_at_a_time(1800, (2, 32, 32, 1), 3, 8, False) == 450  # for two, or four
