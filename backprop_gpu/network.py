@@ -519,8 +519,8 @@ class Network:
         ----------
         X : (m, n_0) array
         loss : callable
-            (a, s), a^L and `laplacian`, (m, n_L) each -> (L, ∂L/∂a, ∂L/∂s). It is called once, with
-            all rows.
+            (rows, a, s), a slice of X's rows, their a^L and `laplacian`, (r, n_L) each ->
+            (L, ∂L/∂a, ∂L/∂s). The whole L is the sum over such slices; several threads call it.
 
         Returns
         -------

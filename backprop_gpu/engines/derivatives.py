@@ -24,8 +24,8 @@ from .passes import Passes, quiet
 Array = Any
 #: ∂/∂w[l] and ∂/∂b[l] of layers 1 … L, on the host.
 Gradients = list[tuple[np.ndarray, np.ndarray]]
-#: (a, s) of m samples -> L, ∂L/∂a and ∂L/∂s.
-Loss = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray, np.ndarray]]
+#: Which rows, and their a and s -> L, ∂L/∂a and ∂L/∂s.
+Loss = Callable[[slice, np.ndarray, np.ndarray], tuple[float, np.ndarray, np.ndarray]]
 
 _IDENTITY = activations.get("identity")
 _Result = TypeVar("_Result")
@@ -171,42 +171,25 @@ class Derivatives:
     def laplacian_gradients(
         self, parameters: Parameters, X: np.ndarray, loss: Loss
     ) -> tuple[float, Gradients]:
-        """L of all rows' a^L and their Laplacians, and its gradients."""
+        """The sum of what `loss` makes of rows' a^L and their Laplacians, and its gradients."""
         self._check_order(3)
         if not self._sigmas[-1].elementwise:
             raise ValueError("gradients of a Laplacian need an elementwise output, not softmax")
-        with self._one_blas_thread():
-            return self._laplacian_gradients(parameters, X, loss)
 
-    def _laplacian_gradients(
-        self, parameters: Parameters, X: np.ndarray, loss: Loss
-    ) -> tuple[float, Gradients]:
-        outputs, sums = (np.empty((len(X), self._sizes[-1]), X.dtype) for _ in range(2))
+        def work(rows: slice, piece: _Piece) -> tuple[float, np.ndarray]:
+            sums = piece.find_directions(3)[-1]
+            value, *found = loss(rows, piece.backend.to_numpy(piece.batch.a[-1]), sums)
+            of_outputs, of_sums = (np.asarray(array, X.dtype) for array in found)
+            for array in (of_outputs, of_sums):
+                if array.shape != sums.shape:
+                    raise ValueError(
+                        f"loss must give derivatives of shape {sums.shape}, got {array.shape}"
+                    )
+            return float(value), piece.laplacian_gradients(of_outputs, of_sums)
 
-        def there(rows: slice, piece: _Piece) -> _Piece:
-            sums[rows] = piece.find_directions(3)[-1]
-            outputs[rows] = piece.backend.to_numpy(piece.batch.a[-1])
-            return piece
-
-        pieces = self._each(there, parameters, X, directions=self._sizes[0] + 1)
-        value, *found = loss(outputs, sums)
-        value = float(value)
-        of_outputs, of_sums = (np.asarray(array, X.dtype) for array in found)
-        for array in (of_outputs, of_sums):
-            if array.shape != outputs.shape:
-                raise ValueError(
-                    f"loss must give derivatives of shape {outputs.shape}, got {array.shape}"
-                )
-        ends = np.cumsum([piece.batch.rows for piece in pieces])
-
-        def back(at: int) -> np.ndarray:
-            rows = slice(ends[at] - pieces[at].batch.rows, ends[at])
-            found = pieces[at].laplacian_gradients(of_outputs[rows], of_sums[rows])
-            self._give_back(pieces[at].backend)
-            return found
-
-        parts = self._on_all_cores(back, range(len(pieces)))
-        return value, self._gradients(parameters, parts, X.dtype)
+        parts = self._each(work, parameters, X, directions=self._sizes[0] + 1)
+        gradients = self._gradients(parameters, [part[1] for part in parts], X.dtype)
+        return sum(part[0] for part in parts), gradients
 
     def _check_order(self, order: int) -> None:
         for sigma in self._sigmas:
@@ -242,8 +225,7 @@ class Derivatives:
             described = fork, *self._described[1:]
             y = None if Y is None else Y[rows]
             found = work(rows, _Piece(described, parameters, X[rows], y))
-            if not isinstance(found, _Piece):  # which lives on
-                self._give_back(fork)
+            self._give_back(fork)
             return found
 
         return self._on_all_cores(of, range(0, len(X), count))
