@@ -5,8 +5,8 @@
 Δu = f on (0, 1)², u = 0 on its boundary, with f such that u = sin πx sin 2πy. The network's loss is
 the mean of (Δa - f)² over points inside and, weighed, of a² over points of the boundary (Raissi,
 Perdikaris & Karniadakis 2019); SciPy's L-BFGS makes it small. L and its gradients are
-`Network.laplacian_gradients`; in PyTorch `torch.autograd.grad` with ``create_graph=True``, twice, and
-``backward()`` (`torch.func.jvp` in `jvp` took three times as long). Both start from the same weights
+`Network.laplacian_gradients`; in PyTorch `torch.autograd.grad`, ``create_graph=True``, twice, and
+``backward()``; `torch.func.jvp` in `jvp` took three times as long. Both start from the same weights
 and take the same number of steps, in float64.
 """
 
