@@ -389,9 +389,12 @@ def directions_error(s: Subject) -> None:
 @case()
 def row_norms(s: Subject) -> None:
     for m, n in s.shapes((1, 1), (3, 31), (5, 32), (4, 33), (9, 70)):
-        x = s.normal(m, n)
+        x, tiny = s.normal(m, n), 1e-30 if s.dtype == np.float32 else 1e-200
         x[0] = 0.0
-        x[-1] = s.exact(x[-1] * (1e-30 if s.dtype == np.float32 else 1e-200))
+        x[-1] = s.exact(-np.abs(x[-1]) * tiny)
+        if m > 2:
+            x[1] = s.exact(np.abs(x[1]) * tiny)
+            x[1, 32:] = 0.0
         out = s.poisoned(m)
         s.backend.row_norms(*s.put(x), out)
         size = np.abs(x).max(axis=1, keepdims=True)
