@@ -37,6 +37,10 @@ class Activation:
     range : (float, float), optional
         The open interval in which a lies. Given, costs that need another one are
         refused; left out, every cost is allowed.
+    second_derivative, third_derivative : callable, optional
+        σ'' and σ''', like the two before: what Hessians and Laplacians, and what gradients of a
+        Laplacian, need besides. The CUDA backends evaluate them on whole arrays, CuPy's or, without
+        CuPy and on numba_cuda, copies on the host.
 
     Examples
     --------
@@ -61,9 +65,14 @@ class Activation:
         derivative: Function,
         *,
         range: tuple[float, float] | None = None,
+        second_derivative: Function | None = None,
+        third_derivative: Function | None = None,
     ) -> None:
         check_name(name)
-        for argument, value in (("function", function), ("derivative", derivative)):
+        given = {"function": function, "derivative": derivative}
+        higher = {"second_derivative": second_derivative, "third_derivative": third_derivative}
+        given |= {argument: value for argument, value in higher.items() if value is not None}
+        for argument, value in given.items():
             if not callable(value):
                 raise TypeError(
                     f"{argument} of activation {name!r} must be callable, got {value!r}"
@@ -76,6 +85,8 @@ class Activation:
         self.range = range
         self.function = function
         self.derivative = derivative
+        #: σ'' and σ''' of a user's, by order.
+        self.higher = {2: second_derivative, 3: third_derivative}
 
     def __repr__(self) -> str:
         return f"<activation {self.name}>"
@@ -95,6 +106,40 @@ class Activation:
     ) -> None:
         """out = σ'(z). Built-ins read z or a, whichever `derivative_from` names."""
         out[...] = _same_shape(self.derivative(z), z, f"derivative of activation {self.name!r}")
+
+    def check_order(self, order: int) -> None:
+        """Refuse what needs a derivative that this σ has not.
+
+        Raises
+        ------
+        ValueError
+            Naming the argument of `Activation` that gives it.
+        """
+        if not self.builtin and order > 1 and self.higher[order] is None:
+            argument = {2: "second_derivative", 3: "third_derivative"}[order]
+            raise ValueError(
+                f"activation {self.name!r} has no {argument.replace('_', ' ')}, which this needs: "
+                f"give it as Activation(..., {argument}=...)"
+            )
+
+    def evaluate_higher(
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
+    ) -> None:
+        """out = σ''(z) or σ'''(z), by order, 2 or 3. At a kink it is 0, as beside it.
+
+        Built-ins read z or a, whichever `derivative_from` names; `first` is σ'(z).
+        """
+        self.check_order(order)
+        function = self.higher[order]
+        assert function is not None, "check_order has refused it"
+        what = f"derivative {order} of activation {self.name!r}"
+        out[...] = _same_shape(function(z), z, what)
 
     def pull_back(
         self,
@@ -151,6 +196,17 @@ class BuiltinActivation(Activation):
         self.evaluate_derivative(z, self.function(z), out, np.empty_like(z))
         return out
 
+    def evaluate_higher(
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
+    ) -> None:
+        out.fill(0.0)  # of what is piecewise linear
+
 
 def _as_float(z: Array) -> np.ndarray:
     found: np.ndarray = np.asarray(z)
@@ -177,6 +233,20 @@ class Sigmoid(BuiltinActivation):
         np.subtract(1.0, a, out=out)
         np.multiply(out, a, out=out)
 
+    def evaluate_higher(
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
+    ) -> None:
+        # p = σ';  σ'' = p (1 - 2 a),  σ''' = p (1 - 6 p)
+        np.multiply(*((a, -2.0) if order == 2 else (first, -6.0)), out=out)
+        np.add(out, 1.0, out=out)
+        np.multiply(out, first, out=out)
+
 
 class Tanh(BuiltinActivation):
     """σ(z) = tanh z,  σ' = 1 - a²."""
@@ -193,6 +263,23 @@ class Tanh(BuiltinActivation):
     ) -> None:
         np.multiply(a, a, out=out)
         np.subtract(1.0, out, out=out)
+
+    def evaluate_higher(
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
+    ) -> None:
+        # p = σ';  σ'' = -2 a p,  σ''' = p (4 - 6 p)
+        if order == 2:
+            np.multiply(a, -2.0, out=out)
+        else:
+            np.multiply(first, -6.0, out=out)
+            np.add(out, 4.0, out=out)
+        np.multiply(out, first, out=out)
 
 
 class Relu(BuiltinActivation):
@@ -253,6 +340,20 @@ class Elu(BuiltinActivation):
         np.minimum(a, 0.0, out=out)
         np.add(out, 1.0, out=out)
 
+    def evaluate_higher(
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
+    ) -> None:
+        # a + 1 where a < 0, else 0
+        np.less(a, 0.0, out=scratch)
+        np.minimum(a, 0.0, out=out)
+        np.add(out, scratch, out=out)
+
 
 class Gelu(BuiltinActivation):
     """σ(z) = z Φ(z),  σ' = Φ(z) + z φ(z), with the exact normal Φ (Hendrycks & Gimpel 2016)."""
@@ -285,6 +386,27 @@ class Gelu(BuiltinActivation):
         self._cdf(z, scratch)
         np.add(out, scratch, out=out)
 
+    def evaluate_higher(
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
+    ) -> None:
+        # φ the density;  σ'' = φ (2 - z²),  σ''' = φ z (z² - 4)
+        np.multiply(z, z, out=scratch)
+        np.multiply(scratch, -0.5, out=out)
+        np.exp(out, out=out)
+        np.multiply(out, 1.0 / math.sqrt(2.0 * math.pi), out=out)
+        if order == 2:
+            np.subtract(2.0, scratch, out=scratch)
+        else:
+            np.subtract(scratch, 4.0, out=scratch)
+            np.multiply(scratch, z, out=scratch)
+        np.multiply(out, scratch, out=out)
+
 
 class Silu(BuiltinActivation):
     """σ(z) = z s(z) with s the sigmoid,  σ' = s + a (1 - s)."""
@@ -303,6 +425,27 @@ class Silu(BuiltinActivation):
         _SIGMOID.evaluate(z, scratch, scratch)
         np.subtract(1.0, scratch, out=out)
         np.multiply(out, a, out=out)
+        np.add(out, scratch, out=out)
+
+    def evaluate_higher(
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
+    ) -> None:
+        # σ'' = 2 s' + z s'',  σ''' = 3 s'' + z s'''
+        s, slope = np.empty_like(z), np.empty_like(z)
+        _SIGMOID.evaluate(z, s, scratch)
+        _SIGMOID.evaluate_derivative(z, s, slope, scratch)
+        _SIGMOID.evaluate_higher(order, z, s, slope, out, scratch)
+        np.multiply(out, z, out=out)
+        if order == 3:
+            _SIGMOID.evaluate_higher(2, z, s, slope, scratch, scratch)
+            slope = scratch
+        np.multiply(slope, order, out=scratch)
         np.add(out, scratch, out=out)
 
 
@@ -324,6 +467,23 @@ class Softplus(BuiltinActivation):
         np.expm1(out, out=out)
         np.negative(out, out=out)
 
+    def evaluate_higher(
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
+    ) -> None:
+        # s = σ' = 1 - e^-a;  σ'' = s e^-a,  σ''' = σ'' (e^-a - s)
+        np.negative(a, out=out)
+        np.exp(out, out=out)
+        if order == 3:
+            np.subtract(out, first, out=scratch)
+            np.multiply(out, scratch, out=out)
+        np.multiply(out, first, out=out)
+
 
 class Identity(BuiltinActivation):
     """σ(z) = z,  σ' = 1."""
@@ -341,6 +501,15 @@ class Identity(BuiltinActivation):
     ) -> None:
         out.fill(1.0)
 
+    def pull_back(
+        self,
+        error: np.ndarray,
+        z: np.ndarray,
+        a: np.ndarray,
+        scratch: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        """Nothing: σ' is 1."""
+
 
 class Exponential(BuiltinActivation):
     """σ(z) = e^z,  σ' = a: the output whose Poisson cost has δ = a - y."""
@@ -354,6 +523,17 @@ class Exponential(BuiltinActivation):
 
     def evaluate_derivative(
         self, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.copyto(out, a)
+
+    def evaluate_higher(
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
     ) -> None:
         np.copyto(out, a)
 
@@ -396,6 +576,17 @@ class Softmax(BuiltinActivation):
 
     def derivative(self, z: Array) -> np.ndarray:
         raise TypeError("softmax is not elementwise: it has a Jacobian, not a σ'(z)")
+
+    def evaluate_higher(
+        self,
+        order: int,
+        z: np.ndarray,
+        a: np.ndarray,
+        first: np.ndarray,
+        out: np.ndarray,
+        scratch: np.ndarray,
+    ) -> None:
+        raise TypeError("softmax is not elementwise: it has no σ''(z)")
 
 
 _SIGMOID = Sigmoid()

@@ -24,6 +24,7 @@ from .communicators import ALONE, Communicator
 from .costs import Cost
 from .engines import Engine
 from .engines.compiled_passes import CompiledPasses
+from .engines.derivatives import Derivatives
 from .engines.passes import Passes, Reader
 from .parameters import Layout, Parameters
 from .planning import Choice, Device, Plan, Run, fusion
@@ -268,6 +269,11 @@ class Model:
         return self.compiled or Passes(self.backend.fork(), self.sizes, self.activations, self.cost)
 
     @cached_property
+    def derivatives(self) -> Derivatives:
+        """Derivatives beyond the mean gradient: several threads may ask for them at once."""
+        return Derivatives(self.backend, self.sizes, self.activations, self.cost)
+
+    @cached_property
     def compiled(self) -> CompiledPasses | None:
         """The passes of the CPU's library, where it can make them."""
         # To compile a user's function takes longer than most readings.
@@ -298,7 +304,7 @@ class Model:
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        left = ("backend", "layout", "compiled", "_plans")
+        left = ("backend", "layout", "compiled", "derivatives", "_plans")
         return {k: v for k, v in vars(self).items() if k not in left}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from .schedules import Schedule
 from .training import Callback, History, fitting
 
 if TYPE_CHECKING:
+    from .engines.derivatives import Loss
     from .gradient_check import GradientReport
     from .planning.explanation import Explanation
     from .preprocessing import Preprocessing
@@ -397,20 +398,170 @@ class Network:
         return validation.accuracy(outputs, classes, weights, self.cost.threshold)
 
     def gradients(
-        self, X: Any, Y: Any, sample_weight: Any = None
+        self, X: Any, Y: Any, sample_weight: Any = None, *, per_sample: bool = False
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """[(∂C/∂w[1], ∂C/∂b[1]), …] of the mean cost over all rows (BP1–BP4), as in `loss`."""
+        """[(∂C/∂w[1], ∂C/∂b[1]), …] of the mean cost over all rows (BP1–BP4), as in `loss`.
+
+        With `per_sample` those of every row's own C_x, (m, n_l, n_{l-1}) and (m, n_l).
+        """
         X, Y, weights = self._checked(X, Y, sample_weight)
+        if validation.boolean("per_sample", per_sample):
+            if weights is not None:
+                raise ValueError("per_sample and sample_weight exclude each other")
+            validation.room("a gradient of every row", self._gradient_bytes(len(X)))
+            return self.model.derivatives.per_sample(self.parameters, X, Y)
         found = self.model.passes().gradients(self.parameters, X, Y, weights)
         return list(zip(*found, strict=True))
 
     def _checked(
-        self, X: Any, Y: Any, sample_weight: Any
+        self, X: Any, Y: Any, sample_weight: Any = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """X, Y and the rows' weights, as passes take them."""
         X, Y = self.model.check_data(X, Y)
         weights = self.model.mean_weights(sample_weight, len(X))
         return X, self.cost.prepare(Y, self.sizes[-1]), weights
+
+    def _gradient_bytes(self, rows: int) -> int:
+        return rows * self.model.layout.count * self.dtype.itemsize
+
+    # -- derivatives beyond those -------------------------------------------------------
+
+    def gradient_norms(self, X: Any, Y: Any, *, of: str = "layers") -> np.ndarray:
+        """The norm of each row's own gradient, layer by layer: (m, L).
+
+        ∂C_x/∂w = δ a'ᵀ has the norm ‖δ‖ ‖a'‖, and ∂C_x/∂b = δ has ‖δ‖, so that no gradient is
+        formed (Goodfellow 2015, arXiv:1510.01799).
+
+        Parameters
+        ----------
+        X, Y
+            As in `fit`.
+        of : {"layers", "weights", "biases"}
+            Of w and b together, √(‖δ‖² ‖a'‖² + ‖δ‖²), or of one of them.
+        """
+        validation.one_of("of", of, ("layers", "weights", "biases"))
+        X, Y, _ = self._checked(X, Y)
+        deltas, inputs = self.model.derivatives.norms(self.parameters, X, Y)
+        if of == "biases":
+            return deltas
+        norms: np.ndarray = deltas * (inputs if of == "weights" else np.hypot(inputs, 1.0))
+        return norms
+
+    def input_gradients(self, X: Any, Y: Any = None, *, output: int | None = None) -> np.ndarray:
+        """∂C_x/∂x of each row's own cost, or ∂a^L_j/∂x of an output j: (m, n_0).
+
+        Parameters
+        ----------
+        X : (m, n_0) array
+        Y : as in `fit`, optional
+        output : int, optional
+            j, in [0, n_L), in place of Y. With neither, the one output of a network that has one.
+        """
+        if Y is not None and output is not None:
+            raise ValueError("input_gradients takes Y, for the cost, or output: not both")
+        if Y is not None:
+            X, Y, _ = self._checked(X, Y)
+            return self.model.derivatives.input_gradients(self.parameters, X, Y)
+        if output is None and self.sizes[-1] > 1:
+            raise ValueError(
+                f"input_gradients needs Y, for the cost, or output, one of {self.sizes[-1]}"
+            )
+        j = validation.integer("output", 0 if output is None else output, 0, self.sizes[-1] - 1)
+        X = validation.inputs(X, self.sizes[0], self.dtype)
+        return self.model.derivatives.jacobian(self.parameters, X, j)[:, 0]
+
+    def jacobian(self, X: Any) -> np.ndarray:
+        """∂a^L_j/∂x_k of every row: (m, n_L, n_0). At a kink of σ the slope is that beside it."""
+        X = validation.inputs(X, self.sizes[0], self.dtype)
+        return self.model.derivatives.jacobian(self.parameters, X)
+
+    def hessian_vector_product(
+        self, X: Any, Y: Any, v: Sequence[tuple[Any, Any]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """H v, with H the second derivatives of the mean cost by w and b (Pearlmutter 1994).
+
+        The cost of about two passes of `gradients`; H itself is never formed.
+
+        Parameters
+        ----------
+        X, Y
+            As in `fit`.
+        v : [(v_w, v_b), …]
+            As `gradients` returns them: (n_l, n_{l-1}) and (n_l,) for each layer.
+
+        Returns
+        -------
+        [(w, b), …]
+            Of the same shapes.
+
+        Raises
+        ------
+        ValueError
+            For what does not fit, and if a σ of your own has no second derivative, or a C no
+            curvature, naming it.
+
+        Notes
+        -----
+        σ'' of relu and leaky_relu is 0, also at their kink: what is left is the Gauss–Newton part.
+        """
+        X, Y, _ = self._checked(X, Y)
+        flat = self._flat("v", v)
+        return self.model.derivatives.hessian_vector_product(self.parameters, X, Y, flat)
+
+    def _flat(self, name: str, pairs: Any) -> np.ndarray:
+        """[(w, b), …] as a flat array, checked."""
+        layout = self.model.layout
+        shapes = list(zip(layout.weight_shapes, layout.bias_shapes, strict=True))
+        if not validation.is_ordered(pairs) or [len(pair) for pair in pairs] != [2] * len(shapes):
+            raise ValueError(f"{name} must be {len(shapes)} pairs (w, b), one per layer")
+        found: tuple[list[np.ndarray], list[np.ndarray]] = [], []
+        for l, (pair, expected) in enumerate(zip(pairs, shapes, strict=True)):
+            for i, shape in enumerate(expected):
+                array = validation.numbers(f"{name}[{l}][{i}]", pair[i], self.dtype)
+                if array.shape != shape:
+                    raise ValueError(f"{name}[{l}][{i}] must be {shape}, got {array.shape}")
+                found[i].append(array)
+        return layout.flat(*found, self.dtype)
+
+    def laplacian(self, X: Any) -> np.ndarray:
+        """Σ_k ∂²a^L_j/∂x_k² of every row: (m, n_L).
+
+        Forward through the layers, a, its derivatives along each input and the sum of the second
+        ones go together (forward Laplacian; Li et al. 2023, arXiv:2307.08214).
+
+        Raises
+        ------
+        ValueError
+            If a σ of your own has no second derivative, naming it. σ'' of relu and leaky_relu is 0.
+        """
+        X = validation.inputs(X, self.sizes[0], self.dtype)
+        return self.model.derivatives.laplacian(self.parameters, X)
+
+    def laplacian_gradients(
+        self, X: Any, loss: Loss
+    ) -> tuple[float, list[tuple[np.ndarray, np.ndarray]]]:
+        """A loss of outputs and their Laplacians, and its gradients: a step of a PINN.
+
+        Parameters
+        ----------
+        X : (m, n_0) array
+        loss : callable
+            (rows, a, s), a slice of X's rows, their a^L and `laplacian`, (r, n_L) each ->
+            (L, ∂L/∂a, ∂L/∂s). The whole L is the sum over such slices; several threads call it.
+
+        Returns
+        -------
+        L, [(∂L/∂w[1], ∂L/∂b[1]), …]
+
+        Raises
+        ------
+        ValueError
+            If a σ has no third derivative: softmax, or one of your own that was given none.
+        """
+        if not callable(loss):
+            raise TypeError(f"loss must be callable, got {loss!r}")
+        X = validation.inputs(X, self.sizes[0], self.dtype)
+        return self.model.derivatives.laplacian_gradients(self.parameters, X, loss)
 
     def check_gradients(
         self, X: Any, Y: Any, *, tolerance: float = 1e-5, max_weights: int = 200

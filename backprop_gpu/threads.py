@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+_Result = TypeVar("_Result")
 
 #: The ids of what is being trained just now.
 _trained: set[int] = set()
@@ -126,6 +128,37 @@ def _in_dask_task() -> bool:
 
 #: `limit`, of the cores that this thread may use.
 _own = threading.local()
+
+
+def shared_out(work: Callable[[int], _Result], numbers: range) -> list[_Result]:
+    """[work(i) for i in numbers], by this thread and as many others as there are `cores`.
+
+    Others take what is left when they have started, so nothing waits for one that has not. An
+    exception of theirs is raised here.
+    """
+    from concurrent.futures import Future
+
+    found: dict[int, Future[_Result]] = {i: Future() for i in numbers}
+    left = iter(numbers)
+    lock = threading.Lock()
+
+    def take() -> None:
+        while True:
+            with lock:
+                i = next(left, None)
+            if i is None:
+                return
+            try:
+                found[i].set_result(work(i))
+            except BaseException as error:
+                found[i].set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+
+    for _ in range(min(cores(), len(numbers)) - 1):
+        threading.Thread(target=take, daemon=True).start()
+    take()
+    return [found[i].result() for i in numbers]
 
 
 @contextmanager

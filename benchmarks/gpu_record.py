@@ -276,7 +276,7 @@ class GpuRecorder(Recorder):
     # -- the other kernels ----------------------------------------------------------
 
     def maps(self, shapes: Any = ((128, 128), (1 << 16, 64), (8192, 4096))) -> None:
-        """BP3, s ⊙ t and C: limited by bytes."""
+        """BP3, s ⊙ t, norms of rows, directions of three inputs and C: limited by bytes."""
         for dtype in (np.float32, np.float64):
             backend = CudaBackend(dtype, self.runtime)
             item = np.dtype(dtype).itemsize
@@ -297,6 +297,20 @@ class GpuRecorder(Recorder):
                 seconds = self.clock(partial(backend.hadamard, delta, t, product))
                 self.timed("hadamard", (m, n), dtype, "ours", seconds,
                            nbytes=3 * m * n * item, flops=m * n, error=error)  # fmt: skip
+                norms = self.runtime.empty((m,), dtype)
+                backend.row_norms(delta, norms)
+                error = _relative(self.runtime.to_numpy(norms), np.linalg.norm(host, axis=1), 1.0)
+                seconds = self.clock(partial(backend.row_norms, delta, norms))
+                self.timed("row_norms", (m, n), dtype, "ours", seconds,
+                           nbytes=m * n * item, flops=2 * m * n, error=error)  # fmt: skip
+                u, out = self.random((4, m, n), dtype), self.runtime.empty((4, m, n), dtype)
+                backend.directions((delta, t), u, out)
+                given, slopes = (self.runtime.to_numpy(x).astype(np.float64) for x in (u, t))
+                reference = host * given[-1] + slopes * (given[:-1] ** 2).sum(axis=0)
+                error = _relative(self.runtime.to_numpy(out[-1]), reference, 1.0)
+                seconds = self.clock(partial(backend.directions, (delta, t), u, out))
+                self.timed("directions", (4, m, n), dtype, "ours", seconds,
+                           nbytes=10 * m * n * item, flops=12 * m * n, error=error)  # fmt: skip
                 epoch = backend.epoch(m, m)
                 pair = activations.get("tanh"), costs.get("quadratic")
                 record = partial(backend.record_cost, None, delta, t, *pair, epoch)

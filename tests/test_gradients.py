@@ -1,17 +1,22 @@
-"""`Network.gradients` against automatic differentiation, and the demon of `check_gradients`."""
+"""`Network`'s derivatives against automatic differentiation, and the demon of `check_gradients`."""
 
 from __future__ import annotations
+
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from backprop_gpu import Activation, Cost, Network, activations, costs
+import kernel_cases
+from backprop_gpu import Activation, Cost, Network, activations, costs, threads
+from backprop_gpu.backends.numpy import NumpyBackend
 from reference import (
     COMMON_PAIRS,
     INVALID_PAIRS,
     VALID_PAIRS,
     WITH_POLES,
     backpropagate,
+    output_error,
     random_targets,
 )
 
@@ -444,3 +449,396 @@ def test_a_cost_must_give_one_number_a_sample():
     net = Network([2, 3, 1], cost=total, backend="numpy", seed=1)
     with pytest.raises(ValueError, match=r"one number per sample.*\(4,\)"):
         net.loss(XOR, [0, 1, 1, 0])
+
+
+# -- derivatives beyond the mean gradient --------------------------------------------------
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
+HIDDEN = [name for name in activations.names() if name not in ("softmax", "exponential")]
+
+
+class Automatic:
+    """A network, rows, and its derivatives by automatic differentiation, in float64."""
+
+    def __init__(self, sizes, chosen, cost, *, rows=7, seed=1, **options):
+        self.rng = np.random.default_rng([seed, *map(len, chosen), len(cost)])
+        self.net = Network(
+            sizes, activation=chosen, cost=cost, seed=seed, **{"dtype": "float64"} | options
+        )
+        self.net.biases = [self.rng.standard_normal(b.shape) for b in self.net.biases]
+        self.X = self.rng.standard_normal((rows, sizes[0])).astype(self.net.dtype).astype(float)
+        targets = random_targets(cost, (rows, sizes[-1]), self.rng)
+        self.Y = targets.astype(self.net.dtype).astype(float)
+        self.w_b = [
+            (w.astype(float), b.astype(float))
+            for w, b in zip(self.net.weights, self.net.biases, strict=True)
+        ]
+
+    def outputs(self, X, w_b=None):
+        a = anp.atleast_2d(X)
+        for (w, b), sigma in zip(w_b or self.w_b, self.net.activations, strict=True):
+            a = AUTOGRAD_ACTIVATIONS[sigma.name](anp.dot(a, w.T) + b)
+        return a
+
+    def costs(self, X, Y, w_b=None):
+        """The sum of all rows' C_x."""
+        return AUTOGRAD_COSTS[self.net.cost.name](self.outputs(X, w_b), Y)
+
+    def jacobian(self, x):
+        return autograd.jacobian(lambda x: self.outputs(x)[0])(x)
+
+    def laplacian(self, x, w_b=None):
+        """Σ_k ∂²a_j/∂x_k² of one row: the second derivatives along each input."""
+        total = 0.0
+        for k in range(len(x)):
+            along = np.eye(len(x))[k]
+
+            def slope(t, along=along):
+                def at(t):
+                    return self.outputs(x + t * along, w_b)[0]
+
+                return autograd.jacobian(at)(t)
+
+            total = total + autograd.jacobian(slope)(0.0)
+        return total
+
+    def along(self):
+        return [
+            (self.rng.standard_normal(w.shape), self.rng.standard_normal(b.shape))
+            for w, b in self.w_b
+        ]
+
+    def hessian_vector_product(self, v):
+        def inner(w_b):
+            gradients = autograd.grad(lambda w_b: self.costs(self.X, self.Y, w_b))(w_b)
+            return sum(
+                anp.sum(g * d)
+                for pair, other in zip(gradients, v, strict=True)
+                for g, d in zip(pair, other, strict=True)
+            ) / len(self.X)
+
+        return autograd.grad(inner)(self.w_b)
+
+
+def assert_near(got, expected, tolerance, what):
+    """Within so much of the largest number there is."""
+    expected = np.asarray(expected)
+    assert got.shape == expected.shape, what
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * largest, err_msg=what)
+
+
+def flatten(pairs):
+    return np.concatenate([np.ravel(array) for pair in pairs for array in pair])
+
+
+def check_all(right: Automatic) -> None:
+    net, X, Y = right.net, right.X, right.Y
+    tolerance = TOLERANCE[net.dtype.name]
+    near = {"tolerance": tolerance}
+    expected = np.array([autograd.grad(right.costs)(x, y[None]) for x, y in zip(X, Y, strict=True)])
+    assert_near(net.input_gradients(X, Y), expected, what="∂C/∂x", **near)
+    jacobian = np.array([right.jacobian(x) for x in X])
+    assert_near(net.jacobian(X), jacobian, what="∂a/∂x", **near)
+    last = net.sizes[-1] - 1
+    assert_near(net.input_gradients(X, output=last), jacobian[:, last], what="∂a_j/∂x", **near)
+
+    gradient = autograd.grad(lambda w_b, x, y: right.costs(x, y, w_b))
+    samples = [gradient(right.w_b, x, y[None]) for x, y in zip(X, Y, strict=True)]
+    got, norms = net.gradients(X, Y, per_sample=True), net.gradient_norms(X, Y)
+    for l, (w, b) in enumerate(got):
+        ws, bs = (np.array([sample[l][i] for sample in samples]) for i in (0, 1))
+        assert_near(w, ws, what=f"∂C_x/∂w[{l}]", **near)
+        assert_near(b, bs, what=f"∂C_x/∂b[{l}]", **near)
+        squares = (ws**2).sum(axis=(1, 2)), (bs**2).sum(axis=1)
+        assert_near(norms[:, l], np.sqrt(sum(squares)), what=f"norms of layer {l}", **near)
+        for of, square in zip(("weights", "biases"), squares, strict=True):
+            found = net.gradient_norms(X, Y, of=of)
+            assert_near(found[:, l], np.sqrt(square), what=f"norms of {of} {l}", **near)
+
+    v = right.along()
+    found, exact = net.hessian_vector_product(X, Y, v), right.hessian_vector_product(v)
+    assert [(w.shape, b.shape) for w, b in found] == [(w.shape, b.shape) for w, b in right.w_b]
+    assert_near(flatten(found), flatten(exact), what="H v", **near)
+
+    if net.sizes[0] > 1 or len(net.sizes) > 2:
+        laplacian = np.array([right.laplacian(x) for x in X])
+        scale = np.abs(jacobian).max()  # of a straight network there is none
+        np.testing.assert_allclose(
+            net.laplacian(X),
+            laplacian,
+            rtol=0,
+            atol=tolerance * max(scale, np.abs(laplacian).max()),
+        )
+
+
+@pytest.mark.parametrize(("activation", "cost"), VALID_PAIRS)
+def test_derivatives_of_every_output_pair(backend, activation, cost):
+    chosen = ["tanh", "silu", activation]
+    outputs = 4 if cost == "gaussian_nll" else 3
+    check_all(Automatic([4, 5, 3, outputs], chosen, cost, rows=4, backend=backend))
+
+
+@pytest.mark.parametrize("activation", HIDDEN)
+def test_derivatives_of_every_hidden_activation(backend, activation):
+    chosen = [activation, activation, "sigmoid"]
+    check_all(Automatic([2, 5, 4, 3], chosen, "binary_cross_entropy", rows=4, backend=backend))
+
+
+@pytest.mark.parametrize("sizes", [[5, 2], [2, 5], [1, 4, 1], [6, 3, 4, 2]])
+def test_derivatives_forward_and_reverse(backend, sizes):
+    chosen = ["softplus"] * (len(sizes) - 2) + ["sigmoid"]
+    check_all(Automatic(sizes, chosen, "quadratic", rows=3, backend=backend))
+    if sizes[-1] > 1:
+        chosen[-1] = "softmax"
+        check_all(Automatic(sizes, chosen, "quadratic", rows=3, backend=backend))
+
+
+@pytest.mark.parametrize(("activation", "cost"), [COMMON_PAIRS[0], ("softmax", "poisson")])
+def test_derivatives_in_float32(backend, activation, cost):
+    chosen = ["tanh", "gelu", activation]
+    check_all(Automatic([6, 12, 10, 3], chosen, cost, backend=backend, dtype="float32"))
+
+
+def loss_of(rng, shape):
+    """A loss of a and s that is no sum of one of each, and its derivatives."""
+    c = rng.standard_normal(shape)
+
+    def loss(rows, a, s):
+        return (c[rows] * a * s * s + s).sum(), c[rows] * s * s, 2 * c[rows] * a * s + 1
+
+    return loss
+
+
+@pytest.mark.parametrize("activation", [*HIDDEN, "exponential"])
+def test_gradients_of_a_laplacian(backend, activation):
+    hidden = "tanh" if activation == "exponential" else activation
+    right = Automatic(
+        [2, 4, 3, 2], [hidden, hidden, activation], "quadratic", rows=3, backend=backend
+    )
+    if activation in ("relu", "leaky_relu", "identity"):  # some of a Laplacian is wanted
+        right = Automatic(
+            [2, 4, 3, 2], ["tanh", hidden, activation], "quadratic", rows=3, backend=backend
+        )
+    loss = loss_of(right.rng, (3, 2))
+
+    def total(w_b):
+        a = right.outputs(right.X, w_b)
+        s = anp.array([right.laplacian(x, w_b) for x in right.X])
+        return loss(slice(None), a, s)[0]
+
+    value, got = right.net.laplacian_gradients(right.X, loss)
+    assert value == pytest.approx(total(right.w_b), rel=1e-9)
+    assert_near(flatten(got), flatten(autograd.grad(total)(right.w_b)), 1e-9, "∂L/∂w")
+
+
+def test_hessians_are_symmetric_and_a_difference_of_gradients(backend):
+    right = Automatic([4, 6, 3], ["elu", "softmax"], "categorical_cross_entropy", backend=backend)
+    net, X, Y = right.net, right.X, right.Y
+    u, v = right.along(), right.along()
+    of_u, of_v = (net.hessian_vector_product(X, Y, d) for d in (u, v))
+    assert flatten(u) @ flatten(of_v) == pytest.approx(flatten(v) @ flatten(of_u), rel=1e-10)
+
+    def moved(step):
+        other = Network([4, 6, 3], activation=["elu", "softmax"], cost=net.cost.name,
+                        dtype="float64", backend=backend)  # fmt: skip
+        other.weights = [w + step * d for (w, _), (d, _) in zip(right.w_b, v, strict=True)]
+        other.biases = [b + step * d for (_, b), (_, d) in zip(right.w_b, v, strict=True)]
+        return flatten(other.gradients(X, Y))
+
+    assert_near(flatten(of_v), (moved(1e-5) - moved(-1e-5)) / 2e-5, 1e-8, "H v")
+
+
+@pytest.mark.parametrize("scale", [30.0, 300.0])
+@pytest.mark.parametrize(
+    ("activation", "cost"), [pair for pair in VALID_PAIRS if pair[1] in WITH_POLES]
+)
+def test_curvature_where_outputs_saturate(activation, cost, scale):
+    """R{δ} against the difference of exact δ: no pole, and no digits lost to 1 - a."""
+    rng = np.random.default_rng(4)
+    z, dz = scale * rng.standard_normal((9, 4)), rng.standard_normal((9, 4))
+    if activation == "exponential":
+        z = np.minimum(z, 20.0)
+    y, h = random_targets(cost, z.shape, rng), 1e-4
+    ahead, behind = (output_error(z + step * dz, y, activation, cost) for step in (h, -h))
+    sigma = activations.get(activation)
+    with np.errstate(all="ignore"):
+        a = sigma.function(z)
+        got = costs.output_tangent(z, a, y, sigma, costs.get(cost), dz)
+    bound = 1e-9 + 1e-11 * np.abs(ahead).max() / h
+    np.testing.assert_allclose(got, (ahead - behind) / (2 * h), rtol=1e-6, atol=bound)
+
+
+def test_float32_is_as_near_as_plain_float32():
+    """Errors against float64 beside those of automatic differentiation in float32."""
+    right = Automatic([6, 20, 15, 3], ["tanh", "silu", "sigmoid"], "binary_cross_entropy",
+                      rows=40, dtype="float32")  # fmt: skip
+    exact = np.array([right.laplacian(x) for x in right.X]), right.hessian_vector_product
+    v = [(w.astype("f4").astype(float), b.astype("f4").astype(float)) for w, b in right.along()]
+    hv = flatten(right.hessian_vector_product(v))
+    got = (
+        right.net.laplacian(right.X),
+        flatten(right.net.hessian_vector_product(right.X, right.Y, v)),
+    )
+    narrow = [(w.astype("f4"), b.astype("f4")) for w, b in right.w_b]
+    right.X, right.Y, right.w_b = right.X.astype("f4"), right.Y.astype("f4"), narrow
+    plain = flatten(right.hessian_vector_product([(w.astype("f4"), b.astype("f4")) for w, b in v]))
+    ours, theirs = np.abs(got[1] - hv).max(), np.abs(plain - hv).max()
+    assert ours <= 4 * max(theirs, np.finfo("f4").eps * np.abs(hv).max())
+    assert np.abs(got[0] - exact[0]).max() <= 2e-6 * np.abs(exact[0]).max()
+
+
+def test_rows_are_taken_some_at_a_time(backend):
+    """As many rows as take several pieces, on one core and on all: the bits of each alone."""
+    net = Network([3, 200, 2], activation=["tanh", "identity"], seed=2, backend=backend)
+    rng = np.random.default_rng(0)
+    rows = 3000 if backend == "numpy" else 40
+    X, Y = rng.standard_normal((rows, 3)), rng.standard_normal((rows, 2))
+    v = net.gradients(X[:5], Y[:5])
+    sums = {
+        "H v": lambda X, Y: flatten(net.hessian_vector_product(X, Y, v)) * len(X),
+        "∂L": lambda X, Y: flatten(net.laplacian_gradients(X, lambda _, a, s: (0.0, a, s))[1]),
+    }
+    calls = sums | {
+        "jacobian": lambda X, Y: net.jacobian(X),
+        "laplacian": lambda X, Y: net.laplacian(X),
+        "inputs": net.input_gradients,
+        "norms": net.gradient_norms,
+    }
+    for name, call in calls.items():
+        with threads.at_most(1):
+            whole = call(X, Y)
+        np.testing.assert_array_equal(call(X, Y), whole, name)
+        parts = [call(X[rows], Y[rows]) for rows in (slice(rows // 3), slice(rows // 3, None))]
+        together = sum(parts) if name in sums else np.concatenate(parts)
+        np.testing.assert_allclose(
+            together, whole, rtol=1e-4, atol=1e-5 * np.abs(whole).max(), err_msg=name
+        )
+
+
+def test_norms_form_no_gradient():
+    net = Network([200, 300, 10], seed=1, backend="numpy")
+    rng = np.random.default_rng(0)
+    X, Y = rng.random((1000, 200), np.float32), rng.random((1000, 10), np.float32)
+    net.gradient_norms(X, Y)
+    tracemalloc.start()
+    try:
+        net.gradient_norms(X, Y)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Its memory is the first call's. That is of activations and errors, and never of a gradient.
+    assert peak < 1000 * 300 * 4
+    assert peak < 1000 * 200 * 300 * 4 / 100
+
+
+@pytest.mark.parametrize(
+    "name", ["slopes", "tangent", "directions", "directions_error", "row_norms"]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_reference_passes_the_kernels_cases(name, dtype):
+    found = [case for case in kernel_cases.CASES if case.name.partition("[")[0] == name]
+    assert found
+    for case in found:
+        with np.errstate(all="ignore"):
+            case.check(kernel_cases.Subject(NumpyBackend(dtype)))
+
+
+SQUARE = dict(function=lambda z: z * z, derivative=lambda z: 2 * z)
+QUARTIC = dict(function=lambda a, y: ((a - y) ** 4).sum(axis=1),
+               gradient=lambda a, y: 4 * (a - y) ** 3)  # fmt: skip
+
+
+def test_a_users_own(backend):
+    """What is missing is named; what is given is used."""
+    rng = np.random.default_rng(3)
+    X, Y = rng.standard_normal((5, 3)), rng.standard_normal((5, 2))
+    bare, cost = Activation("square", **SQUARE), Cost("quartic", **QUARTIC)
+
+    def network(sigma, cost):
+        return Network(
+            [3, 4, 2], activation=sigma, cost=cost, dtype="float64", seed=1, backend=backend
+        )
+
+    net = network(bare, cost)
+    assert net.jacobian(X).shape == (5, 2, 3)
+    for call in (net.laplacian, lambda X: net.hessian_vector_product(X, Y, net.gradients(X, Y))):
+        with pytest.raises(
+            ValueError, match=r"'square' has no second derivative.*second_derivative="
+        ):
+            call(X)
+    curved = Activation("square", **SQUARE, second_derivative=lambda z: 2 + 0 * z)
+    net = network(curved, cost)
+    with pytest.raises(ValueError, match=r"'quartic' has no curvature.*curvature="):
+        net.hessian_vector_product(X, Y, net.gradients(X, Y))
+    with pytest.raises(ValueError, match="'square' has no third derivative"):
+        net.laplacian_gradients(X, lambda _, a, s: (0.0, a, s))
+    bent = Cost("quartic", **QUARTIC, curvature=lambda a, y, v: 12 * (a - y) ** 2 * v)
+    for sigma in (curved, [curved, "softmax"]):
+        net = network(sigma, bent)
+        v = [
+            (rng.standard_normal(w.shape), rng.standard_normal(b.shape))
+            for w, b in zip(net.weights, net.biases, strict=True)
+        ]
+        moved = []
+        for step in (1e-5, -1e-5):
+            other = network(sigma, bent)
+            other.weights = [w + step * d for w, (d, _) in zip(net.weights, v, strict=True)]
+            other.biases = [b + step * d for b, (_, d) in zip(net.biases, v, strict=True)]
+            moved.append(flatten(other.gradients(X, Y)))
+        expected = (moved[0] - moved[1]) / 2e-5
+        assert_near(flatten(net.hessian_vector_product(X, Y, v)), expected, 1e-6, "H v")
+    # a = (w x)², summed: Δa_j = 2 Σ_k w_jk²
+    flat = Network([3, 2], activation=curved, dtype="float64", seed=1, backend=backend)
+    expected = np.broadcast_to(2 * (flat.weights[0] ** 2).sum(axis=1), (5, 2))
+    np.testing.assert_allclose(flat.laplacian(X), expected, rtol=1e-12)
+
+
+def test_functions_of_a_users_must_be_callable_and_keep_their_shape():
+    with pytest.raises(TypeError, match="second_derivative of activation 'square'"):
+        Activation("square", **SQUARE, second_derivative=2)
+    with pytest.raises(TypeError, match="curvature of cost 'quartic'"):
+        Cost("quartic", **QUARTIC, curvature=3)
+    sigma = Activation("square", **SQUARE, second_derivative=lambda z: 2.0)
+    with pytest.raises(ValueError, match="elementwise"):
+        Network([2, 2], activation=sigma, backend="numpy").laplacian(XOR)
+    cost = Cost("quartic", **QUARTIC, curvature=lambda a, y, v: 1.0)
+    net = Network([2, 2], cost=cost, backend="numpy")
+    with pytest.raises(ValueError, match="curvature of cost 'quartic' must have the shape"):
+        net.hessian_vector_product(XOR, XOR, net.gradients(XOR, XOR))
+
+
+def test_a_kink_is_flat_as_beside_it(backend):
+    net = Network([2, 2, 1], activation=["relu", "identity"], dtype="float64", backend=backend)
+    net.weights, net.biases = [np.eye(2), np.ones((1, 2))], [np.zeros(2), np.zeros(1)]
+    assert not net.laplacian(XOR).any()
+    np.testing.assert_array_equal(net.jacobian(XOR)[:, 0], (XOR > 0).astype(float))
+
+
+def test_what_does_not_fit_is_refused():
+    net = Network([2, 3, 2], seed=1, backend="numpy")
+    v = net.gradients(XOR, XOR)
+    for call, message in (
+        (lambda: net.input_gradients(XOR), "needs Y, for the cost, or output, one of 2"),
+        (lambda: net.input_gradients(XOR, XOR, output=0), "not both"),
+        (lambda: net.input_gradients(XOR, output=2), r"output must be in \[0, 1\]"),
+        (lambda: net.gradient_norms(XOR, XOR, of="w"), "unknown of 'w'"),
+        (lambda: net.hessian_vector_product(XOR, XOR, v[:1]), r"v must be 2 pairs \(w, b\)"),
+        (lambda: net.hessian_vector_product(XOR, XOR, v[::-1]), r"v\[0\]\[0\] must be \(3, 2\)"),
+        (
+            lambda: net.laplacian_gradients(XOR, lambda _, a, s: (0, a, 1.0)),
+            "must give derivatives",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    for call, message in (
+        (lambda: net.gradients(XOR, XOR, per_sample=1), "per_sample must be True or False"),
+        (lambda: net.laplacian_gradients(XOR, None), "loss must be callable"),
+        (lambda: net.hessian_vector_product(XOR, XOR, 3.0), "v must be 2 pairs"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            call()
+    softmax = Network([2, 2], activation="softmax", backend="numpy")
+    with pytest.raises(ValueError, match="elementwise output, not softmax"):
+        softmax.laplacian_gradients(XOR, lambda _, a, s: (0.0, a, s))

@@ -385,3 +385,39 @@ def test_threadpoolctls_limits_are_the_librarys() -> None:
         assert threads.cores() == given
     with threadpoolctl.threadpool_limits(1, user_api="blas"):
         assert threads.cores() == given
+
+
+def test_work_that_is_shared_out_comes_back_in_order() -> None:
+    started = threading.Barrier(2, timeout=20)
+
+    def work(i: int) -> int:
+        if i < 2 and threads.cores() > 1:
+            started.wait()  # two threads are at it at once
+        return i * i
+
+    assert threads.shared_out(work, range(7)) == [i * i for i in range(7)]
+    assert threads.shared_out(work, range(0)) == []
+    with threads.at_most(1):
+        names = threads.shared_out(lambda i: threading.current_thread().name, range(3))
+    assert set(names) == {threading.current_thread().name}
+
+    def fail(i: int) -> None:
+        if i == 3:
+            raise ValueError("of the third")
+
+    with pytest.raises(ValueError, match="of the third"):
+        threads.shared_out(fail, range(5))
+
+
+def test_derivatives_by_several_threads_at_once() -> None:
+    X, y = problem()
+    net = Network([12, 8, 5], activation=["tanh", "softmax"], seed=0, backend="numpy")
+    v = net.gradients(X, y)
+    reads: list[Callable[[], Any]] = [
+        partial(call, X[:rows], y[:rows])
+        for rows in ROWS
+        for call in (net.gradient_norms, net.input_gradients)
+    ]
+    reads += [partial(net.laplacian, X[:rows]) for rows in ROWS]
+    reads += [lambda: [w for w, _ in net.hessian_vector_product(X, y, v)]]
+    assert count_differing(reads, 20) == 0

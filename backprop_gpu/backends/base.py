@@ -143,6 +143,44 @@ class Backend(Protocol):
     ) -> float:
         """C: the mean of w_x C_x over the rows, on the host."""
 
+    # derivatives beyond those
+    def multiply(self, u: Array, w: Array, out: Array) -> None:
+        """out = u wᵀ: what `forward` does to a direction. BP2 of the identity is the way back."""
+
+    # `slopes` are σ', σ'' … of a layer, each (m, n)
+    def slopes(
+        self, z: Array | None, a: Array, activation: Activation, outs: Sequence[Array]
+    ) -> None:
+        """outs = σ'(z), σ''(z), σ'''(z), as many as there are, of an elementwise σ."""
+
+    def tangent(
+        self,
+        slope: Array,
+        t: Array,
+        more: Array | None,
+        out: Array,
+        bend: Array | None = None,
+        error: Array | None = None,
+    ) -> None:
+        """t ← t + more; out = slope ⊙ t + bend ⊙ error. All of one shape."""
+
+    def directions(self, slopes: Sequence[Array], u: Array, out: Array) -> None:
+        """From directions of z to those of a: out_k = σ' ⊙ u_k, for every sample.
+
+        u and out are (K, m, n), and may be one; u (K, 1, n) is every sample's. With σ'' the last is
+        no direction but Σ_k ∂²z/∂x_k², and becomes Σ_k ∂²a/∂x_k² = σ'' ⊙ Σ_k u_k² + σ' ⊙ u_K.
+        """
+
+    def directions_error(self, slopes: Sequence[Array], u: Array, out: Array, error: Array) -> None:
+        """Back through `directions` with σ', σ'', σ'''.
+
+        out (K, m, n) has the derivatives of some L by what it gave, and gets those by u; error
+        (m, n) has that by a, and gets that by z.
+        """
+
+    def row_norms(self, x: Array, out: Array) -> None:
+        """out = ‖x_i‖ of every row i, (m,), also where a square is no normal number."""
+
     # one step of an epoch
     def epoch(self, rows: int, batch: int) -> Epoch: ...
 

@@ -422,6 +422,56 @@ class CudaBackend:
     def hadamard(self, s: Array, t: Array, out: Array) -> None:
         self._map(self._kernels.hadamard(), s.size, s, t, out, np.int64(s.size))
 
+    # -- derivatives beyond those -----------------------------------------------------
+
+    def multiply(self, u: Array, w: Array, out: Array) -> None:
+        zeros = self.scratch_array("zeros", len(w), zeros=True)
+        self.forward(w, zeros, u, _IDENTITY, None, out)
+
+    def slopes(
+        self, z: Array | None, a: Array, activation: Activation, outs: Sequence[Array]
+    ) -> None:
+        if activation.builtin:
+            self._map(
+                self._kernels.slopes(activation), a.size,
+                _saved(z, a, activation), *outs, *[None] * (3 - len(outs)), np.int64(a.size),
+            )  # fmt: skip
+            return
+        assert z is not None, "a user's σ' is computed from z"
+        functions = (activation.derivative, activation.higher[2], activation.higher[3])
+        for function, out in zip(functions, outs, strict=False):
+            assert function is not None, "the caller has asked `check_order`"
+            self.runtime.copy(self._of_user(function, z), out)
+
+    def tangent(
+        self,
+        slope: Array,
+        t: Array,
+        more: Array | None,
+        out: Array,
+        bend: Array | None = None,
+        error: Array | None = None,
+    ) -> None:
+        count = np.int64(t.size)
+        self._map(self._kernels.tangent(), t.size, slope, t, more, bend, error, out, count)
+
+    def directions(self, slopes: Sequence[Array], u: Array, out: Array) -> None:
+        first, second = (*slopes, None)[:2]
+        self._along(self._kernels.directions(), out, u, first, second, u, out)
+
+    def directions_error(self, slopes: Sequence[Array], u: Array, out: Array, error: Array) -> None:
+        self._along(self._kernels.directions_error(), out, u, *slopes, u, out, error)
+
+    def _along(self, kernel: Kernel, out: Array, u: Array, *arrays: Array | None) -> None:
+        """Launch with a thread for every j of every sample."""
+        count, m, n = out.shape
+        shared = np.int32(u.shape[1] != m)
+        self._map(kernel, m * n, *arrays, np.int32(m), np.int32(n), np.int32(count), shared)
+
+    def row_norms(self, x: Array, out: Array) -> None:
+        m, n = x.shape
+        self._rows(self._kernels.row_norms(), m, x, out, np.int32(m), np.int32(n))
+
     def cost(
         self,
         z: Array | None,

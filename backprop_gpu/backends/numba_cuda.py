@@ -17,7 +17,7 @@ import numpy as np
 from numba import cuda
 from numba.core.errors import NumbaPerformanceWarning
 
-from .. import costs
+from .. import activations, costs
 from ..activations import Activation
 from ..costs import Cost
 from ..kernels.numba_cuda import (
@@ -37,12 +37,14 @@ from ..kernels.numba_cuda import cost as device_cost
 from ..kernels.numba_cuda import costs as device_costs
 from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
+from .numpy import NumpyBackend
 
 Array = Any  # numba.cuda.cudadrv.devicearray.DeviceNDArray, or the simulator's stand-in
 
 # A mini-batch of a small network does not fill a device, and Numba says so at every launch.
 warnings.filterwarnings("ignore", "Grid size .* low occupancy", NumbaPerformanceWarning)
 
+_IDENTITY = activations.get("identity")
 _TYPES = {"float32": numba.float32, "float64": numba.float64}
 
 #: At most so many blocks add up squares before one block adds up their sums.
@@ -227,6 +229,51 @@ class NumbaCudaBackend:
     def hadamard(self, s: Array, t: Array, out: Array) -> None:
         size = prod(out.shape)
         hadamard.hadamard[_blocks(size)](s.reshape(size), t.reshape(size), out.reshape(size))
+
+    # Derivatives beyond those: what is elementwise is NumPy's, on copies on the host.
+
+    def multiply(self, u: Array, w: Array, out: Array) -> None:
+        self.forward(w, self.zeros((w.shape[0],)), u, _IDENTITY, None, out)
+
+    def slopes(
+        self, z: Array | None, a: Array, activation: Activation, outs: Sequence[Array]
+    ) -> None:
+        self._by_numpy("slopes", z, a, activation, list(outs), results=outs)
+
+    def tangent(
+        self,
+        slope: Array,
+        t: Array,
+        more: Array | None,
+        out: Array,
+        bend: Array | None = None,
+        error: Array | None = None,
+    ) -> None:
+        self._by_numpy("tangent", slope, t, more, out, bend, error, results=(t, out))
+
+    def directions(self, slopes: Sequence[Array], u: Array, out: Array) -> None:
+        self._by_numpy("directions", list(slopes), u, out, results=(out,))
+
+    def directions_error(self, slopes: Sequence[Array], u: Array, out: Array, error: Array) -> None:
+        self._by_numpy("directions_error", list(slopes), u, out, error, results=(out, error))
+
+    def row_norms(self, x: Array, out: Array) -> None:
+        self._by_numpy("row_norms", x, out, results=(out,))
+
+    def _by_numpy(self, method: str, *arguments: Any, results: Sequence[Array]) -> None:
+        """A method of `NumpyBackend` on copies on the host, and its results back."""
+        copies: dict[int, np.ndarray] = {}
+
+        def on_host(value: Any) -> Any:
+            if isinstance(value, list):
+                return [on_host(item) for item in value]
+            if not hasattr(value, "copy_to_host"):
+                return value
+            return copies.setdefault(id(value), value.copy_to_host())
+
+        getattr(NumpyBackend(self.dtype), method)(*map(on_host, arguments))
+        for array in results:
+            array.copy_to_device(copies[id(array)])
 
     def cost(
         self,

@@ -94,7 +94,8 @@ class NumpyBackend:
         """Two arrays of that shape, free between any two calls of this backend."""
         pair = self._scratch.get(shape)
         if pair is None:
-            pair = self._scratch[shape] = (self.empty(shape), self.empty(shape))
+            pair = np.empty(shape, self.dtype), np.empty(shape, self.dtype)
+            self._scratch[shape] = pair
         return pair
 
     def _factor(self, x: np.ndarray, number: int) -> np.ndarray:
@@ -182,6 +183,75 @@ class NumpyBackend:
     ) -> float:
         return cost.mean(z, a, y, activation, self.scratch(a.shape), weights)
 
+    def multiply(self, u: np.ndarray, w: np.ndarray, out: np.ndarray) -> None:
+        np.dot(self._factor(u, 0), self._factor(w, 1).T, out=out)
+
+    def slopes(
+        self,
+        z: np.ndarray | None,
+        a: np.ndarray,
+        activation: Activation,
+        outs: Sequence[np.ndarray],
+    ) -> None:
+        z, scratch = a if z is None else z, self.scratch(a.shape)[0]
+        activation.evaluate_derivative(z, a, outs[0], scratch)
+        for order, out in enumerate(outs[1:], start=2):
+            activation.evaluate_higher(order, z, a, outs[0], out, scratch)
+
+    def tangent(
+        self,
+        slope: np.ndarray,
+        t: np.ndarray,
+        more: np.ndarray | None,
+        out: np.ndarray,
+        bend: np.ndarray | None = None,
+        error: np.ndarray | None = None,
+    ) -> None:
+        if more is not None:
+            np.add(t, more, out=t)
+        np.multiply(slope, t, out=out)
+        if bend is not None:
+            term = self.scratch(out.shape)[0]
+            np.multiply(bend, np.asarray(error), out=term)
+            np.add(out, term, out=out)
+
+    def directions(self, slopes: Sequence[np.ndarray], u: np.ndarray, out: np.ndarray) -> None:
+        first, *second = slopes
+        squares = [_squares(u) for _ in second]
+        np.multiply(u, first, out=out)
+        for bend, term in zip(second, squares, strict=True):
+            out[-1] += np.multiply(bend, term, out=self.scratch(bend.shape)[0])
+
+    def directions_error(
+        self, slopes: Sequence[np.ndarray], u: np.ndarray, out: np.ndarray, error: np.ndarray
+    ) -> None:
+        first, second, third = slopes
+        term, bend = self.scratch(error.shape)
+        np.multiply(error, first, out=error)
+        np.multiply(third, out[-1], out=term)
+        np.multiply(term, _squares(u), out=term)
+        np.add(error, term, out=error)
+        np.multiply(second, out[-1], out=bend)
+        np.multiply(bend, 2.0, out=bend)
+        np.einsum("kxj,kxj->xj", np.broadcast_to(u, out.shape), out, out=term)
+        np.multiply(term, second, out=term)
+        np.add(error, term, out=error)
+        np.multiply(out, first, out=out)
+        for k in range(len(out) - 1):
+            np.multiply(u[k], bend, out=term)
+            np.add(out[k], term, out=out[k])
+
+    def row_norms(self, x: np.ndarray, out: np.ndarray) -> None:
+        squares = np.einsum("xj,xj->x", x, x)
+        info = np.finfo(x.dtype)
+        rare = ~((squares > info.tiny / info.eps) & (squares < np.inf))
+        np.sqrt(squares, out=out)
+        if rare.any():  # a square may have become 0 or infinite
+            rows = x[rare]
+            largest = np.abs(rows).max(axis=1, keepdims=True)
+            rows /= np.where(largest > 0, largest, 1.0)
+            out[rare] = largest[:, 0] * np.sqrt(np.einsum("xj,xj->x", rows, rows))
+
     def epoch(self, rows: int, batch: int) -> NumpyEpoch:
         return NumpyEpoch(rows, batch)
 
@@ -235,6 +305,39 @@ class NumpyBackend:
     def repeat(self, step: Callable[[], None], times: int, captured: bool = True) -> None:
         for _ in range(times):
             step()
+
+
+def _squares(u: np.ndarray) -> np.ndarray:
+    """Σ_k u_k² over all but the last."""
+    return np.asarray(np.einsum("kxj,kxj->xj", u[:-1], u[:-1]))
+
+
+class RecyclingBackend(NumpyBackend):
+    """One whose arrays are made of those it has made before: their pages are faulted in.
+
+    `recycle` takes back all that `empty` has given.
+    """
+
+    def __init__(self, dtype: Any, precision: str | None = None) -> None:
+        super().__init__(dtype, precision)
+        self._given: list[np.ndarray] = []
+        self._free: dict[tuple[int, ...], list[np.ndarray]] = {}
+        self.nbytes = 0
+
+    def empty(self, shape: Sequence[int]) -> np.ndarray:
+        free = self._free.get(tuple(shape))
+        if free:
+            array = free.pop()
+        else:
+            array = super().empty(shape)
+            self.nbytes += array.nbytes
+        self._given.append(array)
+        return array
+
+    def recycle(self) -> None:
+        for array in self._given:
+            self._free.setdefault(array.shape, []).append(array)
+        self._given = []
 
 
 def clip(g: np.ndarray, optimizer: Optimizer) -> None:

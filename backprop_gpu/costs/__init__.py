@@ -45,7 +45,7 @@ import ast
 from typing import Any
 
 from ..activations import BELOW_ZERO, Activation
-from .base import BuiltinCost, Cost, collapses, leave_out
+from .base import BuiltinCost, Cost, collapses, leave_out, output_tangent
 from .distances import AbsoluteError, Cosine, Huber, Quantile
 from .likelihoods import (
     BinaryCrossEntropy,
@@ -64,7 +64,7 @@ __all__ = [
     "CategoricalFocal",
     "Cosine", "Cost", "Focal", "GaussianNLL", "Hinge", "Huber", "Poisson", "Quadratic",
     "Quantile", "SquaredHinge", "check_name", "check_pair", "collapses", "get", "leave_out",
-    "names", "register",
+    "names", "output_tangent", "register",
 ]  # fmt: skip
 
 REGISTRY.update(

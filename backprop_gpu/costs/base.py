@@ -27,6 +27,9 @@ class Cost:
         (a, y), both (m, n_L) -> (m, n_L): ∂C_x/∂a_j. The cuda backend calls both with
         CuPy arrays, so write them with operators and NumPy functions; without CuPy, and on
         numba_cuda, a and y are copied to the host for them.
+    curvature : callable, optional
+        (a, y, v), each (m, n_L) -> (m, n_L): ∇²_a C_x v, what Hessians need besides. It is given
+        NumPy's arrays on every backend.
 
     Examples
     --------
@@ -49,20 +52,25 @@ class Cost:
     #: With one output, the a from which on the class is 1.
     threshold: float = 0.5
     builtin: bool = False
+    _curvature: Callable[[Array, Array, Array], Array] | None = None
 
     def __init__(
         self,
         name: str,
         function: Callable[[Array, Array], Array],
         gradient: Callable[[Array, Array], Array],
+        *,
+        curvature: Callable[[Array, Array, Array], Array] | None = None,
     ) -> None:
         check_name(name)
-        for argument, value in (("function", function), ("gradient", gradient)):
+        given = {"function": function, "gradient": gradient}
+        for argument, value in (given | ({"curvature": curvature} if curvature else {})).items():
             if not callable(value):
                 raise TypeError(f"{argument} of cost {name!r} must be callable, got {value!r}")
         self.name = name
         self.function = function
         self.gradient = gradient
+        self._curvature = curvature
 
     def __repr__(self) -> str:
         return f"<cost {self.name}>"
@@ -131,6 +139,68 @@ class Cost:
         self.evaluate_gradient(a, y, out, scratch[0])
         activation.pull_back(out, z, a, scratch)
 
+    def curvature(self, a: np.ndarray, y: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """∇²_a C_x v, row by row: how ∇_a C_x changes as a does by v.
+
+        A cost of this library defines this, or where C_x = Σ_j c(a_j, y_j) `BuiltinCost.bend`, from
+        which this follows. At a kink it is 0, as beside it.
+
+        Parameters
+        ----------
+        a, y, v : (m, n_L) arrays
+            On the host, of one dtype. a is σ's as it is: it may lie on an end of `domain`.
+
+        Returns
+        -------
+        (m, n_L) array
+            A new one: neither a nor y nor v.
+
+        Raises
+        ------
+        ValueError
+            If the cost has none.
+        """
+        if self._curvature is None:
+            raise ValueError(
+                f"cost {self.name!r} has no curvature ∇²_a C, which this needs: "
+                "give it as Cost(..., curvature=...)"
+            )
+        value = self._curvature(a, y, v)
+        if np.shape(value) != np.shape(a):
+            raise ValueError(
+                f"curvature of cost {self.name!r} must have the shape of a, {np.shape(a)}, "
+                f"got {np.shape(value)}"
+            )
+        return np.array(value, a.dtype)
+
+    def output_tangent(
+        self,
+        z: np.ndarray,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        tangent: np.ndarray,
+    ) -> np.ndarray:
+        """How BP1's δ^L changes as z^L does by `tangent`, of a pair that does not collapse.
+
+        It is (∂²C_x/∂z²) tangent, row by row; all arrays are (m, n_L), on the host. z is a where σ'
+        is computed from a.
+        """
+        scratch = np.empty_like(a), np.empty_like(a)
+        da = tangent.copy()
+        activation.pull_back(da, z, a, scratch)  # ∂a/∂z is symmetric
+        gradient = np.empty_like(a)
+        self.evaluate_gradient(a, y, gradient, scratch[0])
+        out = self.curvature(a, y, da)
+        if activation.elementwise:
+            slope, second = np.empty_like(a), np.empty_like(a)
+            activation.evaluate_derivative(z, a, slope, second)
+            activation.evaluate_higher(2, z, a, slope, second, scratch[0])
+            return np.asarray(out * slope + second * gradient * tangent)
+        means = (gradient * a).sum(axis=1, keepdims=True)  # δ_j = a_j (g_j - Σ_k g_k a_k)
+        changes = (out * a + gradient * da).sum(axis=1, keepdims=True)
+        return np.asarray(da * (gradient - means) + a * (out - changes))
+
 
 class BuiltinCost(Cost):
     """C_x = Σ_j c(a_j, y_j), so that one elementwise map and one sum are the whole cost.
@@ -195,6 +265,19 @@ class BuiltinCost(Cost):
         """slope ← r · slope / V at ā: δ of σ'(z), q of ā. `inside` is ā; scratch has its shape."""
         raise NotImplementedError
 
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        """slope ← c''(ā) · slope², the quotient first. `inside` is ā; scratch has its shape.
+
+        For C_x = Σ_j c(a_j, y_j). A cost that is no such sum leaves this as it is and overrides
+        `curvature`.
+        """
+        raise NotImplementedError
+
+    def _bends(self) -> bool:
+        return type(self).bend is not BuiltinCost.bend
+
     def output_error(
         self,
         z: np.ndarray,
@@ -217,6 +300,49 @@ class BuiltinCost(Cost):
             np.sum(out, axis=1, keepdims=True, out=term[:, :1])
             np.multiply(inside, term[:, :1], out=inside)
             np.subtract(out, inside, out=out)
+
+    def curvature(self, a: np.ndarray, y: np.ndarray, v: np.ndarray) -> np.ndarray:
+        if not self._bends():
+            return super().curvature(a, y, v)
+        a, y = _rows(a, y)
+        out: np.ndarray = np.ones_like(a)
+        inside = np.empty_like(a)
+        clip(a, self.interior, inside)
+        self.bend(inside, y, out, np.empty_like(a))
+        leave_out(y, out)
+        return np.asarray(out * v)
+
+    def output_tangent(
+        self,
+        z: np.ndarray,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        tangent: np.ndarray,
+    ) -> np.ndarray:
+        if not self._bends():
+            return super().output_tangent(z, a, y, activation, tangent)
+        inside, term, second, square = (np.empty_like(a) for _ in range(4))
+        clip(a, self.interior, inside)
+        if activation.elementwise:  # of δ = r σ' / V, at ā
+            activation.evaluate_derivative(z, inside, square, term)
+            activation.evaluate_higher(2, z, inside, square, second, term)
+            self.bend(inside, y, square, term)
+            self.error(inside, y, second, term)
+            np.add(square, second, out=second)
+            leave_out(y, second)
+            return np.asarray(second * tangent)
+        # Of δ_j = q_j - ā_j Σ_k q_k: what a changes by is ā t.
+        np.copyto(second, inside)
+        self.error(inside, y, second, term)
+        np.copyto(square, inside)
+        self.bend(inside, y, square, term)
+        leave_out(y, second)
+        leave_out(y, square)
+        t = tangent - (inside * tangent).sum(axis=1, keepdims=True)
+        dq = t * (second + square)
+        sums = second.sum(axis=1, keepdims=True), dq.sum(axis=1, keepdims=True)
+        return np.asarray(dq - inside * (t * sums[0] + sums[1]))
 
     def mean(
         self,
@@ -298,6 +424,40 @@ class CostOfRows(BuiltinCost):
 def collapses(activation: Activation, cost: Cost) -> bool:
     """Whether BP1 is δ^L = a^L - y for this pair."""
     return activation.builtin and cost.builtin and cost.partner == activation.name
+
+
+def output_tangent(
+    z: np.ndarray | None,
+    a: np.ndarray,
+    y: np.ndarray,
+    activation: Activation,
+    cost: Cost,
+    tangent: np.ndarray,
+) -> np.ndarray:
+    """R{δ^L} of R{z^L} = tangent: how BP1's δ^L changes as z^L does (Pearlmutter 1994, section 3).
+
+    Parameters
+    ----------
+    z, a, y, tangent : (m, n_L) arrays
+        On the host; z may be None where σ' is computed from a.
+
+    Returns
+    -------
+    (m, n_L) array
+        (∂²C_x/∂z²) tangent of every sample; where the pair collapses R{a^L}.
+
+    Raises
+    ------
+    ValueError
+        If σ has no second derivative, or C no curvature.
+    """
+    z = a if z is None else z
+    if not collapses(activation, cost):
+        return cost.output_tangent(z, a, y, activation, tangent)
+    out = tangent.copy()
+    activation.pull_back(out, z, a, (np.empty_like(a), np.empty_like(a)))
+    leave_out(y, out)
+    return out
 
 
 def leave_out(y: np.ndarray, out: np.ndarray) -> None:

@@ -22,6 +22,11 @@ class AbsoluteError(BuiltinCost):
         np.subtract(a, y, out=out)
         np.abs(out, out=out)
 
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        slope.fill(0.0)
+
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
@@ -60,6 +65,12 @@ class Huber(BuiltinCost):
         np.add(out, scratch, out=out)
         np.multiply(scratch, -2.0, out=scratch)
         np.multiply(out, scratch, out=out)
+
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.multiply(slope, slope, out=slope)
+        np.multiply(slope, np.abs(inside - y) <= self.delta, out=slope)
 
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
@@ -122,6 +133,11 @@ class Quantile(BuiltinCost):
         np.multiply(scratch, above - 1, out=scratch)
         np.maximum(out, scratch, out=out)
 
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        slope.fill(0.0)
+
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
@@ -153,3 +169,18 @@ class Cosine(CostOfRows):
         for found in (cosine, gradient):
             found[(both == 0)[:, 0]] = 0
         return (1 - cosine)[:, 0] * (sums[2][:, 0] > 0), gradient
+
+    def curvature(self, a: np.ndarray, y: np.ndarray, v: np.ndarray) -> np.ndarray:
+        # Of g = (â cos - ŷ) / ‖a‖, with â and ŷ of length 1.
+        missing = y != y
+        if missing.any():
+            a, y, v = (np.where(missing, 0, each) for each in (a, y, v))
+        sizes = [np.sqrt(np.einsum("xj,xj->x", each, each))[:, None] for each in (a, y)]
+        with np.errstate(all="ignore"):
+            u, t = a / sizes[0], y / sizes[1]
+            cosine = (u * t).sum(axis=1, keepdims=True)
+            of_u, of_t = ((v * each).sum(axis=1, keepdims=True) for each in (u, t))
+            out = cosine * v + u * (of_t - 3 * cosine * of_u) + t * of_u
+            out = out / sizes[0] ** 2
+        out[(sizes[0] == 0)[:, 0]] = 0
+        return np.asarray(np.where(missing, 0, out), a.dtype)

@@ -44,6 +44,11 @@ class Quadratic(BuiltinCost):
     ) -> None:
         self.terms(a, y, out, scratch)
 
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.multiply(slope, slope, out=slope)
+
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
@@ -128,6 +133,17 @@ class BinaryCrossEntropy(_Smoothed):
         np.multiply(y, z, out=scratch)
         np.subtract(out, scratch, out=out)
 
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        # y / ā² + (1 - y) / (1 - ā)²
+        np.subtract(1.0, inside, out=scratch)
+        np.divide(slope, scratch, out=scratch)
+        np.multiply(scratch, scratch, out=scratch)
+        np.multiply(scratch, 1.0 - y, out=scratch)
+        _bend_of_logarithm(inside, y, slope)
+        np.add(slope, scratch, out=slope)
+
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
@@ -162,6 +178,38 @@ class BinaryCrossEntropy(_Smoothed):
         sums = [np.sum(q, axis=1, keepdims=True, where=which) for which in (True, below)]
         np.multiply(inside, np.where(below, *sums), out=q)
         np.subtract(out, q, out=out)
+
+    def output_tangent(
+        self,
+        z: np.ndarray,
+        a: np.ndarray,
+        y: np.ndarray,
+        activation: Activation,
+        tangent: np.ndarray,
+    ) -> np.ndarray:
+        if activation.elementwise:
+            return super().output_tangent(z, a, y, activation, tangent)
+        # With p the output above ½, if there is one, r = a_p - y_p and sums over k ≠ p alone:
+        # δ_p = r - a_p Σ q_k, δ_j = q_j - a_j Σ q_k - r a_j / Σ a_k. Nothing here has a pole.
+        inside = np.empty_like(a)
+        clip(a, (0.0, math.inf), inside)
+        below = ~(inside > 0.5)
+
+        def total(x: np.ndarray, where: np.ndarray) -> np.ndarray:
+            return np.asarray(np.sum(x, axis=1, keepdims=True, where=where))
+
+        da = inside * (tangent - (inside * tangent).sum(axis=1, keepdims=True))
+        np.copyto(da, -total(da, below), where=~below)
+        rest = np.where(below, 1.0 - inside, 1.0)
+        known = np.where(y == y, y, inside)  # of a missing one r and q are 0, and stay it
+        q = (inside - known) / rest
+        dq = da * (1.0 - known) / (rest * rest) * (y == y)
+        sum_q, sum_dq = total(q, below), total(dq, below)
+        r, dr = total(inside - known, ~below), total(da, ~below & (y == y))
+        share = inside / total(inside, below)
+        turn = tangent - total(share * tangent, below)
+        out = -da * sum_q - inside * sum_dq
+        return np.asarray(out + np.where(below, dq - share * (dr + r * turn), da * (y == y)))
 
 
 class CategoricalCrossEntropy(_Smoothed):
@@ -204,6 +252,11 @@ class CategoricalCrossEntropy(_Smoothed):
         np.multiply(out, y, out=out)
         np.negative(out, out=out)
 
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        _bend_of_logarithm(inside, y, slope)
+
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
@@ -242,6 +295,25 @@ class Focal(BuiltinCost):
         np.add(out, scratch, out=out)
         np.negative(out, out=out)
 
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.multiply(slope, slope, out=slope)
+        np.multiply(slope, self._bend(inside, y), out=slope)
+
+    def _bend(self, a: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """c''."""
+        ln, other = np.log(a), np.log1p(-a)
+        return np.asarray(
+            y * self._bend_of(a, ln, other) + (1 - y) * self._bend_of(1 - a, other, ln)
+        )
+
+    def _bend_of(self, a: np.ndarray, ln: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """Of -(1 - a)^γ ln a: with b = 1 - a, b^γ [1 / a² + 2 γ / (a b) - γ (γ - 1) ln a / b²]."""
+        g, b = self.gamma, 1 - a
+        found = 1 / a**2 + 2 * g / (a * b) - g * (g - 1) * ln / b**2
+        return np.asarray(_power(other, g) * found)
+
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
@@ -273,6 +345,9 @@ class CategoricalFocal(Focal):
         inside = np.clip(a, *self.limits(a.dtype))
         np.multiply(_power(np.log1p(-inside), self.gamma), -y * np.log(inside), out=out)
 
+    def _bend(self, a: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.asarray(y * self._bend_of(a, np.log(a), np.log1p(-a)))
+
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
@@ -282,6 +357,13 @@ class CategoricalFocal(Focal):
         )
         np.divide(slope, inside * rest, out=slope)
         np.multiply(slope, y * right, out=slope)
+
+
+def _bend_of_logarithm(inside: np.ndarray, y: np.ndarray, slope: np.ndarray) -> None:
+    """slope ← y (slope / ā)², of c = -y ln a."""
+    np.divide(slope, inside, out=slope)
+    np.multiply(slope, slope, out=slope)
+    np.multiply(slope, y, out=slope)
 
 
 def _power(ln: np.ndarray, exponent: float) -> np.ndarray:
@@ -311,6 +393,11 @@ class Poisson(BuiltinCost):
     ) -> None:
         np.multiply(y, z, out=out)
         np.subtract(a, out, out=out)
+
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        _bend_of_logarithm(inside, y, slope)
 
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
@@ -355,3 +442,18 @@ class GaussianNLL(CostOfRows):
         leave_out(y, terms)
         leave_out(np.concatenate([y, y], axis=1), gradient)
         return np.asarray(terms.sum(axis=1)), gradient
+
+    def curvature(self, a: np.ndarray, y: np.ndarray, v: np.ndarray) -> np.ndarray:
+        # ∂²/∂μ² = e^-s, ∂²/∂μ∂s = -r e^-s, ∂²/∂s² = ½ r² e^-s
+        half = a.shape[1] // 2
+        r, precision = a[:, :half] - y[:, :half], np.exp(-a[:, half:])
+        of_mean, of_log_variance = v[:, :half], v[:, half:]
+        out = np.concatenate(
+            [
+                precision * (of_mean - r * of_log_variance),
+                precision * r * (0.5 * r * of_log_variance - of_mean),
+            ],
+            axis=1,
+        )
+        leave_out(y, out)
+        return out

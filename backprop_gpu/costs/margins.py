@@ -28,6 +28,11 @@ class Hinge(BuiltinCost):
         np.subtract(1.0, out, out=out)
         np.maximum(out, 0.0, out=out)
 
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        slope.fill(0.0)
+
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
@@ -49,6 +54,12 @@ class SquaredHinge(Hinge):
     def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
         super().terms(a, y, out, scratch)
         np.multiply(out, out, out=out)
+
+    def bend(
+        self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
+    ) -> None:
+        np.multiply(slope, slope, out=slope)
+        np.multiply(slope, 2 * (y * y) * (inside * y < 1), out=slope)
 
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray

@@ -257,6 +257,27 @@ class Catalogue:
     def hadamard(self) -> Kernel:
         return self._map(self._kernel("hadamard.cu", "hadamard", _MAP))
 
+    @_of(_ALL_SIGMAS)
+    def slopes(self, sigma: Activation) -> Kernel:
+        """σ', σ'' and σ''' of a built-in σ."""
+        return self._map(self._kernel("derivatives.cu", "slopes", _MAP, SIGMAS[sigma.name]))
+
+    @_of()
+    def tangent(self) -> Kernel:
+        return self._map(self._kernel("derivatives.cu", "tangent", _MAP))
+
+    @_of()
+    def directions(self) -> Kernel:
+        return self._kernel("derivatives.cu", "directions", _MAP)
+
+    @_of()
+    def directions_error(self) -> Kernel:
+        return self._kernel("derivatives.cu", "directions_error", _MAP)
+
+    @_of()
+    def row_norms(self) -> Kernel:
+        return self._kernel("derivatives.cu", "row_norms", _ROWS)
+
     @_of(tuple(RULES))
     def update(self, rule: str) -> Kernel:
         return self._map(self._kernel("update.cu", "update", _MAP, RULES[rule]))

@@ -15,6 +15,7 @@ from .cpu import (
     step_flops,
     steps_a_call,
 )
+from .derivatives import jacobian_mode, rows_at_a_time
 from .device import H200, Device
 from .fusion import Fusion
 from .persistence import Persistence
@@ -79,6 +80,7 @@ __all__ = [
     "cpu_work",
     "epochs_a_call",
     "gradient_work",
+    "jacobian_mode",
     "layered_products",
     "least_bytes",
     "members_a_call",
@@ -87,6 +89,7 @@ __all__ = [
     "products_of_step",
     "reading_work",
     "rounds",
+    "rows_at_a_time",
     "shards_of_batch",
     "step_flops",
     "step_work",

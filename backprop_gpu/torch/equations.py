@@ -17,7 +17,15 @@ from ..activations import Activation
 from ..backends.cuda import CudaBackend
 from ..cuda.runtime import Runtime, runtime
 from ..self_check import layered_obstacle
-from .modules import IDENTITY, MODULES, SOFTPLUS_THRESHOLD, Users, no_second_derivative
+from .modules import (
+    IDENTITY,
+    MODULES,
+    SOFTPLUS_THRESHOLD,
+    Users,
+    UsersActivation,
+    has_derivative,
+    no_derivative,
+)
 
 Tensor = Any
 aten = torch.ops.aten
@@ -277,8 +285,8 @@ def differentiable(
     """∂C/∂x, ∂C/∂w, ∂C/∂b as PyTorch's own operations, of which PyTorch knows the derivatives."""
     depth = len(sigmas)
     for sigma in sigmas:
-        if not sigma.builtin:
-            raise no_second_derivative(sigma)
+        if not has_derivative(sigma, 2):
+            raise no_derivative(sigma, 2)
     with torch.enable_grad(), torch.autocast(error.device.type, enabled=False):
         a = x
         for w, b, sigma in zip(parameters[:depth], parameters[depth:], sigmas, strict=True):
@@ -286,8 +294,12 @@ def differentiable(
                 z = F.linear(a, w, b)
             else:
                 z = RoundedProduct.apply(a, w, precision) + b
-            dtype = str(z.dtype).removeprefix("torch.")
-            a = torch.exp(z) if sigma.name == "exponential" else MODULES[sigma.name](dtype)(z)
+            if not sigma.builtin:
+                a = UsersActivation(sigma)(z)
+            elif sigma.name == "exponential":
+                a = torch.exp(z)
+            else:
+                a = MODULES[sigma.name](str(z.dtype).removeprefix("torch."))(z)
         asked = [t for t, want in zip((x, *parameters), wanted, strict=True) if want]
         found = iter(torch.autograd.grad(a, asked, error, create_graph=True))
     return tuple(next(found) if want else None for want in wanted)

@@ -76,7 +76,7 @@ class UsersActivation(nn.Module):
             transformed() or type(z) not in PLAIN or z.device.type != "cpu"
         ):
             raise self._error()
-        return _UsersSigma.apply(self.activation, z)
+        return _UsersSigma.apply(self.activation, 0, z)
 
     def __prepare_scriptable__(self) -> Any:
         raise self._error()
@@ -156,25 +156,23 @@ def transformed() -> bool:
 
 
 class _UsersSigma(torch.autograd.Function):
-    """A user's σ by itself."""
+    """A user's σ by itself, or its derivative of an order, up to the third."""
 
     @staticmethod
-    def forward(ctx: Any, activation: Activation, z: Tensor) -> Tensor:
-        ctx.dtype = z.dtype
-        z = _for_numpy(z).contiguous()
-        a = Users(activation).evaluate(z, torch.empty_like(z))
-        ctx.activation = activation
-        ctx.save_for_backward(z, a)
-        return a.to(ctx.dtype)
+    def forward(ctx: Any, activation: Activation, order: int, z: Tensor) -> Tensor:
+        ctx.activation, ctx.order = activation, order
+        numbers = _for_numpy(z).contiguous()
+        found = Users(activation).evaluate(numbers, torch.empty_like(numbers), order)
+        ctx.save_for_backward(z)
+        return found.to(z.dtype)
 
     @staticmethod
-    def backward(ctx: Any, error: Tensor) -> tuple[None, Tensor]:
-        if torch.is_grad_enabled():
-            raise no_second_derivative(ctx.activation)
-        z, a = ctx.saved_tensors
-        error = _for_numpy(error)
-        delta = Users(ctx.activation).pull_back(error, z, a, torch.empty_like(z))
-        return None, delta.to(ctx.dtype)
+    def backward(ctx: Any, error: Tensor) -> tuple[None, None, Tensor]:
+        (z,), activation, order = ctx.saved_tensors, ctx.activation, ctx.order + 1
+        asks_again = torch.is_grad_enabled() and order == 1
+        if not has_derivative(activation, order + asks_again):
+            raise no_derivative(activation, order + asks_again)
+        return None, None, error * _UsersSigma.apply(activation, order, z)
 
 
 def _for_numpy(x: Tensor) -> Tensor:
@@ -182,10 +180,20 @@ def _for_numpy(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def no_second_derivative(sigma: Activation) -> RuntimeError:
+def has_derivative(sigma: Activation, order: int) -> bool:
+    """Whether σ has a derivative of that order that can be computed here."""
+    return sigma.builtin or order < 2 or sigma.higher.get(order) is not None
+
+
+def no_derivative(sigma: Activation, order: int) -> RuntimeError:
+    """What to raise where σ lacks it."""
+    times, which = {2: ("twice", "second"), 3: ("three times", "third")}.get(
+        order, ("so often", "higher")
+    )
     return RuntimeError(
-        f"MLP cannot be differentiated twice (create_graph=True) with activation "
-        f"{sigma.name!r}: a user's activation has no second derivative"
+        f"MLP cannot be differentiated {times} (create_graph=True) with activation "
+        f"{sigma.name!r}: it has no {which} derivative"
+        + (f"; give it as Activation(..., {which}_derivative=...)" if order < 4 else "")
     )
 
 
@@ -197,11 +205,18 @@ class Users:
     def __init__(self, activation: Activation) -> None:
         self._activation = activation
 
-    def evaluate(self, z: Tensor, out: Tensor) -> Tensor:
+    def evaluate(self, z: Tensor, out: Tensor, order: int = 0) -> Tensor:
+        """out = σ(z), or its derivative of an order."""
         if z.numel():
+            x, into = z.detach().numpy(), out.numpy()
             with np.errstate(all="ignore"):
-                scratch = torch.empty_like(z).numpy()
-                self._activation.evaluate(z.numpy(), out.numpy(), scratch)
+                scratch = np.empty_like(x)
+                if order == 0:
+                    self._activation.evaluate(x, into, scratch)
+                elif order == 1:
+                    self._activation.evaluate_derivative(x, x, into, scratch)
+                else:
+                    self._activation.evaluate_higher(order, x, x, x, into, scratch)
         return out
 
     def pull_back(self, error: Tensor, z: Tensor, a: Tensor, out: Tensor) -> Tensor:

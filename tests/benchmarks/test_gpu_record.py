@@ -89,7 +89,8 @@ def test_from_plan_to_report(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     lines = records.read(tmp_path / records.GPU)
-    assert {line["op"] for line in lines} == {"check", "bias_gradient", "hadamard", "cost", "ncu"}
+    maps = {"bias_gradient", "hadamard", "row_norms", "directions", "cost"}
+    assert {line["op"] for line in lines} == {"check", *maps, "ncu"}
     for line in lines:
         assert line["properties"]["multiprocessors"] == device_runtime().device.multiprocessors
         assert line.get("stand_in") == (running.card if running is not None else None)

@@ -443,3 +443,23 @@ def test_blocks_divide_a_batch_evenly_among_the_threads(batch: int) -> None:
     assert work.block <= cpu.CPU_BLOCK
     assert blocks % work.threads == 0 or batch < 36
     assert work.block * blocks - batch < max(blocks, work.threads)
+
+
+def test_a_jacobian_goes_the_way_of_fewer_products() -> None:
+    assert planning.jacobian_mode((784, 30, 30, 10), 10) == "reverse"
+    assert planning.jacobian_mode((2, 30, 30, 10), 10) == "forward"
+    assert planning.jacobian_mode((2, 30, 30, 10), 1) == "reverse"  # one output's
+    assert planning.jacobian_mode((5, 3), 3) == "forward"  # w itself
+
+
+def test_directions_fit_where_they_are_worked_on() -> None:
+    for sizes, directions in (((2, 32, 1), 3), ((784, 30, 10), 1), ((100, 4096, 10), 101)):
+        for itemsize, on_device in ((4, False), (8, False), (8, True)):
+            how = itemsize, on_device
+            for rows in (1, 17, 2000, 10_001):
+                found = planning.rows_at_a_time(rows, sizes, directions, *how)
+                assert 1 <= found <= min(rows, planning.CHUNK_ROWS)
+                parts = -(-rows // found)
+                assert parts == 1 or rows - (parts - 1) * found > 0
+                assert planning.rows_at_a_time(rows, sizes, directions + 1, *how) <= found
+    assert planning.rows_at_a_time(1800, (2, 32, 32, 1), 3, 8, False) == 450  # for two, or four

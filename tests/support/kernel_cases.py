@@ -321,6 +321,87 @@ def hadamard(s: Subject) -> None:
         assert_close(s.get(out), x * y, s.eps * np.abs(x * y), f"{n} elements")
 
 
+@case()
+def tangent(s: Subject) -> None:
+    """t ← t + more; out = slope ⊙ t + bend ⊙ error."""
+    for n in (1, 5, 511, 513, 1025, 2053):
+        slope, t, more, bend, error = (s.normal(1, n) for _ in range(5))
+        for with_more, with_bend in ((0, 0), (1, 0), (1, 1)):
+            sums, out = s.put(t)[0], s.poisoned(1, n)
+            rest = s.put(bend, error) if with_bend else (None, None)
+            s.backend.tangent(
+                *s.put(slope), sums, s.put(more)[0] if with_more else None, out, *rest
+            )
+            exact = t + with_more * more
+            assert_close(s.get(sums), exact, s.eps * (np.abs(t) + np.abs(more)), f"t of {n}")
+            terms = np.abs(slope) * (np.abs(t) + np.abs(more)) + np.abs(bend * error)
+            exact = slope * exact + with_bend * bend * error
+            assert_close(s.get(out), exact, 4 * s.eps * terms, f"{n}, {with_more}, {with_bend}")
+
+
+#: (m, K, n): directions of samples.
+DIRECTIONS: Shapes = ((1, 1, 1), (1, 2, 5), (3, 2, 1), (5, 4, 31), (7, 3, 40), (130, 2, 3))
+
+
+@case()
+def directions(s: Subject) -> None:
+    for m, count, n in s.shapes(*DIRECTIONS):
+        first, second = s.normal(m, n), s.normal(m, n)
+        for own, summed, in_place in ((1, 0, 0), (0, 0, 0), (1, 1, 1), (0, 1, 0)):
+            u = s.normal(count, m if own else 1, n)
+            slopes = first, second
+            given, out = s.put(u)[0], s.poisoned(count, m, n)
+            out = given if in_place else out
+            s.backend.directions(s.put(*slopes[: 1 + summed]), given, out)
+            exact = first * u
+            bound = 2 * s.eps * np.abs(exact)
+            if summed:
+                squares = np.einsum("kxj,kxj->xj", u[:-1], u[:-1])
+                exact[-1] += second * squares
+                bound[-1] += (count + 4) * s.eps * np.abs(second) * squares
+            what = f"directions {m, count, n}, own {own}, summed {summed}"
+            assert_close(s.get(out), exact, bound, what)
+
+
+@case()
+def directions_error(s: Subject) -> None:
+    for m, count, n in s.shapes(*DIRECTIONS):
+        first, second, third, error = (s.normal(m, n) for _ in range(4))
+        t = s.normal(count, m, n)
+        for own in (1, 0):
+            u = np.broadcast_to(s.normal(count, m if own else 1, n), t.shape)
+            got, into = s.put(t, error)
+            s.backend.directions_error(
+                s.put(first, second, third), *s.put(u[:, : m if own else 1]), got, into
+            )
+            of_sum = t[-1]
+            squares = np.einsum("kxj,kxj->xj", u[:-1], u[:-1])
+            terms = [first * error, third * of_sum * squares]
+            terms += [second * t[k] * u[k] for k in range(count)]
+            bound = (count + 4) * s.eps * sum(map(np.abs, terms))
+            assert_close(s.get(into), sum(terms), bound, f"error {m, count, n}, own {own}")
+            exact, added = first * t, 2 * second * of_sum * u
+            added[-1] = 0.0
+            bound = 4 * s.eps * (np.abs(exact) + np.abs(added))
+            assert_close(s.get(got), exact + added, bound, f"directions' {m, count, n}, own {own}")
+
+
+@case()
+def row_norms(s: Subject) -> None:
+    for m, n in s.shapes((1, 1), (3, 31), (5, 32), (4, 33), (9, 70)):
+        x, tiny = s.normal(m, n), 1e-30 if s.dtype == np.float32 else 1e-200
+        x[0] = 0.0
+        x[-1] = s.exact(-np.abs(x[-1]) * tiny)
+        if m > 2:
+            x[1] = s.exact(np.abs(x[1]) * tiny)
+            x[1, 32:] = 0.0
+        out = s.poisoned(m)
+        s.backend.row_norms(*s.put(x), out)
+        size = np.abs(x).max(axis=1, keepdims=True)
+        exact = size[:, 0] * np.sqrt(((x / np.where(size > 0, size, 1)) ** 2).sum(axis=1))
+        assert_close(s.get(out), exact, (8 + n) * s.eps * exact, f"norms {m, n}")
+
+
 @case(products="library", cuda=True)
 def maps_of_views(s: Subject) -> None:
     """Arrays that start at any element: the same bits, and nothing is written beside them."""
@@ -353,6 +434,8 @@ def _maps_of_views(s: Subject, m: int, n: int) -> None:
         (lambda a, delta: backend.pull_back(None, a, sigma, delta), 2, (1,)),
         (lambda z, a: backend.forward(weights, b, x, sigma, z, a), 2, (0, 1)),
         (lambda X, Y, x, y: backend.gather(X, Y, epoch, x, y), 4, (2, 3)),
+        (lambda a, s1, s2, s3: backend.slopes(None, a, sigma, (s1, s2, s3)), 4, (1, 2, 3)),
+        (backend.tangent, 6, (1, 3)),
     )
     for number, (function, count, outputs) in enumerate(maps):
         given = [s.normal(m, n) for _ in range(count)]
@@ -490,6 +573,25 @@ def activation(s: Subject, name: str) -> None:
     gradient = s.get(a) - y
     s.backend.output_error(z_got, a, *s.put(y), sigma, costs.get("quadratic"), delta)
     assert_close(s.get(delta), gradient * slope, bound * np.abs(gradient), f"BP1 {name}")
+
+
+@case(each=reference.ACTIVATIONS)
+def slopes(s: Subject, name: str) -> None:
+    """σ', σ'' and σ''' alone, of as many as are asked for."""
+    sigma = activations.get(name)
+    edges = EDGES[EDGES <= 20] if name == "exponential" else EDGES
+    z = s.exact(np.concatenate([edges, 4 * s.rng.standard_normal(40 - len(edges))])).reshape(8, 5)
+    with np.errstate(all="ignore"):
+        a = sigma.function(z.astype(s.dtype))
+        functions = reference.ACTIVATIONS[name][1], *reference.HIGHER[name]
+        exact = [function(z) for function in functions]
+    near = np.abs(z) * (np.abs(z) < 40)
+    for count in (1, 2, 3):
+        outs = [s.poisoned(8, 5) for _ in range(count)]
+        s.backend.slopes(*s.put(z, a), sigma, outs)
+        for order, (out, expected) in enumerate(zip(outs, exact, strict=False), start=1):
+            bound = 16 * s.eps * (1 + near * (1 + near) * (near < 10) + near * np.abs(expected))
+            assert_close(s.get(out), expected, bound, f"derivative {order} of {name}")
 
 
 @case()

@@ -55,6 +55,42 @@ ACTIVATIONS: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]
     "exponential": (np.exp, np.exp),
 }
 
+#: name -> (σ'', σ'''), 0 at a kink
+HIGHER: dict[str, tuple[Callable[[Array], Array], Callable[[Array], Array]]] = {
+    "sigmoid": (
+        lambda z: -np.tanh(z / 2) * _sigmoid(z) * _sigmoid(-z),
+        lambda z: _sigmoid(z) * _sigmoid(-z) * (1 - 6 * _sigmoid(z) * _sigmoid(-z)),
+    ),
+    "tanh": (
+        lambda z: -2 * np.tanh(z) / np.cosh(np.clip(z, -300, 300)) ** 2,
+        lambda z: (
+            (4 * np.tanh(z) ** 2 - 2 / np.cosh(np.clip(z, -300, 300)) ** 2)
+            / np.cosh(np.clip(z, -300, 300)) ** 2
+        ),
+    ),
+    "relu": (np.zeros_like, np.zeros_like),
+    "leaky_relu": (np.zeros_like, np.zeros_like),
+    "elu": (
+        lambda z: np.where(z < 0, np.exp(np.minimum(z, 0)), 0.0),
+        lambda z: np.where(z < 0, np.exp(np.minimum(z, 0)), 0.0),
+    ),
+    "gelu": (lambda z: (2 - z * z) * _pdf(z), lambda z: (z**3 - 4 * z) * _pdf(z)),
+    "silu": (
+        lambda z: _sigmoid(z) * _sigmoid(-z) * (2 - z * np.tanh(z / 2)),
+        lambda z: (
+            _sigmoid(z)
+            * _sigmoid(-z)
+            * (z * (1 - 6 * _sigmoid(z) * _sigmoid(-z)) - 3 * np.tanh(z / 2))
+        ),
+    ),
+    "softplus": (
+        lambda z: _sigmoid(z) * _sigmoid(-z),
+        lambda z: -np.tanh(z / 2) * _sigmoid(z) * _sigmoid(-z),
+    ),
+    "identity": (np.zeros_like, np.zeros_like),
+    "exponential": (np.exp, np.exp),
+}
+
 #: name -> (C_x, ∇_a C_x)
 COSTS: dict[str, tuple[Callable[[Array, Array], Array], Callable[[Array, Array], Array]]] = {
     "quadratic": (lambda a, y: 0.5 * ((y - a) ** 2).sum(axis=1), lambda a, y: a - y),

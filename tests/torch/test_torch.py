@@ -490,6 +490,55 @@ def test_the_gradient_of_a_gradient():
     assert torch.allclose(found[0], found[1], rtol=1e-12)
 
 
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("name", NAMES)
+def test_second_derivatives(name):
+    """H v by the parameters and the Laplacian, which trains them, as of plain operations."""
+    mlp = MLP([3, 5, 2], sigmas_of(name), dtype=torch.float64, seed=1)
+    x, targets = random(6, 3).requires_grad_(), random(6, 2)
+    v = [random(*p.shape) for p in mlp.parameters()]
+    found = []
+    for module in (mlp, lambda x: plain(mlp, x)):
+        parameters = list(mlp.parameters())
+        cost = (module(x) - targets).square().sum()
+        slopes = torch.autograd.grad(cost, parameters, create_graph=True)
+        along = sum((slope * d).sum() for slope, d in zip(slopes, v, strict=True))
+        products = torch.autograd.grad(along, parameters)
+        a = module(x)
+        (slope,) = torch.autograd.grad(a[:, 1].sum() + 0 * a.square().sum(), x, create_graph=True)
+        laplacian = 0 * x[:, 0]
+        for k in range(3):
+            laplacian = (
+                laplacian + torch.autograd.grad(slope[:, k].sum(), x, create_graph=True)[0][:, k]
+            )
+        loss = (laplacian.square() + a[:, 1]).sum()
+        found.append([*products, laplacian, *torch.autograd.grad(loss, parameters)])
+    for mine, theirs in zip(*found, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-9 * float(theirs.abs().max() + 1))
+    net = from_torch(mlp)
+    ours = net.laplacian(x.detach().numpy())[:, 1]
+    np.testing.assert_allclose(ours, found[0][len(v)].detach(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("either_way", "registries")
+def test_second_derivatives_of_a_users_activation():
+    cube = activations.register(
+        Activation(
+            "cube", lambda z: z**3, lambda z: 3 * z**2,
+            second_derivative=lambda z: 6 * z, third_derivative=lambda z: 6 + 0 * z,
+        )
+    )  # fmt: skip
+    mlp = MLP([3, 4, 2], [cube, cube], dtype=torch.float64, seed=1)
+    x = random(5, 3).requires_grad_()
+    inputs = (x, *mlp.parameters())
+    assert torch.autograd.gradgradcheck(as_function(mlp), inputs)
+    (slope,) = torch.autograd.grad(mlp(x).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(slope.square().sum(), x, create_graph=True)
+    assert torch.autograd.grad(second.sum(), x)[0].abs().max() > 0
+    mlp[1].register_forward_hook(lambda *given: None)  # layer by layer
+    assert torch.autograd.gradgradcheck(as_function(mlp), inputs)
+
+
 # -- MLP: what it computes when ------------------------------------------------------------------
 
 
