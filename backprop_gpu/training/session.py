@@ -52,6 +52,8 @@ class Course:
     on_step: Callable[[int], None] | None = None
     #: Steps of an epoch.
     steps: int = 1
+    #: Rows of an epoch, where they are not those of the session.
+    rows: int = 0
     #: Of an epoch that has begun, the costs of its steps so far: where a resumed one goes on.
     begun: np.ndarray = _NOTHING
 
@@ -258,7 +260,8 @@ class Session:
     def _waves(self, live: list[Course]) -> Iterable[list[Course]]:
         """As many at a time as have room for their orders and coefficients on the host."""
         steps = max(course.steps for course in live)
-        size = planning.members_a_call(len(self.rows), steps)
+        rows = max(course.rows or len(self.rows) for course in live)
+        size = planning.members_a_call(rows, steps)
         return (live[i : i + size] for i in range(0, len(live), size))
 
     def _keep(self, live: list[Course]) -> None:
