@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .activations import Activation
     from .costs import Cost
     from .cross_validation import CrossValidation, cross_validate
-    from .estimators import MLPClassifier, MLPRegressor
+    from .estimators import MLPClassifier, MLPRegressor, PopulationSearchCV
     from .gradient_check import GradientReport
     from .network import Network
     from .optimizers import SGD, Adam, AdamW
@@ -52,6 +52,7 @@ __all__ = [
     "MLPRegressor",
     "Network",
     "Population",
+    "PopulationSearchCV",
     "SweepResult",
     "__version__",
     "activations",
@@ -72,7 +73,8 @@ _MODULES = {
     "CrossValidation": "cross_validation", "EarlyStopping": "training",
     "GradientReport": "gradient_check", "History": "training", "MLPClassifier": "estimators",
     "MLPRegressor": "estimators", "Network": "network", "Population": "population",
-    "SweepResult": "sweeps", "cross_validate": "cross_validation", "sweep": "sweeps",
+    "PopulationSearchCV": "estimators", "SweepResult": "sweeps",
+    "cross_validate": "cross_validation", "sweep": "sweeps",
 }  # fmt: skip
 #: Modules that have moved.
 _MOVED = {
