@@ -7,8 +7,8 @@
     sklearn, n_jobs   the same over scikit-learn's own `MLPClassifier`
 
 16 settings of 4 alphas and 4 learning rates, on the digits that scikit-learn ships with. All sides
-take turns, with processes of `n_jobs` that start within each; shown are the medians over the rounds,
-and of the ratios to the population of the same round. Scores of ours must be equal first.
+take turns, and processes of `n_jobs` start within each; shown are the medians over the rounds, and
+of the ratios to the population of the same round. The scores of ours must be equal.
 """
 
 from __future__ import annotations

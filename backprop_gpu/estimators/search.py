@@ -29,7 +29,7 @@ from ..imports import uninterrupted
 from ..model import Model
 from ..planning import Run
 from ..training import RowsAtOnce, Session
-from .mlp import may_share, prepare
+from .mlp import MLPClassifier, MLPRegressor, may_share, prepare
 from .perceptron import PreparedFit, SharedCourse, SharingFit, sums_squares
 
 #: Bytes that candidates may keep until they are scored.
@@ -50,6 +50,13 @@ class CandidatesTogether:
         if not isinstance(cell.cell_contents, Fits):
             cell.cell_contents = Fits(cell.cell_contents, self)
         run_search(super()._run_search, evaluate_candidates, callback_ctx)  # type: ignore[misc]
+
+
+def is_ours(estimator: Any) -> bool:
+    """Whether it is a perceptron of ours, or a pipeline that ends with one."""
+    if isinstance(estimator, Pipeline) and estimator.steps:
+        estimator = estimator.steps[-1][-1]
+    return isinstance(estimator, MLPClassifier | MLPRegressor)
 
 
 def run_search(run: Callable[..., None], evaluate_candidates: Any, callback_ctx: Any) -> None:
