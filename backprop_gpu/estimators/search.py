@@ -135,7 +135,13 @@ class Call:
         """Whether it may train in a session with others."""
         given, train = self.settings["fit_params"] or {}, np.asarray(self.settings["train"])
         dense = isinstance(self.X, np.ndarray | list) or hasattr(self.X, "iloc")
-        if self.y is None or not dense or train.ndim != 1 or train.dtype.kind not in "iub":
+        if (
+            not is_ours(self.estimator)
+            or self.y is None
+            or not dense
+            or train.ndim != 1
+            or train.dtype.kind not in "iub"
+        ):
             return False
         try:
             candidate, perceptron = self.candidate, self.perceptron
@@ -191,7 +197,7 @@ class FoldRows:
     """
 
     def __init__(self, call: Call) -> None:
-        train = np.asarray(call.settings["train"])
+        self._train = train = np.asarray(call.settings["train"])
         n = _num_samples(call.X)
         #: (k,) int, of all rows.
         self.numbers = np.flatnonzero(train) if train.dtype.kind == "b" else train.astype(int) % n
@@ -204,7 +210,7 @@ class FoldRows:
         """X and y, as scikit-learn gives them to `fit`."""
         if self._rows is None:
             call = self._call
-            self._rows = _safe_split(call.estimator, call.X, call.y, call.settings["train"])
+            self._rows = _safe_split(call.estimator, call.X, call.y, self._train)
         return self._rows
 
     def before_last(self, pipeline: Pipeline) -> Any:
