@@ -96,6 +96,7 @@ class Fits:
                 waiting.add(i, calls[i], fold)
                 if waiting.bytes > MOST_BYTES:
                     results |= waiting.finish()
+            fold.forget()
             if waiting.has_own_rows:
                 results |= waiting.finish()
         results |= waiting.finish()
@@ -213,6 +214,11 @@ class FoldRows:
             self._rows = _safe_split(call.estimator, call.X, call.y, self._train)
         return self._rows
 
+    def forget(self) -> None:
+        """Keep nothing but the numbers: all that train on it have been prepared."""
+        self._rows = None
+        self._transformed.clear()
+
     def before_last(self, pipeline: Pipeline) -> Any:
         """X after all steps but the last, which the pipeline then has, fitted.
 
@@ -275,7 +281,7 @@ class SharedRows:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class SessionPart:
     """A candidate's part in a session."""
 
     outcome: Outcome
@@ -290,7 +296,7 @@ class Together:
 
     def __init__(self, model: Model, engine: str, rows: SharedRows) -> None:
         self.model, self.engine, self.rows = model, engine, rows
-        self.parts: list[Part] = []
+        self.parts: list[SessionPart] = []
 
     def train(self) -> None:
         """Train all; an estimator has what it learnt, or its outcome has the error."""
@@ -397,7 +403,7 @@ class Waiting:
             session += fit.batch_size, fit.rule.slots, fit.rule.clip_norm is None
         if session not in self._sessions:
             self._sessions[session] = Together(model, fit.engine.name, rows)
-        part = Part(outcome, course, fit.epochs, fit.take, prepared.end)
+        part = SessionPart(outcome, course, fit.epochs, fit.take, prepared.end)
         self._sessions[session].parts.append(part)
         arrays = 4 + 2 * fit.rule.slots
         self.bytes += arrays * model.layout.length * model.dtype.itemsize + 32 * len(fit.y)
