@@ -236,3 +236,17 @@ def test_batch_sizes_up_to_each_members_rows() -> None:
     members = population(2)
     members.fit(X, y, rows=rows, **settings)
     assert_as_alone(members, X, y, rows, **settings)
+
+
+def test_a_schedule_is_tried_over_each_members_steps() -> None:
+    """Before anything changes: an epoch of the second member is longer."""
+    X, y = problem()
+    members = population(2)
+    before = flat(members.members[0])
+    with pytest.raises(ValueError, match="learning_rate"):
+        members.fit(
+            X, y, rows=[[0, 1], np.arange(20)], epochs=2, batch_size=2,
+            learning_rate=lambda t: np.where(t % 1 > 0.6, -1.0, 0.1),
+        )  # fmt: skip
+    np.testing.assert_array_equal(flat(members.members[0]), before)
+    assert members.members[0].history is None

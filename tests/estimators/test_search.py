@@ -109,6 +109,12 @@ def test_several_shapes(iris: Any, sessions: list[int]) -> None:
     assert sorted(sessions) == [3, 6, 6]
 
 
+def test_engines_are_not_mixed(iris: Any, sessions: list[int]) -> None:
+    ours, _ = both(MLPClassifier(**SMALL), *iris, {"engine": ["layered", "resident"]})
+    assert sessions == [3, 3]
+    assert "engine" in ours.best_estimator_.plan_
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -150,6 +156,14 @@ def test_a_fold_that_lacks_a_class(iris: Any, sessions: list[int]) -> None:
     both(MLPClassifier(**SMALL), X[order], y[order], cv=folds)
     # Two outputs are one sigmoid, and a network of another shape.
     assert sessions == [6, 6]
+
+
+def test_folds_that_lack_different_classes(sessions: list[int]) -> None:
+    """As many outputs, which mean others."""
+    X, y = load_digits(n_class=4, return_X_y=True)
+    folds = [(np.flatnonzero(y != lacking)[:90], range(100)) for lacking in (0, 3)]
+    both(MLPClassifier(**SMALL), X[:400] / 16, y[:400], {"alpha": [0.0, 0.1]}, cv=folds)
+    assert sessions == [2, 2]
 
 
 @pytest.mark.parametrize(
