@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from . import activations, costs, equations, optimizers, schedules
     from .activations import Activation
     from .costs import Cost
-    from .estimators import MLPClassifier, MLPRegressor
+    from .cross_validation import CrossValidation, cross_validate
+    from .estimators import MLPClassifier, MLPRegressor, PopulationSearchCV
     from .gradient_check import GradientReport
     from .network import Network
     from .optimizers import SGD, Adam, AdamW
@@ -43,6 +44,7 @@ __all__ = [
     "Callback",
     "Checkpoint",
     "Cost",
+    "CrossValidation",
     "EarlyStopping",
     "GradientReport",
     "History",
@@ -50,10 +52,12 @@ __all__ = [
     "MLPRegressor",
     "Network",
     "Population",
+    "PopulationSearchCV",
     "SweepResult",
     "__version__",
     "activations",
     "costs",
+    "cross_validate",
     "equations",
     "optimizers",
     "schedules",
@@ -65,10 +69,12 @@ __all__ = [
 #: of the whole, and the estimators import scikit-learn.
 _MODULES = {
     "SGD": "optimizers", "Activation": "activations", "Adam": "optimizers", "AdamW": "optimizers",
-    "Callback": "training", "Checkpoint": "training", "Cost": "costs", "EarlyStopping": "training",
+    "Callback": "training", "Checkpoint": "training", "Cost": "costs",
+    "CrossValidation": "cross_validation", "EarlyStopping": "training",
     "GradientReport": "gradient_check", "History": "training", "MLPClassifier": "estimators",
     "MLPRegressor": "estimators", "Network": "network", "Population": "population",
-    "SweepResult": "sweeps", "sweep": "sweeps",
+    "PopulationSearchCV": "estimators", "SweepResult": "sweeps",
+    "cross_validate": "cross_validation", "sweep": "sweeps",
 }  # fmt: skip
 #: Modules that have moved.
 _MOVED = {

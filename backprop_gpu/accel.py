@@ -1,7 +1,7 @@
 """An unchanged script gets this library's perceptrons where it asks for scikit-learn's.
 
-    python -m backprop_gpu.accel [--verbose] script.py [arguments]
-    python -m backprop_gpu.accel [--verbose] -m module [arguments]
+    python -m backprop_gpu.accel [--verbose] [--search] script.py [arguments]
+    python -m backprop_gpu.accel [--verbose] [--search] -m module [arguments]
     %load_ext backprop_gpu.accel
 
 The script finds ``sys.path`` and ``sys.argv`` as ``python script.py`` would leave them.
@@ -11,11 +11,16 @@ names here; what was imported from there before keeps scikit-learn's. ``isinstan
 scikit-learn's own objects for theirs too, such as come out of older pickles. A subclass that
 overrides a private method of scikit-learn's, and a parameter that only a newer scikit-learn knows,
 are handed back to scikit-learn.
+
+With ``--search`` `GridSearchCV`, `RandomizedSearchCV` and the two that halve are bound to classes
+here, too, that train the candidates of a search over our perceptrons as populations; a search over
+another estimator is scikit-learn's own.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import pkgutil
 import runpy
@@ -27,10 +32,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import sklearn.model_selection
 import sklearn.neural_network
+from sklearn.model_selection import _search, _search_successive_halving
 from sklearn.neural_network import _multilayer_perceptron as genuine
 
 from . import estimators
+from .estimators.search import CandidatesTogether, is_ours
 
 NAMES = ("MLPClassifier", "MLPRegressor")
 _verbose = False
@@ -81,17 +89,24 @@ class _Accelerated(ABCMeta):
                     "this library"
                 )
                 return cls._theirs(*args, **kwargs)
+            if not cls._takes(*args, **kwargs):
+                return cls._theirs(*args, **kwargs)
         return super().__call__(*args, **kwargs)
+
+    def _takes(cls, *args: Any, **kwargs: Any) -> bool:
+        """Whether an object that is made so may be ours."""
+        return True
 
     def __instancecheck__(cls, instance: Any) -> bool:
         if super().__instancecheck__(instance):
             return True
-        return cls.__module__ == __name__ and isinstance(instance, cls._theirs)
+        return cls.__module__ == __name__ and cls._theirs in type(instance).__mro__
 
     def __subclasscheck__(cls, subclass: type) -> bool:
         if super().__subclasscheck__(subclass):
             return True
-        return cls.__module__ == __name__ and issubclass(subclass, cls._theirs)
+        # Not by `issubclass`, which would ask the subclasses of theirs, some of which are here.
+        return cls.__module__ == __name__ and cls._theirs in subclass.__mro__
 
 
 def _parameters(cls: Any) -> set[str]:
@@ -101,12 +116,12 @@ def _parameters(cls: Any) -> set[str]:
 class _Reporting:
     """Logs what every fit ran on."""
 
-    def _fit(self, *args: Any, **kwargs: Any) -> Any:
-        fitted = super()._fit(*args, **kwargs)  # type: ignore[misc]
+    def _end_fit(self, *args: Any, **kwargs: Any) -> None:
+        super()._end_fit(*args, **kwargs)  # type: ignore[misc]
+        fitted: Any = self
         units = [w.shape[0] for w in fitted.coefs_] + [fitted.n_outputs_]
         plan = "; ".join(line.strip() for line in fitted.plan_.splitlines())
         _report(f"{type(self).__name__} {units}: {plan}")
-        return fitted
 
 
 class MLPClassifier(_Reporting, estimators.MLPClassifier, metaclass=_Accelerated):
@@ -119,24 +134,72 @@ class MLPRegressor(_Reporting, estimators.MLPRegressor, metaclass=_Accelerated):
     _theirs = genuine.MLPRegressor
 
 
-def install(verbose: bool = False) -> None:
+class _Searching(_Accelerated):
+    """Leaves searches over others' estimators to scikit-learn."""
+
+    def _takes(cls, *args: Any, **kwargs: Any) -> bool:
+        estimator = args[0] if args else kwargs.get("estimator")
+        if is_ours(estimator):
+            return True
+        _report(f"{cls.__name__} is scikit-learn's: it is not over one of our perceptrons")
+        return False
+
+
+class GridSearchCV(CandidatesTogether, _search.GridSearchCV, metaclass=_Searching):
+    __doc__ = str(_search.GridSearchCV.__doc__)
+    _theirs = _search.GridSearchCV
+
+
+class RandomizedSearchCV(CandidatesTogether, _search.RandomizedSearchCV, metaclass=_Searching):
+    __doc__ = str(_search.RandomizedSearchCV.__doc__)
+    _theirs = _search.RandomizedSearchCV
+
+
+class HalvingGridSearchCV(
+    CandidatesTogether, _search_successive_halving.HalvingGridSearchCV, metaclass=_Searching
+):
+    __doc__ = str(_search_successive_halving.HalvingGridSearchCV.__doc__)
+    _theirs = _search_successive_halving.HalvingGridSearchCV
+
+
+class HalvingRandomSearchCV(
+    CandidatesTogether, _search_successive_halving.HalvingRandomSearchCV, metaclass=_Searching
+):
+    __doc__ = str(_search_successive_halving.HalvingRandomSearchCV.__doc__)
+    _theirs = _search_successive_halving.HalvingRandomSearchCV
+
+
+SEARCHES = (GridSearchCV, RandomizedSearchCV, HalvingGridSearchCV, HalvingRandomSearchCV)
+
+
+def install(verbose: bool = False, search: bool = False) -> None:
     """From now on, ``sklearn.neural_network`` has our perceptrons.
 
     Parameters
     ----------
     verbose : bool
         Print to stderr what trains each network and why, and what is handed back.
+    search : bool
+        ``sklearn.model_selection`` has our searches, too.
     """
     global _verbose
     _verbose = verbose
     for name in NAMES:
         setattr(sklearn.neural_network, name, globals()[name])
+    if search:
+        # Which binds the two that halve to scikit-learn's, and does so once.
+        importlib.import_module("sklearn.experimental.enable_halving_search_cv")
+        for kind in SEARCHES:
+            setattr(sklearn.model_selection, kind.__name__, kind)
 
 
 def uninstall() -> None:
-    """Put scikit-learn's own perceptrons back."""
+    """Put scikit-learn's own back."""
     for name in NAMES:
         setattr(sklearn.neural_network, name, getattr(genuine, name))
+    for kind in SEARCHES:
+        if vars(sklearn.model_selection).get(kind.__name__) is kind:
+            setattr(sklearn.model_selection, kind.__name__, kind._theirs)  # noqa: SLF001
 
 
 def load_ipython_extension(ipython: Any) -> None:
@@ -153,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m backprop_gpu.accel",
-        usage="%(prog)s [-h] [--verbose] (script.py | -m module) [arguments]",
+        usage="%(prog)s [-h] [--verbose] [--search] (script.py | -m module) [arguments]",
         description="Run a script with this library's perceptrons in place of scikit-learn's.",
         allow_abbrev=False,
     )
@@ -161,6 +224,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--verbose",
         action="store_true",
         help="print what trains each network and why, and what is handed back to scikit-learn",
+    )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="searches over these train all candidates of a shape at once",
     )
     given = list(sys.argv[1:] if arguments is None else arguments)
     # What follows the script or -m is the script's, whatever it looks like.
@@ -173,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("a script or -m MODULE is needed")
     if module is None and not Path(theirs[0]).exists():
         parser.error(f"no such script: {theirs[0]}")
-    install(asked.verbose)
+    install(asked.verbose, asked.search)
     if module is not None:
         if not sys.flags.safe_path:
             sys.path.insert(0, os.getcwd())

@@ -223,6 +223,7 @@ class Population:
         client: Any = None,
         sample_weight: Any = None,
         class_weight: Any = None,
+        rows: Sequence[Any] | np.ndarray | None = None,
     ) -> list[History]:
         """Mini-batch gradient descent of every member from its current weights.
 
@@ -257,6 +258,13 @@ class Population:
             `Checkpoint`, and no `resume_from`.
         sample_weight, class_weight : optional
             As in `Network.fit`, the same for all members.
+        rows : sequence of (k,) int arrays, optional
+            The rows of X and Y that each member trains on, one array per member, perhaps of
+            different lengths, such as folds, bootstraps or the steps of a learning curve: member i
+            trains to the same bits as alone on ``X[rows[i]]``, ``Y[rows[i]]``, but all read one X.
+            A number that is there twice is two rows. Masks, (n,) of bool, are taken, too; negative
+            numbers are not. An epoch, its steps and a schedule's time are each member's own, and
+            each has a ``batch_size`` up to its number of rows.
 
         Returns
         -------
@@ -295,7 +303,10 @@ class Population:
         if cluster is not None and resume_from is not None:
             raise ValueError("resume_from and client exclude each other: give one of them")
         data = check_data(self.model, X, Y, validation_data, sample_weight, class_weight)
-        settings = _settings(len(data.X), len(self), epochs, batch_size, learning_rate, optimizer)
+        settings = _settings(
+            _check_rows(rows, len(self), len(data.X)),
+            len(data.X), epochs, batch_size, learning_rate, optimizer,
+        )  # fmt: skip
         hooks = check_callbacks(callbacks, data.validation)
         total, done = sum(each.epochs for each in settings), 0
         if cluster is None:
@@ -617,10 +628,40 @@ def _seeds(seed: Any, members: int) -> list[int | None]:
     return list(seeds) if _is_several(seed) else [seeds[0] + i for i in range(members)]
 
 
+def _check_rows(rows: Any, members: int, n: int) -> list[np.ndarray | None]:
+    """The numbers of each member's rows, of n; None for all."""
+    if rows is None:
+        return [None] * members
+    if hasattr(rows, "ndim"):
+        rows = validation.as_array("rows", rows)
+    if not isinstance(rows, Sequence | np.ndarray) or isinstance(rows, str | bytes):
+        raise TypeError(f"rows must be a sequence with an int array for each member, got {rows!r}")
+    if len(rows) != members:
+        raise ValueError(
+            f"rows has {len(rows)} entries for {members} members: it needs an int array for each"
+        )
+    entries = list(rows)
+    checked: dict[int, np.ndarray] = {}  # what many members share stays one array
+    for i, numbers in enumerate(entries):
+        if id(numbers) not in checked:
+            checked[id(numbers)] = validation.row_numbers(f"rows[{i}]", numbers, n)
+    return [checked[id(numbers)] for numbers in entries]
+
+
 def _settings(
-    rows: int, members: int, epochs: Any, batch_size: Any, learning_rate: Any, optimizer: Any
+    numbers: Sequence[np.ndarray | None],
+    n: int,
+    epochs: Any,
+    batch_size: Any,
+    learning_rate: Any,
+    optimizer: Any,
 ) -> list[Settings]:
-    """The hyperparameters of each member, from one value or one per member of each."""
+    """The hyperparameters of each member, from one value or one per member of each.
+
+    `numbers` are those of each member's rows, of n.
+    """
+    members = len(numbers)
+    counts = [n if each is None else len(each) for each in numbers]
 
     def spread(name: str, value: Any, check: Callable[[Any], Any]) -> list[Any]:
         return _one_a_member(name, value, members, check)
@@ -630,18 +671,23 @@ def _settings(
         spread(
             "batch_size",
             batch_size,
-            lambda value: validation.integer("batch_size", value, 1, rows),
+            lambda value: validation.integer("batch_size", value, 1, max(counts)),
         ),
         spread("learning_rate", learning_rate, lambda value: value),
         spread("optimizer", optimizer, optimizers.get),
     )
+    for i, (m, count) in enumerate(zip(columns[1], counts, strict=True)):
+        if m > count:
+            raise ValueError(
+                f"batch_size must be in [1, {count}], as many as rows[{i}] has, got {m}"
+            )
     checked: dict[tuple[int, int, int], Any] = {}
     several = _is_several(learning_rate)
 
     def check(numbered: tuple[int, tuple[Any, Any, Any, Any]]) -> Settings:
         i, values = numbered
         place = f"learning_rate[{i}]" if several else ""
-        return check_settings(rows, *values, checked, place)
+        return check_settings(counts[i], *values, checked, place, numbers=numbers[i])
 
     rows_of_columns = list(enumerate(zip(*columns, strict=True)))
     if several:  # only a rate can still be wrong

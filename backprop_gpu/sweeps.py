@@ -28,8 +28,8 @@ from .training.settings import Data, Settings, check_data, check_settings
 
 #: The arguments of `Network` that a setting may hold. Networks that agree in them, the seed
 #: aside, form a population.
-_SHAPE = ("sizes", "activation", "cost", "dtype", "precision", "backend", "initial_weights")
-_NETWORK = (*_SHAPE, "seed")
+SHAPE = ("sizes", "activation", "cost", "dtype", "precision", "backend", "initial_weights")
+_NETWORK = (*SHAPE, "seed")
 _FIT = ("epochs", "batch_size", "learning_rate", "optimizer")
 #: What the optimizers take, named as in their classes.
 _OPTIMIZER = tuple(dict.fromkeys(field.name for kind in optimizers.KINDS for field in fields(kind)))
@@ -98,15 +98,7 @@ class SweepResult:
         columns = self.to_dict()
         if not any(columns["failed"]):
             del columns["failed"]
-        cells = [["", *(str(i) for i in self.ranking)]]
-        for name, values in columns.items():
-            cells.append([name, *(_shown(values[i]) for i in self.ranking)])
-        widths = [max(map(len, column)) for column in cells]
-        lines = [
-            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in zip(*cells, strict=True)
-        ]
-        return "\n".join(lines)
+        return table(columns, self.ranking)
 
     def __repr__(self) -> str:
         best = self.best.setting
@@ -114,6 +106,18 @@ class SweepResult:
             f"<SweepResult of {len(self)} networks, best {self.metric} "
             f"{_shown(best.get(self.metric))} in row {self.ranking[0]}>"
         )
+
+
+def table(columns: Mapping[str, Sequence[Any]], ranking: Sequence[int]) -> str:
+    """Lines of a table, whose rows are in the order of a ranking, each with its number."""
+    cells = [["", *(str(i) for i in ranking)]]
+    for name, values in columns.items():
+        cells.append([name, *(_shown(values[i]) for i in ranking)])
+    widths = [max(map(len, column)) for column in cells]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in zip(*cells, strict=True)
+    )
 
 
 #: The columns that `sweep` adds to the settings.
@@ -204,81 +208,137 @@ def sweep(
     >>> len(result), result.best.setting["learning_rate"]
     (4, 2.0)
     """
-    _check_keys(shared, "the arguments that all settings share")
     seeds = validation.integer("seeds", seeds, 1)
     validation.boolean("progress", progress)
     cluster = None if client is None else Cluster(client)
-    if validation.is_iterable(callbacks):
-        callbacks = list(callbacks)  # every shape takes them
-    given = _given(grid, settings)
-    rows_given = X, Y, validation_data, sample_weight, class_weight
-    complete = [shared | setting for setting in given]
-    for i, setting in enumerate(complete):
-        missing = [name for name in _NEEDED if name not in setting]
-        if missing:
-            raise ValueError(
-                f"{_named(i, given)} has no {missing[0]}: give it there, or to sweep for all"
-            )
-
-    drawn = int(np.random.SeedSequence().generate_state(1)[0])
-    rows: list[Setting] = []
-    groups: dict[tuple[Any, ...], _Group] = {}
-    schedules: dict[tuple[int, int, int], Any] = {}
-    for i, setting in enumerate(complete):
-        with validation.within(_named(i, given)):
-            key = _shape(setting)
-            if key not in groups:
-                groups[key] = _Group(setting, rows_given, callbacks)
-            group = groups[key]
-            hyperparameters = check_settings(
-                group.rows_of_data,
-                setting["epochs"],
-                setting["batch_size"],
-                setting["learning_rate"],
-                _optimizer(setting),
-                schedules,
-                _named(i, given),
-            )
-            seed = setting.get("seed")
-            first = drawn if seed is None else validation.seed(seed)
-            check_room("seeds", seeds, key[0], key[3])
-        for repeat in range(seeds):
-            group.add(len(rows), first + repeat, hyperparameters)
-            rows.append(given[i] | {"seed": first + repeat})
-    _check_metric(metric, list(groups.values()))
-
-    arrays, parts = SharedArrays(), []
-    for group in groups.values():
-        with validation.within(_named(group.numbers[0] // seeds, given)):
-            if cluster is None:
-                group.make(engine)
-            else:
-                # Shapes whose checked data are the same share them.
-                data = check_data(group.model, *rows_given)
-                parts.append(group.part(data, arrays, engine))
-    with _bar(list(groups.values()), progress) as bar:
-        if cluster is None:
-            _train(list(groups.values()), rows_given, callbacks, bar)
-        else:
-            train_on_cluster(cluster, parts, arrays, bar)
-    networks = _networks(list(groups.values()))
-    return _result(rows, networks, groups, metric)
+    given = given_settings("sweep", grid, settings, shared)
+    rows = X, Y, validation_data, sample_weight, class_weight
+    trials = Trials("sweep", given, shared, seeds, [None], rows, callbacks)
+    _check_metric(metric, trials.groups)
+    trials.train(engine, cluster, progress)
+    return _result(trials, metric)
 
 
-def _train(
-    groups: Sequence[_Group],
-    rows: tuple[Any, ...],
-    callbacks: Iterable[Any],
-    bar: ProgressBar,
-) -> None:
-    for k, group in enumerate(groups, start=1):
-        population = group.population
-        if len(groups) > 1:
-            bar.describe(f"shape {k} of {len(groups)}, {group.label}")
-        # Checked before, and again now: to keep all groups' data would fill the memory.
-        data = check_data(population.model, *rows)
-        hooks = check_callbacks(callbacks, data.validation)
-        population.train(data, group.settings, hooks, group.beginning, bar)
+class Trials:
+    """Networks for every setting, a seed for each on the rows of each fold; everything checked.
+
+    Parameters
+    ----------
+    caller : str
+        The function that was called, for messages.
+    given : list of dict
+        The settings as they were given.
+    shared : dict
+        What they have in common; a setting that names the same key goes first.
+    seeds : int
+        Networks a setting and fold.
+    folds : sequence of (k,) int array, or None
+        The numbers of the rows that they train on; None for all.
+    data : tuple
+        (X, Y, validation_data, sample_weight, class_weight), as in `sweep`.
+    callbacks : iterable
+
+    Attributes
+    ----------
+    rows : list of dict
+        Setting and seed of each network: all of the first setting, then of the next; of these all
+        seeds of the first fold, then of the next.
+    groups : list of _Group
+    """
+
+    def __init__(
+        self,
+        caller: str,
+        given: Sequence[Setting],
+        shared: Setting,
+        seeds: int,
+        folds: Sequence[np.ndarray | None],
+        data: tuple[Any, ...],
+        callbacks: Iterable[Any],
+    ) -> None:
+        if validation.is_iterable(callbacks):
+            callbacks = list(callbacks)  # every shape takes them
+        self.data, self.callbacks = data, callbacks
+        self.given, self.a_setting = given, seeds * len(folds)
+        drawn = int(np.random.SeedSequence().generate_state(1)[0])
+        self.rows: list[Setting] = []
+        groups: dict[tuple[Any, ...], _Group] = {}
+        schedules: dict[tuple[int, int, int], Any] = {}
+        for i, setting in enumerate(shared | each for each in given):
+            place = _named(i, given)
+            with validation.within(place):
+                key = _shape(setting)
+                if key not in groups:
+                    groups[key] = _Group(caller, setting, data, callbacks)
+                group = groups[key]
+                seed = setting.get("seed")
+                first = drawn if seed is None else validation.seed(seed)
+                check_room("seeds", self.a_setting, key[0], key[3])
+                for fold in folds:
+                    hyperparameters = check_settings(
+                        group.rows_of_data if fold is None else len(fold),
+                        setting["epochs"],
+                        setting["batch_size"],
+                        setting["learning_rate"],
+                        _optimizer(setting),
+                        schedules,
+                        place,
+                        numbers=fold,
+                    )
+                    for seed in range(first, first + seeds):
+                        group.add(len(self.rows), seed, hyperparameters)
+                        self.rows.append(given[i] | {"seed": seed})
+        self.groups = list(groups.values())
+
+    def train(self, engine: str, cluster: Cluster | None, progress: bool) -> None:
+        """Train all; those that failed are in `failed`."""
+        arrays, parts = SharedArrays(), []
+        for group in self.groups:
+            with validation.within(_named(group.numbers[0] // self.a_setting, self.given)):
+                if cluster is None:
+                    group.make(engine)
+                else:
+                    # Shapes whose checked data are the same share them.
+                    data = check_data(group.model, *self.data)
+                    parts.append(group.part(data, arrays, engine))
+        with _bar(self.groups, progress) as bar:
+            if cluster is not None:
+                train_on_cluster(cluster, parts, arrays, bar, stacklevel=4)
+                return
+            for k, group in enumerate(self.groups, start=1):
+                population = group.population
+                if len(self.groups) > 1:
+                    bar.describe(f"shape {k} of {len(self.groups)}, {group.label}")
+                # Checked before, and again now: to keep all groups' data would fill the memory.
+                data = check_data(population.model, *self.data)
+                hooks = check_callbacks(self.callbacks, data.validation)
+                population.train(data, group.settings, hooks, group.beginning, bar)
+
+    @property
+    def networks(self) -> list[Network]:
+        """In the order of `rows`."""
+        trained: dict[int, Network] = {}
+        for group in self.groups:
+            trained |= zip(group.numbers, group.population.members, strict=True)
+        return [trained[i] for i in range(len(trained))]
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """The numbers of the networks that failed, each with what happened.
+
+        Raises
+        ------
+        FloatingPointError
+            If all did.
+        """
+        failed = {
+            group.numbers[i]: text
+            for group in self.groups
+            for i, text in group.population.failed.items()
+        }
+        if len(failed) == len(self.rows):
+            raise FloatingPointError(f"every network failed. Row 0: {failed[0]}")
+        return failed
 
 
 def _bar(groups: Sequence[_Group], progress: bool) -> ProgressBar:
@@ -286,29 +346,10 @@ def _bar(groups: Sequence[_Group], progress: bool) -> ProgressBar:
     return ProgressBar(total, progress, sum(len(group.numbers) for group in groups))
 
 
-def _networks(groups: Sequence[_Group]) -> list[Network]:
-    """The networks of all groups, in the order of the rows."""
-    trained: dict[int, Network] = {}
-    for group in groups:
-        trained |= zip(group.numbers, group.population.members, strict=True)
-    return [trained[i] for i in range(len(trained))]
-
-
-def _result(
-    rows: list[Setting],
-    networks: list[Network],
-    groups: Mapping[Any, _Group],
-    metric: str | None,
-) -> SweepResult:
-    failed = {
-        group.numbers[i]: text
-        for group in groups.values()
-        for i, text in group.population.failed.items()
-    }
-    first = min(failed, default=0)
-    if len(failed) == len(rows):
-        raise FloatingPointError(f"every network failed. Row 0: {failed[0]}")
+def _result(trials: Trials, metric: str | None) -> SweepResult:
+    rows, networks, failed = trials.rows, trials.networks, trials.failed
     if failed:
+        first = min(failed)
         warnings.warn(
             f"{len(failed)} of {len(rows)} networks stopped early, see their rows. "
             f"Row {first}: {failed[first]}",
@@ -330,15 +371,23 @@ def _result(
 class _Group:
     """The networks of one shape."""
 
-    def __init__(self, setting: Setting, rows: tuple[Any, ...], callbacks: Iterable[Any]) -> None:
-        self.shape = {name: setting[name] for name in _SHAPE if name in setting}
+    def __init__(
+        self,
+        caller: str,
+        setting: Setting,
+        rows: tuple[Any, ...],
+        callbacks: Iterable[Any],
+    ) -> None:
+        self.shape = {name: setting[name] for name in SHAPE if name in setting}
         model = self.model = Model(
             **{k: v for k, v in self.shape.items() if k != "initial_weights"}
         )
         data = check_data(model, *rows)
         self.hooks = check_callbacks(callbacks, data.validation)
         if any(isinstance(hook, Checkpoint) for hook in self.hooks):
-            raise ValueError("sweep keeps no Checkpoint: it is for Network.fit and Population.fit")
+            raise ValueError(
+                f"{caller} keeps no Checkpoint: it is for Network.fit and Population.fit"
+            )
         self.rows_of_data, self.bytes = len(data.X), data.bytes
         self.cost = model.cost
         self.classes = _has_classes(data)
@@ -369,10 +418,28 @@ class _Group:
         self.population = Population(**self.shape, members=len(self.numbers), seed=self.seeds)
 
 
-def _given(grid: Any, settings: Any) -> list[Setting]:
-    """The settings as they were given, or as the grid spans them."""
+def given_settings(caller: str, grid: Any, settings: Any, shared: Any) -> list[Setting]:
+    """The settings as they were given, or as the grid spans them, none of which lacks a thing.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Naming the setting; `caller` is the function that was called.
+    """
+    _check_keys(shared, "the arguments that all settings share")
+    given = _given(caller, grid, settings)
+    for i, setting in enumerate(given):
+        missing = [name for name in _NEEDED if name not in setting and name not in shared]
+        if missing:
+            raise ValueError(
+                f"{_named(i, given)} has no {missing[0]}: give it there, or to {caller} for all"
+            )
+    return given
+
+
+def _given(caller: str, grid: Any, settings: Any) -> list[Setting]:
     if (grid is None) == (settings is None):
-        raise TypeError("sweep needs either a grid or settings, and not both")
+        raise TypeError(f"{caller} needs either a grid or settings, and not both")
     if grid is not None:
         return spanned(grid)
     if isinstance(settings, Mapping) or not validation.is_iterable(settings):

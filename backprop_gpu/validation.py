@@ -314,6 +314,35 @@ def check_labels(name: str, labels: np.ndarray, classes: int) -> None:
         )
 
 
+def row_numbers(name: str, value: Any, rows: int) -> np.ndarray:
+    """Numbers of some of so many rows, (k,) of intp; of a mask, where it is True. Repeats stay.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For anything but whole numbers in [0, rows), k of them and k >= 1, or a mask of all rows.
+    """
+    array = as_array(name, value)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must be numbers of rows, (k,), got shape {array.shape}")
+    if array.dtype.kind == "b":
+        if len(array) != rows:
+            raise ValueError(f"{name} is a mask of {len(array)} rows, and X has {rows}")
+        array = np.flatnonzero(array)
+    if len(array) == 0:
+        raise ValueError(f"{name} is empty: it must name a row at least")
+    if array.dtype.kind not in "iu":
+        raise TypeError(
+            f"{name} must be whole numbers of rows, or a mask of them, got dtype {array.dtype}"
+        )
+    low, high = array.min(), array.max()
+    if low < 0 or high >= rows:
+        raise ValueError(
+            f"{name} names row {low if low < 0 else high}, and X has rows 0 to {rows - 1}"
+        )
+    return np.ascontiguousarray(array, np.intp)
+
+
 def labels(value: Any, rows: int, n_outputs: int, name: str = "labels") -> np.ndarray:
     """Class numbers (n,), from labels, or from one-hot rows or a column of 0 and 1."""
     array = as_array(name, value)

@@ -214,3 +214,65 @@ def test_as_an_extension_of_ipython() -> None:
         "backprop_gpu.accel",
         "sklearn.neural_network._multilayer_perceptron",
     ]
+
+
+SEARCHES = """
+import pickle, sys, warnings
+warnings.simplefilter("ignore")
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.experimental import enable_halving_search_cv
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, RandomizedSearchCV
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+X, y = load_iris(return_X_y=True)
+
+
+class Mine(GridSearchCV):
+    pass
+
+
+class Reaching(GridSearchCV):
+    def _format_results(self, *arguments):
+        return super()._format_results(*arguments)
+
+
+net = MLPClassifier((5,), max_iter=40, learning_rate_init=0.01, random_state=0)
+alphas = {"alpha": [1e-3, 30.0]}
+for search in (
+    GridSearchCV(net, alphas, cv=3),
+    Mine(estimator=net, param_grid=alphas, cv=3),
+    Reaching(net, alphas, cv=3),
+    RandomizedSearchCV(net, alphas, n_iter=2, cv=3, random_state=0),
+    HalvingGridSearchCV(make_pipeline(StandardScaler(), net),
+                        {"mlpclassifier__alpha": alphas["alpha"]}, cv=3, random_state=0),
+    GridSearchCV(LogisticRegression(), {"C": [0.1, 1.0]}, cv=3),
+):
+    search = pickle.loads(pickle.dumps(clone(search).fit(X, y)))
+    origin = next(c.__module__ for c in type(search).__mro__ if c.__module__ != "__main__")
+    print(type(search).__name__, isinstance(search, GridSearchCV), round(search.best_score_, 2),
+          origin.partition(".")[0])
+"""
+
+
+def test_searches_train_their_candidates_together(tmp_path: Path) -> None:
+    path = tmp_path / "script.py"
+    path.write_text(SEARCHES)
+    plain = run(str(path))
+    assert plain.returncode == 0, plain.stderr
+    without = run("-m", "backprop_gpu.accel", str(path))
+    ours = run("-m", "backprop_gpu.accel", "--search", "--verbose", str(path))
+    assert ours.returncode == without.returncode == 0, ours.stderr + without.stderr
+    origins = [line.split()[-1] for line in ours.stdout.splitlines()]
+    assert origins == ["backprop_gpu"] * 2 + ["sklearn"] + ["backprop_gpu"] * 2 + ["sklearn"]
+    for other in (plain, without):
+        assert {line.split()[-1] for line in other.stdout.splitlines()} == {"sklearn"}
+    answers = [
+        [line.split()[:-1] for line in each.stdout.splitlines()] for each in (plain, without, ours)
+    ]
+    assert answers[0] == answers[1] == answers[2]
+    assert "GridSearchCV is scikit-learn's: it is not over one of our perceptrons" in ours.stderr
+    assert "Reaching is scikit-learn's GridSearchCV: it overrides _format_results" in ours.stderr

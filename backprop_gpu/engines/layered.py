@@ -141,14 +141,15 @@ class LayeredEngine(Engine):
         meanwhile: Callable[[], None] = lambda: None,
     ) -> list[np.ndarray]:
         # Buffers and captured steps are made for one set of arrays. In these, members take turns:
-        # a copy there and back is nothing beside an epoch. Only another rule or batch size needs
-        # other buffers, so members that agree in both follow each other.
-        alike: dict[tuple[Optimizer, int], list[int]] = {}
+        # a copy there and back is nothing beside an epoch. Only another rule, batch size or number
+        # of rows needs other buffers, so members that agree in all three follow each other.
+        alike: dict[tuple[Optimizer, int, int], list[int]] = {}
         for i, member in enumerate(members):
             settings = member.hyperparameters
-            alike.setdefault((settings.optimizer, settings.batch_size), []).append(i)
+            key = settings.optimizer, settings.batch_size, len(member.order)
+            alike.setdefault(key, []).append(i)
         costs = [np.empty(0)] * len(members)
-        for (optimizer, _), numbers in alike.items():
+        for (optimizer, _, _), numbers in alike.items():
             for i in numbers:
                 member = members[i]
                 parameters, slots = self._turn(member.parameters.layout, len(member.slots))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from itertools import pairwise
 from numbers import Integral
 from typing import Any
@@ -66,7 +66,9 @@ from .perceptron import (
     EquationsEngine,
     LossOfAllRows,
     PerceptronCourse,
+    PreparedFit,
     Problem,
+    SharingFit,
     State,
 )
 from .scikit_learn import CallbackSupportMixin, Hooks, flattened, warn, with_callbacks
@@ -315,6 +317,15 @@ class _Perceptron(
             return self._fit_alone(X, y, sample_weight, incremental)
 
     def _fit_alone(self, X: Any, y: Any, sample_weight: Any, incremental: bool) -> Any:
+        prepared = self._prepare(X, y, sample_weight, incremental)
+        prepared.train()
+        prepared.end()
+        return self
+
+    def _prepare(
+        self, X: Any, y: Any, sample_weight: Any, incremental: bool = False
+    ) -> PreparedFit:
+        """Everything that comes before the first epoch."""
         self._check_parameters()
         if self.early_stopping and incremental and self.solver in STOCHASTIC:
             raise ValueError("partial_fit does not support early_stopping=True")
@@ -333,21 +344,24 @@ class _Perceptron(
         if fresh:
             self._initialize(X.shape[1], X.dtype)
         if self.solver == "lbfgs":
-            self._fit_lbfgs(X, y, sample_weight)
-        else:
-            self._fit_stochastic(X, y, sample_weight, incremental, context)
+            return PreparedFit(
+                lambda: self._fit_lbfgs(X, y, sample_weight), lambda: self._end_fit(context)
+            )
+        return self._prepare_stochastic(X, y, sample_weight, incremental, context)
+
+    def _end_fit(self, hooks: Hooks) -> None:
+        """What comes after the last epoch."""
         if not all(np.isfinite(array).all() for array in (*self.coefs_, *self.intercepts_)):
             raise ValueError(
                 "Solver produced non-finite parameter weights. The input data may contain large "
                 "values and need to be preprocessed."
             )
-        context.end()
-        return self
+        hooks.end()
 
     def _begin(self, X: Any, y: Any, sample_weight: Any) -> Hooks:
         """Set up scikit-learn's callbacks, if this version has them and any are set."""
         if not getattr(self, "_skl_callbacks", None):
-            return Hooks(self, None, X, y, {})
+            return Hooks(self, None, None, None, {})  # so that nobody keeps the rows
         epochs = self.max_iter if self.solver in STOCHASTIC else 0
         metadata = {} if sample_weight is None else {"sample_weight": sample_weight}
         context = self._init_callback_context(max_subtasks=epochs)
@@ -453,28 +467,25 @@ class _Perceptron(
         )
         return State(rule, self.learning_rate_init, self.learning_rate, self.power_t)
 
-    def _split(self, X: Any, y: np.ndarray, sample_weight: Any) -> tuple[Any, ...]:
-        """(X, y, weights) to train with, and the same to stop by."""
+    def _split(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """The numbers of the rows to train with, and of those to stop by."""
+        numbers = np.arange(len(y))
         if not self.early_stopping:
-            return X, y, sample_weight, None, None, None
+            return numbers, None
         # Stratified by label; label indicators cannot be.
         stratified = self._is_classifier and self.n_outputs_ == 1
-        arrays = [X, y] if sample_weight is None else [X, y, sample_weight]
-        parts = train_test_split(
-            *arrays,
+        train, held_out = train_test_split(
+            numbers,
             random_state=self._random_state,
             test_size=self.validation_fraction,
             stratify=y if stratified else None,
         )
-        train, held_out = parts[0::2], parts[1::2]
-        if held_out[0].shape[0] < 2:
+        if len(held_out) < 2:
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of "
                 "your dataset."
             )
-        if sample_weight is None:
-            train, held_out = [*train, None], [*held_out, None]
-        return (*train, *held_out)
+        return train, held_out
 
     def _rows_a_batch(self, rows: int) -> int:
         if self.batch_size == "auto":
@@ -485,15 +496,19 @@ class _Perceptron(
             )
         return int(min(max(self.batch_size, 1), rows))
 
-    def _fit_stochastic(
+    def _prepare_stochastic(
         self, X: Any, y: np.ndarray, sample_weight: Any, incremental: bool, hooks: Hooks
-    ) -> None:
+    ) -> PreparedFit:
         if not incremental or not isinstance(getattr(self, "_optimizer", None), State):
             self._optimizer = self._new_state()
         spent = TimeSpent()
-        X, y, sample_weight, X_val, y_val, val_weight = self._split(X, y, sample_weight)
-        labels_val = None if y_val is None else self._labels(y_val)
-        rows = len(y)
+        order, held_out = self._split(y)
+        X_val = y_val = labels_val = val_weight = None
+        if held_out is not None:
+            X_val, y_val = X[held_out], y[held_out]
+            labels_val = self._labels(y_val)
+            val_weight = None if sample_weight is None else sample_weight[held_out]
+        rows = len(order)
         batch_size = self._rows_a_batch(rows)
         epochs = 1 if incremental else self.max_iter
         model, engine = self._plan_training(rows, batch_size, epochs, hasattr(X, "toarray"))
@@ -505,7 +520,7 @@ class _Perceptron(
             sample_weight = np.ascontiguousarray(sample_weight, model.dtype)
         plan = engine.plan
         self.plan_ = f"engine none: {plan.engine_reason}" if by_equations else str(plan)
-        parameters, order = self._parameters(model), np.arange(rows)
+        parameters = self._parameters(model)
         outputs = None if X_val is None else perceptron.outputs_of(model, parameters, X_val)
         self.n_iter_ = 0
         looks = hooks.are_set or outputs is not None or self._optimizer.schedule == "invscaling"
@@ -557,21 +572,43 @@ class _Perceptron(
                 )
             return bool(self.n_iter_ >= self.max_iter)
 
-        kind = EquationsCourse if by_equations else PerceptronCourse
-        course = kind(
-            self._problem, model, parameters, batch_size, self._optimizer, y, sample_weight,
-            next_epochs, next_order, after,
-        )  # fmt: skip
-        try:
-            Session(model, RowsAtOnce(engine, X, y), [course], time_spent=spent).run()
-        except KeyboardInterrupt:
-            warn("Training interrupted by user.")
-        finally:
+        def course(
+            kind: type[PerceptronCourse], y: np.ndarray, weights: Any, places: np.ndarray | None
+        ) -> PerceptronCourse:
+            made = kind(
+                self._problem, model, parameters, batch_size, self._optimizer, rows, y, weights,
+                next_epochs,
+                next_order if places is None else lambda: places[next_order()],
+                after,
+            )  # fmt: skip
+            made.at_once = at_once
+            return made
+
+        def take() -> None:
             self._take(model, parameters)
-        if self.early_stopping and self._best is not None:
-            self.coefs_, self.intercepts_ = self._best
-        if self.verbose:  # not among the lines that scikit-learn prints
-            print(f"{type(self).__name__}: {spent}", file=sys.stderr)
+            if self.early_stopping and self._best is not None:
+                self.coefs_, self.intercepts_ = self._best
+
+        def train() -> None:
+            kind = EquationsCourse if by_equations else PerceptronCourse
+            data = RowsAtOnce(engine, X, y)
+            try:
+                own = course(kind, y, sample_weight, None)
+                Session(model, data, [own], time_spent=spent).run()
+            except KeyboardInterrupt:
+                warn("Training interrupted by user.")
+            finally:
+                take()
+            if self.verbose:  # not among the lines that scikit-learn prints
+                print(f"{type(self).__name__}: {spent}", file=sys.stderr)
+
+        sharing = None
+        if not by_equations and not isinstance(X, cpu.SparseRows):
+            sharing = SharingFit(
+                model, engine, X, y, sample_weight, self._meaning_of_outputs(), rows, batch_size,
+                epochs, self._optimizer.rule, course, take,
+            )  # fmt: skip
+        return PreparedFit(train, lambda: self._end_fit(hooks), sharing)
 
     def _stagnation(self) -> str:
         what = "Validation score" if self.early_stopping else "Training loss"
@@ -855,6 +892,7 @@ _STEP = "partial_fit(X, y) takes steps, transform(X, layer=i) has the activation
 #: scikit-learn's private names that cannot be -> what to use.
 _INSTEAD = {
     "_backprop": _STEP,
+    "_fit_stochastic": _STEP,
     "_compute_loss_grad": _STEP,
     "_init_coef": "coefs_ and intercepts_ can be assigned, and are where warm_start=True begins",
     "_best_coefs": "with early stopping coefs_ are the best",
@@ -984,6 +1022,9 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     def _labels(self, y: np.ndarray) -> Any:
         return self._label_binarizer.inverse_transform(y)
 
+    def _meaning_of_outputs(self) -> Hashable:
+        return self._label_binarizer.y_type_, tuple(self._label_binarizer.classes_.tolist())
+
     def _from_outputs(self, a: np.ndarray) -> Any:
         kind, classes = self._label_binarizer.y_type_, self._label_binarizer.classes_
         if kind == "multiclass":
@@ -1107,6 +1148,9 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     def _labels(self, y: np.ndarray) -> Any:
         return self._from_outputs(y)
 
+    def _meaning_of_outputs(self) -> Hashable:
+        return None
+
     def _from_outputs(self, a: np.ndarray) -> Any:
         return a.ravel() if a.shape[1] == 1 else a
 
@@ -1115,6 +1159,30 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """One epoch more over X and y, as `fit`."""
         return self._fit(X, y, sample_weight, incremental=True)
+
+
+def may_share(estimator: Any) -> bool:
+    """Whether an estimator is a perceptron whose `fit` may be one of many in a session."""
+    return (
+        isinstance(estimator, _Perceptron)
+        and type(estimator).fit is _Perceptron.fit
+        and isinstance(estimator.solver, str)
+        and estimator.solver in STOCHASTIC
+        and not estimator.verbose  # whose lines would stand between those of others
+        and not getattr(estimator, "_skl_callbacks", None)
+        and estimator._obstacle() is None  # noqa: SLF001
+    )
+
+
+def prepare(perceptron: Any, X: Any, y: Any, sample_weight: Any) -> PreparedFit:
+    """What ``perceptron.fit(X, y, sample_weight)`` does before the first epoch.
+
+    Raises
+    ------
+    As `fit` does.
+    """
+    prepared: PreparedFit = perceptron._prepare(X, y, sample_weight)  # noqa: SLF001
+    return prepared
 
 
 #: Parameters that were found valid, and the types that stay what they are.

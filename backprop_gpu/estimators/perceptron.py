@@ -16,7 +16,7 @@ so that of a short last mini-batch α weighs more; an epoch's is the mean over i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -473,14 +473,16 @@ class PerceptronCourse(Course):
     batch_size : int
     state : State
         Goes on from where it is; takes the optimizer's moments at the end.
-    y : (rows, n_L) array
-    weights : (rows,) array of the model's dtype, or None
+    rows : int
+        Of an epoch.
+    y : (n, n_L) array
+    weights : (n,) array of the model's dtype, or None
         s.
     epochs : callable
         () -> how many epochs come before any that may be the last, that one included; if they are
         several, `after` alone hears of each, when all are over.
     order : callable
-        () -> (rows,) int array, for the next epoch.
+        () -> (rows,) int array, of n, for the next epoch.
     after : callable
         (mean loss of the epoch, of every mini-batch before its update) -> whether to stop.
     """
@@ -492,6 +494,7 @@ class PerceptronCourse(Course):
         parameters: Parameters,
         batch_size: int,
         state: State,
+        rows: int,
         y: np.ndarray,
         weights: np.ndarray | None,
         epochs: Callable[[], int],
@@ -501,7 +504,7 @@ class PerceptronCourse(Course):
         super().__init__(parameters)
         self.problem, self.model, self.state = problem, model, state
         self.batch_size, self.weights = batch_size, weights
-        self.rows = rows = len(y)
+        self.rows = rows
         self.steps = -(-rows // batch_size)
         self._epochs, self._order, self._after = epochs, order, after
         self._over = False
@@ -603,6 +606,91 @@ class EquationsCourse(PerceptronCourse):
     def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
         self.state.step += self.steps
         self._over = self._after(float(costs @ self._sizes) / self.rows)
+
+
+class SharedCourse(PerceptronCourse):
+    """As `PerceptronCourse`, among others: what goes wrong with it ends it alone.
+
+    Attributes
+    ----------
+    error : Exception or None
+        What was raised.
+    """
+
+    error: Exception | None = None
+
+    def epoch(self) -> Member | None:  # type: ignore[override]
+        try:
+            return super().epoch()
+        except Exception as error:
+            self._fail(error)
+            return None
+
+    def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
+        try:
+            super().end_epoch(costs, seconds)
+        except Exception as error:  # a warning that is an error, for one
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.error, self.failure, self._over = error, str(error), True
+
+
+@dataclass(frozen=True, eq=False)
+class SharingFit:
+    """What a session with others needs of a fit by "sgd" or "adam".
+
+    Attributes
+    ----------
+    model : Model
+    engine : Engine
+        That would train it alone.
+    X, y : (n, n_0), (n, n_L) arrays
+    weights : (n,) array or None
+        s.
+    meaning : hashable
+        Equal for fits whose y says the same of the same row.
+    rows : int
+        Of an epoch: fewer than n where some are held out.
+    batch_size, epochs : int
+    rule : Optimizer
+    course : callable
+        (class, y, weights, places) -> its course, over rows of which row i of X is ``places[i]``.
+    take : callable
+        Gives the estimator what was learnt.
+    """
+
+    model: Model
+    engine: Engine
+    X: np.ndarray
+    y: np.ndarray
+    weights: np.ndarray | None
+    meaning: Hashable
+    rows: int
+    batch_size: int
+    epochs: int
+    rule: Optimizer
+    course: Callable[..., Any]
+    take: Callable[[], None]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedFit:
+    """A fit before its first epoch.
+
+    Attributes
+    ----------
+    train : callable
+        Trains it alone.
+    end : callable
+        What comes after the last epoch.
+    sharing : SharingFit or None
+        Where it may train in a session with others.
+    """
+
+    train: Callable[[], None]
+    end: Callable[[], None]
+    sharing: SharingFit | None = None
 
 
 class EquationsEngine(Engine):

@@ -493,6 +493,8 @@ class Run:
     squares: bool = False
     #: Processes that share each mini-batch; 0 where that is not asked for.
     ranks: int = 0
+    #: Rows of short last mini-batches of members that have fewer rows than these.
+    short: tuple[int, ...] = ()
 
     @property
     def kinds(self) -> tuple[tuple[int, int], ...]:
@@ -503,6 +505,7 @@ class Run:
     def batch_sizes(self) -> tuple[int, ...]:
         """The rows of every mini-batch that there is, short last ones too, the largest first."""
         sizes = {m for m, _ in self.kinds} | {self.rows % m for m, _ in self.kinds}
+        sizes.update(self.short)
         return tuple(sorted(sizes - {0}, reverse=True))
 
 

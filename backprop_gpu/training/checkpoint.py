@@ -33,12 +33,12 @@ from ..planning.restore import restored
 from ..preprocessing import Preprocessing
 from .callbacks import Callback, keeps_state
 from .history import History
-from .settings import Data, Settings, StoredData
+from .settings import Data, Settings, StoredData, checksum
 
 if TYPE_CHECKING:
     from .fitting import FitCourse
 
-VERSION = 2
+VERSION = 3
 #: The exit status of a process that SIGTERM ends, as of one that has no handler for it.
 TERMINATED = 128 + signal.SIGTERM
 _GENERATORS = ("PCG64", "PCG64DXSM", "Philox", "SFC64", "MT19937")
@@ -248,6 +248,8 @@ class MemberText:
     stopped: bool
     failure: str | None
     callbacks: tuple[CallbackText, ...]
+    #: The checksum of the numbers of its own rows; "" where it has all.
+    numbers: str = ""
 
 
 @dataclass(frozen=True)
@@ -270,6 +272,10 @@ def rates_of(settings: Settings, epochs: int) -> str:
         return repr(float(rate))
     rates = settings.rates.of(max(epochs - 1, 0))
     return f"a schedule ({sha256(rates.tobytes()).hexdigest()[:16]})"
+
+
+def _checksum_of_numbers(settings: Settings) -> str:
+    return "" if settings.numbers is None else checksum(settings.numbers)
 
 
 def _prefix(i: int, population: bool) -> str:
@@ -318,6 +324,7 @@ def to_file(
                 state.stopped,
                 state.failure,
                 tuple(texts),
+                _checksum_of_numbers(given),
             )
         )
     training = TrainingText(
@@ -373,6 +380,7 @@ def load(
                 if epochs > given.epochs:
                     raise ValueError(f"it has run {epochs} epochs, and epochs={given.epochs}")
                 _same("learning_rate", member.learning_rate, rates_of(given, epochs))
+                _same("checksum of its rows", member.numbers, _checksum_of_numbers(given))
                 _same("buffer_rows", member.buffer, given.buffer)
                 if not 0 <= member.steps < given.rates.steps or (member.steps and population):
                     raise ValueError(f"damaged checkpoint: it is at step {member.steps}")

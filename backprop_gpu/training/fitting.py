@@ -90,7 +90,7 @@ class FitCourse(Course):
         #: The sum of each mini-batch's weights, of the epochs that run.
         self._totals: np.ndarray | None = None
         self.network, self.settings, self.hooks, self.slots = network, settings, hooks, slots
-        self.steps = settings.rates.steps
+        self.steps, self.rows = settings.rates.steps, settings.rows
         self.history = network.history = History()
         self._watching = [hook for hook in hooks if watches_batches(hook)]
         if self._watching:
@@ -316,8 +316,10 @@ def make_run(
     ``stored_bytes`` is `Data.bytes`; `ranks` share each mini-batch, if that is not 0.
     """
     kinds = dict.fromkeys((each.batch_size, each.optimizer.slots) for each in settings)
+    rows = max(each.rows for each in settings)
+    short = {each.rows % each.batch_size for each in settings if each.rows != rows}
     return planning.Run(
-        rows=settings[0].rows,
+        rows=rows,
         epochs=max(each.epochs for each in settings),
         batch_size=max(m for m, _ in kinds),
         engine=engine,
@@ -329,6 +331,7 @@ def make_run(
         clips_norm=any(each.optimizer.clip_norm is not None for each in settings),
         bytes=stored_bytes,
         ranks=ranks,
+        short=tuple(sorted(short - {0})),
     )
 
 

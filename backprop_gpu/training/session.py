@@ -52,6 +52,10 @@ class Course:
     on_step: Callable[[int], None] | None = None
     #: Steps of an epoch.
     steps: int = 1
+    #: Rows of an epoch, where they are not those of the session.
+    rows: int = 0
+    #: How many epochs may be one member.
+    at_once: int = 1
     #: Of an epoch that has begun, the costs of its steps so far: where a resumed one goes on.
     begun: np.ndarray = _NOTHING
 
@@ -69,8 +73,11 @@ class Course:
         """Whether there is nothing to do from the start: one that is resumed may be over."""
         return False
 
-    def epoch(self) -> Member:
-        """The next epoch, or several where nothing is asked of this between them."""
+    def epoch(self) -> Member | None:
+        """The next epoch, or several where nothing is asked of this between them.
+
+        None, among other courses, where there is none: `failure` says why.
+        """
         raise NotImplementedError
 
     def begin_again(self) -> None:
@@ -191,7 +198,7 @@ class Session:
             seconds = time.perf_counter() - start
             finite = self._finite(live)
             failures = [
-                course.trouble(cost, good)
+                course.failure or course.trouble(cost, good)
                 for course, cost, good in zip(live, costs, finite, strict=True)
             ]
             for course, failure in zip(live, failures, strict=True):
@@ -227,12 +234,19 @@ class Session:
         self, wave: list[Course], progress: Progress, meanwhile: Callable[[], None]
     ) -> list[np.ndarray]:
         if len(self.courses) > 1 and not any(course.on_step for course in wave):
-            members = [course.epoch() for course in wave]
+            found = [course.epoch() for course in wave]
+            members = [member for member in found if member is not None]
             self.time_spent.add("orders")
-            return self.rows.run_members(members, lambda i: progress.member_is_over(), meanwhile)
+            of_members = iter(
+                self.rows.run_members(members, lambda i: progress.member_is_over(), meanwhile)
+                if members
+                else ()
+            )
+            return [_NOTHING if member is None else next(of_members) for member in found]
         costs = []
         for course in wave:
             member = course.epoch()
+            assert member is not None
             several = member.epochs > 1 and course.good is not None
             self._before = [(slot, slot.copy()) for slot in member.slots] if several else None
             self.time_spent.add("orders")
@@ -259,7 +273,9 @@ class Session:
     def _waves(self, live: list[Course]) -> Iterable[list[Course]]:
         """As many at a time as have room for their orders and coefficients on the host."""
         steps = max(course.steps for course in live)
-        size = planning.members_a_call(len(self.rows), steps)
+        rows = max(course.rows or len(self.rows) for course in live)
+        at_once = max(course.at_once for course in live)
+        size = planning.members_a_call(at_once * rows, at_once * steps)
         return (live[i : i + size] for i in range(0, len(live), size))
 
     def _keep(self, live: list[Course]) -> None:

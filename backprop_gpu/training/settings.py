@@ -101,6 +101,8 @@ class Settings:
     rates: LearningRates
     #: Rows that are shuffled among themselves: all, or so many whole mini-batches at a time.
     buffer: int
+    #: (rows,) the numbers of the rows that it trains on, which may repeat; all where it is None.
+    numbers: np.ndarray | None = None
 
     def draw_order(self, generator: np.random.Generator) -> np.ndarray:
         """The order in which an epoch takes the rows, (rows,).
@@ -109,7 +111,8 @@ class Settings:
         `BLOCKS` if it begins and ends with one, from anywhere.
         """
         if self.buffer >= self.rows:
-            return generator.permutation(self.rows)
+            order = generator.permutation(self.rows)
+            return order if self.numbers is None else self.numbers[order]
         block = max(1, self.buffer // BLOCKS)
         firsts = generator.permutation(-(-self.rows // block)) * block
         order = (firsts[:, None] + np.arange(block)).ravel()
@@ -202,6 +205,7 @@ def check_settings(
     checked: dict[tuple[int, int, int], Any] | None = None,
     place: str = "",
     buffer_rows: Any = None,
+    numbers: np.ndarray | None = None,
 ) -> Settings:
     """The hyperparameters of one network, if they fit.
 
@@ -213,6 +217,8 @@ def check_settings(
         Names the rate of one of many.
     buffer_rows : int, optional
         `Settings.buffer`, but for being a multiple of batch_size.
+    numbers : (rows,) int array, optional
+        `Settings.numbers`, checked; never with `buffer_rows`.
 
     Raises
     ------
@@ -223,7 +229,7 @@ def check_settings(
     optimizer = optimizers.get(optimizer)
     rates = LearningRates(learning_rate, -(-rows // batch_size), place)
     checked = {} if checked is None else checked
-    key = id(learning_rate), epochs, batch_size
+    key = id(learning_rate), epochs, rates.steps
     if rates.constant or key not in checked:
         rates.check(epochs)
         checked[key] = learning_rate  # which keeps its id from being given away
@@ -231,7 +237,7 @@ def check_settings(
     if buffer_rows is not None:
         wanted = validation.integer("buffer_rows", buffer_rows, batch_size)
         buffer = rows if wanted >= rows else wanted // batch_size * batch_size
-    return Settings(rows, epochs, batch_size, optimizer, rates, buffer)
+    return Settings(rows, epochs, batch_size, optimizer, rates, buffer, numbers)
 
 
 class LearningRates:
