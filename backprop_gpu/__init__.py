@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     from .activations import Activation
     from .costs import Cost
     from .cross_validation import CrossValidation, cross_validate
-    from .estimators import MLPClassifier, MLPRegressor, PopulationSearchCV
+    from .estimators import (
+        EnsembleClassifier,
+        EnsembleRegressor,
+        MLPClassifier,
+        MLPRegressor,
+        PopulationSearchCV,
+    )
     from .gradient_check import GradientReport
     from .network import Network
     from .optimizers import SGD, Adam, AdamW
@@ -46,6 +52,8 @@ __all__ = [
     "Cost",
     "CrossValidation",
     "EarlyStopping",
+    "EnsembleClassifier",
+    "EnsembleRegressor",
     "GradientReport",
     "History",
     "MLPClassifier",
@@ -71,6 +79,7 @@ _MODULES = {
     "SGD": "optimizers", "Activation": "activations", "Adam": "optimizers", "AdamW": "optimizers",
     "Callback": "training", "Checkpoint": "training", "Cost": "costs",
     "CrossValidation": "cross_validation", "EarlyStopping": "training",
+    "EnsembleClassifier": "estimators", "EnsembleRegressor": "estimators",
     "GradientReport": "gradient_check", "History": "training", "MLPClassifier": "estimators",
     "MLPRegressor": "estimators", "Network": "network", "Population": "population",
     "PopulationSearchCV": "estimators", "SweepResult": "sweeps",
