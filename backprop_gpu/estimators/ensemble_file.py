@@ -157,6 +157,8 @@ def _made(
     description: dict[str, Any], kind: type[Any], backend: str, tensors: int
 ) -> tuple[Any, Model]:
     """An estimator of the saved parameters, and the model of what it has learnt."""
+    if not isinstance(description["parameters"], dict):
+        raise TypeError("parameters must be an object")
     parameters = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in description["parameters"].items()

@@ -6,6 +6,7 @@ predict -> Population.predict -> the mean, or the deviation, of the members' out
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from numbers import Integral, Real
@@ -86,7 +87,9 @@ _ATTRIBUTES = """
         What trained them and why.
     n_outputs_, n_features_in_, feature_names_in_
         As scikit-learn's.
+"""
 
+_NOTES = """
     Notes
     -----
     Inputs should be of mean 0 and deviation 1: put a `StandardScaler` before it. Rows of weight 0
@@ -360,13 +363,14 @@ class _Ensemble(BaseEstimator):
                 module=__package__,
             )
         sizes = [min(wanted, count) for count in counts]
+        endless, tol = self.n_iter_no_change == np.inf, float(self.tol)
+        patience = sys.maxsize if endless else int(self.n_iter_no_change)
         callbacks: list[Callback] = []
-        if self.n_iter_no_change != np.inf:
-            patience, tol = int(self.n_iter_no_change), float(self.tol)
+        if self.early_stopping:  # endless, too, it keeps the best epoch
+            callbacks = [LeftOutStopping(X, Y, weights, rows, population.members, patience, tol)]
+        elif not endless:
             callbacks = [
-                LeftOutStopping(X, Y, weights, rows, population.members, patience, tol)
-                if self.early_stopping
-                else EarlyStopping("loss", patience=patience, min_delta=tol, restore_best=False)
+                EarlyStopping("loss", patience=patience, min_delta=tol, restore_best=False)
             ]
         everything = not rows.leaves_out and bool(rows.counted.all())
         histories = population.fit(
@@ -382,7 +386,7 @@ class _Ensemble(BaseEstimator):
             rows=None if everything else numbers,
         )
         last = sum(len(history) == self.max_iter for history in histories)
-        if last and callbacks:
+        if last and not endless:
             warn(
                 f"{last} of {len(histories)} members have reached max_iter={self.max_iter} and "
                 "have not converged yet",
@@ -529,11 +533,11 @@ class EnsembleClassifier(ClassifierMixin, _Ensemble):
 {_PARAMETERS}
     class_weight : dict or "balanced", optional
         As of scikit-learn's linear classifiers: multiplies the samples' weights.
-{_ATTRIBUTES}
+{_ATTRIBUTES.rstrip()}
     classes_ : (classes,) array
     oob_decision_function_ : (n, classes) array
         The mean probabilities behind ``oob_score_``; NaN where no member has left a row out.
-
+{_NOTES}
     Examples
     --------
     >>> from sklearn.datasets import load_iris
@@ -565,11 +569,8 @@ class EnsembleClassifier(ClassifierMixin, _Ensemble):
         classes, labels = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise ValueError(f"y has one class, {classes[0]!r}: a classifier needs two")
-        return (
-            X,
-            labels,
-            {"classes_": classes, "n_outputs_": 1 if len(classes) == 2 else len(classes)},
-        )
+        outputs = 1 if len(classes) == 2 else len(classes)
+        return X, labels, {"classes_": classes, "n_outputs_": outputs}
 
     def _weights(
         self, sample_weight: Any, X: np.ndarray, Y: np.ndarray, fitted: dict[str, Any]
@@ -634,10 +635,10 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
     "poisson" (with an exponential output) or "gaussian_nll", where each member predicts a variance,
     too (Lakshminarayanan et al. 2017); with numbers of its own as in "huber(delta=2.0)".
 {_PARAMETERS}
-{_ATTRIBUTES}
+{_ATTRIBUTES.rstrip()}
     oob_prediction_ : (n,) or (n, k) array
         What ``oob_score_`` is the R² of; NaN where no member has left a row out.
-
+{_NOTES}
     Examples
     --------
     >>> import numpy as np
