@@ -40,7 +40,8 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .. import cpu, planning, threads, validation
+from .. import costs, cpu, planning, threads, validation
+from ..costs import Cost
 from ..engines import Engine
 from ..engines.passes import Passes
 from ..imports import uninterrupted
@@ -232,7 +233,7 @@ class _Perceptron(
         key = (type(self), *values, *map(type, values), *kinds) if plain else None
         if key in _VALID:
             return
-        rules = RULES | {"loss": a_name(*self._losses)}
+        rules = RULES | {"loss": self._loss_rule()}
         for name, (is_valid, expected) in rules.items():
             value = getattr(self, name)
             if not is_valid(value):
@@ -251,6 +252,14 @@ class _Perceptron(
         if key is not None and len(_VALID) < 1000:
             _VALID.add(key)
 
+    def _loss_rule(self) -> tuple[Any, str]:
+        """(whether a value is a loss, what is expected)."""
+        return a_name(*self._losses)
+
+    @property
+    def _loss_name(self) -> str:
+        return self.loss.name if isinstance(self.loss, Cost) else self.loss
+
     def _hidden_sizes(self) -> list[Any]:
         sizes = self.hidden_layer_sizes
         return list(sizes) if hasattr(sizes, "__iter__") else [sizes]
@@ -265,7 +274,7 @@ class _Perceptron(
         sizes = (self.coefs_[0].shape[0], *(w.shape[1] for w in self.coefs_))
         names = (*self._hidden_names(), self.out_activation_)
         return Problem(
-            sizes, names, self.loss, float(self.alpha), float(self.dropout), self.precision
+            sizes, names, self._loss_name, float(self.alpha), float(self.dropout), self.precision
         )
 
     @property
@@ -372,9 +381,13 @@ class _Perceptron(
     def _weighted_by_class(self, y: np.ndarray, sample_weight: Any) -> Any:
         return sample_weight
 
+    def _neurons(self, targets: int) -> int:
+        """Of the last layer, for so many targets."""
+        return targets
+
     def _initialize(self, n_inputs: int, dtype: np.dtype[Any]) -> None:
         """Glorot & Bengio's initial weights, drawn in scikit-learn's order."""
-        units = [n_inputs, *map(int, self._hidden_sizes()), self.n_outputs_]
+        units = [n_inputs, *map(int, self._hidden_sizes()), self._neurons(self.n_outputs_)]
         validation.room(f"hidden_layer_sizes={units[1:-1]}", 16 * Layout(tuple(units)).length)
         self.n_iter_ = self.t_ = 0
         self.n_layers_ = len(units)
@@ -873,8 +886,8 @@ class _Perceptron(
                 "scikit-learn's perceptrons have hidden layers of one activation, one of "
                 f"{', '.join(THEIRS)}; this one has {sorted(names) or 'no hidden layer'}"
             )
-        if self.loss == "absolute_error":
-            raise ValueError("scikit-learn's MLPRegressor has no loss 'absolute_error'")
+        if self._loss_name not in ("log_loss", "squared_error", "poisson"):
+            raise ValueError(f"scikit-learn's {self._genuine} has no loss {self._loss_name!r}")
         kind = getattr(genuine, self._genuine)
         parameters = self.get_params()
         taken = {name: parameters[name] for name in kind().get_params()}
@@ -1082,10 +1095,13 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     __doc__ = f"""scikit-learn's `MLPRegressor`, trained by this library.
 
     One number per sample or several, by half the squared error, half the Poisson deviance (with an
-    exponential output) or, beyond scikit-learn, the absolute error.
+    exponential output) or, beyond scikit-learn, the absolute error and other costs.
 
-    ``loss`` : {{"squared_error", "poisson", "absolute_error"}}, default "squared_error",
-    is the first parameter.
+    ``loss``, the first parameter, is "squared_error", the default, "poisson", "absolute_error"; or
+    a cost of `backprop_gpu.costs`, by its name or itself: "huber(delta=2.0)", ``Huber(2.0)``;
+    "quantile(q=0.9)", or of several quantiles, ``Quantile((0.1, 0.5, 0.9))``, whose middle one
+    `predict` gives, and `predict_quantiles` all; "gaussian_nll", a mean and a variance for each
+    number, of which ``predict(X, return_std=True)`` gives the standard deviation, too.
 {_PARAMETERS}
 {_ATTRIBUTES}
     Examples
@@ -1097,7 +1113,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     True
     """
 
-    _losses = ("squared_error", "poisson", "absolute_error")
+    _losses = ("squared_error", "poisson", "absolute_error", "huber", "quantile", "gaussian_nll")
     _genuine = "MLPRegressor"
     _is_classifier = False
     _metric = staticmethod(r2_score)
@@ -1124,7 +1140,28 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         )  # fmt: skip
 
     def _output_name(self) -> str:
-        return "exp" if self.loss == "poisson" else "identity"
+        return "exp" if self._loss_name == "poisson" else "identity"
+
+    def _loss_rule(self) -> tuple[Any, str]:
+        def is_valid(value: Any) -> bool:
+            if isinstance(value, costs.BuiltinCost):
+                value = value.name
+            if not isinstance(value, str) or value.partition("(")[0] not in self._losses:
+                return False
+            if "(" in value:
+                costs.get(value)  # or says what its parameters are to be
+            return True
+
+        listed = ", ".join(repr(name) for name in sorted(self._losses))
+        return is_valid, f"a str among {{{listed}}}, or one of those costs with its parameters"
+
+    @property
+    def _cost(self) -> Cost:
+        name = self._loss_name
+        return costs.get("quadratic" if name == "squared_error" else name)
+
+    def _neurons(self, targets: int) -> int:
+        return self._cost.outputs_of(targets)
 
     def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
         plain = type(y) is np.ndarray and y.ndim == 1 and y.dtype in (np.float64, np.float32)
@@ -1141,18 +1178,71 @@ class MLPRegressor(RegressorMixin, _Perceptron):
             y = flattened(y)
         if y.dtype.kind not in "biuf":
             raise TypeError(f"y must hold numbers, got dtype {y.dtype}: for labels, MLPClassifier")
-        if self.loss == "poisson" and (y < 0).any():
+        if self._loss_name == "poisson" and (y < 0).any():
             raise ValueError("loss='poisson' needs y >= 0")
         return X, y
 
     def _labels(self, y: np.ndarray) -> Any:
-        return self._from_outputs(y)
+        return y.ravel() if y.shape[1] == 1 else y
 
     def _meaning_of_outputs(self) -> Hashable:
         return None
 
     def _from_outputs(self, a: np.ndarray) -> Any:
-        return a.ravel() if a.shape[1] == 1 else a
+        a = self._cost.predictions(a)
+        return a.ravel() if a.shape[1] == 1 else np.ascontiguousarray(a)
+
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """The numbers for every row, (n,) or (n, outputs).
+
+        Parameters
+        ----------
+        X : (n, n_0) array or sparse matrix
+            A CuPy array gives a CuPy array.
+        return_std : bool, default False
+            Give the standard deviations, too, of the same shape: of loss "gaussian_nll" alone.
+
+        Raises
+        ------
+        ValueError
+            For standard deviations of another loss.
+        """
+        if not return_std:
+            return super().predict(X)
+        cost = self._cost
+        if not isinstance(cost, costs.GaussianNLL):
+            raise ValueError(
+                f"return_std needs loss 'gaussian_nll', which learns a variance, not "
+                f"{self._loss_name!r}"
+            )
+        a = self._outputs(self._checked(X))
+        deviations = cost.deviations(a)
+        deviations = deviations.ravel() if deviations.shape[1] == 1 else deviations
+        return as_given(self._from_outputs(a), X), as_given(deviations, X)
+
+    def predict_quantiles(self, X: Any) -> Any:
+        """All quantiles that were learnt, in the order of the loss's ``q``.
+
+        Parameters
+        ----------
+        X : (n, n_0) array or sparse matrix
+
+        Returns
+        -------
+        (n, quantiles) array, or (n, outputs, quantiles) of several outputs
+            Each is learnt for itself: where there is little data they may cross.
+
+        Raises
+        ------
+        ValueError
+            For another loss than "quantile".
+        """
+        cost = self._cost
+        if not isinstance(cost, costs.Quantile):
+            raise ValueError(f"predict_quantiles needs loss 'quantile', not {self._loss_name!r}")
+        a = self._outputs(self._checked(X))
+        count = len(cost.constants)
+        return as_given(a if a.shape[1] == count else a.reshape(len(a), -1, count), X)
 
     @available_if(lambda estimator: estimator._check_solver())  # noqa: SLF001
     @with_callbacks
