@@ -124,8 +124,8 @@ _PARAMETERS = """
     engine : {"auto", "layered", "resident", "fused", "persistent"}, default "auto"
         As in `Network.fit`; not of "lbfgs".
     precision : {"float32", "tf32", "bf16"}, optional
-        As in `Network`, for "sgd" and "adam" and a dense X of float32, without dropout. Predictions
-        round as the training does.
+        As in `Network`, for "sgd" and "adam" and a dense X of float32. Predictions round as the
+        training does.
     dropout : float in [0, 1), default 0
         The share of the hidden activations that a training step leaves out, the rest being scaled
         up (Srivastava et al. 2014).
@@ -291,7 +291,7 @@ class _Perceptron(
             if X.dtype != np.float32
             else "X is sparse"
             if hasattr(X, "toarray")
-            else self._obstacle()
+            else None
         )
         if obstacle is not None:
             raise ValueError(f"precision {self.precision!r} cannot train this: {obstacle}")
@@ -430,39 +430,29 @@ class _Perceptron(
 
     # -- sgd and adam -----------------------------------------------------------------------
 
-    def _obstacle(self) -> str | None:
-        """Why no engine can train this, if none can."""
-        if self.dropout:
-            return "activations are dropped out"
-        return None
-
     def _plan_training(
         self, rows: int, batch_size: int, epochs: int, sparse: bool
     ) -> tuple[Model, Engine]:
         """What trains, on the backend that is asked for or, where only the CPU can, there."""
-        reason = self._obstacle()
-        if reason is not None and self.engine not in ("auto", "layered"):
-            raise ValueError(f"engine {self.engine!r} cannot run this: {reason}")
-        of_cpu = reason or ("X is sparse" if sparse else None)
+        of_cpu = "X is sparse" if sparse else None
         if of_cpu is not None and self.backend in ("cuda", "numba_cuda"):
             warn(
                 f"backend {self.backend!r} was asked for, but the CPU trains this: {of_cpu}",
                 module=__package__,
             )
         model = self._model(self.backend if of_cpu is None else "numpy")
-        if reason is None:
-            rule = self._optimizer.rule
-            run = Run(
-                rows, epochs, batch_size, self.engine, slots=rule.slots,
-                rules=frozenset([rule.rule]), clips_norm=rule.clip_norm is not None,
-                squares=perceptron.sums_squares(self._problem, model),
-            )  # fmt: skip
-            plan = model.plan(run)
-            engine = model.engine(plan)
-            if of_cpu is None or engine.reads_sparse:
-                return model, engine
-            reason = f"{of_cpu}, which engine {plan.engine!r} cannot read ({plan.engine_reason})"
-        return model, EquationsEngine(self._problem, model, self._random_state, reason)
+        rule = self._optimizer.rule
+        run = Run(
+            rows, epochs, batch_size, self.engine, slots=rule.slots,
+            rules=frozenset([rule.rule]), clips_norm=rule.clip_norm is not None,
+            squares=perceptron.sums_squares(self._problem, model), drops=bool(self.dropout),
+        )  # fmt: skip
+        plan = model.plan(run)
+        engine = model.engine(plan)
+        if of_cpu is None or engine.reads_sparse:
+            return model, engine
+        reason = f"{of_cpu}, which engine {plan.engine!r} cannot read ({plan.engine_reason})"
+        return model, EquationsEngine(self._problem, model, reason)
 
     def _new_state(self) -> State:
         limits = {"clip_norm": self.clip_norm, "clip_value": self.clip_value}
@@ -552,6 +542,10 @@ class _Perceptron(
                 order = order[draws]
             return order
 
+        def next_key() -> int:
+            low, high = self._random_state.randint(0, 2**32, 2, np.uint32).tolist()
+            return int(low + (high << 32))
+
         def after(loss: float) -> bool:
             self.loss_ = loss
             if hooks.are_set:  # who may look at the weights
@@ -592,7 +586,7 @@ class _Perceptron(
                 self._problem, model, parameters, batch_size, self._optimizer, rows, y, weights,
                 next_epochs,
                 next_order if places is None else lambda: places[next_order()],
-                after,
+                next_key, after,
             )  # fmt: skip
             made.at_once = at_once
             return made
@@ -728,9 +722,8 @@ class _Perceptron(
         self, dtype: np.dtype[Any], X: Any, y: np.ndarray, sample_weight: Any
     ) -> tuple[Callable[[np.ndarray], tuple[float, np.ndarray]], str]:
         """(packed parameters -> (loss, gradient), what computes it)."""
-        problem, reason = self._problem, self._obstacle() if not self.dropout else None
-        y = y.astype(dtype)
-        passes = problem.model(dtype, "numpy").compiled if reason is None else None
+        problem, y = self._problem, y.astype(dtype)
+        passes = problem.model(dtype, "numpy").compiled
         if passes is None:
             return (
                 lambda packed: perceptron.loss_of_packed(problem, packed, X, y, sample_weight),
@@ -1260,7 +1253,6 @@ def may_share(estimator: Any) -> bool:
         and estimator.solver in STOCHASTIC
         and not estimator.verbose  # whose lines would stand between those of others
         and not getattr(estimator, "_skl_callbacks", None)
-        and estimator._obstacle() is None  # noqa: SLF001
     )
 
 
