@@ -191,7 +191,7 @@ class Model:
             plan = planning.choose_plan(
                 self.sizes, self.dtype.name, self.choice, self.device, run, obstacles, key[2],
                 self.cost.builtin, algorithm, processor, self.precision,
-                fusion.kept_slopes(self.activations, self.precision), self._sigmas,
+                fusion.kept_slopes(self.activations, self.precision), self._sigmas_of(run),
             )  # fmt: skip
             if self.device is None:
                 if len(self._plans) >= 8:  # what a search needs
@@ -199,9 +199,10 @@ class Model:
                 self._plans[key] = plan
         return plan
 
-    @property
-    def _sigmas(self) -> tuple[str, ...]:
-        """The names of our σ, for the planner."""
+    def _sigmas_of(self, run: Run | None) -> tuple[str, ...]:
+        """The names of our σ, for the planner: of those that an epilogue of a product may apply."""
+        if run is not None and run.drops:  # which comes between σ and the next product
+            return ("",) * len(self.activations)
         return tuple(sigma.name if sigma.builtin else "" for sigma in self.activations)
 
     def _failed_check(self, plan: Plan, run: Run) -> str | None:
@@ -241,7 +242,7 @@ class Model:
         obstacle = obstacle or plan.obstacle(run, self.dtype.itemsize, self.device)
         for planned in plan.batches if obstacle is None else ():
             if planned.products:
-                obstacle = obstacle or planning.misfit(dict(planned.products), self._sigmas)
+                obstacle = obstacle or planning.misfit(dict(planned.products), self._sigmas_of(run))
         obstacle = obstacle or self._failed_check(plan, run)
         if obstacle is not None:
             raise ValueError(f"this training cannot run by plan (engine {plan.engine}): {obstacle}")

@@ -30,7 +30,7 @@ from .training.settings import Data, Settings, check_data, check_settings
 #: aside, form a population.
 SHAPE = ("sizes", "activation", "cost", "dtype", "precision", "backend", "initial_weights")
 _NETWORK = (*SHAPE, "seed")
-_FIT = ("epochs", "batch_size", "learning_rate", "optimizer")
+_FIT = ("epochs", "batch_size", "learning_rate", "optimizer", "dropout")
 #: What the optimizers take, named as in their classes.
 _OPTIMIZER = tuple(dict.fromkeys(field.name for kind in optimizers.KINDS for field in fields(kind)))
 #: What a setting may hold.
@@ -191,11 +191,11 @@ def sweep(
     Notes
     -----
     A setting may hold the arguments of `Network` (sizes, activation, cost, dtype, precision,
-    backend, seed, initial_weights), of `fit` (epochs, batch_size, learning_rate, optimizer) and of
-    the optimizer (momentum, nesterov, beta1, beta2, epsilon, weight_decay, l1, l2, clip_norm,
-    clip_value). Without a ``seed`` one is drawn for the whole sweep, so that all networks of one
-    shape start from the same weights; the table shows it. Each row can be repeated alone with
-    `Network`.
+    backend, seed, initial_weights), of `fit` (epochs, batch_size, learning_rate, optimizer,
+    dropout) and of the optimizer (momentum, nesterov, beta1, beta2, epsilon, weight_decay, l1, l2,
+    clip_norm, clip_value). Without a ``seed`` one is drawn for the whole sweep, so that all
+    networks of one shape start from the same weights; the table shows it. Each row can be repeated
+    alone with `Network`.
 
     Examples
     --------
@@ -284,6 +284,9 @@ class Trials:
                         schedules,
                         place,
                         numbers=fold,
+                        dropout=validation.dropout(
+                            setting.get("dropout", 0.0), len(setting["sizes"]) - 2
+                        ),
                     )
                     for seed in range(first, first + seeds):
                         group.add(len(self.rows), seed, hyperparameters)

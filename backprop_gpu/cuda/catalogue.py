@@ -192,6 +192,10 @@ class Catalogue:
         return self._with_sigma("output_error.cu", "pair_output_error", _MAP, sigma, _type_of(cost))
 
     @_of()
+    def dropout(self) -> Kernel:
+        return self._kernel("dropout.cu", "dropout", _MAP)
+
+    @_of()
     def scale_rows(self) -> Kernel:
         return self._map(self._kernel("output_error.cu", "scale_rows", _MAP))
 

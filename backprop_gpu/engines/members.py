@@ -34,6 +34,8 @@ class MembersEngine(Engine):
             return f"a kernel takes one user's activation, not {names}"
         if run.squares:
             return "its kernel does not sum w² at every step"
+        if run.drops:
+            return "its kernel drops out no activations"
         if run.clips_norm:
             return "clip_norm needs the norm of all gradients before the first of them is used"
         return None
