@@ -1,18 +1,21 @@
 """Ensembles beside a single network, a random forest and gradient boosting, on scikit-learn's data.
 
-    python -m backprop_gpu.benchmarks.ensembles [--repeats 5] [--picture PICTURE.png]
+    python -m backprop_gpu.benchmarks.ensembles [--results FILE.json] [--picture PICTURE.png]
 
 Every estimator gets the same splits, 5 folds repeated, and nobody's settings are tuned: the forest
 and the boosting have scikit-learn's, the networks one setting for all data, `NETWORK`. Printed are
 the mean and the deviation over all folds, as Markdown, and the median seconds of fit and predict.
+What the file of results holds already is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,12 +41,16 @@ NETWORK = {
 }  # fmt: skip
 FOLDS = 5
 
+#: Data -> contestant -> metric -> values of all folds.
+Results = dict[str, dict[str, dict[str, list[float]]]]
+
+#: Name -> what loads it, and how often the folds are repeated.
 DATA = {
-    "iris": datasets.load_iris,
-    "wine": datasets.load_wine,
-    "breast_cancer": datasets.load_breast_cancer,
-    "digits": datasets.load_digits,
-    "diabetes": datasets.load_diabetes,
+    "iris": (datasets.load_iris, 5),
+    "wine": (datasets.load_wine, 5),
+    "breast_cancer": (datasets.load_breast_cancer, 5),
+    "diabetes": (datasets.load_diabetes, 5),
+    "digits": (datasets.load_digits, 2),
 }
 
 
@@ -73,9 +80,10 @@ def contestants(classes: bool) -> dict[str, Callable[[int], Any]]:
     }
 
 
-def compare(name: str, repeats: int) -> dict[str, dict[str, np.ndarray]]:
+def compare(name: str) -> dict[str, dict[str, list[float]]]:
     """Contestant -> metric -> its values of all folds, "seconds" among them."""
-    X, y = DATA[name](return_X_y=True)
+    load, repeats = DATA[name]
+    X, y = load(return_X_y=True)
     classes = name != "diabetes"
     kind = RepeatedStratifiedKFold if classes else RepeatedKFold
     splits = list(kind(n_splits=FOLDS, n_repeats=repeats, random_state=0).split(X, y))
@@ -91,11 +99,8 @@ def compare(name: str, repeats: int) -> dict[str, dict[str, np.ndarray]]:
             scores = measure(estimator, X[test], y[test], classes)
             scores["seconds"] = time.perf_counter() - start
             for metric, value in scores.items():
-                values.setdefault(metric, []).append(value)
-    return {
-        who: {metric: np.array(each) for metric, each in values.items()}
-        for who, values in found.items()
-    }
+                values.setdefault(metric, []).append(float(value))
+    return found
 
 
 def measure(estimator: Any, X: np.ndarray, y: np.ndarray, classes: bool) -> dict[str, float]:
@@ -109,7 +114,7 @@ def measure(estimator: Any, X: np.ndarray, y: np.ndarray, classes: bool) -> dict
     }
 
 
-def table(found: dict[str, dict[str, dict[str, np.ndarray]]], metric: str) -> str:
+def table(found: Results, metric: str) -> str:
     """Markdown: a row a contestant, a column a data set that has the metric."""
     columns = [name for name, of in found.items() if metric in next(iter(of.values()))]
     lines = [f"| {metric} | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
@@ -117,7 +122,7 @@ def table(found: dict[str, dict[str, dict[str, np.ndarray]]], metric: str) -> st
     for who in found[columns[0]]:
         cells = []
         for name in columns:
-            values = found[name][who][metric]
+            values = np.array(found[name][who][metric])
             if metric == "seconds":
                 cells.append(f"{np.median(values):.{digits}f}")
             else:
@@ -126,7 +131,7 @@ def table(found: dict[str, dict[str, dict[str, np.ndarray]]], metric: str) -> st
     return "\n".join(lines)
 
 
-def draw(found: dict[str, dict[str, dict[str, np.ndarray]]], path: str) -> None:
+def draw(found: Results, path: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -138,7 +143,7 @@ def draw(found: dict[str, dict[str, dict[str, np.ndarray]]], path: str) -> None:
     for axis, (name, metric) in zip(axes, panels, strict=False):
         contest = found[name]
         for place, (who, values) in enumerate(contest.items()):
-            each = values[metric]
+            each = np.array(values[metric])
             color = "#1f5fa8" if who.startswith("32") else "#b03060" if "one" in who else "#777777"
             error = each.std() / np.sqrt(len(each) / FOLDS)
             axis.errorbar(each.mean(), place, xerr=error, fmt="o", color=color, capsize=3)
@@ -158,14 +163,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=5, help="of the 5 folds")
     parser.add_argument("--data", nargs="+", choices=DATA, default=list(DATA))
+    parser.add_argument("--results", type=Path, help="a file to keep, and go on from")
     parser.add_argument("--picture", help="where to draw it")
     given = parser.parse_args(arguments)
-    found = {}
+    found: Results = {}
+    if given.results is not None and given.results.exists():
+        found = json.loads(given.results.read_text(encoding="utf-8"))
     for name in given.data:
-        found[name] = compare(name, given.repeats)
-        print(f"{name}: {given.repeats} × {FOLDS} folds", flush=True)
+        if name not in found:
+            found[name] = compare(name)
+        if given.results is not None:
+            given.results.write_text(json.dumps(found), encoding="utf-8")
+        print(f"{name}: {DATA[name][1]} × {FOLDS} folds", flush=True)
+    found = {name: found[name] for name in given.data}
     metrics = dict.fromkeys(m for of in found.values() for m in next(iter(of.values())))
     for metric in sorted(metrics, key=lambda each: each == "seconds"):
         print("\n" + table(found, metric))

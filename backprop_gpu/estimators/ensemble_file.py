@@ -14,7 +14,6 @@ import numpy as np
 
 from .. import activations, costs, model_file, validation
 from ..model import Model
-from ..parameters import Layout
 from ..population import Population
 
 #: Where the header holds the description.
@@ -72,6 +71,8 @@ def _plain(value: Any) -> tuple[bool, Any]:
     """(whether JSON can hold a parameter, and as what)."""
     if value is None or isinstance(value, (bool, str)):
         return True, value
+    if isinstance(value, costs.BuiltinCost):
+        return True, value.name
     if isinstance(value, np.bool_):
         return True, bool(value)
     if isinstance(value, Integral):
@@ -111,9 +112,7 @@ def load(path: Any, kind: type[Any], backend: str) -> Any:
         try:
             estimator, model = _made(description, kind, backend, len(file.keys()))
             members = validation.integer("members", description["members"], 1)
-            fitted = _fitted(
-                description, model.layout, members, hasattr(estimator, "predict_proba")
-            )
+            fitted = _fitted(description, model, members, hasattr(estimator, "predict_proba"))
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"damaged description: {error!r}") from error
         shapes = {
@@ -188,13 +187,12 @@ def _made(
 
 
 def _fitted(
-    description: dict[str, Any], layout: Layout, members: int, classifies: bool
+    description: dict[str, Any], model: Model, members: int, classifies: bool
 ) -> dict[str, Any]:
     """The attributes besides the population."""
-    inputs, last = layout.sizes[0], layout.sizes[-1]
+    inputs, last = model.sizes[0], model.sizes[-1]
     outputs = validation.integer("outputs", description["outputs"], 1)
-    twice = description["cost"] == costs.GaussianNLL.name
-    if last != outputs * (2 if twice else 1):
+    if last != model.cost.outputs_of(outputs):
         raise ValueError(f"{outputs} outputs of a network that has {last}")
     epochs = description["epochs"]
     if not isinstance(epochs, list) or len(epochs) != members:

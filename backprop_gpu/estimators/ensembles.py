@@ -52,6 +52,8 @@ _PARAMETERS = """
         Epochs at most.
     momentum : float in [0, 1), default 0.9
         Of "sgd", in Nesterov's form.
+    dropout : float in [0, 1), default 0
+        As in `MLPClassifier`.
     bootstrap : bool or "auto", default "auto"
         Each member trains on as many rows as there are, drawn with replacement; with False on all.
         "auto" is True without `cv`.
@@ -156,7 +158,7 @@ class _Ensemble(BaseEstimator):
 
     def __init__(  # type: ignore[no-untyped-def]
         self, n_members, hidden_layer_sizes, activation, solver, alpha, batch_size,
-        learning_rate_init, max_iter, momentum, bootstrap, cv, early_stopping, tol,
+        learning_rate_init, max_iter, momentum, dropout, bootstrap, cv, early_stopping, tol,
         n_iter_no_change, random_state, backend, engine, precision,
     ):  # fmt: skip
         self.n_members = n_members
@@ -168,6 +170,7 @@ class _Ensemble(BaseEstimator):
         self.learning_rate_init = learning_rate_init
         self.max_iter = max_iter
         self.momentum = momentum
+        self.dropout = dropout
         self.bootstrap = bootstrap
         self.cv = cv
         self.early_stopping = early_stopping
@@ -188,7 +191,7 @@ class _Ensemble(BaseEstimator):
         """How many outputs a member has, its cost, and their σ."""
         raise NotImplementedError
 
-    def _from_outputs(self, a: np.ndarray) -> np.ndarray:
+    def _from_outputs(self, a: np.ndarray, cost: Cost) -> np.ndarray:
         """What is predicted, in columns, of outputs a^L (…, n_L)."""
         raise NotImplementedError
 
@@ -382,6 +385,7 @@ class _Ensemble(BaseEstimator):
             optimizer=[self._optimizer(size) for size in sizes],
             callbacks=callbacks,
             engine=self.engine,
+            dropout=float(self.dropout) if len(population.sizes) > 2 else 0.0,
             sample_weight=weights,
             rows=None if everything else numbers,
         )
@@ -422,7 +426,7 @@ class _Ensemble(BaseEstimator):
         mean[known] = total[known] / count[known, None]
         if weights is not None:
             known = known & (weights > 0)
-        return self._judge(Y, self._from_outputs(mean), known, weights)
+        return self._judge(Y, self._from_outputs(mean, population.cost), known, weights)
 
     @property
     def estimators_samples_(self) -> list[np.ndarray]:
@@ -443,24 +447,21 @@ class _Ensemble(BaseEstimator):
 
     def _mean(self, X: Any) -> np.ndarray:
         population, X = self._checked(X)
-        return self._from_outputs(population.predict(X, combine="mean"))
+        return self._from_outputs(population.predict(X, combine="mean"), population.cost)
 
     @staticmethod
-    def _outputs_in_pieces(
-        population: Population, X: np.ndarray
-    ) -> Iterator[tuple[slice, np.ndarray]]:
-        """Some rows, and the outputs (members, rows, n_L) of the members that have not failed."""
+    def _outputs_in_pieces(population: Population, X: np.ndarray) -> Iterator[np.ndarray]:
+        """Some rows' outputs (members, rows, n_L), of the members that have not failed."""
         sound = [i for i in range(len(population)) if i not in population.failed]
         step = max(1, _NUMBERS_AT_ONCE // (len(population) * population.sizes[-1]))
         for start in range(0, len(X), step):
-            piece = slice(start, start + step)
-            yield piece, population.predict(X[piece])[sound].astype(np.float64)
+            yield population.predict(X[start : start + step])[sound].astype(np.float64)
 
     def _deviation(self, X: Any) -> np.ndarray:
         population, X = self._checked(X)
         found = []
-        for _, a in self._outputs_in_pieces(population, X):
-            found.append(self._from_outputs(a).std(axis=0))
+        for a in self._outputs_in_pieces(population, X):
+            found.append(self._from_outputs(a, population.cost).std(axis=0))
         return np.concatenate(found).astype(population.dtype)
 
     # -- files ----------------------------------------------------------------------------------
@@ -512,7 +513,7 @@ _RULES: dict[str, tuple[Any, str]] = {
         name: RULES[name]
         for name in (
             "hidden_layer_sizes", "activation", "alpha", "batch_size", "learning_rate_init",
-            "max_iter", "early_stopping", "tol", "n_iter_no_change", "backend", "engine",
+            "max_iter", "dropout", "early_stopping", "tol", "n_iter_no_change", "backend", "engine",
             "precision",
         )
     },
@@ -553,12 +554,12 @@ class EnsembleClassifier(ClassifierMixin, _Ensemble):
     def __init__(  # type: ignore[no-untyped-def]
         self, n_members=32, hidden_layer_sizes=(100,), activation="relu", *, solver="adam",
         alpha=0.0001, batch_size="auto", learning_rate_init=0.001, max_iter=200, momentum=0.9,
-        bootstrap="auto", cv=None, early_stopping=False, tol=1e-4, n_iter_no_change=10,
+        dropout=0.0, bootstrap="auto", cv=None, early_stopping=False, tol=1e-4, n_iter_no_change=10,
         random_state=None, backend="auto", engine="auto", precision=None, class_weight=None,
     ):  # fmt: skip
         super().__init__(
             n_members, hidden_layer_sizes, activation, solver, alpha, batch_size,
-            learning_rate_init, max_iter, momentum, bootstrap, cv, early_stopping, tol,
+            learning_rate_init, max_iter, momentum, dropout, bootstrap, cv, early_stopping, tol,
             n_iter_no_change, random_state, backend, engine, precision,
         )  # fmt: skip
         self.class_weight = class_weight
@@ -589,7 +590,7 @@ class EnsembleClassifier(ClassifierMixin, _Ensemble):
             return 1, costs.get("binary_cross_entropy"), "sigmoid"
         return outputs, costs.get("categorical_cross_entropy"), "softmax"
 
-    def _from_outputs(self, a: np.ndarray) -> np.ndarray:
+    def _from_outputs(self, a: np.ndarray, cost: Cost) -> np.ndarray:
         return np.concatenate([1 - a, a], axis=-1) if a.shape[-1] == 1 else a
 
     def _judge(
@@ -631,9 +632,9 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
     __doc__ = f"""Perceptrons whose outputs are averaged, one number a sample or several.
 
     ``loss`` : str, default "squared_error",
-    is the first parameter: "squared_error" (half of it), "absolute_error", "huber", "quantile",
-    "poisson" (with an exponential output) or "gaussian_nll", where each member predicts a variance,
-    too (Lakshminarayanan et al. 2017); with numbers of its own as in "huber(delta=2.0)".
+    is the first parameter, and what `MLPRegressor` takes: "squared_error" (half of it), "poisson",
+    "absolute_error", "huber", "quantile" or "gaussian_nll", where each member predicts a variance,
+    too (Lakshminarayanan et al. 2017); with parameters as "huber(delta=2.0)" or ``Huber(2.0)``.
 {_PARAMETERS}
 {_ATTRIBUTES.rstrip()}
     oob_prediction_ : (n,) or (n, k) array
@@ -651,12 +652,12 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
     def __init__(  # type: ignore[no-untyped-def]
         self, loss="squared_error", n_members=32, hidden_layer_sizes=(100,), activation="relu", *,
         solver="adam", alpha=0.0001, batch_size="auto", learning_rate_init=0.001, max_iter=200,
-        momentum=0.9, bootstrap="auto", cv=None, early_stopping=False, tol=1e-4,
+        momentum=0.9, dropout=0.0, bootstrap="auto", cv=None, early_stopping=False, tol=1e-4,
         n_iter_no_change=10, random_state=None, backend="auto", engine="auto", precision=None,
     ):  # fmt: skip
         super().__init__(
             n_members, hidden_layer_sizes, activation, solver, alpha, batch_size,
-            learning_rate_init, max_iter, momentum, bootstrap, cv, early_stopping, tol,
+            learning_rate_init, max_iter, momentum, dropout, bootstrap, cv, early_stopping, tol,
             n_iter_no_change, random_state, backend, engine, precision,
         )  # fmt: skip
         self.loss = loss
@@ -666,13 +667,12 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
         self._cost()
 
     def _cost(self) -> Cost:
-        expected = f"one of {{{', '.join(map(repr, _LOSSES))}}}, perhaps with numbers of its own"
-        if not isinstance(self.loss, str):
+        loss = self.loss.name if isinstance(self.loss, costs.BuiltinCost) else self.loss
+        if not isinstance(loss, str) or loss.partition("(")[0] not in _LOSSES:
+            listed = ", ".join(map(repr, _LOSSES))
+            expected = f"a str among {{{listed}}}, or one of those costs with its parameters"
             raise invalid(type(self).__name__, "loss", expected, self.loss)
-        name, bracket, rest = self.loss.partition("(")
-        if name.strip() not in _LOSSES:
-            raise invalid(type(self).__name__, "loss", expected, self.loss)
-        return costs.get(_LOSSES[name.strip()] + bracket + rest)
+        return costs.get("quadratic" if loss == "squared_error" else loss)
 
     def _read(self, probe: Any, X: Any, y: Any) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         X, y = validate_data(
@@ -689,18 +689,15 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
 
     def _shape(self, fitted: dict[str, Any]) -> tuple[int, Cost, str]:
         cost = self._cost()
-        outputs: int = fitted["n_outputs_"]
-        if isinstance(cost, costs.GaussianNLL):
-            outputs *= 2  # means and log-variances
-        return outputs, cost, cost.default_output or "identity"
+        return cost.outputs_of(fitted["n_outputs_"]), cost, cost.default_output or "identity"
 
-    def _from_outputs(self, a: np.ndarray) -> np.ndarray:
-        return a
+    def _from_outputs(self, a: np.ndarray, cost: Cost) -> np.ndarray:
+        found = cost.predictions(a.reshape(-1, a.shape[-1]))
+        return found.reshape(*a.shape[:-1], found.shape[-1])
 
     def _judge(
         self, Y: np.ndarray, mean: np.ndarray, known: np.ndarray, weights: np.ndarray | None
     ) -> dict[str, Any]:
-        mean = mean[:, : Y.shape[1]]
         score = np.nan
         if np.count_nonzero(known) >= 2:
             score = r2_score(
@@ -710,8 +707,26 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
 
     def predict(self, X: Any) -> Any:
         """The mean of the members' outputs of each row: (n,), or (n, k)."""
-        mean = self._mean(X)
-        return as_given(_columns(mean[:, : self.n_outputs_]), X)
+        return as_given(_columns(self._mean(X)), X)
+
+    def predict_quantiles(self, X: Any) -> Any:
+        """The means of the members' quantiles, in the order of the loss's ``q``.
+
+        Returns
+        -------
+        (n, quantiles) array, or (n, k, quantiles) of several numbers
+
+        Raises
+        ------
+        ValueError
+            For another loss than "quantile".
+        """
+        population, rows = self._checked(X)
+        cost = population.cost
+        if not isinstance(cost, costs.Quantile):
+            raise ValueError(f"predict_quantiles needs loss 'quantile', not {cost.name!r}")
+        a, count = population.predict(rows, combine="mean"), len(cost.constants)
+        return as_given(a if a.shape[1] == count else a.reshape(len(a), -1, count), X)
 
     def predict_std(self, X: Any, noise: bool = False) -> Any:
         """The standard deviation of the members' outputs, (n,) or (n, k): their disagreement.
@@ -729,19 +744,17 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
         ValueError
             If there is to be noise, and the loss tells of none.
         """
-        validation.boolean("noise", noise)
-        check_is_fitted(self, "population_")
-        k = self.n_outputs_
-        if not noise:
-            return as_given(_columns(self._deviation(X)[:, :k]), X)
+        if not validation.boolean("noise", noise):
+            return as_given(_columns(self._deviation(X)), X)
         population, rows = self._checked(X)
-        if not isinstance(population.cost, costs.GaussianNLL):
-            raise ValueError(
-                'noise=True needs loss="gaussian_nll", whose members predict variances'
-            )
+        cost = population.cost
+        if not isinstance(cost, costs.GaussianNLL):
+            raise ValueError(f"noise=True needs loss 'gaussian_nll', not {cost.name!r}")
         found = []
-        for _, a in self._outputs_in_pieces(population, rows):
-            found.append(np.sqrt(np.exp(a[..., k:]).mean(axis=0) + a[..., :k].var(axis=0)))
+        for a in self._outputs_in_pieces(population, rows):
+            means = self._from_outputs(a, cost)
+            own = cost.deviations(a.reshape(-1, a.shape[-1])).reshape(means.shape)
+            found.append(np.sqrt((own**2).mean(axis=0) + means.var(axis=0)))
         return as_given(_columns(np.concatenate(found).astype(population.dtype)), X)
 
     def __sklearn_tags__(self) -> Any:
@@ -750,11 +763,8 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
         return tags
 
 
-#: What the regressor calls a loss -> what costs are called.
-_LOSSES = {
-    "squared_error": "quadratic", "absolute_error": "absolute_error", "huber": "huber",
-    "quantile": "quantile", "poisson": "poisson", "gaussian_nll": "gaussian_nll",
-}  # fmt: skip
+#: Of the regressor; all but the first are costs' names.
+_LOSSES = ("squared_error", "poisson", "absolute_error", "huber", "quantile", "gaussian_nll")
 
 
 def _columns(found: np.ndarray) -> np.ndarray:

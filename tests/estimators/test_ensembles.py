@@ -25,7 +25,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from backprop_gpu import EnsembleClassifier, EnsembleRegressor, Network, threads
+from backprop_gpu import Adam, EnsembleClassifier, EnsembleRegressor, Network, threads
+from backprop_gpu.costs import Quantile
 from backprop_gpu.estimators import ensemble_file, ensembles
 from backprop_gpu.estimators.resampling import MemberRows
 
@@ -89,8 +90,6 @@ def test_a_member_is_a_network_of_its_rows(iris: Any, options: Any, kind: str) -
     X, y = iris[0].astype(kind), iris[1]
     ensemble = classifier(batch_size=16, alpha=0.3, **options).fit(X, y)
     rows: MemberRows = ensemble._member_rows_
-    from backprop_gpu import Adam
-
     for i, member in enumerate(ensemble.population_):
         alone = Network(
             [4, 6, 3], activation=["relu", "softmax"], cost="categorical_cross_entropy",
@@ -204,6 +203,32 @@ def test_variances_that_members_predict(diabetes: Any) -> None:
     sure = regressor(loss="gaussian_nll", max_iter=100).fit(np.zeros((300, 1)), noisy)
     assert sure.predict_std([[0.0]], noise=True) == pytest.approx(0.5, rel=0.2)
     assert sure.predict_std([[0.0]])[0] < 0.2
+
+
+def test_quantiles(diabetes: Any, tmp_path: Path) -> None:
+    X, y = diabetes
+    Y = np.stack([y, 3 * y], axis=1)
+    for targets in (y, Y):
+        ensemble = regressor(loss=Quantile((0.1, 0.5, 0.9))).fit(X, targets)
+        each = np.stack([member.predict(X) for member in ensemble.population_]).mean(axis=0)
+        expected = each if targets is y else each.reshape(len(X), 2, 3)
+        np.testing.assert_allclose(ensemble.predict_quantiles(X), expected, rtol=1e-12)
+        np.testing.assert_allclose(ensemble.predict(X), expected[..., 1], rtol=1e-12)
+        assert ensemble.oob_prediction_.shape == targets.shape
+        ensemble.save(tmp_path / "e")
+        loaded = EnsembleRegressor.load(tmp_path / "e")
+        assert loaded.loss == "quantile(q=(0.1, 0.5, 0.9))"
+        np.testing.assert_array_equal(loaded.predict_quantiles(X), ensemble.predict_quantiles(X))
+    with pytest.raises(ValueError, match="predict_quantiles needs loss 'quantile', not 'quadratic"):
+        regressor().fit(X, y).predict_quantiles(X)
+
+
+def test_dropout(iris: Any) -> None:
+    dropped = classifier(dropout=0.5).fit(*iris)
+    assert (dropped.predict_proba(iris[0]) != classifier().fit(*iris).predict_proba(iris[0])).any()
+    linear = classifier(hidden_layer_sizes=(), dropout=0.5).fit(*iris)  # nothing to leave out
+    other = classifier(hidden_layer_sizes=()).fit(*iris)
+    np.testing.assert_array_equal(linear.predict_proba(iris[0]), other.predict_proba(iris[0]))
 
 
 @pytest.mark.parametrize(
