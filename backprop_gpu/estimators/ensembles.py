@@ -531,7 +531,7 @@ class EnsembleClassifier(ClassifierMixin, _Ensemble):
     __doc__ = f"""Perceptrons that vote: the mean of their probabilities decides (a soft vote).
 
     One label a sample, of any kind: softmax, or one sigmoid for two classes, by cross-entropy.
-{_PARAMETERS}
+{_PARAMETERS.rstrip()}
     class_weight : dict or "balanced", optional
         As of scikit-learn's linear classifiers: multiplies the samples' weights.
 {_ATTRIBUTES.rstrip()}
@@ -631,11 +631,11 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
     __module__ = __package__
     __doc__ = f"""Perceptrons whose outputs are averaged, one number a sample or several.
 
-    ``loss`` : str, default "squared_error",
-    is the first parameter, and what `MLPRegressor` takes: "squared_error" (half of it), "poisson",
-    "absolute_error", "huber", "quantile" or "gaussian_nll", where each member predicts a variance,
-    too (Lakshminarayanan et al. 2017); with parameters as "huber(delta=2.0)" or ``Huber(2.0)``.
-{_PARAMETERS}
+{_PARAMETERS.rstrip()}
+    loss : str or Cost, default "squared_error"
+        As in `MLPRegressor`: "squared_error" (half of it), "poisson", "absolute_error", "huber",
+        "quantile" or "gaussian_nll", where each member predicts a variance, too (Lakshminarayanan
+        et al. 2017); with parameters as "huber(delta=2.0)" or ``Huber(2.0)``.
 {_ATTRIBUTES.rstrip()}
     oob_prediction_ : (n,) or (n, k) array
         What ``oob_score_`` is the R² of; NaN where no member has left a row out.
@@ -650,7 +650,7 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
     """
 
     def __init__(  # type: ignore[no-untyped-def]
-        self, loss="squared_error", n_members=32, hidden_layer_sizes=(100,), activation="relu", *,
+        self, n_members=32, hidden_layer_sizes=(100,), activation="relu", *, loss="squared_error",
         solver="adam", alpha=0.0001, batch_size="auto", learning_rate_init=0.001, max_iter=200,
         momentum=0.9, dropout=0.0, bootstrap="auto", cv=None, early_stopping=False, tol=1e-4,
         n_iter_no_change=10, random_state=None, backend="auto", engine="auto", precision=None,

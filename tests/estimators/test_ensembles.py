@@ -25,7 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from backprop_gpu import Adam, EnsembleClassifier, EnsembleRegressor, Network, threads
+from backprop_gpu import SGD, Adam, EnsembleClassifier, EnsembleRegressor, Network, threads
 from backprop_gpu.costs import Quantile
 from backprop_gpu.estimators import ensemble_file, ensembles
 from backprop_gpu.estimators.resampling import MemberRows
@@ -85,20 +85,32 @@ def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
-@pytest.mark.parametrize("options", [{}, {"bootstrap": False}, {"cv": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bootstrap": False}, {"cv": 3}, {"solver": "sgd", "momentum": 0.8}, {"dropout": 0.3},
+     {"solver": "sgd", "momentum": 0.0, "hidden_layer_sizes": ()}],
+)  # fmt: skip
 def test_a_member_is_a_network_of_its_rows(iris: Any, options: Any, kind: str) -> None:
     X, y = iris[0].astype(kind), iris[1]
     ensemble = classifier(batch_size=16, alpha=0.3, **options).fit(X, y)
     rows: MemberRows = ensemble._member_rows_
+    momentum = options.get("momentum", 0.0)
+    optimizer = (
+        SGD(l2=0.3 / 16, momentum=momentum, nesterov=momentum > 0)
+        if "solver" in options
+        else Adam(l2=0.3 / 16)
+    )
+    sizes = ensemble.population_.sizes
     for i, member in enumerate(ensemble.population_):
         alone = Network(
-            [4, 6, 3], activation=["relu", "softmax"], cost="categorical_cross_entropy",
-            dtype=kind, seed=rows.network_seed(i),
+            sizes, activation=["relu", "softmax"][-len(sizes) + 1 :],
+            cost="categorical_cross_entropy", dtype=kind, seed=rows.network_seed(i),
         )  # fmt: skip
         numbers = ensemble.estimators_samples_[i]
         alone.fit(
             X[numbers], y[numbers], epochs=12, batch_size=16, learning_rate=0.02,
-            optimizer=Adam(l2=0.3 / 16), engine=ensemble.population_.plan.engine,
+            optimizer=optimizer, dropout=options.get("dropout", 0.0),
+            engine=ensemble.population_.plan.engine,
         )  # fmt: skip
         for ours, its in zip(member.weights, alone.weights, strict=True):
             np.testing.assert_array_equal(ours, its)
