@@ -46,10 +46,10 @@ Results = dict[str, dict[str, dict[str, list[float]]]]
 
 #: Name -> what loads it, and how often the folds are repeated.
 DATA = {
-    "iris": (datasets.load_iris, 5),
-    "wine": (datasets.load_wine, 5),
-    "breast_cancer": (datasets.load_breast_cancer, 5),
-    "diabetes": (datasets.load_diabetes, 5),
+    "iris": (datasets.load_iris, 2),
+    "wine": (datasets.load_wine, 2),
+    "breast_cancer": (datasets.load_breast_cancer, 2),
+    "diabetes": (datasets.load_diabetes, 2),
     "digits": (datasets.load_digits, 2),
 }
 

@@ -644,7 +644,7 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
     --------
     >>> import numpy as np
     >>> X = np.linspace(-1, 1, 200)[:, None]
-    >>> ensemble = EnsembleRegressor(n_members=4, learning_rate_init=0.01, random_state=0)
+    >>> ensemble = EnsembleRegressor(n_members=4, batch_size=20, max_iter=50, random_state=0)
     >>> ensemble.fit(X, np.sin(3 * X[:, 0])).score(X, np.sin(3 * X[:, 0])) > 0.9
     True
     """

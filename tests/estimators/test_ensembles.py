@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import json
 import pickle
 import warnings
@@ -131,6 +132,13 @@ def test_a_member_does_not_depend_on_how_many_there_are(iris: Any, early_stoppin
     seeds = {many._member_rows_.network_seed(i) for i in range(9)}
     assert len(seeds) == 9
     assert len({tuple(rows) for rows in many.estimators_samples_}) == 9
+
+
+def test_seeds_stay_what_they_are() -> None:
+    """Those of another release would train other members."""
+    rows = MemberRows(np.ones(5, bool), 7, bootstrap=True)
+    assert rows.network_seed(2) == 597975213468823588459525358965043702
+    assert rows.trained(2).tolist() == [3, 2, 0, 1, 1]
 
 
 def test_random_state(iris: Any) -> None:
@@ -658,6 +666,15 @@ def test_pipelines_and_searches(iris: Any) -> None:
     assert set(search.best_params_) == {"alpha", "n_members"}
 
 
+@pytest.mark.parametrize("kind", [EnsembleClassifier, EnsembleRegressor])
+def test_the_docstring(kind: Any) -> None:
+    finder = doctest.DocTestFinder(recurse=False)
+    (examples,) = finder.find(kind, kind.__name__, module=False, globs={kind.__name__: kind})
+    found = doctest.DocTestRunner().run(examples)
+    assert found.attempted
+    assert not found.failed
+
+
 def test_it_learns() -> None:
     X, y = load_breast_cancer(return_X_y=True)
     model = make_pipeline(StandardScaler(), classifier(n_members=16, max_iter=40)).fit(X, y)
@@ -774,6 +791,13 @@ def test_early_stopping_without_a_row_left_out() -> None:
     X, y = np.array([[0.0], [1.0]]), np.array([0.0, 1.0])
     with pytest.raises(ValueError, match="early_stopping needs rows left out, and member"):
         regressor(early_stopping=True, n_members=20).fit(X, y)
+
+
+def test_early_stopping_by_rows_of_weight_0() -> None:
+    X, y = np.linspace(-1, 1, 8)[:, None], np.linspace(0, 1, 8)
+    cv = [(np.arange(5), np.arange(5, 8))]
+    with pytest.raises(ValueError, match="early_stopping needs rows left out, and member 0"):
+        regressor(early_stopping=True, cv=cv).fit(X, y, np.arange(8) < 5)
 
 
 def test_a_batch_larger_than_the_data(iris: Any) -> None:
