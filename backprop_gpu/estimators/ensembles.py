@@ -6,14 +6,14 @@ predict -> Population.predict -> the mean, or the deviation, of the members' out
 
 from __future__ import annotations
 
+import copy
 import sys
-import warnings
 from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin, clone
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import KFold, StratifiedKFold, check_cv
@@ -26,7 +26,7 @@ from ..costs import Cost
 from ..population import Population
 from ..training import Callback, EarlyStopping, History
 from . import ensemble_file
-from .checks import RULES, a_name, a_number, as_given, check_weights, host, invalid
+from .checks import RULES, a_name, a_number, as_given, check_weights, host, invalid, is_flag
 from .perceptron import activation_of
 from .resampling import MemberRows
 from .scikit_learn import flattened, warn
@@ -229,11 +229,15 @@ class _Ensemble(BaseEstimator):
                 f"activation must name one for each of the {len(hidden)} hidden layers, "
                 f"got {list(self.activation)}"
             )
-        if self.bootstrap is True and self.cv is not None:
+        bootstrap = self._bootstraps()
+        if bootstrap and self.bootstrap != "auto" and self.cv is not None:
             raise ValueError("bootstrap=True and cv exclude each other: give one of them")
-        if self.early_stopping and self.bootstrap is False and self.cv is None:
+        if self.early_stopping and not bootstrap and self.cv is None:
             raise ValueError("early_stopping needs rows left out: a bootstrap, or cv")
         check_random_state(self.random_state)
+
+    def _bootstraps(self) -> bool:
+        return self.cv is None if isinstance(self.bootstrap, str) else bool(self.bootstrap)
 
     def _hidden(self) -> list[int]:
         sizes = self.hidden_layer_sizes
@@ -246,13 +250,13 @@ class _Ensemble(BaseEstimator):
             return optimizers.Adam(l2=l2)
         return optimizers.SGD(l2=l2, momentum=float(self.momentum), nesterov=self.momentum > 0)
 
-    def _member_rows(self, y: np.ndarray, weights: np.ndarray | None) -> MemberRows:
+    def _draw_rows(self, y: np.ndarray, weights: np.ndarray | None) -> MemberRows:
         """Which rows members train on; y are labels' numbers or targets, to make folds of."""
         n = len(y)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         counted = np.ones(n, bool) if weights is None else weights > 0
         if self.cv is None:
-            return MemberRows(counted, seed, bool(self.bootstrap))  # "auto" is True
+            return MemberRows(counted, seed, self._bootstraps())
         classifies = isinstance(self, ClassifierMixin)
         if isinstance(self.cv, Integral):
             kind = StratifiedKFold if classifies else KFold
@@ -317,11 +321,11 @@ class _Ensemble(BaseEstimator):
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
         """The attributes of a fitted estimator."""
         self.check_parameters()
-        probe = clone(self)
+        probe = copy.copy(self)  # which may learn other features
         X, Y, fitted = self._read(probe, host(X), host(y))
         fitted |= {name: value for name, value in vars(probe).items() if name in _FEATURES}
         weights = self._weights(sample_weight, X, Y, fitted)
-        rows = self._member_rows(Y, weights)
+        rows = self._draw_rows(Y, weights)
         outputs, cost, sigma = self._shape(fitted)
         hidden = self._hidden()
         names = self.activation
@@ -342,7 +346,7 @@ class _Ensemble(BaseEstimator):
             "population_": population,
             "plan_": str(population.plan),
             "n_iter_": np.array([len(member.history or ()) for member in population]),
-            "_member_rows_": rows,
+            "_rows": rows,
         }
         if rows.leaves_out:
             fitted |= self._out_of_bag(population, X, Y, weights, rows)
@@ -416,11 +420,10 @@ class _Ensemble(BaseEstimator):
                 count[left_out] += 1
         known = count > 0
         if not known.all():
-            warnings.warn(
+            warn(
                 f"{n - known.sum()} of {n} rows were left out of no member's training and have no "
                 "part in oob_score_; more members would help",
-                UserWarning,
-                stacklevel=4,
+                module=__package__,
             )
         mean = np.full((n, outputs), np.nan)
         mean[known] = total[known] / count[known, None]
@@ -432,7 +435,7 @@ class _Ensemble(BaseEstimator):
     def estimators_samples_(self) -> list[np.ndarray]:
         """The numbers of the rows that each member has trained on."""
         check_is_fitted(self, "population_")
-        rows = getattr(self, "_member_rows_", None)
+        rows = getattr(self, "_rows", None)
         if rows is None:
             raise AttributeError("an ensemble from a file does not know the rows of its members")
         return [rows.trained(i) for i in range(len(self.population_))]
@@ -501,7 +504,7 @@ class _Ensemble(BaseEstimator):
 _FEATURES = ("n_features_in_", "feature_names_in_")
 _FITTED = (
     *_FEATURES, "oob_score_", "oob_prediction_", "oob_decision_function_", "classes_",
-    "population_", "n_iter_", "n_outputs_", "plan_", "_member_rows_",
+    "population_", "n_iter_", "n_outputs_", "plan_", "_rows",
 )  # fmt: skip
 #: So many numbers of all members' outputs are in memory at once.
 _NUMBERS_AT_ONCE = 1 << 22
@@ -520,7 +523,7 @@ _RULES: dict[str, tuple[Any, str]] = {
     "solver": a_name("adam", "sgd"),
     "momentum": a_number(Real, "[0, 1)"),
     "bootstrap": (
-        lambda value: isinstance(value, (bool, np.bool_)) or value == "auto",
+        lambda value: is_flag(value) or (isinstance(value, str) and value == "auto"),
         "a bool or 'auto'",
     ),
 }  # fmt: skip

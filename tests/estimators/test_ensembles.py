@@ -94,7 +94,7 @@ def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
 def test_a_member_is_a_network_of_its_rows(iris: Any, options: Any, kind: str) -> None:
     X, y = iris[0].astype(kind), iris[1]
     ensemble = classifier(batch_size=16, alpha=0.3, **options).fit(X, y)
-    rows: MemberRows = ensemble._member_rows_
+    rows: MemberRows = ensemble._rows
     momentum = options.get("momentum", 0.0)
     optimizer = (
         SGD(l2=0.3 / 16, momentum=momentum, nesterov=momentum > 0)
@@ -129,7 +129,7 @@ def test_a_member_does_not_depend_on_how_many_there_are(iris: Any, early_stoppin
         for a, b in zip(one.weights, other.weights, strict=True):
             np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(few.estimators_samples_, many.estimators_samples_[:2])
-    seeds = {many._member_rows_.network_seed(i) for i in range(9)}
+    seeds = {many._rows.network_seed(i) for i in range(9)}
     assert len(seeds) == 9
     assert len({tuple(rows) for rows in many.estimators_samples_}) == 9
 
@@ -712,6 +712,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"momentum": 1.0}, "'momentum'"),
     ({"bootstrap": "yes"}, "'bootstrap'"),
     ({"bootstrap": 1}, "'bootstrap'"),
+    ({"bootstrap": np.True_, "cv": 3}, "bootstrap=True and cv exclude each other"),
     ({"bootstrap": True, "cv": 3}, "bootstrap=True and cv exclude each other"),
     ({"cv": 1}, "cv must be >= 2"),
     ({"cv": "folds"}, "cv"),
