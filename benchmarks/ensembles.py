@@ -4,8 +4,10 @@
 
 Every estimator gets the same splits, 5 folds repeated, and nobody's settings are tuned: the forest
 and the boosting have scikit-learn's, the networks one setting for all data, `NETWORK`. Printed are
-the mean and the deviation over all folds, as Markdown, and the median seconds of fit and predict.
-What the file of results holds already is not run again.
+the mean and the deviation over all folds, as Markdown, and the median processor seconds of fit and
+predict: on a busy machine hold it to one core, `OMP_NUM_THREADS=1 taskset -c 0 python -m …`, for
+threads that wait for each other take processor time. What the file of results holds already is not
+run again.
 """
 
 from __future__ import annotations
@@ -92,12 +94,12 @@ def compare(name: str) -> dict[str, dict[str, list[float]]]:
         for who, make in contestants(classes).items():
             values = found.setdefault(who, {})
             estimator = make(seed)
-            start = time.perf_counter()
+            start = time.process_time()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 estimator.fit(X[train], y[train])
             scores = measure(estimator, X[test], y[test], classes)
-            scores["seconds"] = time.perf_counter() - start
+            scores["seconds"] = time.process_time() - start
             for metric, value in scores.items():
                 values.setdefault(metric, []).append(float(value))
     return found

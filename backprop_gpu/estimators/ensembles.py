@@ -67,7 +67,7 @@ _PARAMETERS = """
     tol, n_iter_no_change : float, default 1e-4; int or inf, default 10
         A member stops after so many epochs without an improvement by more than `tol`.
     random_state : int, RandomState or None
-        Of initial weights, order, bootstraps and folds.
+        Of initial weights (Glorot & Bengio's), order, bootstraps and folds.
     backend, engine, precision
         As in `MLPClassifier`.
 """
@@ -339,6 +339,7 @@ class _Ensemble(BaseEstimator):
             dtype=X.dtype,
             precision=self.precision,
             backend=self.backend,
+            initial_weights="xavier",  # as scikit-learn's perceptrons begin
             seed=[rows.network_seed(i) for i in range(members)],
         )
         self._train(population, X, Y, weights, rows)

@@ -106,6 +106,7 @@ def test_a_member_is_a_network_of_its_rows(iris: Any, options: Any, kind: str) -
         alone = Network(
             sizes, activation=["relu", "softmax"][-len(sizes) + 1 :],
             cost="categorical_cross_entropy", dtype=kind, seed=rows.network_seed(i),
+            initial_weights="xavier",
         )  # fmt: skip
         numbers = ensemble.estimators_samples_[i]
         alone.fit(
@@ -270,6 +271,18 @@ def test_members_that_failed_have_no_part(iris: Any, tmp_path: Path) -> None:
     ensemble.population_.failed = {1: "cost became nan", 3: "cost became nan"}
     np.testing.assert_allclose(ensemble.predict_proba(iris[0]), np.mean(kept, axis=0), rtol=1e-12)
     np.testing.assert_allclose(ensemble.predict_std(iris[0]), np.std(kept, axis=0), rtol=1e-9)
+    rows = ensemble._rows
+    found = ensemble._out_of_bag(ensemble.population_, *iris, None, rows)
+    out = [set(rows.left_out(i)) for i in range(5)]
+    for row in range(0, 150, 10):
+        expected = [
+            m.predict(iris[0][row : row + 1])[0]
+            for i, m in enumerate(ensemble.population_)
+            if i not in (1, 3) and row in out[i]
+        ]
+        if expected:
+            mean = found["oob_decision_function_"][row]
+            np.testing.assert_allclose(mean, np.mean(expected, axis=0), rtol=1e-9)
     ensemble.save(tmp_path / "e")
     loaded = EnsembleClassifier.load(tmp_path / "e")
     assert len(loaded.population_) == 3
@@ -366,6 +379,7 @@ def test_out_of_fold_score(iris: Any, cv: Any) -> None:
                                                      [12, 12, 13], [12, 13, 12], [13, 12, 12])
                    for each in left_out[:4])  # fmt: skip
         assert sorted(np.concatenate(left_out[:4])) == list(range(150))
+        assert not np.array_equal(left_out[0][:12], np.arange(12))  # shuffled
     means, counts = by_hand(ensemble, X, left_out)
     np.testing.assert_allclose(ensemble.oob_decision_function_, means, rtol=1e-9)
     known = counts > 0
@@ -404,6 +418,14 @@ def test_a_row_of_weight_0_is_not_there(iris: Any, options: Any) -> None:
             ours.oob_decision_function_[:120], other.oob_decision_function_
         )
         assert ours.oob_score_ == other.oob_score_
+
+
+def test_no_score_where_no_row_counts(iris: Any, diabetes: Any) -> None:
+    for ensemble, (X, y) in ((classifier(), iris), (regressor(), diabetes)):
+        order = np.random.default_rng(1).permutation(150)
+        cv = [(np.arange(120), np.arange(120, 150))]
+        ensemble.set_params(cv=cv).fit(X[order], y[order], np.arange(150) < 120)
+        assert np.isnan(ensemble.oob_score_)
 
 
 def test_class_weights(iris: Any) -> None:
