@@ -48,10 +48,10 @@ Results = dict[str, dict[str, dict[str, list[float]]]]
 
 #: Name -> what loads it, and how often the folds are repeated.
 DATA = {
-    "iris": (datasets.load_iris, 2),
-    "wine": (datasets.load_wine, 2),
-    "breast_cancer": (datasets.load_breast_cancer, 2),
-    "diabetes": (datasets.load_diabetes, 2),
+    "iris": (datasets.load_iris, 5),
+    "wine": (datasets.load_wine, 5),
+    "breast_cancer": (datasets.load_breast_cancer, 5),
+    "diabetes": (datasets.load_diabetes, 5),
     "digits": (datasets.load_digits, 2),
 }
 
@@ -147,10 +147,9 @@ def draw(found: Results, path: str) -> None:
         for place, (who, values) in enumerate(contest.items()):
             each = np.array(values[metric])
             color = "#1f5fa8" if who.startswith("32") else "#b03060" if "one" in who else "#777777"
-            error = each.std() / np.sqrt(len(each) / FOLDS)
-            axis.errorbar(each.mean(), place, xerr=error, fmt="o", color=color, capsize=3)
+            axis.errorbar(each.mean(), place, xerr=each.std(), fmt="o", color=color, capsize=3)
         axis.set_yticks(range(len(contest)), contest)
-        axis.set_title(f"{name}: {metric}", fontsize=10)
+        axis.set_title(f"{name.replace('_', ' ')}: {metric}", fontsize=9)
         if axis.get_ylim()[0] < axis.get_ylim()[1]:
             axis.invert_yaxis()
         axis.grid(True, color="#dddddd", linewidth=0.6)
