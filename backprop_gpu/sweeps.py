@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import backends, costs, initializers, optimizers, validation
-from .model import Model, resolve_activations
+from . import validation
+from .grids import SHAPE, Setting, given_settings, named, optimizer_of, shape_of, shown, table
+from .model import Model
 from .network import Network
-from .optimizers import Optimizer
 from .population import Population, check_room, history_keys, history_metric
-from .precision import resolve as resolve_precision
 from .training import Callback, History
 from .training.callbacks import check_callbacks
 from .training.checkpoint import Checkpoint
@@ -25,19 +21,6 @@ from .training.fitting import Beginning, make_run, resolve_plan
 from .training.member_tasks import ClusterPart, train_on_cluster
 from .training.progress import ProgressBar
 from .training.settings import Data, Settings, check_data, check_settings
-
-#: The arguments of `Network` that a setting may hold. Networks that agree in them, the seed
-#: aside, form a population.
-SHAPE = ("sizes", "activation", "cost", "dtype", "precision", "backend", "initial_weights")
-_NETWORK = (*SHAPE, "seed")
-_FIT = ("epochs", "batch_size", "learning_rate", "optimizer")
-#: What the optimizers take, named as in their classes.
-_OPTIMIZER = tuple(dict.fromkeys(field.name for kind in optimizers.KINDS for field in fields(kind)))
-#: What a setting may hold.
-KEYS = (*_NETWORK, *_FIT, *_OPTIMIZER)
-_NEEDED = ("sizes", "epochs", "batch_size", "learning_rate")
-
-Setting = dict[str, Any]
 
 
 class Best(NamedTuple):
@@ -104,20 +87,8 @@ class SweepResult:
         best = self.best.setting
         return (
             f"<SweepResult of {len(self)} networks, best {self.metric} "
-            f"{_shown(best.get(self.metric))} in row {self.ranking[0]}>"
+            f"{shown(best.get(self.metric))} in row {self.ranking[0]}>"
         )
-
-
-def table(columns: Mapping[str, Sequence[Any]], ranking: Sequence[int]) -> str:
-    """Lines of a table, whose rows are in the order of a ranking, each with its number."""
-    cells = [["", *(str(i) for i in ranking)]]
-    for name, values in columns.items():
-        cells.append([name, *(_shown(values[i]) for i in ranking)])
-    widths = [max(map(len, column)) for column in cells]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in zip(*cells, strict=True)
-    )
 
 
 #: The columns that `sweep` adds to the settings.
@@ -265,9 +236,9 @@ class Trials:
         groups: dict[tuple[Any, ...], _Group] = {}
         schedules: dict[tuple[int, int, int], Any] = {}
         for i, setting in enumerate(shared | each for each in given):
-            place = _named(i, given)
+            place = named(i, given)
             with validation.within(place):
-                key = _shape(setting)
+                key = shape_of(setting)
                 if key not in groups:
                     groups[key] = _Group(caller, setting, data, callbacks)
                 group = groups[key]
@@ -280,7 +251,7 @@ class Trials:
                         setting["epochs"],
                         setting["batch_size"],
                         setting["learning_rate"],
-                        _optimizer(setting),
+                        optimizer_of(setting),
                         schedules,
                         place,
                         numbers=fold,
@@ -294,7 +265,7 @@ class Trials:
         """Train all; those that failed are in `failed`."""
         arrays, parts = SharedArrays(), []
         for group in self.groups:
-            with validation.within(_named(group.numbers[0] // self.a_setting, self.given)):
+            with validation.within(named(group.numbers[0] // self.a_setting, self.given)):
                 if cluster is None:
                     group.make(engine)
                 else:
@@ -418,110 +389,6 @@ class _Group:
         self.population = Population(**self.shape, members=len(self.numbers), seed=self.seeds)
 
 
-def given_settings(caller: str, grid: Any, settings: Any, shared: Any) -> list[Setting]:
-    """The settings as they were given, or as the grid spans them, none of which lacks a thing.
-
-    Raises
-    ------
-    ValueError, TypeError
-        Naming the setting; `caller` is the function that was called.
-    """
-    _check_keys(shared, "the arguments that all settings share")
-    given = _given(caller, grid, settings)
-    for i, setting in enumerate(given):
-        missing = [name for name in _NEEDED if name not in setting and name not in shared]
-        if missing:
-            raise ValueError(
-                f"{_named(i, given)} has no {missing[0]}: give it there, or to {caller} for all"
-            )
-    return given
-
-
-def _given(caller: str, grid: Any, settings: Any) -> list[Setting]:
-    if (grid is None) == (settings is None):
-        raise TypeError(f"{caller} needs either a grid or settings, and not both")
-    if grid is not None:
-        return spanned(grid)
-    if isinstance(settings, Mapping) or not validation.is_iterable(settings):
-        raise TypeError(f"settings must be a list of dicts, got {settings!r}")
-    found = list(settings)
-    if not found:
-        raise ValueError("settings is empty")
-    for i, setting in enumerate(found):
-        _check_keys(setting, f"settings[{i}]")
-    return [dict(setting) for setting in found]
-
-
-def spanned(grid: Any) -> list[Setting]:
-    """The settings of a grid, or of several, as `sweep` takes them."""
-    several = not isinstance(grid, Mapping)
-    if several and (isinstance(grid, str) or not validation.is_iterable(grid)):
-        raise TypeError(f"grid must be a dict of lists of values, or a list of them, got {grid!r}")
-    found: list[Setting] = []
-    for i, one in enumerate(list(grid) if several else [grid]):
-        name = f"grid[{i}]" if several else "grid"
-        _check_keys(one, name)
-        columns = []
-        for key, values in one.items():
-            if isinstance(values, (str, bytes, Mapping)) or not validation.is_iterable(values):
-                raise TypeError(
-                    f"{name} must hold a list of values for {key!r}, got {values!r}; for one "
-                    f"value write [{values!r}]"
-                )
-            try:
-                columns.append(list(values))
-            except MemoryError:
-                raise MemoryError(f"{name} holds more values for {key!r} than memory can") from None
-            if not columns[-1]:
-                raise ValueError(f"{name} holds no value for {key!r}")
-        validation.room(f"a setting for every combination of {name}", 64 * prod(map(len, columns)))
-        found += [dict(zip(one, values, strict=True)) for values in itertools.product(*columns)]
-    if not found:
-        raise ValueError("grid is empty")
-    return found
-
-
-def _check_keys(setting: Any, name: str) -> None:
-    if not isinstance(setting, Mapping):
-        raise TypeError(f"{name} must be a dict, got {setting!r}")
-    for key in setting:
-        if key not in KEYS:
-            raise ValueError(f"unknown key {key!r} in {name}; known: {', '.join(KEYS)}")
-
-
-def _shape(setting: Setting) -> tuple[Any, ...]:
-    """What networks of one population have in common, to tell groups by."""
-    sizes = validation.sizes(setting["sizes"])
-    dtype = validation.dtype(setting.get("dtype", "float32"))
-    return (
-        sizes,
-        resolve_activations(setting.get("activation", "sigmoid"), len(sizes) - 1),
-        costs.get(setting.get("cost", "quadratic")),
-        dtype,
-        resolve_precision(setting.get("precision"), dtype),
-        validation.one_of("backend", setting.get("backend", "auto"), ("auto", *backends.names())),
-        validation.one_of(
-            "initial_weights",
-            setting.get("initial_weights", "auto"),
-            ("auto", *initializers.names()),
-        ),
-    )
-
-
-def _optimizer(setting: Setting) -> Optimizer:
-    """The setting's optimizer, with what the setting says of momentum and the like."""
-    optimizer = optimizers.get(setting.get("optimizer", "sgd"))
-    changes = {name: setting[name] for name in _OPTIMIZER if name in setting}
-    known = [field.name for field in fields(optimizer)]
-    for name in changes:
-        if name not in known:
-            raise ValueError(
-                f"{name} is no setting of {type(optimizer).__name__}, which takes "
-                f"{', '.join(known)}"
-            )
-    return replace(optimizer, **changes)
-
-
 def _check_metric(metric: str | None, groups: Sequence[_Group]) -> None:
     """Before hours of training: whether their results can be ranked."""
     if metric is not None:
@@ -542,21 +409,6 @@ def _has_classes(data: Data) -> bool:
     return data.validation is not None and validation.classes_of(data.validation[1]) is not None
 
 
-def _named(number: int, given: Sequence[Setting]) -> str:
-    setting = ", ".join(f"{name}={_shown(value)}" for name, value in given[number].items())
-    return f"setting {number} ({setting})"
-
-
 def _history(network: Network) -> History:
     assert network.history is not None
     return network.history
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (float, np.floating)):
-        return f"{value:.4g}"
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    return str(value)

@@ -23,7 +23,8 @@ from .. import optimizers, sweeps
 from ..datasets import Dataset
 from ..errors import ArgumentError
 from ..files import write_whole
-from ..sweeps import Setting, SweepResult
+from ..grids import KEYS, Setting, spanned
+from ..sweeps import SweepResult
 from ..training import EarlyStopping
 from .arguments import (
     add_backend,
@@ -76,7 +77,7 @@ def add(commands: Any) -> None:
         help="train a network for every setting of a grid, here or on a Dask cluster",
         description="Train a network for every setting of a grid, those of one shape at once, and "
         "show them as a table, best first.",
-        epilog=_GRID.format(keys=fill(", ".join(sweeps.KEYS), 78)),
+        epilog=_GRID.format(keys=fill(", ".join(KEYS), 78)),
         formatter_class=GridHelpFormatter,
     )
     option = parser.add_argument
@@ -130,7 +131,7 @@ def _sweep(args: argparse.Namespace) -> int:
         if args.out and Path(args.out).suffix not in _WRITERS:
             raise ValueError(f"--out must end in {' or '.join(_WRITERS)}, got {args.out!r}")
         grids, shared = _read(Path(args.grid))
-        settings = sweeps.spanned(grids)
+        settings = spanned(grids)
         callbacks = [] if args.patience is None else [EarlyStopping(patience=args.patience)]
         named = {(shared | setting).get("cost") for setting in settings}
         data = read_data(args, "poisson" if named == {"poisson"} else None)
@@ -211,8 +212,8 @@ def _read(path: Path) -> tuple[Any, Setting]:
         raise ValueError(f"{path} has no [grid]")
     grid = found.pop("grid")
     for key in found:
-        if key not in sweeps.KEYS:
-            raise ValueError(f"{path}: unknown key {key!r}; known: grid, {', '.join(sweeps.KEYS)}")
+        if key not in KEYS:
+            raise ValueError(f"{path}: unknown key {key!r}; known: grid, {', '.join(KEYS)}")
     return grid, found
 
 
