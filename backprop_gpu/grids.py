@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from math import prod
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from . import backends, costs, initializers, optimizers, validation
+from .costs import Cost
 from .model import resolve_activations
 from .optimizers import Optimizer
 from .precision import resolve as resolve_precision
+from .training.settings import Data
 
 #: The arguments of `Network` that a setting may hold. Networks that agree in them, the seed
 #: aside, form a population.
@@ -21,10 +24,10 @@ SHAPE = ("sizes", "activation", "cost", "dtype", "precision", "backend", "initia
 _NETWORK = (*SHAPE, "seed")
 _FIT = ("epochs", "batch_size", "learning_rate", "optimizer")
 #: What the optimizers take, named as in their classes.
-_OPTIMIZER = tuple(dict.fromkeys(field.name for kind in optimizers.KINDS for field in fields(kind)))
+OPTIMIZER = tuple(dict.fromkeys(field.name for kind in optimizers.KINDS for field in fields(kind)))
 #: What a setting may hold.
-KEYS = (*_NETWORK, *_FIT, *_OPTIMIZER)
-_NEEDED = ("sizes", "epochs", "batch_size", "learning_rate")
+KEYS = (*_NETWORK, *_FIT, *OPTIMIZER)
+NEEDED = ("sizes", "epochs", "batch_size", "learning_rate")
 
 Setting = dict[str, Any]
 
@@ -52,7 +55,7 @@ def given_settings(caller: str, grid: Any, settings: Any, shared: Any) -> list[S
     check_keys(shared, "the arguments that all settings share")
     given = _given(caller, grid, settings)
     for i, setting in enumerate(given):
-        missing = [name for name in _NEEDED if name not in setting and name not in shared]
+        missing = [name for name in NEEDED if name not in setting and name not in shared]
         if missing:
             raise ValueError(
                 f"{named(i, given)} has no {missing[0]}: give it there, or to {caller} for all"
@@ -86,6 +89,11 @@ def spanned(grid: Any) -> list[Setting]:
         check_keys(one, name)
         columns = []
         for key, values in one.items():
+            if is_distribution(values):
+                raise TypeError(
+                    f"{name} holds a distribution for {key!r}: values are drawn from it where "
+                    "sweep is given trials, how many"
+                )
             if isinstance(values, (str, bytes, Mapping)) or not validation.is_iterable(values):
                 raise TypeError(
                     f"{name} must hold a list of values for {key!r}, got {values!r}; for one "
@@ -102,6 +110,41 @@ def spanned(grid: Any) -> list[Setting]:
     if not found:
         raise ValueError("grid is empty")
     return found
+
+
+def is_distribution(value: Any) -> bool:
+    """Whether it is one of Optuna's, which is not imported for it."""
+    optuna = sys.modules.get("optuna.distributions")
+    return optuna is not None and isinstance(value, optuna.BaseDistribution)
+
+
+def check_metric(
+    metric: str | None, validated: bool, classes: bool, costs: Collection[Cost]
+) -> None:
+    """Before hours of training: whether their results can be ranked.
+
+    Parameters
+    ----------
+    validated, classes : bool
+        Whether there are validation data, and whether all targets of these are classes.
+    costs : collection of Cost
+        All that there are.
+    """
+    if metric is not None:
+        validation.one_of("metric", metric, ("val_accuracy", "val_loss", "loss"))
+    if metric in ("val_loss", "val_accuracy") and not validated:
+        raise ValueError(f"metric {metric!r} needs validation_data")
+    if metric == "val_accuracy" and not classes:
+        raise ValueError("metric 'val_accuracy' needs validation_data whose targets are classes")
+    if metric is None and not classes and len(costs) > 1:
+        raise ValueError(
+            "settings with different costs cannot be ranked by a cost: give validation_data "
+            "whose targets are classes, or a metric"
+        )
+
+
+def has_classes(data: Data) -> bool:
+    return data.validation is not None and validation.classes_of(data.validation[1]) is not None
 
 
 def check_keys(setting: Any, name: str) -> None:
@@ -134,7 +177,7 @@ def shape_of(setting: Setting) -> tuple[Any, ...]:
 def optimizer_of(setting: Setting) -> Optimizer:
     """The setting's optimizer, with what the setting says of momentum and the like."""
     optimizer = optimizers.get(setting.get("optimizer", "sgd"))
-    changes = {name: setting[name] for name in _OPTIMIZER if name in setting}
+    changes = {name: setting[name] for name in OPTIMIZER if name in setting}
     known = [field.name for field in fields(optimizer)]
     for name in changes:
         if name not in known:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from . import validation
-from .grids import SHAPE, Setting, given_settings, named, optimizer_of, shape_of, shown, table
+from .grids import (
+    SHAPE,
+    Setting,
+    check_metric,
+    given_settings,
+    has_classes,
+    named,
+    optimizer_of,
+    shape_of,
+    shown,
+    table,
+)
 from .model import Model
 from .network import Network
 from .population import Population, check_room, history_keys, history_metric
@@ -21,6 +32,10 @@ from .training.fitting import Beginning, make_run, resolve_plan
 from .training.member_tasks import ClusterPart, train_on_cluster
 from .training.progress import ProgressBar
 from .training.settings import Data, Settings, check_data, check_settings
+from .tuning import OptunaTrials
+
+if TYPE_CHECKING:
+    import optuna
 
 
 class Best(NamedTuple):
@@ -40,19 +55,25 @@ class SweepResult:
         ``val_loss`` and ``val_accuracy`` are those of the network's weights, which are those of
         the last epoch unless `EarlyStopping` restored others (see `History`);
         ``epochs_trained`` says how many epochs there were, ``failed`` what went wrong, or None.
+        Of trials ``trial`` is the number in the study, and ``pruned`` whether it was.
     networks : list of Network
         networks[i] is that of rows[i], with its ``history``.
     metric : str
         "val_accuracy", "val_loss" or "loss", by which rows are ranked.
     ranking : list of int
-        Numbers of the rows, best first; those that failed come last.
+        Numbers of the rows, best first; then come those that were pruned, then those that failed.
+    study : optuna.Study or None
+        Whose trials these are.
     """
 
-    def __init__(self, rows: list[Setting], networks: list[Network], metric: str) -> None:
-        self.rows, self.networks, self.metric = rows, networks, metric
+    def __init__(
+        self, rows: list[Setting], networks: list[Network], metric: str, study: Any = None
+    ) -> None:
+        self.rows, self.networks, self.metric, self.study = rows, networks, metric, study
         sound = [i for i, row in enumerate(rows) if row["failed"] is None]
         keys = history_keys([_history(networks[i]) for i in sound], metric)
         self.ranking = [i for _, i in sorted(zip(keys, sound, strict=True))]
+        self.ranking.sort(key=lambda i: bool(rows[i].get("pruned")))  # as they were, else
         self.ranking += [i for i, row in enumerate(rows) if row["failed"] is not None]
 
     @property
@@ -79,8 +100,9 @@ class SweepResult:
 
     def __str__(self) -> str:
         columns = self.to_dict()
-        if not any(columns["failed"]):
-            del columns["failed"]
+        for name in ("pruned", "failed"):
+            if not any(columns.get(name, ["shown"])):
+                del columns[name]
         return table(columns, self.ranking)
 
     def __repr__(self) -> str:
@@ -92,7 +114,7 @@ class SweepResult:
 
 
 #: The columns that `sweep` adds to the settings.
-_RESULTS = ("loss", "val_loss", "val_accuracy", "epochs_trained", "failed")
+_RESULTS = ("loss", "val_loss", "val_accuracy", "epochs_trained", "pruned", "failed")
 
 
 def sweep(
@@ -110,9 +132,16 @@ def sweep(
     client: Any = None,
     sample_weight: Any = None,
     class_weight: Any = None,
+    trials: int | None = None,
+    sampler: optuna.samplers.BaseSampler | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+    study: optuna.Study | None = None,
+    at_once: int | None = None,
     **shared: Any,
 ) -> SweepResult:
     """Train a network for every setting; networks of one shape train at once, as a `Population`.
+
+    With `trials` the settings are drawn from the grid by Optuna: see Notes.
 
     Parameters
     ----------
@@ -120,6 +149,7 @@ def sweep(
     Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
     grid : dict of str to values, or a list of such dicts
         Every combination of the values is a setting; of a list, the combinations of each dict.
+        With `trials` one dict, in which an optuna distribution may stand in place of values.
     settings : iterable of dict
         The settings themselves, instead of a grid.
     seeds : int
@@ -137,6 +167,18 @@ def sweep(
         `Population.fit`. Data are sent once, however many shapes there are.
     sample_weight, class_weight : optional
         As in `Network.fit`.
+    trials : int, optional
+        How many settings to draw from the grid, with Optuna (extra ``optuna``).
+    sampler : optuna.samplers.BaseSampler, optional
+        What draws them; by default a TPESampler, seeded by `seed` if that is given.
+    pruner : optuna.pruners.BasePruner, optional
+        What ends trials in mid-training; by default nothing does.
+    study : optuna.Study, optional
+        Takes the trials, in place of a study in memory; it has a sampler and a pruner of its own,
+        and a storage that `optuna-dashboard` shows. Trials that are enqueued there come first.
+    at_once : int, optional
+        How many trials train at once; by default four a core, or one for each multiprocessor of a
+        GPU. The more there are, the fewer a sampler has heard of when it draws the next.
     **shared
         What all settings have in common, for example ``sizes=[784, 30, 10], epochs=10``; a
         setting that names the same key goes first.
@@ -158,9 +200,19 @@ def sweep(
         If all networks failed.
     RuntimeError
         If a worker cannot train them, or all have died.
+    ImportError
+        If there are trials, and no Optuna.
 
     Notes
     -----
+    With `trials` each network is a trial. After every epoch it reports the metric (the step is the
+    epoch, counted from 0); one that the pruner ends gives its place to the next trial at once, and
+    keeps the weights of its last epoch. Of trials that have reported the same epoch the pruner is
+    asked about the best first. The study maximises ``val_accuracy``, or minimises a loss. A trial
+    whose cost turned NaN or infinite has the state FAIL; after Ctrl-C, or an exception in a
+    callback, so have those that were training. What a trial's network learns depends, to the bit,
+    neither on the others nor on when it joined them.
+
     A setting may hold the arguments of `Network` (sizes, activation, cost, dtype, precision,
     backend, seed, initial_weights), of `fit` (epochs, batch_size, learning_rate, optimizer) and of
     the optimizer (momentum, nesterov, beta1, beta2, epsilon, weight_decay, l1, l2, clip_norm,
@@ -181,11 +233,32 @@ def sweep(
     """
     seeds = validation.integer("seeds", seeds, 1)
     validation.boolean("progress", progress)
+    if any(each is not None for each in (trials, sampler, pruner, study, at_once)):
+        for name, given_too in (
+            ("settings", settings is not None), ("seeds", seeds > 1), ("client", client is not None)
+        ):  # fmt: skip
+            if given_too:
+                raise TypeError(f"trials and {name} exclude each other: give one of them")
+        of_optuna = OptunaTrials(
+            "sweep", grid, shared, (X, Y, validation_data, sample_weight, class_weight), callbacks,
+            metric=metric, trials=trials, at_once=at_once, sampler=sampler, pruner=pruner,
+            study=study, engine=engine,
+        )  # fmt: skip
+        with ProgressBar(of_optuna.expected, progress, of_optuna.trials) as bar:
+            of_optuna.run(bar)
+        for i, row in enumerate(of_optuna.rows):
+            row["pruned"] = i in of_optuna.pruned
+        return _result(of_optuna, of_optuna.metric, of_optuna.study)
     cluster = None if client is None else Cluster(client)
     given = given_settings("sweep", grid, settings, shared)
     rows = X, Y, validation_data, sample_weight, class_weight
     trials = Trials("sweep", given, shared, seeds, [None], rows, callbacks)
-    _check_metric(metric, trials.groups)
+    check_metric(
+        metric,
+        trials.groups[0].validated,
+        all(group.classes for group in trials.groups),
+        {group.cost for group in trials.groups},
+    )
     trials.train(engine, cluster, progress)
     return _result(trials, metric)
 
@@ -317,7 +390,7 @@ def _bar(groups: Sequence[_Group], progress: bool) -> ProgressBar:
     return ProgressBar(total, progress, sum(len(group.numbers) for group in groups))
 
 
-def _result(trials: Trials, metric: str | None) -> SweepResult:
+def _result(trials: Trials | OptunaTrials, metric: str | None, study: Any = None) -> SweepResult:
     rows, networks, failed = trials.rows, trials.networks, trials.failed
     if failed:
         first = min(failed)
@@ -336,7 +409,7 @@ def _result(trials: Trials, metric: str | None) -> SweepResult:
         row["epochs_trained"] = len(history)
         row["failed"] = failed.get(i)
     sound = [_history(network) for i, network in enumerate(networks) if i not in failed]
-    return SweepResult(rows, networks, history_metric(sound, metric))
+    return SweepResult(rows, networks, history_metric(sound, metric), study)
 
 
 class _Group:
@@ -361,7 +434,7 @@ class _Group:
             )
         self.rows_of_data, self.bytes = len(data.X), data.bytes
         self.cost = model.cost
-        self.classes = _has_classes(data)
+        self.classes = has_classes(data)
         self.validated = data.validation is not None
         self.label = "-".join(map(str, model.sizes))
         self.numbers: list[int] = []
@@ -387,26 +460,6 @@ class _Group:
 
     def _make_population(self) -> None:
         self.population = Population(**self.shape, members=len(self.numbers), seed=self.seeds)
-
-
-def _check_metric(metric: str | None, groups: Sequence[_Group]) -> None:
-    """Before hours of training: whether their results can be ranked."""
-    if metric is not None:
-        validation.one_of("metric", metric, ("val_accuracy", "val_loss", "loss"))
-    if metric in ("val_loss", "val_accuracy") and not groups[0].validated:
-        raise ValueError(f"metric {metric!r} needs validation_data")
-    classes = all(group.classes for group in groups)
-    if metric == "val_accuracy" and not classes:
-        raise ValueError("metric 'val_accuracy' needs validation_data whose targets are classes")
-    if metric is None and not classes and len({group.cost for group in groups}) > 1:
-        raise ValueError(
-            "settings with different costs cannot be ranked by a cost: give validation_data "
-            "whose targets are classes, or a metric"
-        )
-
-
-def _has_classes(data: Data) -> bool:
-    return data.validation is not None and validation.classes_of(data.validation[1]) is not None
 
 
 def _history(network: Network) -> History:

@@ -83,6 +83,15 @@ def task_size(members: int, workers: Sequence[WorkerCapacity], operations: float
     return TaskSize(balanced, f"{members} members over {room} cores, {TASKS_A_SLOT} tasks for each")
 
 
+def trials_at_once(machine: WorkerCapacity) -> int:
+    """How many trials of a search train at once, where nothing else is asked for.
+
+    One for each multiprocessor of a GPU. Of cores each has `TASKS_A_SLOT`, so that all are busy
+    until nearly the end of an epoch; more would be begun before the first have told anything.
+    """
+    return machine.multiprocessors or TASKS_A_SLOT * machine.cores
+
+
 def task_cores(tasks: int, workers: Sequence[WorkerCapacity]) -> int:
     """Cores of a task: more than one where there are fewer tasks than cores."""
     return max(1, slots(workers) // tasks)

@@ -138,7 +138,7 @@ class Session:
         #: Those that are on their way.
         self.live: list[Course] = []
         #: How many train at once, if all places are taken.
-        self.places = len(courses) if whole is None else len(whole[0])
+        self.places = len(courses) if whole is None else whole[0].shape[0]
         self._within_epoch: Callable[[], None] = lambda: None
         #: The optimizer's state before several epochs at once, and a copy.
         self._before: list[tuple[Array, Array]] | None = None
