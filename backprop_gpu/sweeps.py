@@ -252,15 +252,15 @@ def sweep(
     cluster = None if client is None else Cluster(client)
     given = given_settings("sweep", grid, settings, shared)
     rows = X, Y, validation_data, sample_weight, class_weight
-    trials = Trials("sweep", given, shared, seeds, [None], rows, callbacks)
+    of_grid = Trials("sweep", given, shared, seeds, [None], rows, callbacks)
     check_metric(
         metric,
-        trials.groups[0].validated,
-        all(group.classes for group in trials.groups),
-        {group.cost for group in trials.groups},
+        of_grid.groups[0].validated,
+        all(group.classes for group in of_grid.groups),
+        {group.cost for group in of_grid.groups},
     )
-    trials.train(engine, cluster, progress)
-    return _result(trials, metric)
+    of_grid.train(engine, cluster, progress)
+    return _result(of_grid, metric)
 
 
 class Trials:

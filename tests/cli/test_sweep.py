@@ -191,4 +191,4 @@ def test_help_wraps_paragraphs_and_keeps_the_example(capsys: pytest.CaptureFixtu
     lines = capsys.readouterr().out.splitlines()
     assert "  learning_rate = [0.001, 0.003, 0.01]" in lines
     assert max(map(len, lines)) <= 90
-    assert command.sweeps.KEYS[0] == "sizes"
+    assert command.KEYS[0] == "sizes"
