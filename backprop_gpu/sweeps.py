@@ -121,7 +121,9 @@ def sweep(
     X: Any,
     Y: Any,
     *,
-    grid: Mapping[str, Iterable[Any]] | Sequence[Mapping[str, Iterable[Any]]] | None = None,
+    grid: Mapping[str, Iterable[Any] | optuna.distributions.BaseDistribution]
+    | Sequence[Mapping[str, Iterable[Any]]]
+    | None = None,
     settings: Iterable[Mapping[str, Any]] | None = None,
     seeds: int = 1,
     validation_data: tuple[Any, Any] | None = None,
