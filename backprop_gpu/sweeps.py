@@ -179,8 +179,10 @@ def sweep(
         Takes the trials, in place of a study in memory; it has a sampler and a pruner of its own,
         and a storage that `optuna-dashboard` shows. Trials that are enqueued there come first.
     at_once : int, optional
-        How many trials train at once; by default four a core, or one for each multiprocessor of a
-        GPU. The more there are, the fewer a sampler has heard of when it draws the next.
+        How many trials train at once: the more there are, the more a pruner has to compare, and
+        the less a sampler has heard of when it draws the next. By default four a core, 64 where
+        the sampler does not heed what trials come to (RandomSampler, GridSampler,
+        BruteForceSampler), or one for each multiprocessor of a GPU; and what 1 GiB has room for.
     **shared
         What all settings have in common, for example ``sizes=[784, 30, 10], epochs=10``; a
         setting that names the same key goes first.

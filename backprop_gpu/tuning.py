@@ -348,8 +348,8 @@ class OptunaTrials:
         self.metric = metric or (
             "val_accuracy" if self.classes else "val_loss" if self.validated else "loss"
         )
-        self.at_once = self._places(at_once)
         self.study = self._study(sampler, pruner, study)
+        self.at_once = self._places(at_once)
         self._prunes = not isinstance(self.study.pruner, self._optuna.pruners.NopPruner)
         if self._prunes and metric is None and not self.validated:
             raise ValueError(
@@ -428,9 +428,15 @@ class OptunaTrials:
     def _places(self, at_once: Any) -> int:
         if at_once is not None:
             return min(validation.integer("at_once", at_once, 1), self.trials)
-        devices = [model.device for model in self._models.values()]
+        models, kinds = self._models.values(), self._optuna.samplers
+        devices = [model.device for model in models]
         widest = max((each.multiprocessors for each in devices if each is not None), default=0)
-        return min(trials_at_once(WorkerCapacity(threads.cores(), widest)), self.trials)
+        lone = kinds.RandomSampler, kinds.GridSampler, kinds.BruteForceSampler
+        # Parameters, those of the epoch before, and two of the optimizer's.
+        size = max(4 * model.layout.length * model.dtype.itemsize for model in models)
+        machine = WorkerCapacity(threads.cores(), widest)
+        learns = not isinstance(self.study.sampler, lone)
+        return min(trials_at_once(machine, learns, size), self.trials)
 
     def _study(self, sampler: Any, pruner: Any, study: Any) -> Study:
         optuna = self._optuna

@@ -249,8 +249,27 @@ def test_a_sampler_that_has_nothing_left():
 
 
 def test_how_many_at_once():
-    assert trials_at_once(WorkerCapacity(6)) == 24
-    assert trials_at_once(WorkerCapacity(6, 132)) == 132
+    machine, device = WorkerCapacity(6), WorkerCapacity(6, 132)
+    assert trials_at_once(machine, learns=True, size=1000) == 24
+    assert trials_at_once(machine, learns=False, size=1000) == 384
+    assert trials_at_once(machine, learns=True, size=1 << 27) == 8
+    assert trials_at_once(machine, learns=True, size=1 << 33) == 6
+    assert trials_at_once(device, learns=True, size=1000) == 132
+    assert trials_at_once(device, learns=True, size=1 << 33) == 1
+
+
+@pytest.mark.parametrize(("sampler", "share"), [(TPESampler(seed=0), 4), (RandomSampler(0), 64)])
+def test_a_sampler_that_learns_hears_of_the_first(sampler, share, monkeypatch):
+    monkeypatch.setattr("backprop_gpu.threads.cores", lambda: 1)
+    running = []
+
+    def watch(network, history):
+        states = [trial.state for trial in study.get_trials(deepcopy=False)]
+        running.append(states.count(TrialState.RUNNING))
+
+    study = optuna.create_study(direction="maximize", sampler=sampler, pruner=NopPruner())
+    run(study=study, trials=9, epochs=2, callbacks=[watch])
+    assert max(running) == min(share, 9)
 
 
 # -- failures ------------------------------------------------------------------------------------
