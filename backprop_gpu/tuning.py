@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
     from .training.history import History
 
-#: What may be any real number, and what whole numbers alone.
+#: What may be any real number, and what (WHOLE) whole numbers alone.
 _REAL = ("learning_rate", *(key for key in OPTIMIZER if key != "nesterov"))
-_WHOLE = ("epochs", "batch_size", "seed")
+WHOLE = ("epochs", "batch_size", "seed")
 #: What a categorical distribution stores as it is.
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -66,6 +66,22 @@ def optuna_module() -> Any:
             "trials need Optuna, which is not installed: pip install 'backprop_gpu[optuna]'"
         ) from error
     return optuna
+
+
+def default_metric(validated: bool, classes: bool) -> str:
+    """What trials report where nothing else is asked for.
+
+    Parameters
+    ----------
+    validated, classes : bool
+        Whether there are validation data, and whether their targets are classes.
+    """
+    return "val_accuracy" if classes else "val_loss" if validated else "loss"
+
+
+def direction_of(metric: str) -> str:
+    """Of a study of trials that report a metric: "maximize" or "minimize"."""
+    return "maximize" if metric == "val_accuracy" else "minimize"
 
 
 class SearchSpace:
@@ -92,6 +108,8 @@ class SearchSpace:
         check_keys(grid, "grid")
         if not grid:
             raise ValueError("grid is empty")
+        #: As it was given.
+        self.grid = grid
         self.distributions: dict[str, BaseDistribution] = {}
         #: What each category stands for.
         self._values: dict[str, dict[Any, Any]] = {}
@@ -101,7 +119,7 @@ class SearchSpace:
     def _add(self, key: str, values: Any) -> None:
         kinds = optuna_module().distributions
         if isinstance(values, (kinds.FloatDistribution, kinds.IntDistribution)):
-            allowed = [kinds.IntDistribution] if key in (*_WHOLE, *_REAL) else []
+            allowed = [kinds.IntDistribution] if key in (*WHOLE, *_REAL) else []
             allowed += [kinds.FloatDistribution] if key in _REAL else []
             if type(values) not in allowed:
                 names = [kind.__name__ for kind in (*allowed, kinds.CategoricalDistribution)]
@@ -345,9 +363,7 @@ class OptunaTrials:
         self.validated = known[0][0].validation is not None
         costs = {model.cost for model in self._models.values()}
         check_metric(metric, self.validated, self.classes, costs)
-        self.metric = metric or (
-            "val_accuracy" if self.classes else "val_loss" if self.validated else "loss"
-        )
+        self.metric = metric or default_metric(self.validated, self.classes)
         self.study = self._study(sampler, pruner, study)
         self.at_once = self._places(at_once)
         self._prunes = not isinstance(self.study.pruner, self._optuna.pruners.NopPruner)
@@ -440,7 +456,7 @@ class OptunaTrials:
 
     def _study(self, sampler: Any, pruner: Any, study: Any) -> Study:
         optuna = self._optuna
-        direction = "maximize" if self.metric == "val_accuracy" else "minimize"
+        direction = direction_of(self.metric)
         for name, value, kind, example in (
             ("sampler", sampler, optuna.samplers.BaseSampler, "TPESampler"),
             ("pruner", pruner, optuna.pruners.BasePruner, "HyperbandPruner"),
