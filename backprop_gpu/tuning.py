@@ -143,7 +143,7 @@ class SearchSpace:
         if not listed:
             raise ValueError(f"grid holds no value for {key!r}")
         names_of = [_category(each, i) for i, each in enumerate(listed)]
-        if len({(type(name), name) for name in names_of}) < len(names_of):
+        if len(set(names_of)) < len(names_of):
             raise ValueError(f"grid holds a value for {key!r} twice: {listed!r}")
         self._values[key] = dict(zip(names_of, listed, strict=True))
         self.distributions[key] = kinds.CategoricalDistribution(names_of)

@@ -354,6 +354,7 @@ def test_what_ends_it_early(error):
         ({"grid": {"learning_rate": []}}, ValueError, "no value"),
         ({"grid": {"learning_rate": 0.1}}, TypeError, "distribution or a list of values"),
         ({"grid": {"learning_rate": [0.1, 0.1]}}, ValueError, "twice"),
+        ({"grid": {"learning_rate": [1, 1.0]}}, ValueError, "twice"),
         ({"grid": {"momentum": [0.1]}}, ValueError, "has no learning_rate"),
         ({"grid": {}}, ValueError, "grid is empty"),
         ({"grid": [{"learning_rate": RATE}]}, TypeError, "one dict"),
