@@ -30,7 +30,7 @@ import numpy as np
 from .measure import settle
 
 
-class Problem:
+class StudyProblem:
     """A study's data and search space."""
 
     def __init__(
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--at-once", type=int, nargs="*", default=[8])
     parser.add_argument("--no-pruner", action="store_true", help="train every trial to its end")
     args = parser.parse_args(argv)
-    problem = Problem(args.trials, args.epochs, args.hidden, args.batches, not args.no_pruner)
+    problem = StudyProblem(args.trials, args.epochs, args.hidden, args.batches, not args.no_pruner)
     named: dict[str, Callable[[], Any]] = {"sweep": problem.as_sweep}
     for count in args.at_once:
         named[f"sweep, at_once={count}"] = lambda count=count: problem.as_sweep(count)  # type: ignore[misc]
