@@ -77,7 +77,7 @@ class AbiMember(Structure):
         ("by_inputs", c_int32), ("epochs", c_int32), ("shards", c_int32),
         ("first_shard", c_int32), ("end_shard", c_int32),
         ("rows", c_int64), ("order", c_void_p), ("coefficients", c_void_p),
-        ("weights", c_void_p),
+        ("weights", c_void_p), ("rates", c_void_p), ("keys", c_void_p), ("first_step", c_int64),
         ("clip_value", c_double), ("clip_norm", c_double), ("l1", c_double),
         ("d1", c_double), ("d2", c_double), ("epsilon", c_double),
         ("slices", c_void_p), ("p", c_void_p), ("state", c_void_p * 2), ("costs", c_void_p),
@@ -297,7 +297,7 @@ def readable(X: Any, dtype: np.dtype[Any]) -> Any:
     return np.ascontiguousarray(X, dtype)
 
 
-_ABI = 6
+_ABI = 7
 _NO_THREADS = "the system has no more threads, or no memory for them: {} are needed"
 
 

@@ -186,12 +186,13 @@ class Model:
         compiled = resident and self.choice.backend == "numpy"
         processor = f"compiled for {cpu.library().description}" if compiled else ""
         key = run, tuple(obstacles.items()), threads.cores(), processor
-        plan = self._plans.get(key)
+        plan, drops = self._plans.get(key), run is not None and run.drops
         if plan is None:
             plan = planning.choose_plan(
                 self.sizes, self.dtype.name, self.choice, self.device, run, obstacles, key[2],
                 self.cost.builtin, algorithm, processor, self.precision,
-                fusion.kept_slopes(self.activations, self.precision), self._sigmas,
+                fusion.kept_slopes(self.activations, self.precision, drops),
+                self._sigmas_of(run),
             )  # fmt: skip
             if self.device is None:
                 if len(self._plans) >= 8:  # what a search needs
@@ -199,9 +200,10 @@ class Model:
                 self._plans[key] = plan
         return plan
 
-    @property
-    def _sigmas(self) -> tuple[str, ...]:
-        """The names of our σ, for the planner."""
+    def _sigmas_of(self, run: Run | None) -> tuple[str, ...]:
+        """The names of our σ, for the planner: of those that an epilogue of a product may apply."""
+        if run is not None and run.drops:  # which comes between σ and the next product
+            return ("",) * len(self.activations)
         return tuple(sigma.name if sigma.builtin else "" for sigma in self.activations)
 
     def _failed_check(self, plan: Plan, run: Run) -> str | None:
@@ -210,7 +212,12 @@ class Model:
         from . import self_check
 
         return self_check.engine_obstacle(
-            cast("CudaBackend", self.backend), self.activations, self.cost, plan, run.rules
+            cast("CudaBackend", self.backend),
+            self.activations,
+            self.cost,
+            plan,
+            run.rules,
+            run.drops,
         )
 
     def check_plan(self, plan: Any, run: Run) -> Plan:
@@ -234,14 +241,14 @@ class Model:
         obstacle = self.obstacle(plan.engine, replace(run, ranks=run.ranks or int(plan.shards > 1)))
         if obstacle is None and plan.captured and not self.cost.builtin:
             obstacle = "it captures steps, and a user's cost cannot be captured"
-        slopes = fusion.kept_slopes(self.activations, self.precision)
+        slopes = fusion.kept_slopes(self.activations, self.precision, run.drops)
         forms = [planned.fusion for planned in plan.batches if planned.fusion is not None]
         if obstacle is None and any(form.slopes != slopes for form in forms):
             obstacle = "its kernel is for other activations"
         obstacle = obstacle or plan.obstacle(run, self.dtype.itemsize, self.device)
         for planned in plan.batches if obstacle is None else ():
             if planned.products:
-                obstacle = obstacle or planning.misfit(dict(planned.products), self._sigmas)
+                obstacle = obstacle or planning.misfit(dict(planned.products), self._sigmas_of(run))
         obstacle = obstacle or self._failed_check(plan, run)
         if obstacle is not None:
             raise ValueError(f"this training cannot run by plan (engine {plan.engine}): {obstacle}")

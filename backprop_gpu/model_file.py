@@ -125,7 +125,7 @@ def load(path: Any) -> Saved:
     """
     with opened(path, "model file") as file:
         layout, names, cost, dtype, precision = _describe(file)
-        preprocessing = _preprocessing(file, layout)
+        preprocessing = _preprocessing(file, layout, cost)
         held, shapes = set(file.keys()), shapes_of(layout)
         is_checkpoint = CHECKPOINT in (file.metadata() or {})
         if is_checkpoint:
@@ -190,13 +190,15 @@ def _describe(file: Any) -> tuple[Layout, list[str], str, np.dtype[Any], str]:
     return layout, names, cost, dtype, precision
 
 
-def _preprocessing(file: Any, layout: Layout) -> Preprocessing | None:
+def _preprocessing(file: Any, layout: Layout, cost: str) -> Preprocessing | None:
     """What is done to data before the network, if anything is."""
     text = (file.metadata() or {}).get(PREPROCESSING)
     if text is None:
         return None
+    *sizes, outputs = layout.sizes
     try:
-        return Preprocessing.from_json(text, layout.sizes)
+        targets = costs.get(cost).targets_of(outputs)
+        return Preprocessing.from_json(text, (*sizes, targets))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"damaged preprocessing: {error}") from error
 

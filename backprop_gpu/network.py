@@ -247,6 +247,7 @@ class Network:
         buffer_rows: int | None = None,
         sample_weight: Any = None,
         class_weight: Any = None,
+        dropout: float | Sequence[float] = 0.0,
     ) -> History:
         """Mini-batch gradient descent from the current weights.
 
@@ -311,6 +312,12 @@ class Network:
         class_weight : "balanced" or dict of class numbers to weights, optional
             Multiplies the weights of a class's rows. "balanced" is n / (classes · rows of the
             class), so that all classes count alike.
+        dropout : float in [0, 1), or a sequence of them, default 0
+            The share of each hidden layer's activations, or of one layer after another, that a step
+            leaves out, dividing the rest by what stays (Srivastava et al. 2014; Nielsen, chapter
+            3).
+            What is left out is drawn from the network's generator by counters (`philox`): the
+            same on every engine, and for any number of threads, ranks and members.
 
         Returns
         -------
@@ -338,7 +345,7 @@ class Network:
         shared: dict[str, Any] = {
             "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
             "optimizer": optimizer, "validation_data": validation_data, "callbacks": callbacks,
-            "progress": progress, "engine": engine, "plan": plan,
+            "progress": progress, "engine": engine, "plan": plan, "dropout": dropout,
         }  # fmt: skip
         with threads.alone("network", self):
             if batches is not None:

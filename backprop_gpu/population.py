@@ -223,6 +223,7 @@ class Population:
         client: Any = None,
         sample_weight: Any = None,
         class_weight: Any = None,
+        dropout: Any = 0.0,
         rows: Sequence[Any] | np.ndarray | None = None,
     ) -> list[History]:
         """Mini-batch gradient descent of every member from its current weights.
@@ -258,6 +259,9 @@ class Population:
             `Checkpoint`, and no `resume_from`.
         sample_weight, class_weight : optional
             As in `Network.fit`, the same for all members.
+        dropout : float, optional
+            As in `Network.fit`: one for all, or a list or array with one per member, each a number
+            or a tuple of one per hidden layer.
         rows : sequence of (k,) int arrays, optional
             The rows of X and Y that each member trains on, one array per member, perhaps of
             different lengths, such as folds, bootstraps or the steps of a learning curve: member i
@@ -306,6 +310,7 @@ class Population:
         settings = _settings(
             _check_rows(rows, len(self), len(data.X)),
             len(data.X), epochs, batch_size, learning_rate, optimizer,
+            [validation.dropout(each, len(self.sizes) - 2) for each in self._one_each(dropout)],
         )  # fmt: skip
         hooks = check_callbacks(callbacks, data.validation)
         total, done = sum(each.epochs for each in settings), 0
@@ -336,6 +341,14 @@ class Population:
                 stacklevel=2,
             )
         return histories
+
+    def _one_each(self, dropout: Any) -> list[Any]:
+        """What was given for all members, or for each."""
+        if not isinstance(dropout, list | np.ndarray):
+            return [dropout] * len(self)
+        if len(dropout) != len(self):
+            raise ValueError(f"dropout has {len(dropout)} values for {len(self)} members")
+        return list(dropout)
 
     def train(
         self,
@@ -655,6 +668,7 @@ def _settings(
     batch_size: Any,
     learning_rate: Any,
     optimizer: Any,
+    dropout: Sequence[tuple[float, ...]],
 ) -> list[Settings]:
     """The hyperparameters of each member, from one value or one per member of each.
 
@@ -687,7 +701,9 @@ def _settings(
     def check(numbered: tuple[int, tuple[Any, Any, Any, Any]]) -> Settings:
         i, values = numbered
         place = f"learning_rate[{i}]" if several else ""
-        return check_settings(counts[i], *values, checked, place, numbers=numbers[i])
+        return check_settings(
+            counts[i], *values, checked, place, numbers=numbers[i], dropout=dropout[i]
+        )
 
     rows_of_columns = list(enumerate(zip(*columns, strict=True)))
     if several:  # only a rate can still be wrong

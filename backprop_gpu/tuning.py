@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .training.history import History
 
 #: What may be any real number, and what (WHOLE) whole numbers alone.
-_REAL = ("learning_rate", *(key for key in OPTIMIZER if key != "nesterov"))
+_REAL = ("learning_rate", "dropout", *(key for key in OPTIMIZER if key != "nesterov"))
 WHOLE = ("epochs", "batch_size", "seed")
 #: What a categorical distribution stores as it is.
 _PLAIN = (bool, int, float, str, type(None))
@@ -218,7 +218,8 @@ class Room:
             settings = each.settings
             optimizer = settings.optimizer
             clips = optimizer.clip_norm is not None
-            kind = settings.batch_size, optimizer.slots, optimizer.rule, clips
+            drops = bool(settings.dropout)
+            kind = settings.batch_size, optimizer.slots, optimizer.rule, clips, drops
             self._kinds.setdefault(kind, settings)
         run = make_run(list(self._kinds.values()), self.hooks, self.engine, self.data.bytes)
         plan = self.model.plan(replace(run, members=self.places))
@@ -433,6 +434,7 @@ class OptunaTrials:
             setting["learning_rate"],
             optimizer_of(setting),
             place=place,
+            dropout=validation.dropout(setting.get("dropout", 0.0), len(setting["sizes"]) - 2),
         )
 
     def _engine_of(self, model: Model, settings: Settings, places: int) -> str:

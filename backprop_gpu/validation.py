@@ -297,6 +297,22 @@ def weights(value: Any, rows: int, name: str = "sample_weight") -> np.ndarray:
     return array
 
 
+def dropout(value: Any, layers: int) -> tuple[float, ...]:
+    """The rates of so many hidden layers, from one for all or one per layer; () where all are 0."""
+    several = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
+    given = list(value) if several else [value] * layers
+    for each in given or [value]:
+        number("dropout", each, "[0, 1)")
+    if len(given) != layers:
+        raise ValueError(
+            f"dropout must be one number, or one for each of {layers} hidden layers, got {value!r}"
+        )
+    rates = tuple(map(float, given))
+    if not several and value and not layers:
+        raise ValueError(f"dropout={value} needs a hidden layer, and the network has none")
+    return rates if any(rates) else ()
+
+
 def one_hot(name: str, labels: np.ndarray, classes: int, to: np.dtype[Any]) -> np.ndarray:
     """Integer labels (n,) in [0, classes) as rows of the identity, (n, classes)."""
     check_labels(name, labels, classes)

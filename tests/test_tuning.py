@@ -60,6 +60,7 @@ def alone(row, **arguments):
     network.fit(
         X, labels, epochs=row["epochs_trained"], batch_size=asked["batch_size"],
         learning_rate=asked["learning_rate"], optimizer=optimizer,
+        dropout=asked.get("dropout", 0.0),
         validation_data=(X[:15], labels[:15]), **arguments,
     )  # fmt: skip
     return network
@@ -72,6 +73,7 @@ MIXED = {
     "optimizer": CategoricalDistribution(["sgd", "adam"]),
     "epochs": IntDistribution(2, 9),
     "seed": [1, 2],
+    "dropout": [0.0, 0.3],
 }
 
 

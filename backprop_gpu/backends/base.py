@@ -17,6 +17,7 @@ from ..activations import Activation
 from ..costs import Cost
 from ..optimizers import Optimizer
 from ..parameters import Parameters
+from ..philox import Dropout
 from ..planning import Product
 
 Array = Any
@@ -30,7 +31,11 @@ class Epoch(Protocol):
     """
 
     def load(
-        self, order: np.ndarray, coefficients: np.ndarray, weights: np.ndarray | None = None
+        self,
+        order: np.ndarray,
+        coefficients: np.ndarray,
+        weights: np.ndarray | None = None,
+        dropout: Dropout | None = None,
     ) -> None:
         """Start an epoch at step 0. order (n,), coefficients (steps, 6), and the rows' weights (n,)
         in that order, all on the host."""
@@ -201,6 +206,14 @@ class Backend(Protocol):
         weights: Array | None = None,
     ) -> None:
         """C of this step, into the epoch's costs."""
+
+    def drop_out(
+        self, source: Array, out: Array, layer: int, epoch: Any, first_row: int = 0
+    ) -> None:
+        """out = source ⊙ what this step's dropout makes of a^layer: 0, or 1 / (1 - rate).
+
+        `source` (m, n_l) is of rows of the mini-batch from `first_row` on, and may be `out`.
+        """
 
     def update(
         self,

@@ -23,6 +23,7 @@ from ..cuda.runtime import Runtime
 from ..imports import uninterrupted
 from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
+from ..philox import Dropout, scale, threshold
 from ..precision import resolve
 
 Array = Any
@@ -41,13 +42,26 @@ class CudaEpoch:
         self.order = runtime.empty(rows, np.int32)
         #: Of the rows, in their order; there from the first epoch on that has some.
         self.weights: DeviceArray | None = None
+        #: Of dropout: its key's two words, and the number of the first step.
+        self.key: DeviceArray | None = None
+        self.dropout: Dropout | None = None
         self.coefficients = runtime.empty((steps, COEFFICIENTS), np.float64)
         self.step_costs = runtime.empty(steps, np.float64)
         self.step = runtime.zeros(1, np.int32)
 
     def load(
-        self, order: np.ndarray, coefficients: np.ndarray, weights: np.ndarray | None = None
+        self,
+        order: np.ndarray,
+        coefficients: np.ndarray,
+        weights: np.ndarray | None = None,
+        dropout: Dropout | None = None,
     ) -> None:
+        self.dropout = dropout
+        if dropout is not None:
+            if self.key is None:
+                self.key = self._runtime.empty(3, np.uint32)
+            words = np.array([*dropout.words(), dropout.first_step], np.uint32)
+            self._runtime.upload(words, self.key)
         self._runtime.upload(order.astype(np.int32), self.order)
         if weights is not None:
             if self.weights is None:
@@ -570,6 +584,21 @@ class CudaBackend:
         weights: Array | None = None,
     ) -> None:
         self._cost(z, a, y, activation, cost, epoch.step_costs, epoch.step, weights)
+
+    def drop_out(
+        self, source: Array, out: Array, layer: int, epoch: CudaEpoch, first_row: int = 0
+    ) -> None:
+        assert epoch.dropout is not None
+        rate, (m, n) = epoch.dropout.rates[layer - 1], source.shape
+        kernel = self._kernels.dropout()
+        self.runtime.launch(
+            kernel,
+            (ceil(m * ceil(n / 4) / kernel.threads), 1, 1),
+            (
+                source, out, out.rounded, epoch.key, epoch.step, np.uint32(threshold(rate)),
+                self._scalar(scale(rate)), *map(np.int32, (layer, first_row, m, n)),
+            ),
+        )  # fmt: skip
 
     def update(
         self,

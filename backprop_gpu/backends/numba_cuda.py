@@ -24,6 +24,7 @@ from ..kernels.numba_cuda import (
     BLOCK,
     TILE,
     bias_gradient,
+    dropout,
     forward,
     gather,
     hadamard,
@@ -37,6 +38,7 @@ from ..kernels.numba_cuda import cost as device_cost
 from ..kernels.numba_cuda import costs as device_costs
 from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
+from ..philox import Dropout, scale, threshold
 from .numpy import NumpyBackend
 
 Array = Any  # numba.cuda.cudadrv.devicearray.DeviceNDArray, or the simulator's stand-in
@@ -63,8 +65,13 @@ class NumbaCudaEpoch:
         self.step_costs = cuda.to_device(np.zeros(steps, np.float64))
 
     def load(
-        self, order: np.ndarray, coefficients: np.ndarray, weights: np.ndarray | None = None
+        self,
+        order: np.ndarray,
+        coefficients: np.ndarray,
+        weights: np.ndarray | None = None,
+        dropout: Dropout | None = None,
     ) -> None:
+        self.dropout = dropout
         self.order.copy_to_device(np.ascontiguousarray(order, np.int64))
         self.weights = None if weights is None else cuda.to_device(np.ascontiguousarray(weights))
         self.coefficients.copy_to_device(
@@ -327,6 +334,17 @@ class NumbaCudaBackend:
             step = int(epoch.step.copy_to_host()[0])
             value = np.array([self._cost_on_host(a, y, activation, cost, weights)])
             epoch.step_costs[step : step + 1].copy_to_device(value)
+
+    def drop_out(
+        self, source: Array, out: Array, layer: int, epoch: NumbaCudaEpoch, first_row: int = 0
+    ) -> None:
+        assert epoch.dropout is not None
+        rate, words = epoch.dropout.rates[layer - 1], epoch.dropout.words()
+        dropout.make_dropout(self.T)[_tiles(out.shape)](
+            source, out, epoch.step, np.uint32(epoch.dropout.first_step), *map(np.uint32, words),
+            np.uint32(threshold(rate)), self.dtype.type(scale(rate)), np.uint32(layer),
+            np.uint32(first_row),
+        )  # fmt: skip
 
     def update(
         self,

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import costs
+from .. import costs, philox
 from ..activations import Activation
 from ..costs import Cost
 from ..optimizers import Optimizer
 from ..parameters import Parameters
+from ..philox import Dropout
 from ..precision import resolve, round_factor
 
 
@@ -25,10 +26,16 @@ class NumpyEpoch:
         self.step_costs = np.empty(-(-rows // batch), np.float64)
 
     def load(
-        self, order: np.ndarray, coefficients: np.ndarray, weights: np.ndarray | None = None
+        self,
+        order: np.ndarray,
+        coefficients: np.ndarray,
+        weights: np.ndarray | None = None,
+        dropout: Dropout | None = None,
     ) -> None:
         self.order[...] = order
-        self.weights = weights
+        self.weights, self.dropout = weights, dropout
+        #: Of this step, by layer and rows: BP2 wants them again.
+        self.factors: dict[tuple[int, int, int], np.ndarray] = {}
         self.coefficients = coefficients.tolist()
         self.step = 0
 
@@ -284,6 +291,23 @@ class NumpyBackend:
     ) -> None:
         epoch.step_costs[epoch.step] = self.cost(z, a, y, activation, cost, weights)
 
+    def drop_out(
+        self,
+        source: np.ndarray,
+        out: np.ndarray,
+        layer: int,
+        epoch: NumpyEpoch,
+        first_row: int = 0,
+    ) -> None:
+        assert epoch.dropout is not None
+        key = layer, first_row, len(source)
+        if key not in epoch.factors:
+            step = epoch.dropout.first_step + epoch.step
+            m, n = source.shape
+            found = philox.factors(epoch.dropout, layer, step, m, n, first_row)
+            epoch.factors[key] = found.astype(self.dtype)
+        np.multiply(source, epoch.factors[key], out=out)
+
     def update(
         self,
         parameters: Parameters,
@@ -301,6 +325,7 @@ class NumpyBackend:
 
     def advance(self, epoch: NumpyEpoch) -> None:
         epoch.step += 1
+        epoch.factors = {}
 
     def repeat(self, step: Callable[[], None], times: int, captured: bool = True) -> None:
         for _ in range(times):

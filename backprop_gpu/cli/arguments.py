@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .. import backends, datasets
+from .. import backends, costs, datasets
 from ..datasets import Dataset
 from ..errors import ArgumentError
 from ..preprocessing import Options
@@ -150,7 +150,7 @@ def read_data(args: argparse.Namespace, cost: str | None) -> Dataset:
         validation=args.validation,
         scale=args.scale,
         shuffle=args.seed if shuffle else None,
-        task="regression" if cost == "poisson" else args.task,
+        task="regression" if cost and not costs.get(cost).takes_labels else args.task,
         table=Options(
             args.target,
             args.drop,

@@ -30,10 +30,13 @@ def default_rate(optimizer: str, cost: str, output: str) -> float:
     rate = 3.0 if cost == "quadratic" else 0.5
     if optimizer != "sgd":
         rate /= 10.0
+    if isinstance(costs.get(cost), costs.Hinge):  # whose slopes are 0 and 1
+        return rate / 10.0
     return rate if bounded else rate / 100.0
 
 
 def fits_numbers(data: Dataset, cost: str, output: str) -> bool:
     """Whether the target is a table's column of numbers, which outputs without bounds fit."""
     target = data.preprocessing.target if data.preprocessing else None
-    return isinstance(target, Number) and (cost, output) == ("quadratic", "identity")
+    of_numbers = cost == "quadratic" or not costs.get(cost).takes_labels
+    return isinstance(target, Number) and of_numbers and output == "identity"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .. import datasets, tables, validation
+from ..costs import Cost, GaussianNLL, Hinge, Quantile
 from ..errors import ArgumentError
 from ..network import Network
 from ..preprocessing import Number, Preprocessing
@@ -93,19 +94,23 @@ def _predict(args: argparse.Namespace) -> int:
     verdict = ""
     if isinstance(target, Number):
         header.append("prediction")
-        predicted = target.mean + target.deviation * outputs[:, 0].astype(np.float64)
+        found = net.cost.predictions(outputs)
+        predicted = target.mean + target.deviation * found[:, 0].astype(np.float64)
         columns.append([f"{value:.9g}" for value in predicted])
+        more = _more_of_numbers(net.cost, outputs, target)
+        header += more
+        columns += [[f"{value:.9g}" for value in values] for values in more.values()]
         if labels is not None:
             header.append("label")
             columns.append([f"{value:.9g}" for value in labels])
             y = (labels.reshape(-1, 1) - target.mean) / target.deviation
-            verdict = f"{len(X)} rows{goodness(y, outputs, target)}"
-    # Outputs in (0, 1) are read as classes, anything else as numbers.
-    elif target is not None or net.activations[-1].name in ("sigmoid", "softmax"):
+            verdict = f"{len(X)} rows{goodness(y, found, target)}"
+    # Outputs in (0, 1), or of a margin, are read as classes, anything else as numbers.
+    elif target is not None or _of_classes(net):
         count = max(outputs.shape[1], 2)
         levels = datasets.numbered(count) if target is None else target.levels
         # The last, by which NO_CLASS counts, is the name of none.
-        predicted = np.array([*levels, ""])[validation.predicted(outputs)]
+        predicted = np.array([*levels, ""])[validation.predicted(outputs, net.cost.threshold)]
         names = None if labels is None else datasets.names_of(labels)
         header.append("class")
         columns.append(predicted if args.verbatim else _harmless(predicted, notes))
@@ -134,6 +139,21 @@ def _predict(args: argparse.Namespace) -> int:
 #: What begins a formula in a spreadsheet (OWASP, CSV Injection), and a number that does not.
 _FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
 _PLAIN_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?(e[+-]?[0-9]+)?", re.ASCII | re.IGNORECASE)
+
+
+def _of_classes(net: Network) -> bool:
+    return isinstance(net.cost, Hinge) or net.activations[-1].name in ("sigmoid", "softmax")
+
+
+def _more_of_numbers(cost: Cost, outputs: np.ndarray, target: Number) -> dict[str, np.ndarray]:
+    """What a cost tells of a number besides a prediction, by the names of columns."""
+    outputs = outputs.astype(np.float64)
+    if isinstance(cost, GaussianNLL):
+        return {"deviation": target.deviation * cost.deviations(outputs)[:, 0]}
+    if isinstance(cost, Quantile) and len(cost.constants) > 1:
+        found = target.mean + target.deviation * outputs
+        return {f"quantile_{q:g}": found[:, j] for j, q in enumerate(cost.constants)}
+    return {}
 
 
 def _harmless(names: np.ndarray, notes: list[str]) -> list[str]:

@@ -78,7 +78,8 @@ def add(commands: Any) -> None:
     option(
         "--cost",
         metavar="NAME",
-        help=f"{known(costs.names())}; default binary_cross_entropy for classes, else quadratic",
+        help=f"{known(costs.names())}, some with parameters, such as 'huber(delta=2.0)'; default "
+        "binary_cross_entropy for classes, else quadratic",
     )
     option("--epochs", type=whole, default=EPOCHS, metavar="N", help="default %(default)s")
     option("--batch-size", type=whole, metavar="M", help=f"default {BATCH_SIZE}")
@@ -102,6 +103,11 @@ def add(commands: Any) -> None:
         default=0.0,
         metavar="LAMBDA",
         help="the penalty ½ λ Σw² added to the cost; default none",
+    )
+    option(
+        "--class-weight",
+        choices=("balanced",),
+        help="let a row count by how rare its class is, so that all classes count alike",
     )
     option(
         "--patience",
@@ -225,6 +231,7 @@ def _train_on(ranks: Communicator, given: Communicator | None, args: argparse.Na
         rate = default_rate(args.optimizer, net.cost.name, net.activations[-1].name)
     settings = [f"{args.epochs} epochs", f"batch size {batch_size}", f"learning rate {rate:g}"]
     settings += [args.optimizer] + ([f"l2 {args.l2:g}"] if args.l2 else [])
+    settings += [f"classes {args.class_weight}"] if args.class_weight else []
     settings += [f"seed {args.seed}"]
     settings += [] if args.patience is None else [f"patience {args.patience}"]
     settings += [] if resume_from is None else [f"resumed from {resume_from}"]
@@ -251,6 +258,7 @@ def _train_on(ranks: Communicator, given: Communicator | None, args: argparse.Na
                     progress=True,
                     resume_from=resume_from,
                     communicator=given or "none",
+                    class_weight=args.class_weight,
                 )
             finally:
                 termination.waits = True  # until the files are written
@@ -319,7 +327,7 @@ def _finish(net: Network, data: Dataset, out: Path, status: int, message: str) -
         fit = ""
         if data.classes is None:
             target = data.preprocessing.target if data.preprocessing else None
-            fit = goodness(data.y_val, net.predict(data.X_val), target)
+            fit = goodness(data.y_val, net.cost.predictions(net.predict(data.X_val)), target)
         print(f"validation loss: {loss:.6g}{fit}")
     return status
 
@@ -328,8 +336,7 @@ def _network(args: argparse.Namespace, data: Dataset) -> Network:
     with refused_as_arguments():
         optimizers.get(args.optimizer)
         cost = args.cost or default_cost(data)
-        costs.get(cost)
-        sizes = [data.X.shape[1], HIDDEN, data.n_outputs]
+        sizes = [data.X.shape[1], HIDDEN, costs.get(cost).outputs_of(data.n_outputs)]
         if args.sizes is not None:
             sizes = integers("--sizes", args.sizes)
             if len(sizes) >= 2 and sizes[0] != data.X.shape[1]:

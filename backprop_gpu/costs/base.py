@@ -87,6 +87,14 @@ class Cost:
         """How many targets a sample has, for so many outputs."""
         return outputs
 
+    def outputs_of(self, targets: int) -> int:
+        """How many outputs so many targets need."""
+        return targets
+
+    def predictions(self, a: np.ndarray) -> np.ndarray:
+        """(n, n_L) outputs -> (n, targets): what is predicted of each target."""
+        return a
+
     def prepare(self, Y: np.ndarray, outputs: int) -> np.ndarray:
         """(n, targets) -> (n, n_L): the targets as kernels take them."""
         return Y

@@ -427,6 +427,17 @@ class GaussianNLL(CostOfRows):
             )
         return outputs // 2
 
+    def outputs_of(self, targets: int) -> int:
+        return 2 * targets
+
+    def predictions(self, a: np.ndarray) -> np.ndarray:
+        """The means."""
+        return a[:, : a.shape[1] // 2]
+
+    def deviations(self, a: np.ndarray) -> np.ndarray:
+        """(n, n_L) outputs -> (n, targets): the standard deviations."""
+        return np.asarray(np.exp(0.5 * a[:, a.shape[1] // 2 :]))
+
     def prepare(self, Y: np.ndarray, outputs: int) -> np.ndarray:
         return np.concatenate([Y, Y], axis=1)
 

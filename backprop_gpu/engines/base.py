@@ -15,6 +15,7 @@ from ..communicators import ALONE, Communicator
 from ..costs import Cost
 from ..optimizers import Optimizer
 from ..parameters import Parameters
+from ..philox import Dropout
 from ..planning import Device, Plan, Run
 
 Array = Any
@@ -47,6 +48,8 @@ class Member:
     weights : (n,) array of the dtype, optional
         By what C_x and δ of each row count, in the order they are taken. Their mean over a
         mini-batch is 1: so means of what they multiply are weighted means.
+    dropout : Dropout, optional
+        What is left out of the activations of hidden layers.
     epochs : int
         It may be so many, one after another, as an engine's `epochs_at_once` says: `order` and
         `weights` are then (epochs n,), and what has a number for each step has them for all epochs.
@@ -58,6 +61,7 @@ class Member:
     hyperparameters: Hyperparameters
     weights: np.ndarray | None = None
     epochs: int = 1
+    dropout: Dropout | None = None
 
 
 class Described(Protocol):

@@ -70,7 +70,7 @@ class LayeredEngine(Engine):
             return self._run_shards(member, X, Y, on_step)
         whole, rest = divmod(len(member.order), hyperparameters.batch_size)
         bound = self._bind(member, X, Y)
-        bound.epoch.load(member.order, hyperparameters.coefficients, member.weights)
+        bound.epoch.load(member.order, hyperparameters.coefficients, member.weights, member.dropout)
         if hyperparameters.squares is not None:
             on_step = self._sums_squares(member.parameters, hyperparameters.squares, on_step)
         bound.refresh()
@@ -158,7 +158,7 @@ class LayeredEngine(Engine):
                 for source, out in zip(own, lent, strict=True):
                     self.backend.copy(source, out)
                 settings = replace(member.hyperparameters, optimizer=optimizer)
-                turn = Member(parameters, slots, member.order, settings, member.weights)
+                turn = replace(member, parameters=parameters, slots=slots, hyperparameters=settings)
                 costs[i] = self.run_epoch(turn, X, Y, meanwhile=meanwhile)
                 for source, out in zip(lent, own, strict=True):
                     self.backend.copy(source, out)
@@ -186,14 +186,15 @@ class LayeredEngine(Engine):
         backend: Any = passes.backend
         epoch, gradients = backend.epoch(rows, m), passes.zeros_like(parameters)
         optimizer, weighted = member.hyperparameters.optimizer, member.weights is not None
+        drops = member.dropout is not None
 
         def compute(batch: Batch) -> None:
             """From rows to an update of the parameters."""
-            passes.forward(parameters, batch)
+            passes.forward(parameters, batch, epoch)
             backend.record_cost(
                 batch.z[-1], batch.a[-1], batch.y, passes.output, self.cost, epoch, batch.weights
             )
-            passes.backward(parameters, gradients, batch)
+            passes.backward(parameters, gradients, batch, epoch)
             backend.update(parameters, gradients, slots, optimizer, epoch)
 
         def step(batch: Batch) -> None:
@@ -201,11 +202,11 @@ class LayeredEngine(Engine):
             compute(batch)
             backend.advance(epoch)
 
-        batch = passes.batch(m, weighted=weighted)
+        batch = passes.batch(m, weighted=weighted, drops=drops)
         whole = partial(step, batch)
         last = whole
         if rows % m:
-            last = partial(step, passes.batch(rows % m, weighted=weighted))
+            last = partial(step, passes.batch(rows % m, weighted=weighted, drops=drops))
         steps: Callable[[int], None] = partial(backend.repeat, whole, captured=False)
         if self.plan.captured:
             steps = _gathering_ahead(backend, compute, batch, X, Y, epoch)
@@ -223,6 +224,7 @@ def _arguments(member: Member, X: Array, Y: Array) -> Arguments:
     return (
         member.parameters, member.slots, X, Y, settings.optimizer, settings.batch_size,
         len(member.order), member.weights is not None,
+        None if member.dropout is None else hash(member.dropout.rates),
     )  # fmt: skip
 
 

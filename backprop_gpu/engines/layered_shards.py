@@ -69,7 +69,7 @@ class ShardedSteps:
         self._free = [self._buffer() for _ in range(levels + len(self._trees))]
         self._on_device = False
         self._batches: dict[int, Batch] = {}
-        self._weighted = member.weights is not None
+        self._weighted, self._drops = member.weights is not None, member.dropout is not None
         self._reduction: Reduction | None = None
         if communicator.size > 1:
             regions, dtype = [0, parameters.layout.length], passes.backend.dtype
@@ -110,7 +110,7 @@ class ShardedSteps:
         shares: np.ndarray = counts / counts.sum(axis=1, keepdims=True)
         rates = -shares[:, self._own].ravel()
         self._of_shards.load(order.ravel(), _ADDS.coefficients(rates, 0), weights)
-        self._epoch.load(member.order, settings.coefficients)
+        self._epoch.load(member.order, settings.coefficients, None, member.dropout)
         return shares
 
     def _step(self, rows: list[int], X: Array, Y: Array, member: Member) -> None:
@@ -139,7 +139,8 @@ class ShardedSteps:
         """The gradient of a tree's shards, in one of the free buffers."""
         sums: list[Parameters] = []
         for i in range(tree.size):
-            found = self._of_shard(rows[tree.first + i], X, Y)
+            shard = tree.first + i
+            found = self._of_shard(rows[shard], sum(rows[:shard]), X, Y)
             for _ in range(_trailing_ones(i)):  # as many shards as in this sum
                 left = sums.pop()
                 self._backend.update(left, found, (), _ADDS, self._once)
@@ -148,22 +149,22 @@ class ShardedSteps:
             sums.append(found)
         return sums[0]
 
-    def _of_shard(self, rows: int, X: Array, Y: Array) -> Parameters:
+    def _of_shard(self, rows: int, first_row: int, X: Array, Y: Array) -> Parameters:
         """The gradient of the next shard, its part of the step's mean."""
         backend, passes, epoch = self._backend, self._passes, self._of_shards
         found = self._free.pop()
         backend.copy(self._zeros.flat, found.flat)
         if rows:
             if rows not in self._batches:
-                self._batches[rows] = passes.batch(rows, weighted=self._weighted)
+                self._batches[rows] = passes.batch(rows, weighted=self._weighted, drops=self._drops)
             batch = self._batches[rows]
             backend.gather(X, Y, epoch, batch.a[0], batch.y, batch.weights)
-            passes.forward(self._parameters, batch)
+            passes.forward(self._parameters, batch, self._epoch, first_row)
             backend.record_cost(
                 batch.z[-1], batch.a[-1], batch.y, passes.output, passes.cost, epoch,
                 batch.weights,
             )  # fmt: skip
-            passes.backward(self._parameters, self._gradients, batch)
+            passes.backward(self._parameters, self._gradients, batch, self._epoch, first_row)
             backend.update(found, self._gradients, (), _ADDS, epoch)
         backend.advance(epoch)
         return found

@@ -37,8 +37,9 @@ class Batch:
         errors: bool = True,
         products: Mapping[str, Product] = MappingProxyType({}),
         weighted: bool = False,
+        drops: bool = False,
     ) -> None:
-        self.rows, self.products = rows, products
+        self.rows, self.products, self.drops = rows, products, drops
         self.weights = backend.empty((rows,)) if weighted else None
         self.a = [backend.empty((rows, n)) for n in sizes]
         self.z = [
@@ -56,6 +57,12 @@ class Batch:
             for l, n in enumerate(sizes[1:], start=1):
                 if products[f"forward layer {l}"].epilogue == "RELU_AUX_BIAS":
                     self.mask[l] = device.empty_mask(rows, n)
+        #: What each layer's products read of a: a itself, unless some of it is dropped out.
+        self.inputs = list(self.a)
+        for l in range(1, len(sizes) - 1) if drops else ():
+            self.inputs[l] = backend.empty((rows, sizes[l]))
+            if getattr(self.a[l], "rounded", None) is not None:
+                self.inputs[l] = cast("CudaBackend", backend).with_rounded(self.inputs[l])
 
     def twin(self, backend: Backend) -> Batch:
         """The same, but for the rows: to be filled while this one's are in use."""
@@ -64,7 +71,7 @@ class Batch:
         twin.weights = None if self.weights is None else backend.empty((self.rows,))
         if getattr(self.a[0], "rounded", None) is not None:
             first = cast("CudaBackend", backend).with_rounded(first)
-        twin.a = [first, *self.a[1:]]
+        twin.a, twin.inputs = [first, *self.a[1:]], [first, *self.inputs[1:]]
         return twin
 
 
@@ -183,26 +190,44 @@ class Passes(Reader):
         self.output: Activation = self.activations[-1]
         self._keeps_z = keeps_z(self.activations, self.cost)
 
-    def batch(self, rows: int, errors: bool = True, weighted: bool = False) -> Batch:
-        """Buffers for `rows` rows, perhaps with weights."""
+    def batch(
+        self, rows: int, errors: bool = True, weighted: bool = False, drops: bool = False
+    ) -> Batch:
+        """Buffers for `rows` rows, perhaps with weights, or with room for what dropout keeps."""
         products = {} if self._plan is None else self._plan.products_of(rows)
-        return Batch(self.backend, self.sizes, self._keeps_z, rows, errors, products, weighted)
+        described = self.backend, self.sizes, self._keeps_z, rows
+        return Batch(*described, errors, products, weighted, drops)
 
-    def forward(self, parameters: Parameters, batch: Batch) -> None:
-        """z and a of layers 1 … L, from ``batch.a[0]``."""
+    def forward(
+        self, parameters: Parameters, batch: Batch, epoch: Any = None, first_row: int = 0
+    ) -> None:
+        """z and a of layers 1 … L, from ``batch.a[0]``.
+
+        Where the batch drops out activations: of this step of an epoch, the batch's rows being
+        those of the mini-batch from `first_row` on.
+        """
         for l in range(1, len(self.sizes)):
             self.backend.forward(
                 parameters.weights[l - 1],
                 parameters.biases[l - 1],
-                batch.a[l - 1],
+                batch.inputs[l - 1],
                 self.activations[l - 1],
                 batch.z[l],
                 batch.a[l],
                 product=batch.products.get(f"forward layer {l}"),
                 mask=batch.mask[l],
             )
+            if batch.drops and l < len(self.sizes) - 1:
+                self.backend.drop_out(batch.a[l], batch.inputs[l], l, epoch, first_row)
 
-    def backward(self, parameters: Parameters, gradients: Parameters, batch: Batch) -> None:
+    def backward(
+        self,
+        parameters: Parameters,
+        gradients: Parameters,
+        batch: Batch,
+        epoch: Any = None,
+        first_row: int = 0,
+    ) -> None:
         """δ of layers L … 1 (BP1, BP2) and the mean gradients (BP3, BP4), after `forward`."""
         a, z, delta = batch.a, batch.z, batch.delta
         self.backend.output_error(
@@ -211,7 +236,7 @@ class Passes(Reader):
         for l in range(len(self.activations), 0, -1):
             self.backend.weight_gradient(
                 delta[l],
-                a[l - 1],
+                batch.inputs[l - 1],
                 gradients.weights[l - 1],
                 gradients.biases[l - 1] if batch.mask[l] is None else None,
                 product=batch.products.get(f"BP4 layer {l}"),
@@ -228,6 +253,8 @@ class Passes(Reader):
                     mask=batch.mask[l - 1],
                     biases=None if batch.mask[l - 1] is None else gradients.biases[l - 2],
                 )
+                if batch.drops:
+                    self.backend.drop_out(delta[l - 1], delta[l - 1], l - 1, epoch, first_row)
 
     # -- whole arrays of the host -------------------------------------------------
 

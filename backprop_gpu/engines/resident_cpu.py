@@ -172,12 +172,19 @@ class ResidentCpuEngine(Engine):
             part.squares = cpu.address(settings.squares)
         if member.weights is not None:
             part.weights = cpu.address(member.weights)
+        dropped = member.dropout
+        kept: tuple[Any, ...] = ()
+        if dropped is not None:
+            kept = np.array(dropped.rates), np.array(dropped.keys, np.uint64)
+            part.rates, part.keys = map(cpu.address, kept)
+            part.first_step = dropped.first_step
         if self._reduction is not None:
             part.gradient = cpu.address(self._reduction.rows[0])
-        idle = self._idle.get(template.key)
+        key = (*template.key, dropped is not None)
+        idle = self._idle.get(key)
         memory = idle.pop() if idle else self._library.memory(self._network, part, threads)
         part.memory = cpu.address(memory)
-        return part, memory, template.key, template, order, coefficients, costs_of_one
+        return part, memory, key, template, order, coefficients, kept, costs_of_one
 
     def _template(self, settings: Hyperparameters, slots: int, threads: int) -> _Template:
         """What members of the same settings have in common: that of the last one, where it fits."""
@@ -195,7 +202,7 @@ class ResidentCpuEngine(Engine):
         part = cpu.AbiMember(
             m, work.block, work.in_place, cpu.RULES.index(optimizer.rule),
             work.by_inputs and threads > 1, 0, self.plan.shards, own.start, own.stop,
-            0, None, None, None, *clips, optimizer.l1, *optimizer.kernel_constants,
+            0, None, None, None, None, None, 0, *clips, optimizer.l1, *optimizer.kernel_constants,
             slices.ctypes.data,
         )  # fmt: skip
         key = (*key, optimizer.clip_norm is None, self._network.stored == 0)

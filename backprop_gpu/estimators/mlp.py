@@ -40,7 +40,8 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import type_of_target, unique_labels
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .. import cpu, planning, threads, validation
+from .. import costs, cpu, planning, threads, validation
+from ..costs import Cost
 from ..engines import Engine
 from ..engines.passes import Passes
 from ..imports import uninterrupted
@@ -123,8 +124,8 @@ _PARAMETERS = """
     engine : {"auto", "layered", "resident", "fused", "persistent"}, default "auto"
         As in `Network.fit`; not of "lbfgs".
     precision : {"float32", "tf32", "bf16"}, optional
-        As in `Network`, for "sgd" and "adam" and a dense X of float32, without dropout. Predictions
-        round as the training does.
+        As in `Network`, for "sgd" and "adam" and a dense X of float32. Predictions round as the
+        training does.
     dropout : float in [0, 1), default 0
         The share of the hidden activations that a training step leaves out, the rest being scaled
         up (Srivastava et al. 2014).
@@ -232,7 +233,7 @@ class _Perceptron(
         key = (type(self), *values, *map(type, values), *kinds) if plain else None
         if key in _VALID:
             return
-        rules = RULES | {"loss": a_name(*self._losses)}
+        rules = RULES | {"loss": self._loss_rule()}
         for name, (is_valid, expected) in rules.items():
             value = getattr(self, name)
             if not is_valid(value):
@@ -251,6 +252,14 @@ class _Perceptron(
         if key is not None and len(_VALID) < 1000:
             _VALID.add(key)
 
+    def _loss_rule(self) -> tuple[Any, str]:
+        """(whether a value is a loss, what is expected)."""
+        return a_name(*self._losses)
+
+    @property
+    def _loss_name(self) -> str:
+        return self.loss.name if isinstance(self.loss, Cost) else self.loss
+
     def _hidden_sizes(self) -> list[Any]:
         sizes = self.hidden_layer_sizes
         return list(sizes) if hasattr(sizes, "__iter__") else [sizes]
@@ -265,7 +274,7 @@ class _Perceptron(
         sizes = (self.coefs_[0].shape[0], *(w.shape[1] for w in self.coefs_))
         names = (*self._hidden_names(), self.out_activation_)
         return Problem(
-            sizes, names, self.loss, float(self.alpha), float(self.dropout), self.precision
+            sizes, names, self._loss_name, float(self.alpha), float(self.dropout), self.precision
         )
 
     @property
@@ -282,7 +291,7 @@ class _Perceptron(
             if X.dtype != np.float32
             else "X is sparse"
             if hasattr(X, "toarray")
-            else self._obstacle()
+            else None
         )
         if obstacle is not None:
             raise ValueError(f"precision {self.precision!r} cannot train this: {obstacle}")
@@ -372,9 +381,13 @@ class _Perceptron(
     def _weighted_by_class(self, y: np.ndarray, sample_weight: Any) -> Any:
         return sample_weight
 
+    def _neurons(self, targets: int) -> int:
+        """Of the last layer, for so many targets."""
+        return targets
+
     def _initialize(self, n_inputs: int, dtype: np.dtype[Any]) -> None:
         """Glorot & Bengio's initial weights, drawn in scikit-learn's order."""
-        units = [n_inputs, *map(int, self._hidden_sizes()), self.n_outputs_]
+        units = [n_inputs, *map(int, self._hidden_sizes()), self._neurons(self.n_outputs_)]
         validation.room(f"hidden_layer_sizes={units[1:-1]}", 16 * Layout(tuple(units)).length)
         self.n_iter_ = self.t_ = 0
         self.n_layers_ = len(units)
@@ -417,39 +430,29 @@ class _Perceptron(
 
     # -- sgd and adam -----------------------------------------------------------------------
 
-    def _obstacle(self) -> str | None:
-        """Why no engine can train this, if none can."""
-        if self.dropout:
-            return "activations are dropped out"
-        return None
-
     def _plan_training(
         self, rows: int, batch_size: int, epochs: int, sparse: bool
     ) -> tuple[Model, Engine]:
         """What trains, on the backend that is asked for or, where only the CPU can, there."""
-        reason = self._obstacle()
-        if reason is not None and self.engine not in ("auto", "layered"):
-            raise ValueError(f"engine {self.engine!r} cannot run this: {reason}")
-        of_cpu = reason or ("X is sparse" if sparse else None)
+        of_cpu = "X is sparse" if sparse else None
         if of_cpu is not None and self.backend in ("cuda", "numba_cuda"):
             warn(
                 f"backend {self.backend!r} was asked for, but the CPU trains this: {of_cpu}",
                 module=__package__,
             )
         model = self._model(self.backend if of_cpu is None else "numpy")
-        if reason is None:
-            rule = self._optimizer.rule
-            run = Run(
-                rows, epochs, batch_size, self.engine, slots=rule.slots,
-                rules=frozenset([rule.rule]), clips_norm=rule.clip_norm is not None,
-                squares=perceptron.sums_squares(self._problem, model),
-            )  # fmt: skip
-            plan = model.plan(run)
-            engine = model.engine(plan)
-            if of_cpu is None or engine.reads_sparse:
-                return model, engine
-            reason = f"{of_cpu}, which engine {plan.engine!r} cannot read ({plan.engine_reason})"
-        return model, EquationsEngine(self._problem, model, self._random_state, reason)
+        rule = self._optimizer.rule
+        run = Run(
+            rows, epochs, batch_size, self.engine, slots=rule.slots,
+            rules=frozenset([rule.rule]), clips_norm=rule.clip_norm is not None,
+            squares=perceptron.sums_squares(self._problem, model), drops=bool(self.dropout),
+        )  # fmt: skip
+        plan = model.plan(run)
+        engine = model.engine(plan)
+        if of_cpu is None or engine.reads_sparse:
+            return model, engine
+        reason = f"{of_cpu}, which engine {plan.engine!r} cannot read ({plan.engine_reason})"
+        return model, EquationsEngine(self._problem, model, reason)
 
     def _new_state(self) -> State:
         limits = {"clip_norm": self.clip_norm, "clip_value": self.clip_value}
@@ -539,6 +542,10 @@ class _Perceptron(
                 order = order[draws]
             return order
 
+        def next_key() -> int:
+            low, high = self._random_state.randint(0, 2**32, 2, np.uint32).tolist()
+            return int(low + (high << 32))
+
         def after(loss: float) -> bool:
             self.loss_ = loss
             if hooks.are_set:  # who may look at the weights
@@ -579,7 +586,7 @@ class _Perceptron(
                 self._problem, model, parameters, batch_size, self._optimizer, rows, y, weights,
                 next_epochs,
                 next_order if places is None else lambda: places[next_order()],
-                after,
+                next_key, after,
             )  # fmt: skip
             made.at_once = at_once
             return made
@@ -715,9 +722,8 @@ class _Perceptron(
         self, dtype: np.dtype[Any], X: Any, y: np.ndarray, sample_weight: Any
     ) -> tuple[Callable[[np.ndarray], tuple[float, np.ndarray]], str]:
         """(packed parameters -> (loss, gradient), what computes it)."""
-        problem, reason = self._problem, self._obstacle() if not self.dropout else None
-        y = y.astype(dtype)
-        passes = problem.model(dtype, "numpy").compiled if reason is None else None
+        problem, y = self._problem, y.astype(dtype)
+        passes = problem.model(dtype, "numpy").compiled
         if passes is None:
             return (
                 lambda packed: perceptron.loss_of_packed(problem, packed, X, y, sample_weight),
@@ -873,8 +879,8 @@ class _Perceptron(
                 "scikit-learn's perceptrons have hidden layers of one activation, one of "
                 f"{', '.join(THEIRS)}; this one has {sorted(names) or 'no hidden layer'}"
             )
-        if self.loss == "absolute_error":
-            raise ValueError("scikit-learn's MLPRegressor has no loss 'absolute_error'")
+        if self._loss_name not in ("log_loss", "squared_error", "poisson"):
+            raise ValueError(f"scikit-learn's {self._genuine} has no loss {self._loss_name!r}")
         kind = getattr(genuine, self._genuine)
         parameters = self.get_params()
         taken = {name: parameters[name] for name in kind().get_params()}
@@ -1082,10 +1088,13 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     __doc__ = f"""scikit-learn's `MLPRegressor`, trained by this library.
 
     One number per sample or several, by half the squared error, half the Poisson deviance (with an
-    exponential output) or, beyond scikit-learn, the absolute error.
+    exponential output) or, beyond scikit-learn, the absolute error and other costs.
 
-    ``loss`` : {{"squared_error", "poisson", "absolute_error"}}, default "squared_error",
-    is the first parameter.
+    ``loss``, the first parameter, is "squared_error", the default, "poisson", "absolute_error"; or
+    a cost of `backprop_gpu.costs`, by its name or itself: "huber(delta=2.0)", ``Huber(2.0)``;
+    "quantile(q=0.9)", or of several quantiles, ``Quantile((0.1, 0.5, 0.9))``, whose middle one
+    `predict` gives, and `predict_quantiles` all; "gaussian_nll", a mean and a variance for each
+    number, of which ``predict(X, return_std=True)`` gives the standard deviation, too.
 {_PARAMETERS}
 {_ATTRIBUTES}
     Examples
@@ -1097,7 +1106,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     True
     """
 
-    _losses = ("squared_error", "poisson", "absolute_error")
+    _losses = ("squared_error", "poisson", "absolute_error", "huber", "quantile", "gaussian_nll")
     _genuine = "MLPRegressor"
     _is_classifier = False
     _metric = staticmethod(r2_score)
@@ -1124,7 +1133,28 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         )  # fmt: skip
 
     def _output_name(self) -> str:
-        return "exp" if self.loss == "poisson" else "identity"
+        return "exp" if self._loss_name == "poisson" else "identity"
+
+    def _loss_rule(self) -> tuple[Any, str]:
+        def is_valid(value: Any) -> bool:
+            if isinstance(value, costs.BuiltinCost):
+                value = value.name
+            if not isinstance(value, str) or value.partition("(")[0] not in self._losses:
+                return False
+            if "(" in value:
+                costs.get(value)  # or says what its parameters are to be
+            return True
+
+        listed = ", ".join(repr(name) for name in sorted(self._losses))
+        return is_valid, f"a str among {{{listed}}}, or one of those costs with its parameters"
+
+    @property
+    def _cost(self) -> Cost:
+        name = self._loss_name
+        return costs.get("quadratic" if name == "squared_error" else name)
+
+    def _neurons(self, targets: int) -> int:
+        return self._cost.outputs_of(targets)
 
     def _validate_input(self, X: Any, y: Any, incremental: bool, reset: bool) -> tuple[Any, Any]:
         plain = type(y) is np.ndarray and y.ndim == 1 and y.dtype in (np.float64, np.float32)
@@ -1141,18 +1171,71 @@ class MLPRegressor(RegressorMixin, _Perceptron):
             y = flattened(y)
         if y.dtype.kind not in "biuf":
             raise TypeError(f"y must hold numbers, got dtype {y.dtype}: for labels, MLPClassifier")
-        if self.loss == "poisson" and (y < 0).any():
+        if self._loss_name == "poisson" and (y < 0).any():
             raise ValueError("loss='poisson' needs y >= 0")
         return X, y
 
     def _labels(self, y: np.ndarray) -> Any:
-        return self._from_outputs(y)
+        return y.ravel() if y.shape[1] == 1 else y
 
     def _meaning_of_outputs(self) -> Hashable:
         return None
 
     def _from_outputs(self, a: np.ndarray) -> Any:
-        return a.ravel() if a.shape[1] == 1 else a
+        a = self._cost.predictions(a)
+        return a.ravel() if a.shape[1] == 1 else np.ascontiguousarray(a)
+
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """The numbers for every row, (n,) or (n, outputs).
+
+        Parameters
+        ----------
+        X : (n, n_0) array or sparse matrix
+            A CuPy array gives a CuPy array.
+        return_std : bool, default False
+            Give the standard deviations, too, of the same shape: of loss "gaussian_nll" alone.
+
+        Raises
+        ------
+        ValueError
+            For standard deviations of another loss.
+        """
+        if not return_std:
+            return super().predict(X)
+        cost = self._cost
+        if not isinstance(cost, costs.GaussianNLL):
+            raise ValueError(
+                f"return_std needs loss 'gaussian_nll', which learns a variance, not "
+                f"{self._loss_name!r}"
+            )
+        a = self._outputs(self._checked(X))
+        deviations = cost.deviations(a)
+        deviations = deviations.ravel() if deviations.shape[1] == 1 else deviations
+        return as_given(self._from_outputs(a), X), as_given(deviations, X)
+
+    def predict_quantiles(self, X: Any) -> Any:
+        """All quantiles that were learnt, in the order of the loss's ``q``.
+
+        Parameters
+        ----------
+        X : (n, n_0) array or sparse matrix
+
+        Returns
+        -------
+        (n, quantiles) array, or (n, outputs, quantiles) of several outputs
+            Each is learnt for itself: where there is little data they may cross.
+
+        Raises
+        ------
+        ValueError
+            For another loss than "quantile".
+        """
+        cost = self._cost
+        if not isinstance(cost, costs.Quantile):
+            raise ValueError(f"predict_quantiles needs loss 'quantile', not {self._loss_name!r}")
+        a = self._outputs(self._checked(X))
+        count = len(cost.constants)
+        return as_given(a if a.shape[1] == count else a.reshape(len(a), -1, count), X)
 
     @available_if(lambda estimator: estimator._check_solver())  # noqa: SLF001
     @with_callbacks
@@ -1170,7 +1253,6 @@ def may_share(estimator: Any) -> bool:
         and estimator.solver in STOCHASTIC
         and not estimator.verbose  # whose lines would stand between those of others
         and not getattr(estimator, "_skl_callbacks", None)
-        and estimator._obstacle() is None  # noqa: SLF001
     )
 
 

@@ -2,7 +2,7 @@
 
     Problem             layers, σ, loss, penalty: what the parameters mean
     LossOfAllRows       the loss and its gradient in the CPU's library, for L-BFGS
-    loss_and_gradients  the equations in NumPy, for dropout
+    loss_and_gradients  the equations in NumPy, for what no library reads
     State               the optimizer's, kept between calls of ``partial_fit``
     PerceptronCourse    what a session asks of an estimator, and tells it
     EquationsEngine     epochs by `loss_and_gradients`, for what no other engine can do
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from ..engines.compiled_passes import CompiledPasses
 from ..model import Model
 from ..optimizers import SGD, Adam, Optimizer
 from ..parameters import Layout, Parameters
+from ..philox import Dropout, factors
 from ..planning import Plan
 from ..training import Course
 from ..training.weights import relative_weights
@@ -197,7 +198,7 @@ class LossOfAllRows:
         return cpu.addresses_from([begin + start * size for start in (0, *self._ends[:-1])])
 
 
-# -- the equations in NumPy, for any sample weights, sparse X and dropout -----------------------
+# -- the equations in NumPy, for a sparse X where there is no library ---------------------------
 
 
 def forward(
@@ -249,7 +250,7 @@ def loss_and_gradients(
     gradients: Parameters,
     share: float,
     clips: Optimizer | None = None,
-    rng: np.random.RandomState | None = None,
+    drop: Callable[[int, tuple[int, int]], np.ndarray] | None = None,
 ) -> float:
     """The loss of a mini-batch with its penalty, and its gradient into `gradients` (BP1–BP4).
 
@@ -262,8 +263,8 @@ def loss_and_gradients(
         α, over the sum of the sample weights.
     clips : Optimizer, optional
         Whose limits the gradient is clipped to before the penalty joins it.
-    rng : RandomState, optional
-        Draws what dropout leaves out; without it nothing is.
+    drop : callable, optional
+        (l, shape of a^l) -> what it is multiplied by, of hidden layers.
     """
     w, b, sigmas = parameters.weights, parameters.biases, problem.activations
     depth = len(w)
@@ -277,9 +278,8 @@ def loss_and_gradients(
             keeps = sigmas[l - 1].derivative_from == "z"
             out = np.empty_like(z[l]) if keeps else z[l]
             sigmas[l - 1].evaluate(z[l], out, np.empty_like(out))
-            if rng is not None and problem.dropout and l < depth:
-                mask = rng.random_sample(out.shape) >= problem.dropout
-                kept[l] = (mask / (1.0 - problem.dropout)).astype(out.dtype)
+            if drop is not None and l < depth:
+                kept[l] = drop(l, out.shape).astype(out.dtype)
                 a.append(out * kept[l])
                 kept[l] = kept[l], out
             else:
@@ -483,6 +483,8 @@ class PerceptronCourse(Course):
         several, `after` alone hears of each, when all are over.
     order : callable
         () -> (rows,) int array, of n, for the next epoch.
+    key : callable
+        () -> 64 bits for its dropout.
     after : callable
         (mean loss of the epoch, of every mini-batch before its update) -> whether to stop.
     """
@@ -499,6 +501,7 @@ class PerceptronCourse(Course):
         weights: np.ndarray | None,
         epochs: Callable[[], int],
         order: Callable[[], np.ndarray],
+        key: Callable[[], int],
         after: Callable[[float], bool],
     ) -> None:
         super().__init__(parameters)
@@ -506,7 +509,7 @@ class PerceptronCourse(Course):
         self.batch_size, self.weights = batch_size, weights
         self.rows = rows
         self.steps = -(-rows // batch_size)
-        self._epochs, self._order, self._after = epochs, order, after
+        self._epochs, self._order, self._key, self._after = epochs, order, key, after
         self._over = False
         self._every_step = sums_squares(problem, model)
         self._squares: np.ndarray | None = None
@@ -525,9 +528,12 @@ class PerceptronCourse(Course):
 
     def epoch(self) -> Member:
         epochs, state = self._epochs(), self.state
-        order = (
-            self._order() if epochs == 1 else np.concatenate([self._order() for _ in range(epochs)])
-        )
+        rate, hidden = self.problem.dropout, len(self.problem.sizes) - 2
+        orders, keys = [], []
+        for _ in range(epochs):
+            orders.append(self._order())
+            keys.append(self._key() if rate else 0)
+        order = orders[0] if epochs == 1 else np.concatenate(orders)
         steps = epochs * self.steps
         coefficients = state.rule.coefficients(np.full(steps, state.rate), state.step)
         if self._every_step:
@@ -543,7 +549,8 @@ class PerceptronCourse(Course):
         coefficients[:, 4] += self.problem.alpha / totals
         settings = Hyperparameters(self.batch_size, state.rule, coefficients, self._squares)
         self._last = order
-        return Member(self.parameters, self._slots, order, settings, weights, epochs)
+        dropout = Dropout((rate,) * hidden, tuple(keys)) if rate and hidden else None
+        return Member(self.parameters, self._slots, order, settings, weights, epochs, dropout)
 
     def _over_batches(self, numbers: np.ndarray) -> np.ndarray:
         """The sum of each mini-batch's, of one epoch or several."""
@@ -694,26 +701,18 @@ class PreparedFit:
 
 
 class EquationsEngine(Engine):
-    """`loss_and_gradients`, a mini-batch after another: for what no other engine can do.
-
-    Parameters
-    ----------
-    rng : RandomState
-        Draws what dropout leaves out.
-    """
+    """`loss_and_gradients`, a mini-batch after another: for what no other engine can do."""
 
     name = "none"
     reads_sparse = True
 
-    def __init__(
-        self, problem: Problem, model: Model, rng: np.random.RandomState, reason: str
-    ) -> None:
+    def __init__(self, problem: Problem, model: Model, reason: str) -> None:
         plan = Plan(
             "numpy", model.choice.reason, "none",
             f"one NumPy call per equation, because {reason}", captured=False,
         )  # fmt: skip
         super().__init__(model.backend, model.sizes, model.activations, model.cost, plan)
-        self.problem, self.rng = problem, rng
+        self.problem = problem
 
     def put(self, X: Any, Y: np.ndarray) -> tuple[Array, Array]:
         return X, Y  # which may be sparse
@@ -735,6 +734,7 @@ class EquationsEngine(Engine):
             batch = member.order[number * m : (number + 1) * m]
             of_batch = slice(number * m, (number + 1) * m)
             weights = None if member.weights is None else member.weights[of_batch]
+            drop = None if member.dropout is None else partial(_factors, member.dropout, number)
             losses.append(
                 loss_and_gradients(
                     self.problem,
@@ -745,7 +745,7 @@ class EquationsEngine(Engine):
                     gradients,
                     row[4],
                     rule,
-                    self.rng,
+                    drop,
                 )
             )
             with np.errstate(all="ignore"):
@@ -753,3 +753,7 @@ class EquationsEngine(Engine):
                     parameters, gradients.flat, member.slots, rule, row, lambda shape: scratch
                 )
         return np.array(losses)
+
+
+def _factors(dropout: Dropout, step: int, layer: int, shape: tuple[int, int]) -> np.ndarray:
+    return factors(dropout, layer, dropout.first_step + step, *shape)

@@ -340,6 +340,7 @@ class Together:
             rules=frozenset(rule.rule for rule in rules),
             clips_norm=any(rule.clip_norm is not None for rule in rules),
             squares=any(sums_squares(course.problem, self.model) for course in courses),
+            drops=any(course.problem.dropout for course in courses),
             short=tuple(sorted(short)),
         )
 
@@ -533,7 +534,7 @@ class PopulationSearchCV(CandidatesTogether, AnySearch):
 
     Notes
     -----
-    Fitted one by one: ``solver="lbfgs"``, a sparse X, dropout, the absolute error, ``verbose`` and
+    Fitted one by one: ``solver="lbfgs"``, a sparse X, ``verbose`` and
     callbacks of scikit-learn, and fit parameters of a pipeline. The steps of a pipeline before the
     last are fitted once a fold for all candidates that have the same, who then train as a
     population. Parameters and optimizer's state of all candidates are kept until they are scored,

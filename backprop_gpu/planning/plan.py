@@ -491,6 +491,8 @@ class Run:
     bytes: bool = False
     #: Whether Σ w² is wanted before every step.
     squares: bool = False
+    #: Whether activations are dropped out.
+    drops: bool = False
     #: Processes that share each mini-batch; 0 where that is not asked for.
     ranks: int = 0
     #: Rows of short last mini-batches of members that have fewer rows than these.

@@ -250,6 +250,7 @@ class MemberText:
     callbacks: tuple[CallbackText, ...]
     #: The checksum of the numbers of its own rows; "" where it has all.
     numbers: str = ""
+    dropout: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -325,6 +326,7 @@ def to_file(
                 state.failure,
                 tuple(texts),
                 _checksum_of_numbers(given),
+                given.dropout,
             )
         )
     training = TrainingText(
@@ -382,6 +384,7 @@ def load(
                 _same("learning_rate", member.learning_rate, rates_of(given, epochs))
                 _same("checksum of its rows", member.numbers, _checksum_of_numbers(given))
                 _same("buffer_rows", member.buffer, given.buffer)
+                _same("dropout", tuple(member.dropout), given.dropout)
                 if not 0 <= member.steps < given.rates.steps or (member.steps and population):
                     raise ValueError(f"damaged checkpoint: it is at step {member.steps}")
                 states.append(_state(file, model, member, given, _prefix(i, population)))

@@ -14,7 +14,9 @@ from .. import planning, threads, validation
 from ..communicators import ALONE, Communicator, resolved
 from ..engines import Hyperparameters, Member
 from ..model import Model
+from ..optimizers import COEFFICIENTS
 from ..parameters import Parameters
+from ..philox import Dropout
 from ..planning import Plan
 from ..preprocessing import Preprocessing
 from . import checkpoint
@@ -53,9 +55,10 @@ class Trainee(Protocol):
 
 
 class Drawn(NamedTuple):
-    """An epoch's order, and the generator's state before and after it was drawn."""
+    """An epoch's order and key, and the generator's state before and after they were drawn."""
 
     order: np.ndarray
+    key: int
     before: Any
     after: Any
 
@@ -169,30 +172,34 @@ class FitCourse(Course):
         if self._drawn is None and len(self.history) + ahead < self.settings.epochs:
             bits = self.network.generator.bit_generator
             before = bits.state
-            order = self.settings.draw_order(self.network.generator)
-            self._drawn = Drawn(order, before, bits.state)
+            drawn = self._draw(self.network.generator)
+            self._drawn = Drawn(*drawn, before, bits.state)
             bits.state = before
 
-    def draw_order(self) -> np.ndarray:
+    def _draw(self, generator: np.random.Generator) -> tuple[np.ndarray, int]:
+        return self.settings.draw_order(generator), self.settings.draw_key(generator)
+
+    def draw_now(self) -> tuple[np.ndarray, int]:
+        """The order of an epoch, and the key of its dropout."""
         drawn, self._drawn = self._drawn, None
         rng = self.network.generator
         self._before = rng.bit_generator.state
         # Somebody else may have drawn from the generator since.
         if drawn is None or rng.bit_generator.state != drawn.before:
-            return self.settings.draw_order(rng)
+            return self._draw(rng)
         rng.bit_generator.state = drawn.after
-        return drawn.order
+        return drawn.order, drawn.key
 
     def epoch(self) -> Member:
         settings, epoch, rates = self.settings, len(self.history), self.settings.rates
         # One that has begun is ended first.
         epochs = 1 if len(self.begun) else min(self.at_once, settings.epochs - epoch)
-        if epochs == 1:
-            order, now = self.draw_order(), rates.now(epoch)
-        else:
+        if epochs > 1:
             self._state = self.network.generator.bit_generator.state
-            order = np.concatenate([self.draw_order() for _ in range(epochs)])
-            now = np.tile(rates.now(epoch), epochs)  # which are constant
+        orders, keys = zip(*(self.draw_now() for _ in range(epochs)), strict=True)
+        order = orders[0] if epochs == 1 else np.concatenate(orders)
+        # Of several epochs they are constant.
+        now = rates.now(epoch) if epochs == 1 else np.tile(rates.now(epoch), epochs)
         coefficients = settings.optimizer.coefficients(now, epoch * rates.steps)
         hyperparameters = Hyperparameters(settings.batch_size, settings.optimizer, coefficients)
         weights = None
@@ -201,7 +208,8 @@ class FitCourse(Course):
                 self.weights[order], settings.batch_size, epochs
             )
             weights = weights.astype(self.network.model.dtype)
-        return Member(self.parameters, self.slots, order, hyperparameters, weights, epochs)
+        dropout = Dropout(settings.dropout, keys) if settings.dropout else None
+        return Member(self.parameters, self.slots, order, hyperparameters, weights, epochs, dropout)
 
     def begin_again(self) -> None:
         self.at_once = 1
@@ -287,8 +295,14 @@ class BatchesCourse(FitCourse):
         settings = self.settings
         self._rate = settings.rates.now(len(self.history))[0]
         self._sizes: list[int] = []
-        nothing = Hyperparameters(settings.batch_size, settings.optimizer, np.empty((0, 4)))
-        return Member(self.parameters, self.slots, np.empty(0, np.intp), nothing)
+        nothing = Hyperparameters(
+            settings.batch_size, settings.optimizer, np.empty((0, COEFFICIENTS))
+        )
+        dropout = None
+        if settings.dropout:
+            dropout = Dropout(settings.dropout, (settings.draw_key(self.network.generator),))
+        order = np.empty(0, np.intp)
+        return Member(self.parameters, self.slots, order, nothing, dropout=dropout)
 
     def settle(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """The order of a chunk of so many rows, and its steps' coefficients."""
@@ -329,6 +343,7 @@ def make_run(
         others=tuple(kinds),
         rules=frozenset(each.optimizer.rule for each in settings),
         clips_norm=any(each.optimizer.clip_norm is not None for each in settings),
+        drops=any(each.dropout for each in settings),
         bytes=stored_bytes,
         ranks=ranks,
         short=tuple(sorted(short - {0})),
@@ -438,6 +453,7 @@ def begin_alike(
         "epochs": f"epochs={settings.epochs}",
         "optimizer": repr(settings.optimizer),
         "learning_rate": checkpoint.rates_of(settings, settings.epochs),
+        "dropout": f"dropout={settings.dropout}",
         "plan": f"engine {plan.engine!r} with {plan.shards} shards",
         "arithmetic": model.arithmetic(plan),
         "start": f"a start after epoch {done}",
@@ -477,6 +493,7 @@ def fit(
     buffer_rows: Any,
     sample_weight: Any,
     class_weight: Any,
+    dropout: Any,
 ) -> History:
     """`Network.fit`, which has the documentation."""
     spent = TimeSpent()
@@ -493,7 +510,13 @@ def fit(
                 least = validation.integer("batch_size", batch_size, 1, len(data.X))
                 buffer = max(least, data.rows_of(BUFFER_BYTES, model))
             settings = check_settings(
-                len(data.X), epochs, batch_size, learning_rate, optimizer, buffer_rows=buffer
+                len(data.X),
+                epochs,
+                batch_size,
+                learning_rate,
+                optimizer,
+                buffer_rows=buffer,
+                dropout=validation.dropout(dropout, len(model.sizes) - 2),
             )
             if isinstance(data, StoredData) and settings.buffer == settings.rows and size <= 1:
                 data = data.in_memory(model)  # and not anew for each epoch
@@ -543,6 +566,7 @@ def fit_batches(
     progress: bool,
     engine: str,
     plan: Plan | None,
+    dropout: Any,
 ) -> History:
     """`Network.fit` of chunks of rows as they come."""
     spent = TimeSpent()
@@ -550,7 +574,9 @@ def fit_batches(
     if not validation.is_iterable(batches):
         raise TypeError(f"batches must be an iterable of pairs (X, Y), got {batches!r}")
     model, m = network.model, batch_size
-    settings = check_settings(m, epochs, m, learning_rate, optimizer)  # of an epoch of one step
+    rates = validation.dropout(dropout, len(model.sizes) - 2)
+    # Of an epoch of one step.
+    settings = check_settings(m, epochs, m, learning_rate, optimizer, dropout=rates)
     if settings.epochs > 1 and iter(batches) is batches:
         raise ValueError(
             f"epochs={epochs}, and batches is an iterator, which can be gone through once: give a "

@@ -16,6 +16,7 @@ from ..communicators import Communicator
 from ..engines import Engine, Member
 from ..engines.reduction import own_positions
 from ..model import Model
+from ..philox import Dropout
 from .settings import StoredData
 
 Array = Any
@@ -202,7 +203,8 @@ class RowsOfBatches(Rows):
                 coming = thread.submit(self._next, chunks, number)
                 order, coefficients = self.settle(len(chunk[1]))
                 settings = replace(member.hyperparameters, coefficients=coefficients)
-                part = replace(member, order=order, hyperparameters=settings)
+                dropout = _from_step(member.dropout, first)
+                part = replace(member, order=order, hyperparameters=settings, dropout=dropout)
                 after = None if on_step is None else _later(on_step, first)
                 first += len(coefficients)
                 yield self.engine.run_epoch(part, *self.engine.put(*chunk), after, meanwhile)
@@ -230,7 +232,12 @@ def _part(member: Member, first: int, last: int, order: np.ndarray | None = None
         order=member.order[first * m : last * m] if order is None else order,
         hyperparameters=part,
         weights=None if member.weights is None else member.weights[first * m : last * m],
+        dropout=_from_step(member.dropout, first),
     )
+
+
+def _from_step(dropout: Dropout | None, first: int) -> Dropout | None:
+    return None if dropout is None else replace(dropout, first_step=first)
 
 
 def _later(on_step: Callable[[int], None], first: int) -> Callable[[int], None]:

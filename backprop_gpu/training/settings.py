@@ -103,6 +103,12 @@ class Settings:
     buffer: int
     #: (rows,) the numbers of the rows that it trains on, which may repeat; all where it is None.
     numbers: np.ndarray | None = None
+    #: The share of layers 1 … L-1 that each step leaves out; () for none.
+    dropout: tuple[float, ...] = ()
+
+    def draw_key(self, generator: np.random.Generator) -> int:
+        """What an epoch's dropout draws from; without any nothing is drawn."""
+        return int(generator.integers(2**64, dtype=np.uint64)) if self.dropout else 0
 
     def draw_order(self, generator: np.random.Generator) -> np.ndarray:
         """The order in which an epoch takes the rows, (rows,).
@@ -206,6 +212,7 @@ def check_settings(
     place: str = "",
     buffer_rows: Any = None,
     numbers: np.ndarray | None = None,
+    dropout: tuple[float, ...] = (),
 ) -> Settings:
     """The hyperparameters of one network, if they fit.
 
@@ -219,6 +226,8 @@ def check_settings(
         `Settings.buffer`, but for being a multiple of batch_size.
     numbers : (rows,) int array, optional
         `Settings.numbers`, checked; never with `buffer_rows`.
+    dropout : tuple of float
+        `validation.dropout` of what was given.
 
     Raises
     ------
@@ -237,7 +246,7 @@ def check_settings(
     if buffer_rows is not None:
         wanted = validation.integer("buffer_rows", buffer_rows, batch_size)
         buffer = rows if wanted >= rows else wanted // batch_size * batch_size
-    return Settings(rows, epochs, batch_size, optimizer, rates, buffer, numbers)
+    return Settings(rows, epochs, batch_size, optimizer, rates, buffer, numbers, dropout)
 
 
 class LearningRates:

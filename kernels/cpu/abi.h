@@ -6,7 +6,7 @@
 
 extern "C" {
 
-enum { ABI_VERSION = 6 };
+enum { ABI_VERSION = 7 };
 
 // A layer, of `neurons` whose inputs are those of the layer before.
 struct AbiLayer {
@@ -59,6 +59,9 @@ struct AbiMember {
   const int64_t* order;        // (epochs, rows)
   const double* coefficients;  // (steps, 6), those of all epochs, like what else has a number a step
   const void* weights;         // (epochs, rows) in that order, by which rows count; null: all are 1
+  const double* rates;         // of layers 1 … L-1, of dropout; null: there is none
+  const uint64_t* keys;        // (epochs), its
+  int64_t first_step;          // the number, in its epoch, of step 0
   double clip_value, clip_norm, l1, d1, d2, epsilon;
   const int32_t* slices;    // a layer's: into how many its sums of z are cut; null: no layer's
   void *p, *state[2];       // flat; a state is null where the rule has none

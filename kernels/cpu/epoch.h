@@ -35,6 +35,8 @@ template <class T> struct Epoch {
   const int64_t* order = nullptr;  // of them; where there is none, they follow `first_row`
   const T* weights = nullptr;      // of them, in that order; null where all are 1
   int64_t first_row = 0;
+  unsigned key[2] = {};  // of dropout, in this epoch
+  unsigned step_of_epoch = 0;
   ptrdiff_t x_row = network.layers[0].inputs;  // numbers from a row of X to the next
 
   static constexpr int w = W<T>;
@@ -149,7 +151,7 @@ template <class T> struct Epoch {
       Layer<T>& here = memory.layers[l];
       for (int x = 0; x < memory.batch; ++x) {
         here.delta_rows[x] = here.delta + ptrdiff_t(x) * w;
-        if (l > 0) here.input_rows[x] = memory.layers[l - 1].a + ptrdiff_t(x) * w;
+        if (l > 0) here.input_rows[x] = memory.layers[l - 1].out + ptrdiff_t(x) * w;
         else if (memory.x) here.input_rows[x] = memory.x + ptrdiff_t(x) * w;
       }
     }
@@ -303,6 +305,25 @@ template <class T> struct Epoch {
     if (l == memory.depth - 1) return;
     for (int s = 0; s < here.strips; ++s)
       activate(here, z + s * strip(), here.a + at + s * strip(), ptrdiff_t(count) * w);
+    if (member.rates) drop_out(l, here.a, here.out, x_begin, x_end);
+  }
+
+  // out = source ⊙ r of layer l + 1: 0, or 1 / (1 - rate).
+  void drop_out(int l, const T* source, T* out, int x_begin, int x_end) const {
+    const double rate = member.rates[l], kept = rate * 4294967296.0 + 0.5;
+    const unsigned threshold = kept < 4294967295.0 ? unsigned(kept) : 4294967295u;
+    const T scale = T(4294967296.0 / (4294967296.0 - threshold));
+    const unsigned first = unsigned(first_row_of(member.first_shard));
+    for (int s = 0; s < memory.layers[l].strips; ++s)
+      for (int x = x_begin; x < x_end; ++x) {
+        const ptrdiff_t at = s * strip() + ptrdiff_t(x) * w;
+        for (int j = 0; j < w; j += 4) {
+          const Philox bits(first + unsigned(x), unsigned(s * w + j) / 4, unsigned(l + 1), step_of_epoch,
+                            key[0], key[1]);
+          for (int i = 0; i < 4; ++i)
+            out[at + j + i] = bits.word[i] >= threshold ? source[at + j + i] * scale : T(0);
+        }
+      }
   }
 
   // z^1 = Σ of its slices + b^1.
@@ -347,6 +368,7 @@ template <class T> struct Epoch {
       pull_back(below, (below.described->from_z ? below.z : below.a) + first, below.delta + first,
                 scratch(), ptrdiff_t(count) * w);
     }
+    if (member.rates) drop_out(l - 1, below.delta, below.delta, x_begin, x_end);
   }
 
   // C and BP1, from z of the last layer.
@@ -1032,6 +1054,11 @@ template <class T> struct Epoch {
       const int64_t own = first_row_of(member.first_shard);
       if (member.weights) weights = static_cast<const T*>(member.weights) + (order - member.order) + own;
       order += own;
+      if (member.rates) {
+        const uint64_t of_epoch = member.keys[step / steps_of_epoch];
+        key[0] = unsigned(of_epoch), key[1] = unsigned(of_epoch >> 32);
+        step_of_epoch = unsigned(member.first_step + step % steps_of_epoch);
+      }
       m = begin_of(member.end_shard);
       const double* const coefficients = member.coefficients + 6 * step;
       if (begins) {

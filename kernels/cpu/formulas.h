@@ -16,5 +16,6 @@ namespace {
 #include "../cuda/elementary.cuh"
 #include "../cuda/activations.cuh"
 #include "../cuda/costs.cuh"
+#include "../cuda/philox.cuh"
 #include "../cuda/rules.cuh"
 }  // namespace

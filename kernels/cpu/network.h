@@ -57,6 +57,7 @@ template <class T> struct Layer {
   ptrdiff_t w, b;               // where they begin in p, the states and the gradient
   T* transposed;  // w once more, as BP2 reads it: strips of inputs, a row a neuron; or null
   T *z, *a, *delta;             // (strips, height, W); z is null where nobody needs it
+  T* out;                       // what of a the next layer gets: a, unless some is dropped out
   ptrdiff_t next;               // between two runs of W of an input row
   const T **input_rows, **delta_rows;  // (batch), where they begin
 };
@@ -108,7 +109,8 @@ template <class T> struct Memory {
       if (strips_of_w && (l > 0 || inputs_error))
         here.transposed = arena.take<T>(units_of(described.inputs, w) * w * described.neurons);
       if (described.from_z || l == depth - 1) here.z = arena.take<T>(numbers);
-      here.a = arena.take<T>(numbers);
+      here.out = here.a = arena.take<T>(numbers);
+      if (member.rates && l < depth - 1) here.out = arena.take<T>(numbers);
       here.delta = arena.take<T>(numbers);
       here.next = l > 0 || !member.in_place ? height * w : w;
       const bool own = l == 0 && by_inputs;

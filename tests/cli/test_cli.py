@@ -647,3 +647,61 @@ def test_importing_the_command_imports_nothing_heavy() -> None:
     code = f"import sys, backprop_gpu.cli; print([m for m in {present} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# -- costs beyond the usual ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cost", "columns"),
+    [
+        ("gaussian_nll", ["prediction", "deviation", "label"]),
+        (
+            "quantile(q=(0.1, 0.5, 0.9))",
+            ["prediction", "quantile_0.1", "quantile_0.5", "quantile_0.9", "label"],
+        ),
+        ("huber(delta=0.5)", ["prediction", "label"]),
+        ("absolute_error", ["prediction", "label"]),
+    ],
+)
+def test_costs_of_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], cost: str, columns: list[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    x, noise = rng.uniform(-1, 1, 300), rng.standard_normal(300)
+    table = tmp_path / "table.csv"
+    rows = [f"{a:.6g},{1000 + 100 * a + 10 * b:.6g}" for a, b in zip(x, noise, strict=True)]
+    table.write_text("\n".join(["x,price", *rows]))
+    arguments = ["--backend", "numpy", "--epochs", "200", "--out", tmp_path, "--optimizer", "adam"]
+    arguments += ["--learning-rate", "0.005", "--batch-size", "30"]
+    assert run("train", "--data", table, "--target", "price", "--cost", cost, *arguments) == 0
+    out = tmp_path / "out.csv"
+    assert run("predict", tmp_path / "model.safetensors", table, "--out", out) == 0
+    lines = [line.split(",") for line in out.read_text().splitlines()]
+    assert lines[0] == ["row", *columns]
+    numbers = np.array(lines[1:], float)
+    assert np.abs(numbers[:, 1] - numbers[:, -1]).mean() < 12  # of numbers from 900 to 1100
+    if cost == "gaussian_nll":
+        assert numbers[:, 2].mean() == pytest.approx(10, abs=3)
+    if cost.startswith("quantile"):
+        share = (numbers[:, -1:] < numbers[:, 2:5]).mean(axis=0)
+        np.testing.assert_allclose(share, [0.1, 0.5, 0.9], atol=0.1)
+
+
+def test_a_margin_and_balanced_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--cost", "hinge", "--class-weight", "balanced", "--epochs", "3"]
+    assert run("train", *arguments, "--backend", "numpy", "--out", tmp_path) == 0
+    assert "classes balanced" in capsys.readouterr().out
+    assert run("predict", tmp_path / "model.safetensors", "--backend", "numpy") == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("row,class,label")
+    assert "accuracy: 0." in printed.out + printed.err
+
+
+def test_a_cost_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for cost, message in (
+        ("huber(delta=-1)", "delta must be in (0, inf), got -1"),
+        ("hubert", "unknown cost 'hubert'"),
+    ):
+        assert run("train", "--cost", cost, "--out", tmp_path) == 2
+        assert message in capsys.readouterr().err
