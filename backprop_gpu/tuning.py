@@ -477,7 +477,11 @@ class OptunaTrials:
                     seed=None if seed is None else int(seed) % 2**32, constant_liar=True
                 )
             return optuna.create_study(  # type: ignore[no-any-return]
-                sampler=sampler, pruner=pruner or optuna.pruners.NopPruner(), direction=direction
+                # Hyperband goes by the name which bracket a trial is of.
+                study_name="sweep",
+                sampler=sampler,
+                pruner=pruner or optuna.pruners.NopPruner(),
+                direction=direction,
             )
         if not isinstance(study, optuna.Study):
             raise TypeError(f"study must be an optuna.Study, got {study!r}")
