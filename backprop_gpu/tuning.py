@@ -28,6 +28,7 @@ from .grids import (
 from .imports import uninterrupted
 from .model import Model
 from .network import Network
+from .planning import Plan
 from .planning.tasks import WorkerCapacity, trials_at_once
 from .population import check_room
 from .training import Callback, RowsAtOnce, Session
@@ -186,19 +187,29 @@ class Room:
     data : Data
     places : int
     engine : str
-        Its name.
+        As it was asked for.
     hooks : sequence of Callback
+    corners : sequence of Settings
+        Between them the largest batch, the most optimizer's state and so on that may come: they
+        choose the engine, so that which it is does not depend on who trains here.
     """
 
     def __init__(
-        self, model: Model, data: Data, places: int, engine: str, hooks: Sequence[Callback]
+        self,
+        model: Model,
+        data: Data,
+        places: int,
+        engine: str,
+        hooks: Sequence[Callback],
+        corners: Sequence[Settings],
     ) -> None:
         check_room("at_once", places, model.sizes, model.dtype)
-        self.model, self.data, self.hooks = model, data, hooks
-        self.places, self.engine = places, engine
+        self.model, self.data, self.hooks, self.places = model, data, hooks, places
         self._kinds: dict[tuple[Any, ...], Settings] = {}
+        self.engine = self._plan(corners, engine).engine
         self._free = list(range(places))[::-1]
-        self._arrays = [self._zeros(), self._zeros()]  # parameters, and those of the last epoch
+        #: Parameters, and those of the last epoch.
+        self._arrays: list[Any] = []
         self._slots: list[Any] = []
         self._session: Session | None = None
         self.running: list[RunningTrial] = []
@@ -214,17 +225,10 @@ class Room:
 
     def admit(self, coming: Sequence[RunningTrial]) -> None:
         """Let networks train here from the next epoch on. There must be places for all."""
-        for each in coming:
-            settings = each.settings
-            optimizer = settings.optimizer
-            clips = optimizer.clip_norm is not None
-            drops = bool(settings.dropout)
-            kind = settings.batch_size, optimizer.slots, optimizer.rule, clips, drops
-            self._kinds.setdefault(kind, settings)
-        run = make_run(list(self._kinds.values()), self.hooks, self.engine, self.data.bytes)
-        plan = self.model.plan(replace(run, members=self.places))
+        plan = self._plan([each.settings for each in coming], self.engine)
         if self._session is None:
             rows = RowsAtOnce(self.model.engine(plan), self.data.X, self.data.Y)
+            self._arrays = [self._zeros(), self._zeros()]
             whole = self._arrays[0], self._arrays[1]
             self._session = Session(self.model, rows, [], self.data.validation, whole)
             self.session.__enter__()
@@ -235,6 +239,16 @@ class Room:
             each.course = self._course(each)
             self.running.append(each)
         self.session.join([each.course for each in coming])
+
+    def _plan(self, settings: Sequence[Settings], engine: str) -> Plan:
+        """Of what trains here by these settings and all that there were."""
+        for each in settings:
+            optimizer = each.optimizer
+            clips, drops = optimizer.clip_norm is not None, bool(each.dropout)
+            kind = each.batch_size, optimizer.slots, optimizer.rule, clips, drops
+            self._kinds.setdefault(kind, each)
+        run = make_run(list(self._kinds.values()), self.hooks, engine, self.data.bytes)
+        return self.model.plan(replace(run, members=self.places))
 
     def _course(self, member: RunningTrial) -> FitCourse:
         """A network's course, from a place of its own."""
@@ -357,8 +371,9 @@ class OptunaTrials:
         self._drawn = int(np.random.SeedSequence().generate_state(1)[0])
         self._models: dict[tuple[Any, ...], Model] = {}
         self._data: dict[tuple[Any, ...], tuple[Data, list[Callback]]] = {}
-        self._most_epochs = 0
+        self._corners: list[Settings] = []
         self._check_corners()
+        self._most_epochs = max(each.epochs for each in self._corners)
         known = list(self._data.values())
         self.classes = all(has_classes(each) for each, _ in known)
         self.validated = known[0][0].validation is not None
@@ -373,6 +388,8 @@ class OptunaTrials:
                 "a pruner needs validation_data, by which members are compared in mid-training; "
                 "to go by the training loss give metric='loss'"
             )
+        for model in self._models.values():
+            self._room(model)  # whether there is an engine for it, and memory
         self._rooms: dict[tuple[Any, ...], Room] = {}
         self._exhausted = False
         self.rows: list[Setting] = []
@@ -393,24 +410,23 @@ class OptunaTrials:
         for corner in self.space.corners():
             place = ", ".join(f"{key}={shown(value)}" for key, value in corner.items())
             with validation.within(f"setting ({place})"):
-                _, model, _ = self._shape(self.shared | corner)
+                self._shape(self.shared | corner)
                 settings = self._settings(self.shared | corner, place)
                 seed = (self.shared | corner).get("seed")
                 if seed is not None:
                     validation.seed(seed)
-                self._engine_of(model, settings, 1)
-                self._most_epochs = max(self._most_epochs, settings.epochs)
+                self._corners.append(settings)
 
-    def _shape(self, setting: Setting) -> tuple[tuple[Any, ...], Model, list[Callback]]:
-        """(what tells shapes apart, its model, its callbacks), with its data checked."""
+    def _shape(self, setting: Setting) -> tuple[tuple[Any, ...], Model]:
+        """(what tells shapes apart, its model), with its data checked."""
         key = shape_of(setting)
         model = self._models.get(key)
         if model is None:
             names = [name for name in SHAPE if name in setting and name != "initial_weights"]
             model = Model(**{name: setting[name] for name in names})
-        hooks = self._rows_of(model)[1]
+        self._rows_of(model)
         self._models[key] = model
-        return key, model, hooks
+        return key, model
 
     def _rows_of(self, model: Model) -> tuple[Data, list[Callback]]:
         """The rows as networks of this model take them, and what hears of these."""
@@ -437,11 +453,9 @@ class OptunaTrials:
             dropout=validation.dropout(setting.get("dropout", 0.0), len(setting["sizes"]) - 2),
         )
 
-    def _engine_of(self, model: Model, settings: Settings, places: int) -> str:
-        """What trains this setting, whatever others there are: its bits depend on it."""
+    def _room(self, model: Model) -> Room:
         data, hooks = self._rows_of(model)
-        run = make_run([settings], hooks, self._engine, data.bytes)
-        return model.plan(replace(run, members=places)).engine
+        return Room(model, data, self.at_once, self._engine, hooks, self._corners)
 
     def _places(self, at_once: Any) -> int:
         if at_once is not None:
@@ -547,9 +561,7 @@ class OptunaTrials:
                 self._rooms.pop(key).close()
         for key, several in coming.items():
             if key not in self._rooms:
-                model = several[0].network.model
-                data, hooks = self._rows_of(model)
-                self._rooms[key] = Room(model, data, self.at_once, key[-1], hooks)
+                self._rooms[key] = self._room(several[0].network.model)
             self._rooms[key].admit(several)
 
     def _begin(self, trial: Trial) -> tuple[tuple[Any, ...], RunningTrial]:
@@ -558,9 +570,8 @@ class OptunaTrials:
         setting = self.shared | drawn
         place = f"trial {trial.number}"
         with validation.within(place):
-            key, model, _ = self._shape(setting)
+            key, model = self._shape(setting)
             settings = self._settings(setting, place)
-            engine = self._engine_of(model, settings, self.at_once)
         seed = self._drawn if setting.get("seed") is None else validation.seed(setting["seed"])
         generator = np.random.default_rng(seed)
         rules = initializers.rules(setting.get("initial_weights", "auto"), model.activations)
@@ -569,7 +580,7 @@ class OptunaTrials:
         number = len(self.rows)
         self.rows.append({"trial": trial.number} | drawn | {"seed": seed})
         self._networks[number] = network
-        return (*key, engine), RunningTrial(trial, number, network, settings)
+        return key, RunningTrial(trial, number, network, settings)
 
     def _run_epoch(self, bar: ProgressBar) -> None:
         """An epoch of every network, and what its study makes of it."""

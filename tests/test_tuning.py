@@ -118,8 +118,15 @@ def test_networks_live_on_by_themselves():
 @pytest.mark.gpu
 @pytest.mark.parametrize("engine", ["auto", "layered"])
 def test_rows_are_their_networks_on_a_device(engine):
-    grid = {"learning_rate": RATE, "batch_size": [5, 8], "optimizer": ["sgd", "adam"]}
-    result = run(grid=grid, backend="cuda", engine=engine, at_once=3, trials=7, epochs=3)
+    grid = {
+        "learning_rate": RATE,
+        "batch_size": IntDistribution(3, 9),
+        "optimizer": ["sgd", "adam"],
+        "sizes": [[3, 5, 2], [3, 4, 2]],
+    }
+    result = run(grid=grid, backend="cuda", engine=engine, at_once=3, trials=9, epochs=3)
+    engines = {(net.sizes, net.plan.engine) for net in result.networks}
+    assert len(engines) == 2  # a shape has one, whoever trains
     for row, net in zip(result, result.networks, strict=True):
         same = alone(row | {"backend": "cuda"}, engine=net.plan.engine)
         np.testing.assert_array_equal(flat(net), flat(same))
