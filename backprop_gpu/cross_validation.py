@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import validation
+from .grids import SHAPE, Setting, given_settings, table
 from .model import Model
 from .network import Network
-from .sweeps import SHAPE, Best, Setting, Trials, given_settings, table
+from .sweeps import Best, Trials
 from .training import Callback, History
 from .training.cluster import Cluster
 from .training.settings import check_data

@@ -186,12 +186,13 @@ class Model:
         compiled = resident and self.choice.backend == "numpy"
         processor = f"compiled for {cpu.library().description}" if compiled else ""
         key = run, tuple(obstacles.items()), threads.cores(), processor
-        plan = self._plans.get(key)
+        plan, drops = self._plans.get(key), run is not None and run.drops
         if plan is None:
             plan = planning.choose_plan(
                 self.sizes, self.dtype.name, self.choice, self.device, run, obstacles, key[2],
                 self.cost.builtin, algorithm, processor, self.precision,
-                fusion.kept_slopes(self.activations, self.precision), self._sigmas_of(run),
+                fusion.kept_slopes(self.activations, self.precision, drops),
+                self._sigmas_of(run),
             )  # fmt: skip
             if self.device is None:
                 if len(self._plans) >= 8:  # what a search needs
@@ -211,7 +212,12 @@ class Model:
         from . import self_check
 
         return self_check.engine_obstacle(
-            cast("CudaBackend", self.backend), self.activations, self.cost, plan, run.rules
+            cast("CudaBackend", self.backend),
+            self.activations,
+            self.cost,
+            plan,
+            run.rules,
+            run.drops,
         )
 
     def check_plan(self, plan: Any, run: Run) -> Plan:
@@ -235,7 +241,7 @@ class Model:
         obstacle = self.obstacle(plan.engine, replace(run, ranks=run.ranks or int(plan.shards > 1)))
         if obstacle is None and plan.captured and not self.cost.builtin:
             obstacle = "it captures steps, and a user's cost cannot be captured"
-        slopes = fusion.kept_slopes(self.activations, self.precision)
+        slopes = fusion.kept_slopes(self.activations, self.precision, run.drops)
         forms = [planned.fusion for planned in plan.batches if planned.fusion is not None]
         if obstacle is None and any(form.slopes != slopes for form in forms):
             obstacle = "its kernel is for other activations"

@@ -4,7 +4,7 @@
 What dropout leaves out of layer l, a^l (m, n_l), in a step:
 
     bits of (x, j) = word j mod 4 of philox(counter = (x, j div 4, l, step), key)
-    kept where bits >= rate · 2³², and divided by 1 - rate
+    kept where bits >= t, t = rate · 2³², and divided by what stays, 1 - t / 2³²
 
 x is a row's place in its whole mini-batch, and step the step's in its epoch, which has a key.
 """
@@ -65,10 +65,15 @@ def threshold(rate: float) -> int:
     return min(round(rate * 2.0**32), 2**32 - 1)
 
 
+def scale(rate: float) -> float:
+    """What is kept is multiplied by it."""
+    return 2.0**32 / (2.0**32 - threshold(rate))
+
+
 def factors(
     dropout: Dropout, layer: int, step: int, rows: int, n: int, first_row: int = 0, epoch: int = 0
 ) -> np.ndarray:
-    """(rows, n) float64: 0 for what is left out of a^layer, else 1 / (1 - rate)."""
+    """(rows, n) float64: 0 for what is left out of a^layer, else `scale`."""
     rate = dropout.rates[layer - 1]
     x = np.arange(first_row, first_row + rows, dtype=np.uint64)[:, None]
     blocks = np.arange(-(-n // 4), dtype=np.uint64)[None, :]
@@ -76,4 +81,4 @@ def factors(
     place = np.full(x.shape, layer, np.uint64), np.full(x.shape, step, np.uint64)
     words = philox((x, blocks, *place), dropout.words(epoch))
     bits = np.stack(words, axis=-1).reshape(rows, -1)[:, :n]
-    return np.where(bits >= threshold(rate), 1.0 / (1.0 - rate), 0.0)
+    return np.where(bits >= threshold(rate), scale(rate), 0.0)

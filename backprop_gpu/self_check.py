@@ -417,6 +417,7 @@ def engine_obstacle(
     cost: Cost,
     plan: planning.Plan,
     rules: Iterable[str],
+    drops: bool = False,
 ) -> str | None:
     """Why an engine's kernel must not be used in the forms of a plan, if so."""
     catalogue = Catalogue(backend.dtype, backend.precision)
@@ -426,17 +427,18 @@ def engine_obstacle(
         for cut in planned.cuts:
             form = Form("resident", cut.blocks, stored=_as_bytes(cut.stored), apart=cut.apart)
             own = [rule for rule in sorted(rules) if optimizers.get(rule).slots == cut.slots]
-            kernels = [catalogue.resident(cut, sigmas, cost, rule) for rule in own]
+            kernels = [catalogue.resident(cut, sigmas, cost, rule, drops) for rule in own]
             wanted.setdefault(form, []).extend(kernels)
         if planned.fusion is not None:
             fused = planned.fusion
             form = Form("fused", stored=_as_bytes(fused.stored), precision=fused.precision)
-            kernels = [catalogue.fused(fused, sigmas, cost), *map(catalogue.fused_update, rules)]
+            whole = catalogue.fused(fused, sigmas, cost, drops)
+            kernels = [whole, *map(catalogue.fused_update, rules)]
             wanted.setdefault(form, []).extend(kernels)
         if planned.persistence is not None:
             p = planned.persistence
             form = Form("persistent", stored=_as_bytes(p.stored), precision=p.precision)
-            kernels = [catalogue.persistent(p, sigmas, cost, rule) for rule in sorted(rules)]
+            kernels = [catalogue.persistent(p, sigmas, cost, rule, drops) for rule in sorted(rules)]
             wanted.setdefault(form, []).extend(kernels)
     for form, kernels in wanted.items():
         failed = obstacle(backend.runtime, form, backend.dtype, list(dict.fromkeys(kernels)))

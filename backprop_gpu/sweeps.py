@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
-from math import prod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import backends, costs, initializers, optimizers, validation
-from .model import Model, resolve_activations
+from . import validation
+from .grids import (
+    SHAPE,
+    Setting,
+    check_metric,
+    given_settings,
+    has_classes,
+    named,
+    optimizer_of,
+    shape_of,
+    shown,
+    table,
+)
+from .model import Model
 from .network import Network
-from .optimizers import Optimizer
 from .population import Population, check_room, history_keys, history_metric
-from .precision import resolve as resolve_precision
 from .training import Callback, History
 from .training.callbacks import check_callbacks
 from .training.checkpoint import Checkpoint
@@ -25,19 +32,10 @@ from .training.fitting import Beginning, make_run, resolve_plan
 from .training.member_tasks import ClusterPart, train_on_cluster
 from .training.progress import ProgressBar
 from .training.settings import Data, Settings, check_data, check_settings
+from .tuning import OptunaTrials
 
-#: The arguments of `Network` that a setting may hold. Networks that agree in them, the seed
-#: aside, form a population.
-SHAPE = ("sizes", "activation", "cost", "dtype", "precision", "backend", "initial_weights")
-_NETWORK = (*SHAPE, "seed")
-_FIT = ("epochs", "batch_size", "learning_rate", "optimizer", "dropout")
-#: What the optimizers take, named as in their classes.
-_OPTIMIZER = tuple(dict.fromkeys(field.name for kind in optimizers.KINDS for field in fields(kind)))
-#: What a setting may hold.
-KEYS = (*_NETWORK, *_FIT, *_OPTIMIZER)
-_NEEDED = ("sizes", "epochs", "batch_size", "learning_rate")
-
-Setting = dict[str, Any]
+if TYPE_CHECKING:
+    import optuna
 
 
 class Best(NamedTuple):
@@ -57,19 +55,25 @@ class SweepResult:
         ``val_loss`` and ``val_accuracy`` are those of the network's weights, which are those of
         the last epoch unless `EarlyStopping` restored others (see `History`);
         ``epochs_trained`` says how many epochs there were, ``failed`` what went wrong, or None.
+        Of trials ``trial`` is the number in the study, and ``pruned`` whether it was.
     networks : list of Network
         networks[i] is that of rows[i], with its ``history``.
     metric : str
         "val_accuracy", "val_loss" or "loss", by which rows are ranked.
     ranking : list of int
-        Numbers of the rows, best first; those that failed come last.
+        Numbers of the rows, best first; then come those that were pruned, then those that failed.
+    study : optuna.Study or None
+        Whose trials these are.
     """
 
-    def __init__(self, rows: list[Setting], networks: list[Network], metric: str) -> None:
-        self.rows, self.networks, self.metric = rows, networks, metric
+    def __init__(
+        self, rows: list[Setting], networks: list[Network], metric: str, study: Any = None
+    ) -> None:
+        self.rows, self.networks, self.metric, self.study = rows, networks, metric, study
         sound = [i for i, row in enumerate(rows) if row["failed"] is None]
         keys = history_keys([_history(networks[i]) for i in sound], metric)
         self.ranking = [i for _, i in sorted(zip(keys, sound, strict=True))]
+        self.ranking.sort(key=lambda i: bool(rows[i].get("pruned")))  # as they were, else
         self.ranking += [i for i, row in enumerate(rows) if row["failed"] is not None]
 
     @property
@@ -96,39 +100,30 @@ class SweepResult:
 
     def __str__(self) -> str:
         columns = self.to_dict()
-        if not any(columns["failed"]):
-            del columns["failed"]
+        for name in ("pruned", "failed"):
+            if not any(columns.get(name, ["shown"])):
+                del columns[name]
         return table(columns, self.ranking)
 
     def __repr__(self) -> str:
         best = self.best.setting
         return (
             f"<SweepResult of {len(self)} networks, best {self.metric} "
-            f"{_shown(best.get(self.metric))} in row {self.ranking[0]}>"
+            f"{shown(best.get(self.metric))} in row {self.ranking[0]}>"
         )
 
 
-def table(columns: Mapping[str, Sequence[Any]], ranking: Sequence[int]) -> str:
-    """Lines of a table, whose rows are in the order of a ranking, each with its number."""
-    cells = [["", *(str(i) for i in ranking)]]
-    for name, values in columns.items():
-        cells.append([name, *(_shown(values[i]) for i in ranking)])
-    widths = [max(map(len, column)) for column in cells]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in zip(*cells, strict=True)
-    )
-
-
 #: The columns that `sweep` adds to the settings.
-_RESULTS = ("loss", "val_loss", "val_accuracy", "epochs_trained", "failed")
+_RESULTS = ("loss", "val_loss", "val_accuracy", "epochs_trained", "pruned", "failed")
 
 
 def sweep(
     X: Any,
     Y: Any,
     *,
-    grid: Mapping[str, Iterable[Any]] | Sequence[Mapping[str, Iterable[Any]]] | None = None,
+    grid: Mapping[str, Iterable[Any] | optuna.distributions.BaseDistribution]
+    | Sequence[Mapping[str, Iterable[Any]]]
+    | None = None,
     settings: Iterable[Mapping[str, Any]] | None = None,
     seeds: int = 1,
     validation_data: tuple[Any, Any] | None = None,
@@ -139,9 +134,16 @@ def sweep(
     client: Any = None,
     sample_weight: Any = None,
     class_weight: Any = None,
+    trials: int | None = None,
+    sampler: optuna.samplers.BaseSampler | None = None,
+    pruner: optuna.pruners.BasePruner | None = None,
+    study: optuna.Study | None = None,
+    at_once: int | None = None,
     **shared: Any,
 ) -> SweepResult:
     """Train a network for every setting; networks of one shape train at once, as a `Population`.
+
+    With `trials` the settings are drawn from the grid by Optuna: see Notes.
 
     Parameters
     ----------
@@ -149,6 +151,7 @@ def sweep(
     Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
     grid : dict of str to values, or a list of such dicts
         Every combination of the values is a setting; of a list, the combinations of each dict.
+        With `trials` one dict, in which an optuna distribution may stand in place of values.
     settings : iterable of dict
         The settings themselves, instead of a grid.
     seeds : int
@@ -166,6 +169,20 @@ def sweep(
         `Population.fit`. Data are sent once, however many shapes there are.
     sample_weight, class_weight : optional
         As in `Network.fit`.
+    trials : int, optional
+        How many settings to draw from the grid, with Optuna (extra ``optuna``).
+    sampler : optuna.samplers.BaseSampler, optional
+        What draws them; by default a TPESampler, seeded by `seed` if that is given.
+    pruner : optuna.pruners.BasePruner, optional
+        What ends trials in mid-training; by default nothing does.
+    study : optuna.Study, optional
+        Takes the trials, in place of a study in memory; it has a sampler and a pruner of its own,
+        and a storage that `optuna-dashboard` shows. Trials that are enqueued there come first.
+    at_once : int, optional
+        How many trials train at once: the more there are, the more a pruner has to compare, and
+        the less a sampler has heard of when it draws the next. By default four a core, 64 where
+        the sampler does not heed what trials come to (RandomSampler, GridSampler,
+        BruteForceSampler), or one for each multiprocessor of a GPU; and what 1 GiB has room for.
     **shared
         What all settings have in common, for example ``sizes=[784, 30, 10], epochs=10``; a
         setting that names the same key goes first.
@@ -187,9 +204,19 @@ def sweep(
         If all networks failed.
     RuntimeError
         If a worker cannot train them, or all have died.
+    ImportError
+        If there are trials, and no Optuna.
 
     Notes
     -----
+    With `trials` each network is a trial. After every epoch it reports the metric (the step is the
+    epoch, counted from 0); one that the pruner ends gives its place to the next trial at once, and
+    keeps the weights of its last epoch. Of trials that have reported the same epoch the pruner is
+    asked about the best first. The study maximises ``val_accuracy``, or minimises a loss. A trial
+    whose cost turned NaN or infinite has the state FAIL; after Ctrl-C, or an exception in a
+    callback, so have those that were training. What a trial's network learns depends, to the bit,
+    neither on the others nor on when it joined them.
+
     A setting may hold the arguments of `Network` (sizes, activation, cost, dtype, precision,
     backend, seed, initial_weights), of `fit` (epochs, batch_size, learning_rate, optimizer,
     dropout) and of the optimizer (momentum, nesterov, beta1, beta2, epsilon, weight_decay, l1, l2,
@@ -210,13 +237,34 @@ def sweep(
     """
     seeds = validation.integer("seeds", seeds, 1)
     validation.boolean("progress", progress)
+    if any(each is not None for each in (trials, sampler, pruner, study, at_once)):
+        for name, given_too in (
+            ("settings", settings is not None), ("seeds", seeds > 1), ("client", client is not None)
+        ):  # fmt: skip
+            if given_too:
+                raise TypeError(f"trials and {name} exclude each other: give one of them")
+        of_optuna = OptunaTrials(
+            "sweep", grid, shared, (X, Y, validation_data, sample_weight, class_weight), callbacks,
+            metric=metric, trials=trials, at_once=at_once, sampler=sampler, pruner=pruner,
+            study=study, engine=engine,
+        )  # fmt: skip
+        with ProgressBar(of_optuna.expected, progress, of_optuna.trials) as bar:
+            of_optuna.run(bar)
+        for i, row in enumerate(of_optuna.rows):
+            row["pruned"] = i in of_optuna.pruned
+        return _result(of_optuna, of_optuna.metric, of_optuna.study)
     cluster = None if client is None else Cluster(client)
     given = given_settings("sweep", grid, settings, shared)
     rows = X, Y, validation_data, sample_weight, class_weight
-    trials = Trials("sweep", given, shared, seeds, [None], rows, callbacks)
-    _check_metric(metric, trials.groups)
-    trials.train(engine, cluster, progress)
-    return _result(trials, metric)
+    of_grid = Trials("sweep", given, shared, seeds, [None], rows, callbacks)
+    check_metric(
+        metric,
+        of_grid.groups[0].validated,
+        all(group.classes for group in of_grid.groups),
+        {group.cost for group in of_grid.groups},
+    )
+    of_grid.train(engine, cluster, progress)
+    return _result(of_grid, metric)
 
 
 class Trials:
@@ -265,9 +313,9 @@ class Trials:
         groups: dict[tuple[Any, ...], _Group] = {}
         schedules: dict[tuple[int, int, int], Any] = {}
         for i, setting in enumerate(shared | each for each in given):
-            place = _named(i, given)
+            place = named(i, given)
             with validation.within(place):
-                key = _shape(setting)
+                key = shape_of(setting)
                 if key not in groups:
                     groups[key] = _Group(caller, setting, data, callbacks)
                 group = groups[key]
@@ -280,7 +328,7 @@ class Trials:
                         setting["epochs"],
                         setting["batch_size"],
                         setting["learning_rate"],
-                        _optimizer(setting),
+                        optimizer_of(setting),
                         schedules,
                         place,
                         numbers=fold,
@@ -297,7 +345,7 @@ class Trials:
         """Train all; those that failed are in `failed`."""
         arrays, parts = SharedArrays(), []
         for group in self.groups:
-            with validation.within(_named(group.numbers[0] // self.a_setting, self.given)):
+            with validation.within(named(group.numbers[0] // self.a_setting, self.given)):
                 if cluster is None:
                     group.make(engine)
                 else:
@@ -349,7 +397,7 @@ def _bar(groups: Sequence[_Group], progress: bool) -> ProgressBar:
     return ProgressBar(total, progress, sum(len(group.numbers) for group in groups))
 
 
-def _result(trials: Trials, metric: str | None) -> SweepResult:
+def _result(trials: Trials | OptunaTrials, metric: str | None, study: Any = None) -> SweepResult:
     rows, networks, failed = trials.rows, trials.networks, trials.failed
     if failed:
         first = min(failed)
@@ -368,7 +416,7 @@ def _result(trials: Trials, metric: str | None) -> SweepResult:
         row["epochs_trained"] = len(history)
         row["failed"] = failed.get(i)
     sound = [_history(network) for i, network in enumerate(networks) if i not in failed]
-    return SweepResult(rows, networks, history_metric(sound, metric))
+    return SweepResult(rows, networks, history_metric(sound, metric), study)
 
 
 class _Group:
@@ -393,7 +441,7 @@ class _Group:
             )
         self.rows_of_data, self.bytes = len(data.X), data.bytes
         self.cost = model.cost
-        self.classes = _has_classes(data)
+        self.classes = has_classes(data)
         self.validated = data.validation is not None
         self.label = "-".join(map(str, model.sizes))
         self.numbers: list[int] = []
@@ -421,145 +469,6 @@ class _Group:
         self.population = Population(**self.shape, members=len(self.numbers), seed=self.seeds)
 
 
-def given_settings(caller: str, grid: Any, settings: Any, shared: Any) -> list[Setting]:
-    """The settings as they were given, or as the grid spans them, none of which lacks a thing.
-
-    Raises
-    ------
-    ValueError, TypeError
-        Naming the setting; `caller` is the function that was called.
-    """
-    _check_keys(shared, "the arguments that all settings share")
-    given = _given(caller, grid, settings)
-    for i, setting in enumerate(given):
-        missing = [name for name in _NEEDED if name not in setting and name not in shared]
-        if missing:
-            raise ValueError(
-                f"{_named(i, given)} has no {missing[0]}: give it there, or to {caller} for all"
-            )
-    return given
-
-
-def _given(caller: str, grid: Any, settings: Any) -> list[Setting]:
-    if (grid is None) == (settings is None):
-        raise TypeError(f"{caller} needs either a grid or settings, and not both")
-    if grid is not None:
-        return spanned(grid)
-    if isinstance(settings, Mapping) or not validation.is_iterable(settings):
-        raise TypeError(f"settings must be a list of dicts, got {settings!r}")
-    found = list(settings)
-    if not found:
-        raise ValueError("settings is empty")
-    for i, setting in enumerate(found):
-        _check_keys(setting, f"settings[{i}]")
-    return [dict(setting) for setting in found]
-
-
-def spanned(grid: Any) -> list[Setting]:
-    """The settings of a grid, or of several, as `sweep` takes them."""
-    several = not isinstance(grid, Mapping)
-    if several and (isinstance(grid, str) or not validation.is_iterable(grid)):
-        raise TypeError(f"grid must be a dict of lists of values, or a list of them, got {grid!r}")
-    found: list[Setting] = []
-    for i, one in enumerate(list(grid) if several else [grid]):
-        name = f"grid[{i}]" if several else "grid"
-        _check_keys(one, name)
-        columns = []
-        for key, values in one.items():
-            if isinstance(values, (str, bytes, Mapping)) or not validation.is_iterable(values):
-                raise TypeError(
-                    f"{name} must hold a list of values for {key!r}, got {values!r}; for one "
-                    f"value write [{values!r}]"
-                )
-            try:
-                columns.append(list(values))
-            except MemoryError:
-                raise MemoryError(f"{name} holds more values for {key!r} than memory can") from None
-            if not columns[-1]:
-                raise ValueError(f"{name} holds no value for {key!r}")
-        validation.room(f"a setting for every combination of {name}", 64 * prod(map(len, columns)))
-        found += [dict(zip(one, values, strict=True)) for values in itertools.product(*columns)]
-    if not found:
-        raise ValueError("grid is empty")
-    return found
-
-
-def _check_keys(setting: Any, name: str) -> None:
-    if not isinstance(setting, Mapping):
-        raise TypeError(f"{name} must be a dict, got {setting!r}")
-    for key in setting:
-        if key not in KEYS:
-            raise ValueError(f"unknown key {key!r} in {name}; known: {', '.join(KEYS)}")
-
-
-def _shape(setting: Setting) -> tuple[Any, ...]:
-    """What networks of one population have in common, to tell groups by."""
-    sizes = validation.sizes(setting["sizes"])
-    dtype = validation.dtype(setting.get("dtype", "float32"))
-    return (
-        sizes,
-        resolve_activations(setting.get("activation", "sigmoid"), len(sizes) - 1),
-        costs.get(setting.get("cost", "quadratic")),
-        dtype,
-        resolve_precision(setting.get("precision"), dtype),
-        validation.one_of("backend", setting.get("backend", "auto"), ("auto", *backends.names())),
-        validation.one_of(
-            "initial_weights",
-            setting.get("initial_weights", "auto"),
-            ("auto", *initializers.names()),
-        ),
-    )
-
-
-def _optimizer(setting: Setting) -> Optimizer:
-    """The setting's optimizer, with what the setting says of momentum and the like."""
-    optimizer = optimizers.get(setting.get("optimizer", "sgd"))
-    changes = {name: setting[name] for name in _OPTIMIZER if name in setting}
-    known = [field.name for field in fields(optimizer)]
-    for name in changes:
-        if name not in known:
-            raise ValueError(
-                f"{name} is no setting of {type(optimizer).__name__}, which takes "
-                f"{', '.join(known)}"
-            )
-    return replace(optimizer, **changes)
-
-
-def _check_metric(metric: str | None, groups: Sequence[_Group]) -> None:
-    """Before hours of training: whether their results can be ranked."""
-    if metric is not None:
-        validation.one_of("metric", metric, ("val_accuracy", "val_loss", "loss"))
-    if metric in ("val_loss", "val_accuracy") and not groups[0].validated:
-        raise ValueError(f"metric {metric!r} needs validation_data")
-    classes = all(group.classes for group in groups)
-    if metric == "val_accuracy" and not classes:
-        raise ValueError("metric 'val_accuracy' needs validation_data whose targets are classes")
-    if metric is None and not classes and len({group.cost for group in groups}) > 1:
-        raise ValueError(
-            "settings with different costs cannot be ranked by a cost: give validation_data "
-            "whose targets are classes, or a metric"
-        )
-
-
-def _has_classes(data: Data) -> bool:
-    return data.validation is not None and validation.classes_of(data.validation[1]) is not None
-
-
-def _named(number: int, given: Sequence[Setting]) -> str:
-    setting = ", ".join(f"{name}={_shown(value)}" for name, value in given[number].items())
-    return f"setting {number} ({setting})"
-
-
 def _history(network: Network) -> History:
     assert network.history is not None
     return network.history
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (float, np.floating)):
-        return f"{value:.4g}"
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    return str(value)

@@ -23,7 +23,7 @@ from ..cuda.runtime import Runtime
 from ..imports import uninterrupted
 from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
-from ..philox import Dropout, threshold
+from ..philox import Dropout, scale, threshold
 from ..precision import resolve
 
 Array = Any
@@ -596,7 +596,7 @@ class CudaBackend:
             (ceil(m * ceil(n / 4) / kernel.threads), 1, 1),
             (
                 source, out, out.rounded, epoch.key, epoch.step, np.uint32(threshold(rate)),
-                self._scalar(1.0 / (1.0 - rate)), *map(np.int32, (layer, first_row, m, n)),
+                self._scalar(scale(rate)), *map(np.int32, (layer, first_row, m, n)),
             ),
         )  # fmt: skip
 

@@ -38,7 +38,7 @@ from ..kernels.numba_cuda import cost as device_cost
 from ..kernels.numba_cuda import costs as device_costs
 from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
-from ..philox import Dropout, threshold
+from ..philox import Dropout, scale, threshold
 from .numpy import NumpyBackend
 
 Array = Any  # numba.cuda.cudadrv.devicearray.DeviceNDArray, or the simulator's stand-in
@@ -342,7 +342,7 @@ class NumbaCudaBackend:
         rate, words = epoch.dropout.rates[layer - 1], epoch.dropout.words()
         dropout.make_dropout(self.T)[_tiles(out.shape)](
             source, out, epoch.step, np.uint32(epoch.dropout.first_step), *map(np.uint32, words),
-            np.uint32(threshold(rate)), self.dtype.type(1.0 / (1.0 - rate)), np.uint32(layer),
+            np.uint32(threshold(rate)), self.dtype.type(scale(rate)), np.uint32(layer),
             np.uint32(first_row),
         )  # fmt: skip
 

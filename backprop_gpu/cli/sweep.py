@@ -11,7 +11,7 @@ import os
 import sys
 import tomllib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
@@ -23,8 +23,11 @@ from .. import optimizers, sweeps
 from ..datasets import Dataset
 from ..errors import ArgumentError
 from ..files import write_whole
-from ..sweeps import Setting, SweepResult
+from ..grids import KEYS, Setting, spanned
+from ..sweeps import SweepResult
 from ..training import EarlyStopping
+from ..tuning import WHOLE, SearchSpace, default_metric, direction_of, optuna_module
+from ..validation import boolean, finite, within
 from .arguments import (
     add_backend,
     add_data,
@@ -55,7 +58,13 @@ the grid: a TOML file
   sizes = [[64, 30, 10], [64, 100, 10]]
   learning_rate = [0.001, 0.003, 0.01]
 
-[[grid]] several times is several grids. What may be set:
+[[grid]] several times is several grids. With --trials Optuna draws values from
+lists and from ranges, of whole numbers for epochs, batch_size and seed:
+
+  learning_rate = {{low = 1e-4, high = 1.0, log = true}}
+  batch_size = {{low = 8, high = 128, step = 8}}
+
+What may be set:
 {keys}.
 Without sizes, cost, activation, epochs, batch_size or learning_rate they are as in train.
 """
@@ -76,7 +85,7 @@ def add(commands: Any) -> None:
         help="train a network for every setting of a grid, here or on a Dask cluster",
         description="Train a network for every setting of a grid, those of one shape at once, and "
         "show them as a table, best first.",
-        epilog=_GRID.format(keys=fill(", ".join(sweeps.KEYS), 78)),
+        epilog=_GRID.format(keys=fill(", ".join(KEYS), 78)),
         formatter_class=GridHelpFormatter,
     )
     option = parser.add_argument
@@ -110,6 +119,25 @@ def add(commands: Any) -> None:
         help="stop a network when its validation loss has not fallen for N epochs, and keep the "
         "weights of the best one",
     )
+    trials = parser.add_argument_group("trials", "settings that Optuna draws from the grid")
+    trials.add_argument("--trials", type=whole, metavar="N", help="how many; default: all settings")
+    for name, kinds in (("sampler", _SAMPLERS), ("pruner", _PRUNERS)):
+        trials.add_argument(
+            f"--{name}",
+            choices=kinds,
+            metavar="NAME",
+            help=f"{', '.join(kinds)}; default {next(iter(kinds))}",
+        )
+    trials.add_argument(
+        "--storage",
+        metavar="URL",
+        help="keep the study there, sqlite:///trials.db, and go on with it if it is there already; "
+        "optuna-dashboard shows it",
+    )
+    trials.add_argument("--study", metavar="NAME", help="its name in the storage; default sweep")
+    trials.add_argument(
+        "--at-once", type=whole, metavar="N", help="how many train at once; default: by the cores"
+    )
     add_backend(parser)
     option(
         "--scheduler",
@@ -130,21 +158,30 @@ def _sweep(args: argparse.Namespace) -> int:
         if args.out and Path(args.out).suffix not in _WRITERS:
             raise ValueError(f"--out must end in {' or '.join(_WRITERS)}, got {args.out!r}")
         grids, shared = _read(Path(args.grid))
-        settings = sweeps.spanned(grids)
+        drawn = _drawn(args, grids)
+        settings = spanned(grids) if drawn is None else drawn.corners()
         callbacks = [] if args.patience is None else [EarlyStopping(patience=args.patience)]
         named = {(shared | setting).get("cost") for setting in settings}
         data = read_data(args, "poisson" if named == {"poisson"} else None)
         shared = {"seed": args.seed, "backend": args.backend} | shared
+        asked = settings
         settings, shared = _completed(settings, shared, data)
+        if drawn is not None and settings != asked:
+            left_out = ", ".join(key for key in settings[0] if key not in asked[0])
+            raise ValueError(f"{args.grid}: what the trials draw decides {left_out}: name it there")
         if args.standardize and all(_fits(shared | setting, data) for setting in settings):
             data = data.standardize_target()
-        networks = len(settings) * args.seeds
+        if drawn is None:
+            searched: dict[str, Any] = {"settings": settings}
+            what = f"{len(settings)} settings, {len(settings) * args.seeds} networks"
+        else:
+            searched, what = _trials(args, drawn, data, shared), f"{args.trials} trials"
     with _client(args.scheduler) as client:
         where = processor() if client is None else _described(args.scheduler, client)
         print(
             f"device: {where}",
             f"data: {data.description}",
-            f"sweep: {len(settings)} settings, {networks} networks",
+            f"sweep: {what}",
             sep="\n",
             flush=True,
         )
@@ -155,12 +192,12 @@ def _sweep(args: argparse.Namespace) -> int:
                     result = sweeps.sweep(
                         data.X,
                         data.y,
-                        settings=settings,
                         seeds=args.seeds,
                         validation_data=(data.X_val, data.y_val),
                         callbacks=callbacks,
                         metric=args.metric,
                         client=client,
+                        **searched,
                         **shared,
                     )
             except (FloatingPointError, RuntimeError) as error:
@@ -211,8 +248,8 @@ def _read(path: Path) -> tuple[Any, Setting]:
         raise ValueError(f"{path} has no [grid]")
     grid = found.pop("grid")
     for key in found:
-        if key not in sweeps.KEYS:
-            raise ValueError(f"{path}: unknown key {key!r}; known: grid, {', '.join(sweeps.KEYS)}")
+        if key not in KEYS:
+            raise ValueError(f"{path}: unknown key {key!r}; known: grid, {', '.join(KEYS)}")
     return grid, found
 
 
@@ -245,6 +282,94 @@ def _missing(setting: Setting, data: Dataset) -> Setting:
         optimizers.get(optimizer)
         output = _output((setting | found)["activation"])
         found["learning_rate"] = default_rate(optimizer, setting["cost"], output)
+    return found
+
+
+# -- trials ---------------------------------------------------------------------------------------
+
+#: By the option's value, the default first: (Optuna, seed) -> sampler, (Optuna, epochs) -> pruner.
+_SAMPLERS: dict[str, Callable[[Any, int], Any]] = {
+    "tpe": lambda optuna, seed: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+    "random": lambda optuna, seed: optuna.samplers.RandomSampler(seed),
+    "qmc": lambda optuna, seed: optuna.samplers.QMCSampler(seed=seed),
+}
+_PRUNERS: dict[str, Callable[[Any, int], Any]] = {
+    "none": lambda optuna, epochs: optuna.pruners.NopPruner(),
+    "hyperband": lambda optuna, epochs: optuna.pruners.HyperbandPruner(1, epochs, 3),
+    "halving": lambda optuna, epochs: optuna.pruners.SuccessiveHalvingPruner(1, reduction_factor=3),
+    "median": lambda optuna, epochs: optuna.pruners.MedianPruner(),
+}
+_OF_TRIALS = ("sampler", "pruner", "storage", "study", "at_once")
+
+
+def _drawn(args: argparse.Namespace, grid: Any) -> SearchSpace | None:
+    """What the trials that are asked for draw from."""
+    if args.trials is None:
+        for name in _OF_TRIALS:
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} needs --trials")
+        if isinstance(grid, dict) and any(isinstance(each, dict) for each in grid.values()):
+            raise ValueError("a range in the grid needs --trials: how many are drawn from it")
+        return None
+    if args.trials < 1:
+        raise ValueError("--trials must be at least 1")
+    if args.seeds > 1:
+        raise ValueError("--seeds and --trials exclude each other")
+    if args.scheduler is not None:
+        raise ValueError("--scheduler and --trials exclude each other")
+    if args.study is not None and args.storage is None:
+        raise ValueError("--study needs --storage")
+    if not isinstance(grid, dict):
+        raise ValueError("with --trials there is one [grid]")
+    optuna_module()
+    return SearchSpace({key: _distribution(key, values) for key, values in grid.items()})
+
+
+def _distribution(key: str, values: Any) -> Any:
+    """A range of the grid as Optuna has it; a list as it is."""
+    if not isinstance(values, dict):
+        return values
+    kinds = optuna_module().distributions
+    unknown = [name for name in values if name not in ("low", "high", "log", "step")]
+    if unknown or not {"low", "high"} <= values.keys():
+        raise ValueError(
+            f"grid: the range of {key} must have low and high, and may have log and step, got "
+            f"{', '.join(values) or 'nothing'}"
+        )
+    with within(f"grid: the range of {key}"):
+        for name, value in values.items():
+            if name == "log":
+                boolean("log", value)
+            else:
+                finite(name, value)
+        whole_numbers = key in WHOLE and all(isinstance(each, int) for each in values.values())
+        if whole_numbers:
+            return kinds.IntDistribution(**values)
+        return kinds.FloatDistribution(**values)
+
+
+def _trials(
+    args: argparse.Namespace, space: SearchSpace, data: Dataset, shared: Setting
+) -> dict[str, Any]:
+    """What `sweep` is given for trials."""
+    optuna = optuna_module()
+    epochs = max((shared | corner)["epochs"] for corner in space.corners())
+    found: dict[str, Any] = {
+        "grid": space.grid, "trials": args.trials, "at_once": args.at_once,
+        "sampler": _SAMPLERS[args.sampler or "tpe"](optuna, args.seed % 2**32),
+        "pruner": _PRUNERS[args.pruner or "none"](optuna, epochs),
+    }  # fmt: skip
+    if args.storage is None:
+        return found
+    metric = args.metric or default_metric(True, data.classes is not None)
+    try:
+        found["study"] = optuna.create_study(
+            study_name=args.study or "sweep", storage=args.storage, load_if_exists=True,
+            direction=direction_of(metric), sampler=found.pop("sampler"),
+            pruner=found.pop("pruner"),
+        )  # fmt: skip
+    except Exception as error:  # of any database, or its missing driver
+        raise ValueError(f"--storage {args.storage}: {error}") from error
     return found
 
 

@@ -300,6 +300,7 @@ class Catalogue:
         sigmas: Sequence[Activation],
         cost: Cost,
         rule: str,
+        drops: bool = False,
     ) -> Kernel:
         """A whole epoch, specialised to a network; `residents` has examples."""
         user = _users_own(sigmas)
@@ -313,7 +314,7 @@ class Catalogue:
             self._type,
             "unsigned char" if r.stored == 1 else self._type,
             f"Form<{r.batch}, {r.threads}, {r.blocks}, {r.stages}, {r.shared_memory}"
-            f"{', true' if r.apart else ''}>",
+            f"{', true' if r.apart else ', false' if drops else ''}{', true' if drops else ''}>",
             _objective(sigmas[-1], cost),
             RULES[rule],
             str(r.inputs),
@@ -330,7 +331,9 @@ class Catalogue:
             cooperative=r.apart,
         )
 
-    def fused(self, fusion: Fusion, sigmas: Sequence[Activation], cost: Cost) -> Kernel:
+    def fused(
+        self, fusion: Fusion, sigmas: Sequence[Activation], cost: Cost, drops: bool = False
+    ) -> Kernel:
         """Forward, C and BP1 to BP4 of a network at once; `fusions` has examples."""
         user = _users_own(sigmas)
         f = fusion
@@ -338,7 +341,7 @@ class Catalogue:
             "unsigned char" if f.stored == 1 else self._type,
             self._factors,
             f"FusedForm<{f.rows}, {f.row_warps}, {f.column_warps}, {f.blocks}, "
-            f"{str(f.in_registers).lower()}, {f.shared_memory}>",
+            f"{str(f.in_registers).lower()}, {f.shared_memory}{', true' if drops else ''}>",
             _objective(sigmas[-1], cost),
             str(f.sizes[0]),
             *(
@@ -356,7 +359,12 @@ class Catalogue:
         )
 
     def persistent(
-        self, persistence: Persistence, sigmas: Sequence[Activation], cost: Cost, rule: str
+        self,
+        persistence: Persistence,
+        sigmas: Sequence[Activation],
+        cost: Cost,
+        rule: str,
+        drops: bool = False,
     ) -> Kernel:
         """A whole epoch by all blocks, for any sizes; `persistents` has examples."""
         user = _users_own(sigmas)
@@ -364,7 +372,7 @@ class Catalogue:
         arguments = (
             "unsigned char" if p.stored == 1 else self._type,
             f"PersistentForm<{self._factors}, {p.forward}, {p.error}, {p.gradient}, "
-            f"{p.shared_memory}>",
+            f"{p.shared_memory}{', true' if drops else ''}>",
             _objective(sigmas[-1], cost),
             RULES[rule],
             *(

@@ -124,6 +124,10 @@ class Engine:
         """Why this engine cannot train the model so, if it cannot."""
         raise NotImplementedError
 
+    def go_by(self, plan: Plan) -> None:
+        """From the next epoch on, another plan of this engine: one that knows other batch sizes."""
+        self.plan = plan
+
     def put(self, X: Any, Y: np.ndarray) -> tuple[Array, Array]:
         """Put host rows, as `Model.check_data` gives them, where the engine reads them."""
         Y = self.cost.prepare(Y, self.sizes[-1])

@@ -12,7 +12,7 @@ from ..cuda.catalogue import Catalogue
 from ..optimizers import COEFFICIENTS
 from ..planning import Run, fusion
 from .base import Described, Member
-from .members import MembersEngine, constants, owners, places, weights_of
+from .members import MembersEngine, constants, dropouts_of, owners, places, weights_of
 from .passes import quiet
 
 Array = Any
@@ -34,7 +34,7 @@ class FusedCudaEngine(MembersEngine):
         if shared is not None:
             return shared
         assert model.device is not None
-        slopes = fusion.kept_slopes(model.activations, model.precision)
+        slopes = fusion.kept_slopes(model.activations, model.precision, run.drops)
         found = fusion.choose(model.sizes, run.batch_size, model.device, model.precision, slopes)
         return found if isinstance(found, str) else None
 
@@ -108,7 +108,12 @@ class FusedSteps:
         cost_parts = runtime.empty(at_once * form.grid, np.float64)
         finished = runtime.zeros(at_once, np.uint32)
         kernels = Catalogue(backend.dtype, backend.precision)
-        fused = kernels.fused(form, engine.activations, engine.cost)
+        # A plan that drops out keeps every σ': another kernel's memory is not as large.
+        plain = fusion.kept_slopes(engine.activations, backend.precision)
+        drops = members[0].dropout is not None or form.slopes != plain
+        fused = kernels.fused(form, engine.activations, engine.cost, drops)
+        self.hidden = len(engine.sizes) - 2
+        self.dropout = runtime.empty((count, 3 + self.hidden), np.uint32) if drops else None
         update = kernels.fused_update(settings.optimizer.rule)
         advance = kernels.advance()
 
@@ -121,7 +126,8 @@ class FusedSteps:
                     runtime.launch(
                         fused, (blocks, now, 1),
                         (
-                            X, Y, self.order, self.weights, self.step, at, p, parts, cost_parts,
+                            X, Y, self.order, self.weights, self.dropout, self.step, at, p, parts,
+                            cost_parts,
                             finished, self.costs, *map(np.int32, (rows, m, size, first)),
                         ),
                     )  # fmt: skip
@@ -147,6 +153,8 @@ class FusedSteps:
         weights = weights_of(members)
         if weights is not None:
             upload(weights, self.weights)
+        if self.dropout is not None:
+            upload(dropouts_of(members, self.hidden), self.dropout)
         upload(
             np.stack([member.hyperparameters.coefficients for member in members]),
             self.coefficients,
@@ -174,5 +182,6 @@ def _key(members: Sequence[Member], X: Array, Y: Array) -> tuple[Any, ...]:
     settings = members[0].hyperparameters
     arrays = [array for each in members for array in (each.parameters, *each.slots)]
     weighted = members[0].weights is not None
-    numbers = settings.batch_size, len(members[0].order), len(members), weighted
+    drops = members[0].dropout is not None
+    numbers = settings.batch_size, len(members[0].order), len(members), weighted, drops
     return (settings.optimizer.rule, *numbers, X, Y, *arrays)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..philox import Dropout, threshold
 from ..planning import Run
 from .base import Described, Engine, Member
 
@@ -34,8 +35,6 @@ class MembersEngine(Engine):
             return f"a kernel takes one user's activation, not {names}"
         if run.squares:
             return "its kernel does not sum w² at every step"
-        if run.drops:
-            return "its kernel drops out no activations"
         if run.clips_norm:
             return "clip_norm needs the norm of all gradients before the first of them is used"
         return None
@@ -74,7 +73,8 @@ class MembersEngine(Engine):
         for i, member in enumerate(members):
             settings = member.hyperparameters
             weighted = member.weights is not None
-            key = settings.optimizer.rule, settings.batch_size, len(member.order), weighted
+            rows, drops = len(member.order), member.dropout is not None
+            key = settings.optimizer.rule, settings.batch_size, rows, weighted, drops
             groups.setdefault(key, []).append(i)
         found: dict[int, np.ndarray] = {}
         for group in groups.values():
@@ -135,6 +135,15 @@ def weights_of(members: Sequence[Member]) -> np.ndarray | None:
     if members[0].weights is None:
         return None
     return np.stack([member.weights for member in members if member.weights is not None])
+
+
+def dropouts_of(members: Sequence[Member], hidden: int) -> np.ndarray:
+    """(members, 3 + hidden layers) uint32, as the kernels' `Dropping` has them."""
+    rows = []
+    for member in members:
+        dropout = member.dropout or Dropout((0.0,) * hidden, (0,))
+        rows.append([*dropout.words(), dropout.first_step, *map(threshold, dropout.rates)])
+    return np.array(rows, np.uint32)
 
 
 def owners(states: Sequence[tuple[Array, ...]]) -> list[Array]:

@@ -14,7 +14,7 @@ from ..cuda.catalogue import Catalogue, hidden_sigmas
 from ..parameters import Layout
 from ..planning import Run, persistence
 from .base import Described, Member
-from .members import MembersEngine, constants, weights_of
+from .members import MembersEngine, constants, dropouts_of, weights_of
 from .passes import quiet
 
 Array = Any
@@ -44,11 +44,11 @@ class PersistentCudaEngine(MembersEngine):
         backend, runtime = self.backend, self.backend.runtime  # type: ignore[attr-defined]
         settings, rows = members[0].hyperparameters, len(members[0].order)
         m, count = settings.batch_size, len(members)
-        form = self.plan.persistence(m)
+        form, drops = self.plan.persistence(m), members[0].dropout is not None
         if form.stored != X.dtype.itemsize:
             X = self._numbers(X)
         kernel = Catalogue(backend.dtype, backend.precision).persistent(
-            form, self.activations, self.cost, settings.optimizer.rule
+            form, self.activations, self.cost, settings.optimizer.rule, drops
         )
         layout = members[0].parameters.layout
         table, length = layers(layout, self.activations, m)
@@ -63,6 +63,7 @@ class PersistentCudaEngine(MembersEngine):
             X, Y,
             runtime.array(np.stack([member.order for member in members]), np.int32),
             None if weights is None else runtime.array(weights),
+            runtime.array(dropouts_of(members, len(self.sizes) - 2)) if drops else None,
             runtime.array(np.stack([m.hyperparameters.coefficients for m in members]), "f8"),
             runtime.array(of_members),
             runtime.array(found), *arrays,

@@ -10,7 +10,7 @@ import numpy as np
 from ..cuda.catalogue import Catalogue
 from ..planning import Run, residency
 from .base import Described, Member
-from .members import MembersEngine, constants, weights_of
+from .members import MembersEngine, constants, dropouts_of, weights_of
 from .passes import quiet
 
 Array = Any
@@ -47,7 +47,10 @@ class ResidentCudaEngine(MembersEngine):
         cut = self.plan.cut(m, optimizer.slots, len(members))
         if cut.stored != X.dtype.itemsize:
             X = self._numbers(X)
-        kernel = Catalogue(backend.dtype).resident(cut, self.activations, self.cost, optimizer.rule)
+        drops = members[0].dropout is not None
+        kernel = Catalogue(backend.dtype).resident(
+            cut, self.activations, self.cost, optimizer.rule, drops
+        )
 
         rows = len(members[0].order)
         costs = runtime.empty((len(members), -(-rows // m)), np.float64)
@@ -57,6 +60,7 @@ class ResidentCudaEngine(MembersEngine):
             X, Y,
             runtime.array(np.stack([member.order for member in members]), np.int32),
             None if weights is None else runtime.array(weights),
+            runtime.array(dropouts_of(members, len(self.sizes) - 2)) if drops else None,
             runtime.array(np.stack([m.hyperparameters.coefficients for m in members]), "f8"),
             runtime.array(np.array([constants(member) for member in members]), backend.dtype),
             runtime.array(found), *arrays, costs, np.int32(rows),

@@ -131,14 +131,17 @@ class Fusion:
         )
 
 
-def kept_slopes(activations: Sequence[Activation], precision: str) -> tuple[bool, ...]:
+def kept_slopes(
+    activations: Sequence[Activation], precision: str, drops: bool = False
+) -> tuple[bool, ...]:
     """Of σ of layers 1 … L, for each hidden layer: whether σ' waits beside a, as ``keeps_slope``.
 
-    Of bf16 where a's rounding would make another of it, of others where it is computed from z.
+    Of bf16 where a's rounding would make another of it, of others where it is computed from z; and
+    always where a is dropped out.
     """
     rounded = precision == "bf16"
     return tuple(
-        sigma.derivative_from == "z" or (rounded and not sigma.piecewise_linear)
+        drops or sigma.derivative_from == "z" or (rounded and not sigma.piecewise_linear)
         for sigma in activations[:-1]
     )
 

@@ -10,6 +10,10 @@ from itertools import pairwise
 #: Tasks for each that a worker runs at once: as many so that all are busy until nearly the end,
 #: and a worker that dies loses little.
 TASKS_A_SLOT = 4
+#: Trials at once for each core, where the more there are, the more a pruner can compare.
+TRIALS_A_CORE = 64
+#: Bytes of all trials that train at once.
+TRIAL_BYTES = 1 << 30
 #: Operations below which sending a task takes a share of its time that is worth saving: 0.1 s.
 SHORTEST_TASK = 1e10
 
@@ -81,6 +85,25 @@ def task_size(members: int, workers: Sequence[WorkerCapacity], operations: float
     if worthwhile > balanced:
         return TaskSize(worthwhile, "as many as are worth the sending of a task")
     return TaskSize(balanced, f"{members} members over {room} cores, {TASKS_A_SLOT} tasks for each")
+
+
+def trials_at_once(machine: WorkerCapacity, learns: bool, size: int) -> int:
+    """How many trials of a search train at once, where nothing else is asked for.
+
+    Parameters
+    ----------
+    machine : WorkerCapacity
+    learns : bool
+        Whether what trials come to decides which are next. Then each core has `TASKS_A_SLOT`, so
+        that all are busy until nearly the end of an epoch, and few are begun before the first have
+        told anything; else `TRIALS_A_CORE`. A GPU has one for each multiprocessor.
+    size : int
+        Bytes of a trial's arrays, of which all have `TRIAL_BYTES`, if that is enough for all cores.
+    """
+    if machine.multiprocessors:
+        return max(1, min(machine.multiprocessors, TRIAL_BYTES // size))
+    wanted = machine.cores * (TASKS_A_SLOT if learns else TRIALS_A_CORE)
+    return max(machine.cores, min(wanted, TRIAL_BYTES // size))
 
 
 def task_cores(tasks: int, workers: Sequence[WorkerCapacity]) -> int:

@@ -104,6 +104,12 @@ class ProgressBar(Progress):
             values = {f"best {name}": value for name, value in values.items()}
         return values
 
+    def expect(self, epochs: int) -> None:
+        """So many more epochs are to come than were known of, or fewer, where it is negative."""
+        if self.bar is not None and epochs:
+            self.bar.total += epochs
+            self.bar.refresh()
+
     def ended(self, course: Any, lost: int) -> None:
         left = course.settings.epochs - len(course.history) - lost
         if self.bar is not None and self._many and left:

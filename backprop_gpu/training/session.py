@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -113,9 +113,11 @@ class Session:
     rows : Rows
         What all courses train on, by an engine that is released at the end.
     courses : sequence of Course
+        For `run`; others `join` and `leave` between two epochs.
     validation_data : (X, Y), optional
     whole : (array, array), optional
-        The arrays of which all ``parameters.flat``, and all ``good``, are the rows.
+        The arrays of which all ``parameters.flat``, and all ``good``, are the rows: a row is the
+        place of one course at a time.
     time_spent : TimeSpent, optional
         Goes on; its time until `run` is that of the data.
     """
@@ -133,6 +135,11 @@ class Session:
         self.rows, self.engine, self.passes = rows, rows.engine, model.passes()
         self.backend = self.passes.backend
         self.courses, self.whole = courses, whole
+        #: Those that are on their way.
+        self.live: list[Course] = []
+        #: How many train at once, if all places are taken.
+        self.places = len(courses) if whole is None else whole[0].shape[0]
+        self._within_epoch: Callable[[], None] = lambda: None
         #: The optimizer's state before several epochs at once, and a copy.
         self._before: list[tuple[Array, Array]] | None = None
         self.validation = None
@@ -159,29 +166,56 @@ class Session:
         """
         progress = progress or Progress()
         self._within_epoch = within_epoch
+        with self:
+            self.join(self.courses)
+            while self.live:
+                ran = self.run_epoch(self.live, progress)
+                progress.epoch_is_over(ran)
+                self.end_round(ran, progress, after_epoch)
+
+    def __enter__(self) -> Self:
         self.time_spent.add("data")
-        for course in self.courses:
-            course.start()
-        for course in self.courses:
-            course.go_on()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Finish what is still on its way."""
         with ExitStack() as last:
-            for course in reversed(self.courses):
+            for course in reversed(self.live):
                 last.callback(course.finish)
             last.callback(self.engine.release)
-            live = [course for course in self.courses if not course.ended]
-            while live:
-                ran = self.run_epoch(live, progress)
-                progress.epoch_is_over(ran)
-                over = [course.is_over() for course in ran]
-                after_epoch(ran, all(over))
-                live = []
-                for course, ends in zip(ran, over, strict=True):
-                    if ends:
-                        course.finish()
-                        progress.ended(course, 0)
-                    else:
-                        live.append(course)
-        self.time_spent.add("callbacks")
+        if kind is None:
+            self.time_spent.add("callbacks")
+
+    def join(self, courses: Sequence[Course]) -> None:
+        """Between two epochs: courses that train from now on. None does, if one cannot start."""
+        for course in courses:
+            course.start()
+        for course in courses:
+            course.go_on()
+        self.live = [*self.live, *courses]
+        for course in courses:
+            if course.ended:
+                self.leave(course)
+
+    def leave(self, course: Course) -> None:
+        """Between two epochs: finish a course, whose place another may take."""
+        course.finish()
+        self.live = [each for each in self.live if each is not course]
+
+    def end_round(
+        self,
+        ran: Sequence[Course],
+        progress: Progress,
+        after_epoch: Callable[[Sequence[Course], bool], None] = lambda ran, over: None,
+    ) -> None:
+        """After `run_epoch`: ask those that it went well for whether they are over."""
+        over = [course.is_over() for course in ran]
+        after_epoch(ran, all(over))
+        for course, ends in zip(ran, over, strict=True):
+            if ends:
+                course.finish()
+                progress.ended(course, 0)
+        self.live = [course for course, ends in zip(ran, over, strict=True) if not ends]
 
     def run_epoch(self, live: list[Course], progress: Progress) -> list[Course]:
         """One epoch of each; those that did well are returned, the others back where they were."""
@@ -233,7 +267,7 @@ class Session:
     def _run_wave(
         self, wave: list[Course], progress: Progress, meanwhile: Callable[[], None]
     ) -> list[np.ndarray]:
-        if len(self.courses) > 1 and not any(course.on_step for course in wave):
+        if self.places > 1 and not any(course.on_step for course in wave):
             found = [course.epoch() for course in wave]
             members = [member for member in found if member is not None]
             self.time_spent.add("orders")
@@ -279,7 +313,7 @@ class Session:
         return (live[i : i + size] for i in range(0, len(live), size))
 
     def _keep(self, live: list[Course]) -> None:
-        if self.whole is not None and len(live) == len(self.courses):
+        if self.whole is not None and len(live) == self.places:
             self.backend.copy(*self.whole)  # on a device one launch instead of one per member
             return
         for course in live:
@@ -292,7 +326,7 @@ class Session:
 
     def _finite(self, live: list[Course]) -> list[bool]:
         """Whether the parameters of each are finite; of all at once, where that may be."""
-        everyone = self.whole if len(live) == len(self.courses) else None
+        everyone = self.whole if len(live) == self.places else None
         if everyone is not None and self.backend.all_finite(everyone[0]):
             return [True] * len(live)
         return [

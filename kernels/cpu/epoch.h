@@ -312,7 +312,7 @@ template <class T> struct Epoch {
   void drop_out(int l, const T* source, T* out, int x_begin, int x_end) const {
     const double rate = member.rates[l], kept = rate * 4294967296.0 + 0.5;
     const unsigned threshold = kept < 4294967295.0 ? unsigned(kept) : 4294967295u;
-    const T scale = T(1 / (1 - rate));
+    const T scale = T(4294967296.0 / (4294967296.0 - threshold));
     const unsigned first = unsigned(first_row_of(member.first_shard));
     for (int s = 0; s < memory.layers[l].strips; ++s)
       for (int x = x_begin; x < x_end; ++x) {

@@ -152,7 +152,13 @@ template <class CONSTANTS> struct Focal : SumOverOutputs {
   template <class T> __device__ T term(T a, T y, int) const {
     a = clip_unit(a);
     const T gamma = T(constants[0]), ln = log(a), other = log1p(-a);
-    return -(exp(gamma * other) * (y * ln) + exp(gamma * ln) * ((T(1) - y) * other));
+    T sum = 0;
+#ifdef __CUDACC__
+#pragma unroll 1  // of double precision, two at once would not do without a stack
+#endif
+    for (int right = 0; right < 2; ++right)
+      sum += exp(gamma * (right ? other : ln)) * (right ? y * ln : (T(1) - y) * other);
+    return -sum;
   }
   template <class T> __device__ T error(T a, T y, T slope, int) const {
     const T gamma = T(constants[0]), rest = T(1) - a, ln = log(a), other = log1p(-a);
@@ -262,20 +268,22 @@ template <class T> struct OutputRow<T, BinaryCrossEntropy> {
 template <class T> struct OutputRow<T, Cosine> {
   Cosine cost;
   T sums[3] = {};  // a·y, ‖a‖², ‖y‖²
-  T both = 0;      // ‖a‖ ‖y‖
+  T of_both = 0, of_y = 0, ratio = 0;  // 1 / (‖a‖ ‖y‖), 1 / ‖y‖² and a·y / ‖a‖², or 0
   __device__ void add(T a, T y, int) {
     if (y != y) return;
     sums[0] += a * y;
     sums[1] += a * a;
     sums[2] += y * y;
   }
-  __device__ void finish() { both = sqrt(sums[1]) * sqrt(sums[2]); }
+  __device__ void finish() {
+    const T both = sqrt(sums[1]) * sqrt(sums[2]);
+    if (sums[2] != T(0)) of_y = T(1) / sums[2];
+    if (both != T(0)) of_both = T(1) / both, ratio = sums[0] / sums[1];
+  }
   __device__ T term(T a, T y, int) const {
-    if (y != y) return T(0);
-    return y * (y / sums[2]) - (both == T(0) ? T(0) : a * (y / both));
+    return y == y ? y * y * of_y - a * y * of_both : T(0);
   }
   __device__ T error(T a, T y, T slope, int) const {
-    if (y != y || both == T(0)) return T(0);
-    return (a * (sums[0] / sums[1]) - y) / both * slope;
+    return y == y ? (a * ratio - y) * of_both * slope : T(0);
   }
 };

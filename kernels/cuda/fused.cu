@@ -112,6 +112,7 @@ struct FusedPass {
   const float* Y;
   const int* order;  // of this step's rows
   const float* weights;  // theirs, or null where all are 1
+  const Dropping dropping;
   const float* p;    // this member's
   float* part;       // this block's
   const int m, thread, warp, lane;
@@ -121,9 +122,14 @@ struct FusedPass {
 
   __device__ __forceinline__ FusedPass(Shared& shared_memory, const Stored* X_, const float* Y_,
                                        const int* order_, const float* weights_,
-                                       const float* p_, float* part_, int m_)
-      : shared(shared_memory), X(X_), Y(Y_), order(order_), weights(weights_), p(p_), part(part_),
-        m(m_), thread(threadIdx.x), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {}
+                                       Dropping dropping_, const float* p_, float* part_, int m_)
+      : shared(shared_memory), X(X_), Y(Y_), order(order_), weights(weights_),
+        dropping(dropping_), p(p_), part(part_), m(m_), thread(threadIdx.x), warp(threadIdx.x / 32), lane(threadIdx.x % 32) {}
+
+  // Where this tile begins.
+  __device__ __forceinline__ size_t row_of_step() const {
+    return (blockIdx.x + size_t(done) * gridDim.x) * ROWS;
+  }
 
   // Rows that a warp has to itself need no barrier but its own.
   __device__ __forceinline__ void rows_barrier() {
@@ -212,10 +218,16 @@ struct FusedPass {
       z0 += here.b[j];
       z1 += here.b[j + 1];
       const float a0 = Sigma::value(z0), a1 = Sigma::value(z1);
-      here.a.put(i, j, Run<float, 2>{{a0, a1}});
+      float r0 = 1, r1 = 1;
+      if constexpr (Form::drops) {
+        constexpr int l = Network::behind + 1 - Here::behind;
+        r0 = dropping.factor<float>(l, row_of_step() + i, j);
+        r1 = dropping.factor<float>(l, row_of_step() + i, j + 1);
+      }
+      here.a.put(i, j, Run<float, 2>{{a0 * r0, a1 * r1}});
       if constexpr (Here::keeps)
-        here.slope.put(i, j, Run<float, 2>{{Sigma::derivative(Sigma::from_z ? z0 : a0),
-                                            Sigma::derivative(Sigma::from_z ? z1 : a1)}});
+        here.slope.put(i, j, Run<float, 2>{{Sigma::derivative(Sigma::from_z ? z0 : a0) * r0,
+                                            Sigma::derivative(Sigma::from_z ? z1 : a1) * r1}});
     });
     rows_barrier();
   }
@@ -243,7 +255,7 @@ struct FusedPass {
       for (int half = 0; half < 2; ++half) {
         const int i = rows.at(0) + lane / 4 + 8 * half;
         const bool inside = i < left;
-        const size_t row = size_t(blockIdx.x + size_t(done) * gridDim.x) * ROWS + i;
+        const size_t row = row_of_step() + i;
         cost += row_error<Here>(z[0], Y + size_t(inside ? sources[i] : 0) * n, half, inside,
                                 inside && weights != nullptr ? weights[row] : 1.0f);
       }
@@ -463,8 +475,8 @@ struct FusedPass {
 // 0 before the first launch.
 template <class Stored, class Factors, class Form, class Objective, int INPUTS, class... Layers>
 __global__ void __launch_bounds__(Form::threads, Form::blocks)
-    fused(const Stored* X, const float* Y, const int* order, const float* weights, const int* step,
-          const int* places, const float* p, float* parts, double* cost_parts, unsigned* finished,
+    fused(const Stored* X, const float* Y, const int* order, const float* weights,
+          const unsigned* dropout, const int* step, const int* places, const float* p, float* parts, double* cost_parts, unsigned* finished,
           double* costs, int n, int batch, int m, int first) {
   await_prerequisites();
   using Pass = FusedPass<Stored, Factors, Form, Objective, INPUTS, Layers...>;
@@ -474,7 +486,8 @@ __global__ void __launch_bounds__(Form::threads, Form::blocks)
   auto& shared = *reinterpret_cast<typename Pass::Shared*>(dynamic_shared);
   const size_t rows = member * n + size_t(*step) * batch;
   Pass pass(shared, X, Y, order + rows, weights == nullptr ? nullptr : weights + rows,
-            p + places[member] * length, parts + (here * blocks + blockIdx.x) * length, m);
+            {dropout + member * (3 + Network::behind), unsigned(*step)}, p + places[member] * length,
+            parts + (here * blocks + blockIdx.x) * length, m);
   pass.run();
 
   // C, by the last block.

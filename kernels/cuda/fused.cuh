@@ -7,17 +7,20 @@
 #include "factors.cuh"
 #include "network.cuh"
 #include "operand.cuh"
+#include "philox.cuh"
 #include "primitives/load_matrix.cuh"
 #include "run.cuh"
 
 // Rows of a tile; warps that share them, and those that share their columns; blocks that a
-// multiprocessor holds; whether gradients wait in registers for the last tile; bytes of shared memory.
-template <int ROWS, int ROW_WARPS, int COLUMN_WARPS, int BLOCKS, bool IN_REGISTERS, int BYTES>
+// multiprocessor holds; whether gradients wait in registers for the last tile; bytes of shared memory;
+// whether hidden activations are dropped out.
+template <int ROWS, int ROW_WARPS, int COLUMN_WARPS, int BLOCKS, bool IN_REGISTERS, int BYTES,
+          bool DROPS = false>
 struct FusedForm {
   static constexpr int rows = ROWS, row_warps = ROW_WARPS, column_warps = COLUMN_WARPS;
   static constexpr int blocks = BLOCKS, bytes = BYTES;
   static constexpr int warps = ROW_WARPS * COLUMN_WARPS, threads = 32 * warps;
-  static constexpr bool in_registers = IN_REGISTERS;
+  static constexpr bool in_registers = IN_REGISTERS, drops = DROPS;
 };
 
 // A layer of N neurons. SHARERS of the warps share the rows of its ∂C/∂w, the rest their columns.
@@ -252,7 +255,7 @@ __device__ __forceinline__ void each_pair(Square (&z)[I::count][J::count], I row
 // ------------------------------------------------------------------------------------ a network
 
 // Whether σ' is kept beside a: of bf16 where it would not be what it is without a's rounding, of
-// others where it is computed from z.
+// others where it is computed from z; and of all where a is dropped out: σ' is then, too.
 template <class Factors, class Sigma> constexpr bool keeps_slope = Sigma::from_z;
 template <class Sigma> constexpr bool keeps_slope<Bf16, Sigma> = true;
 template <> constexpr bool keeps_slope<Bf16, Relu> = false;
@@ -269,11 +272,12 @@ template <class Factors, int ROWS, int N> struct Slopes<Factors, ROWS, N, true> 
 template <class Factors, class Form, int FAN_IN, class LAYER, bool HIDDEN>
 struct FusedMemory
     : Slopes<Factors, Form::rows, LAYER::n,
-             HIDDEN && keeps_slope<Factors, typename LAYER::Sigma>> {
+             HIDDEN && (Form::drops || keeps_slope<Factors, typename LAYER::Sigma>)> {
   using Layer = LAYER;
   static constexpr int fan_in = FAN_IN, n = LAYER::n;
   static constexpr int inputs = padded<FAN_IN>, outputs = padded<n>;
-  static constexpr bool keeps = HIDDEN && keeps_slope<Factors, typename LAYER::Sigma>;
+  static constexpr bool keeps =
+      HIDDEN && (Form::drops || keeps_slope<Factors, typename LAYER::Sigma>);
 
   Matrix<Factors, outputs, inputs> w;
   Matrix<Factors, Form::rows, outputs> a;
@@ -290,6 +294,7 @@ template <class Factors, class Form, int FAN_IN, class Last>
 struct FusedChain<Factors, Form, FAN_IN, Last>
     : FusedMemory<Factors, Form, FAN_IN, Last, false> {
   static constexpr bool last = true;
+  static constexpr int behind = 0;  // layers
   static constexpr int outputs_of_all = Last::n;
   static constexpr int all_weights = aligned<Last::n * FAN_IN>, all_biases = aligned<Last::n>;
 };
@@ -299,6 +304,7 @@ struct FusedChain<Factors, Form, FAN_IN, First, Rest...>
     : FusedMemory<Factors, Form, FAN_IN, First, true> {
   using Next = FusedChain<Factors, Form, First::n, Rest...>;
   static constexpr bool last = false;
+  static constexpr int behind = Next::behind + 1;
   static constexpr int outputs_of_all = Next::outputs_of_all;
   static constexpr int all_weights = aligned<First::n * FAN_IN> + Next::all_weights;
   static constexpr int all_biases = aligned<First::n> + Next::all_biases;

@@ -36,6 +36,7 @@
 #include "activations.cuh"
 #include "costs.cuh"
 #include "network.cuh"
+#include "philox.cuh"
 #include "primitives/grid.cuh"
 #include "primitives/warp.cuh"
 #include "rules.cuh"
@@ -60,7 +61,10 @@ using SquareTile = TensorTile<EXTENT, EXTENT, 2048 / EXTENT, EXTENT == 64 ? 32 :
                               EXTENT == 64 ? 2 : EXTENT == 32 ? 4 : 8, 4>;
 
 // FORWARD, ERROR, GRADIENT: the tiles' extents in forward, BP2 and BP4; bytes of shared memory.
-template <class FACTORS, int FORWARD, int ERROR, int GRADIENT, int BYTES> struct PersistentForm {
+// DROPS: hidden activations are dropped out.
+template <class FACTORS, int FORWARD, int ERROR, int GRADIENT, int BYTES, bool DROPS = false>
+struct PersistentForm {
+  static constexpr bool drops = DROPS;
   using Forward = SquareTile<FORWARD, FACTORS>;
   using Error = SquareTile<ERROR, FACTORS>;
   using Gradient = SquareTile<GRADIENT, FACTORS>;
@@ -95,6 +99,7 @@ struct PersistentEpoch {
   struct Member {
     const int* order;
     const float* weights;
+    const unsigned* dropout;
     const double* coefficients;
     const float* constants;
     size_t at;  // of its parameters
@@ -106,6 +111,7 @@ struct PersistentEpoch {
   const float* Y;
   const int* order;
   const float* weights;  // null where all are 1
+  const unsigned* dropout;
   const double* coefficients;
   const float* constants;
   const int* places;
@@ -125,6 +131,7 @@ struct PersistentEpoch {
     const size_t number = first + here;
     return {order + number * rows,
             weights == nullptr ? nullptr : weights + number * rows,
+            Form::drops ? dropout + number * (2 + last) : nullptr,
             coefficients + number * steps * 6,
             constants + number * 5,
             places[number] * length,
@@ -196,11 +203,16 @@ struct PersistentEpoch {
           shared.forward, activations(of, l - 1), w, row, tile % across * Forward::BN, m, here.n, 0,
           prev.n, prev.stride, prev.n, [=](int, int j) { return b[j]; },
           [&](int x, int j, float product, float bias) {
-            put(of.scratch, size_t(x) * here.stride + j, product + bias);
+            put(of, x, j, product + bias);
           },
           Nothing{});
       done(of, row);
     });
+  }
+
+  // What dropout makes of a number of layer l in this step.
+  __device__ __forceinline__ float factor(const Member& of, int l, int x, int j) const {
+    return Dropping{of.dropout, unsigned(step)}.factor<float>(l, x, j);
   }
 
   __device__ __forceinline__ void hidden_layer(Shared& shared, int l) {
@@ -208,11 +220,14 @@ struct PersistentEpoch {
       const PersistentLayer here = layers[l];
       forward(
           shared, l,
-          [&](float* arrays, size_t at, float z) {
-            arrays[here.a + at] = by_sigma<Hidden...>(here.sigma, [&](auto sigma) {
+          [&](const Member& of, int x, int j, float z) {
+            float* const arrays = of.scratch;
+            const size_t at = size_t(x) * here.stride + j;
+            const float a = by_sigma<Hidden...>(here.sigma, [&](auto sigma) {
               if constexpr (decltype(sigma)::from_z) arrays[here.z + at] = z;
               return decltype(sigma)::value(z);
             });
+            arrays[here.a + at] = Form::drops ? a * factor(of, l, x, j) : a;
           },
           [](const Member&, int) {});
     }
@@ -222,7 +237,10 @@ struct PersistentEpoch {
     const PersistentLayer here = layers[last];
     const bool apart = here.n > Forward::BN;
     forward(
-        shared, last, [&](float* arrays, size_t at, float z) { arrays[here.z + at] = z; },
+        shared, last,
+        [&](const Member& of, int x, int j, float z) {
+          of.scratch[here.z + size_t(x) * here.stride + j] = z;
+        },
         [&](const Member& of, int row) {
           __syncthreads();
           if (!apart) output_errors(of, row);
@@ -292,14 +310,16 @@ struct PersistentEpoch {
             tile % across * Error::BN, m, here.n, 0, next.n, next.stride, here.n,
             [=](int x, int j) {
               const size_t at = size_t(x) * here.stride + j;
+              const float rest = Form::drops ? float(Dropping{of.dropout, 0}.kept(l)) : 1.0f;
               return by_sigma<Hidden...>(here.sigma, [&](auto sigma) {
-                return decltype(sigma)::from_z ? arrays[here.z + at] : arrays[here.a + at];
+                return decltype(sigma)::from_z ? arrays[here.z + at] : arrays[here.a + at] * rest;
               });
             },
             [=](int x, int j, float product, float saved) {
               const float slope = by_sigma<Hidden...>(
                   here.sigma, [&](auto sigma) { return decltype(sigma)::derivative(saved); });
-              arrays[here.delta + size_t(x) * here.stride + j] = product * slope;
+              const float kept = Form::drops ? product * factor(of, l, x, j) : product;
+              arrays[here.delta + size_t(x) * here.stride + j] = kept * slope;
             },
             Nothing{});
       });
@@ -417,7 +437,7 @@ struct PersistentEpoch {
 template <class Stored, class Form, class Objective, class Rule, class Last, class... Hidden>
 __global__ void __launch_bounds__(Form::threads, 1)
     persistent(const Stored* X, const float* Y, const int* order, const float* weights,
-               const double* coefficients, const float* constants, const int* places, float* p,
+               const unsigned* dropout, const double* coefficients, const float* constants, const int* places, float* p,
                float* s0, float* s1,
                float* scratch, double* row_costs, double* costs, const long long* table,
                unsigned* arrived, long long length, long long scratch_length, int rows, int batch,
@@ -430,7 +450,7 @@ __global__ void __launch_bounds__(Form::threads, 1)
     words[e] = table[e];
   __syncthreads();
   PersistentEpoch<Stored, Form, Objective, Rule, Last, Hidden...> epoch{
-      X, Y, order, weights, coefficients, constants, places, p, s0, s1, scratch, row_costs, costs,
+      X, Y, order, weights, dropout, coefficients, constants, places, p, s0, s1, scratch, row_costs, costs,
       arrived, size_t(length), size_t(scratch_length), rows, batch, members, first, last, layers,
       (rows + batch - 1) / batch, thread, thread / 32, thread % 32, 0, 0, 0};
   epoch.run();

@@ -17,3 +17,20 @@ struct Philox {
     }
   }
 };
+
+// What dropout makes of a member's numbers in a step. `of_member` are the key's two words, the number of
+// the first step and, of each hidden layer l from 1 on, the threshold of what is kept.
+struct Dropping {
+  const unsigned* of_member;
+  unsigned step;
+
+  __device__ double kept(int l) const { return 1 - of_member[2 + l] / 4294967296.0; }
+  // Of row x and neuron j of layer l: 0, or 1 / kept(l).
+  template <class T> __device__ T factor(int l, int x, int j) const {
+    const Philox bits(x, j / 4, l, of_member[2] + step, of_member[0], of_member[1]);
+    const int i = j % 4;
+    const unsigned word = i == 0 ? bits.word[0] : i == 1 ? bits.word[1] : i == 2 ? bits.word[2] : bits.word[3];
+    const unsigned threshold = of_member[2 + l];
+    return word >= threshold ? T(4294967296.0 / (4294967296.0 - threshold)) : T(0);
+  }
+};

@@ -74,6 +74,7 @@ struct Epoch {
   const T* Y;
   const int* order;
   const T* weights;  // null where all are 1
+  const unsigned* dropout;
   const double* coefficients;
   double* costs;
   const int rows, thread, warp, lane, rank;
@@ -87,9 +88,9 @@ struct Epoch {
 
   __device__ __forceinline__ Epoch(Shared& shared_memory, const Stored* X_, const T* Y_,
                                    const int* order_, const T* weights_,
-                                   const double* coefficients_, const T* constants, double* costs_, int rows_, int rank_,
+                                   const unsigned* dropout_, const double* coefficients_, const T* constants, double* costs_, int rows_, int rank_,
                                    unsigned long long* letters_, unsigned first_letter_)
-      : shared(shared_memory), X(X_), Y(Y_), order(order_), weights(weights_),
+      : shared(shared_memory), X(X_), Y(Y_), order(order_), weights(weights_), dropout(dropout_),
         coefficients(coefficients_), costs(costs_), rows(rows_), thread(threadIdx.x), warp(threadIdx.x / 32),
         lane(threadIdx.x % 32), rank(rank_), first_column(rank_ * Shared::columns),
         own_columns(max(0, min(Shared::columns, INPUTS - first_column))),
@@ -203,8 +204,18 @@ struct Epoch {
     using Sigma = typename Here::Layer::Sigma;
     const T z = product + here.b[0][j];
     if constexpr (Here::last || Sigma::from_z) here.delta[x][j] = z;
-    if constexpr (!Here::last) here.a[x][j] = Sigma::value(z);
+    if constexpr (!Here::last) {
+      const T a = Sigma::value(z);
+      here.a[x][j] = Form::drops ? a * factor<Here>(x, j) : a;
+    }
   }
+
+  // What dropout makes of a hidden layer's number in this step.
+  template <class Here> __device__ __forceinline__ T factor(int x, int j) {
+    return Dropping{dropout, unsigned(number)}.template factor<T>(layer_of<Here>, x, j);
+  }
+  template <class Here>
+  static constexpr int layer_of = Network::behind + 1 - Here::behind;
 
   // The letter for number `at` of a slice of this step. Two for each, in turn, are enough: a block
   // writes the next but one when it has those of the next, so that all have read this one.
@@ -419,8 +430,13 @@ struct Epoch {
         for (int v = 0; v < V; ++v) {
           const int row_x = x + i * x_tiles;
           if (row_x >= BATCH) continue;
-          const T saved = Sigma::from_z ? here.delta[row_x][k + v] : here.a[row_x][k + v];
-          here.delta[row_x][k + v] = sum[i][v] * Sigma::derivative(saved);
+          T saved = Sigma::from_z ? here.delta[row_x][k + v] : here.a[row_x][k + v];
+          T delta = sum[i][v];
+          if constexpr (Form::drops) {
+            if (!Sigma::from_z) saved *= T(Dropping{dropout, 0}.kept(layer_of<Here>));
+            delta *= factor<Here>(row_x, k + v);
+          }
+          here.delta[row_x][k + v] = delta * Sigma::derivative(saved);
         }
     }
   }
@@ -562,7 +578,8 @@ struct Epoch {
 template <class T, class Stored, class Form, class Objective, class Rule, int INPUTS,
           class... Layers>
 __device__ __forceinline__ void train(const Stored* X, const T* Y, const int* order,
-                                      const T* weights, const double* coefficients,
+                                      const T* weights, const unsigned* dropout,
+                                      const double* coefficients,
                                       const T* constants, const int* places, T* p, T* s0, T* s1, double* costs,
                                       int rows, int rank, int first = 0,
                                       unsigned long long* letters = nullptr) {
@@ -575,21 +592,22 @@ __device__ __forceinline__ void train(const Stored* X, const T* Y, const int* or
   auto& shared = *reinterpret_cast<typename Training::Shared*>(dynamic_shared);
   Training epoch(shared, X, Y, order + member * rows,
                  weights == nullptr ? nullptr : weights + member * rows,
+                 Form::drops ? dropout + member * (3 + Training::Network::behind) : nullptr,
                  coefficients + member * steps * 6, constants + member * 5, costs + member * steps, rows, rank,
                  letters + place * written, unsigned(first * steps) + 1);
   epoch.run(p, s0, s1, at);
 }
 
 // Grid (members). X is of T, or of bytes that mean 0 … 255; `constants` are clip_value, infinite
-// where there is none, l1 and the rule's; weights may be null, s0 and s1 where the rule has no such
-// state.
+// where there is none, l1 and the rule's; `dropout` (members, 3 + hidden layers) are as `Dropping` has
+// them. It may be null, as weights may, and s0 and s1 where the rule has no such state.
 template <class T, class Stored, class Form, class Objective, class Rule, int INPUTS,
           class... Layers>
 __global__ void __launch_bounds__(Form::threads, 1)
     resident(const Stored* X, const T* Y, const int* order, const T* weights,
-             const double* coefficients, const T* constants, const int* places, T* p, T* s0, T* s1, double* costs, int rows) {
+             const unsigned* dropout, const double* coefficients, const T* constants, const int* places, T* p, T* s0, T* s1, double* costs, int rows) {
   train<T, Stored, Form, Objective, Rule, INPUTS, Layers...>(
-      X, Y, order, weights, coefficients, constants, places, p, s0, s1, costs, rows, 0);
+      X, Y, order, weights, dropout, coefficients, constants, places, p, s0, s1, costs, rows, 0);
 }
 
 // Grid (members · BLOCKS).
@@ -597,10 +615,10 @@ template <class T, class Stored, class Form, class Objective, class Rule, int IN
           class... Layers>
 __global__ void __launch_bounds__(Form::threads, 1) CLUSTER_OF(Form::blocks)
     resident_cluster(const Stored* X, const T* Y, const int* order, const T* weights,
-                     const double* coefficients, const T* constants, const int* places, T* p, T* s0, T* s1, double* costs,
+                     const unsigned* dropout, const double* coefficients, const T* constants, const int* places, T* p, T* s0, T* s1, double* costs,
                      int rows) {
   train<T, Stored, Form, Objective, Rule, INPUTS, Layers...>(
-      X, Y, order, weights, coefficients, constants, places, p, s0, s1, costs, rows, cluster_rank());
+      X, Y, order, weights, dropout, coefficients, constants, places, p, s0, s1, costs, rows, cluster_rank());
 }
 
 // Grid (members from `first` on, as many as run at once, · BLOCKS), a cooperative launch. `letters`
@@ -609,9 +627,9 @@ template <class T, class Stored, class Form, class Objective, class Rule, int IN
           class... Layers>
 __global__ void __launch_bounds__(Form::threads, 1)
     resident_apart(const Stored* X, const T* Y, const int* order, const T* weights,
-                   const double* coefficients, const T* constants, const int* places, T* p, T* s0, T* s1, double* costs,
+                   const unsigned* dropout, const double* coefficients, const T* constants, const int* places, T* p, T* s0, T* s1, double* costs,
                    int rows, int first, unsigned long long* letters) {
   train<T, Stored, Form, Objective, Rule, INPUTS, Layers...>(
-      X, Y, order, weights, coefficients, constants, places, p, s0, s1, costs, rows,
+      X, Y, order, weights, dropout, coefficients, constants, places, p, s0, s1, costs, rows,
       blockIdx.x % Form::blocks, first, letters);
 }

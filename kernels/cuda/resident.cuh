@@ -3,6 +3,7 @@
 #pragma once
 
 #include "network.cuh"
+#include "philox.cuh"
 #include "primitives/cluster.cuh"
 #include "run.cuh"
 
@@ -21,12 +22,14 @@ constexpr int at_once = WIDTH % per_run<N> == 0    ? per_run<N>
                                                    : 1;
 
 // m rows per step; threads, blocks of a network, batches on their way or in use, and bytes of shared
-// memory. The blocks are a cluster or, if APART, write to each other through device memory.
-template <int BATCH, int THREADS, int BLOCKS, int STAGES, int BYTES, bool APART = false>
+// memory. The blocks are a cluster or, if APART, write to each other through device memory. DROPS:
+// hidden activations are dropped out.
+template <int BATCH, int THREADS, int BLOCKS, int STAGES, int BYTES, bool APART = false,
+          bool DROPS = false>
 struct Form {
   static constexpr int batch = BATCH, threads = THREADS, blocks = BLOCKS, stages = STAGES;
   static constexpr int bytes = BYTES;
-  static constexpr bool apart = APART, cluster = BLOCKS > 1 && !APART;
+  static constexpr bool apart = APART, cluster = BLOCKS > 1 && !APART, drops = DROPS;
 };
 
 // A layer of N neurons. A thread makes X × J of its z, over one of the SLICES of the sum; XB rows ×
@@ -63,6 +66,7 @@ struct Chain<T, BATCH, COPIES, FAN_IN, COLUMNS, SPLIT, Last>
     : LayerMemory<T, BATCH, COPIES, FAN_IN, COLUMNS, SPLIT, Last> {
   using Here = LayerMemory<T, BATCH, COPIES, FAN_IN, COLUMNS, SPLIT, Last>;
   static constexpr bool last = true;
+  static constexpr int behind = 0;  // layers
   static constexpr int outputs = Last::n, most_parts = Here::parts;
   static constexpr int all_weights = Here::weights, all_biases = Here::biases;
 };
@@ -74,6 +78,7 @@ struct Chain<T, BATCH, COPIES, FAN_IN, COLUMNS, SPLIT, First, Rest...>
   using Here = LayerMemory<T, BATCH, COPIES, FAN_IN, COLUMNS, SPLIT, First>;
   using Next = Chain<T, BATCH, COPIES, First::n, First::n, false, Rest...>;
   static constexpr bool last = false;
+  static constexpr int behind = Next::behind + 1;
   static constexpr int outputs = Next::outputs;
   static constexpr int most_parts =
       Here::parts > Next::most_parts ? Here::parts : Next::most_parts;

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import dask
 import numpy as np
+import optuna
 import pytest
 from distributed import LocalCluster
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from backprop_gpu import Network, datasets, sweep
 from backprop_gpu.cli import sweep as command
@@ -191,4 +193,91 @@ def test_help_wraps_paragraphs_and_keeps_the_example(capsys: pytest.CaptureFixtu
     lines = capsys.readouterr().out.splitlines()
     assert "  learning_rate = [0.001, 0.003, 0.01]" in lines
     assert max(map(len, lines)) <= 90
-    assert command.sweeps.KEYS[0] == "sizes"
+    assert command.KEYS[0] == "sizes"
+
+
+# -- trials ----------------------------------------------------------------------------------------
+
+TRIALS = """
+epochs = 4
+backend = "numpy"
+
+[grid]
+sizes = [[64, 6, 10], [64, 7, 10]]
+learning_rate = {low = 1e-3, high = 10, log = true}
+batch_size = {low = 16, high = 64, step = 16}
+momentum = {low = 0, high = 0.9}
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*QMCSampler is experimental")
+@pytest.mark.parametrize(
+    ("sampler", "pruner"),
+    [("tpe", "none"), ("random", "hyperband"), ("qmc", "halving"), ("tpe", "median")],
+)
+def test_trials_go_on_in_a_storage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sampler: str, pruner: str
+) -> None:
+    path, table = tmp_path / "grid.toml", tmp_path / "table.json"
+    path.write_text(TRIALS, encoding="utf-8")
+    storage = f"sqlite:///{tmp_path}/trials.db"
+    for done in (4, 8):
+        assert run(
+            "sweep", "--grid", path, "--trials", 4, "--storage", storage, "--study", "digits",
+            "--sampler", sampler, "--pruner", pruner, "--out", table, "--at-once", 3,
+        ) == 0  # fmt: skip
+        assert "sweep: 4 trials" in capsys.readouterr().out
+        study = optuna.load_study(study_name="digits", storage=storage)
+        assert study.direction.name == "MAXIMIZE"
+        assert len(study.trials) == done
+        rows = json.loads(table.read_text(encoding="utf-8"))["rows"]
+        assert sorted(row["trial"] for row in rows) == list(range(done - 4, done))
+    for trial in study.trials:
+        assert trial.state.is_finished()
+        assert trial.params["batch_size"] in (16, 32, 48, 64)
+        assert 1e-3 <= trial.params["learning_rate"] <= 10
+    assert isinstance(study.trials[0].distributions["momentum"], FloatDistribution)
+    assert isinstance(study.trials[0].distributions["batch_size"], IntDistribution)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ([], "needs --trials"),
+        (["--trials", "0"], "--trials"),
+        (["--trials", "2", "--seeds", "2"], "--seeds and --trials exclude"),
+        (["--trials", "2", "--scheduler", "tcp://x:1"], "--scheduler and --trials exclude"),
+        (["--trials", "2", "--study", "x"], "--study needs --storage"),
+        (["--trials", "2", "--storage", "nothing"], "--storage nothing"),
+        (["--trials", "2", "--sampler", "best"], "--sampler"),
+    ],
+)
+def test_trials_that_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], text: str
+) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_text(TRIALS, encoding="utf-8")
+    assert text in refused(capsys, "sweep", "--grid", path, *options)
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("learning_rate = {low = 1}", "must have low and high"),
+        ("learning_rate = {low = 1, high = 2, base = 2}", "must have low and high"),
+        ("learning_rate = {low = 2, high = 1}", "range of learning_rate"),
+        ('learning_rate = {low = "a", high = 1}', "low must be"),
+        ("learning_rate = {low = 1, high = 2, log = 1}", "log must be"),
+        ("batch_size = {low = 1.5, high = 2}", "batch_size takes IntDistribution"),
+        ("batch_size = {low = 1, high = 9999}", "batch_size"),
+        ("sizes = {low = 1, high = 2}", "sizes takes CategoricalDistribution"),
+        ("cost = ['binary_cross_entropy', 'categorical_cross_entropy']", "decides activation"),
+    ],
+)
+def test_ranges_that_are_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, text: str
+) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_text(f"epochs = 2\n[grid]\n{line}\n", encoding="utf-8")
+    assert run("sweep", "--grid", path, "--trials", 2, "--backend", "numpy") == 2
+    assert text in capsys.readouterr().err

@@ -14,6 +14,7 @@ from backprop_gpu.engines.layered import LayeredEngine
 from backprop_gpu.estimators.perceptron import LogisticLogLoss, SoftmaxLogLoss
 from backprop_gpu.optimizers import Optimizer
 from backprop_gpu.training import Course, RowsAtOnce, Session
+from backprop_gpu.training.progress import Progress
 
 ROWS, SIZES = 61, (5, 9, 4)
 
@@ -206,3 +207,62 @@ def test_members_of_an_engine_that_trains_one_at_a_time(monkeypatch: pytest.Monk
         members.fit(X, Y, epochs=2, batch_size=7, learning_rate=0.1, engine="layered")
         both.append([member.weights[0] for member in members])
     np.testing.assert_array_equal(*both)
+
+
+@pytest.mark.parametrize("engine", ["layered", "resident"])
+def test_courses_join_and_leave(engine: str) -> None:
+    """A course in a row that another has left, at any epoch, gets the bits that it gets alone."""
+    X, Y = problem("float64")
+    rng, adam = np.random.default_rng(0), optimizers.get("adam")
+    orders = [[rng.permutation(ROWS) for _ in range(4)] for _ in range(3)]
+    halves = orders[0][:2]
+    nets = [network("float64", "numpy", scale=i + 1.0) for i in range(3)]
+    alone = [network("float64", "numpy", scale=i + 1.0) for i in range(3)]
+    for net, given in zip(alone, orders, strict=True):
+        trained(net, X, Y, given, 7, 0.1, adam, engine)
+    model = nets[0].model
+    plan = model.plan(planning.Run(ROWS, 4, 7, engine, members=2, slots=2, rules=frozenset("adam")))
+    rows = np.zeros((2, model.layout.length))
+    finished: list[Course] = []
+
+    class Finished(Given):
+        def finish(self) -> None:
+            finished.append(self)
+
+    def course(number: int, place: int) -> Given:
+        flat = model.read(nets[number].parameters)
+        nets[number].parameters = model.parameters(rows[place])
+        model.write(flat, nets[number].parameters)
+        return Finished(nets[number], orders[number], 7, 0.1, adam)
+
+    def result(number: int) -> np.ndarray:
+        return model.read(nets[number].parameters)
+
+    session = Session(
+        model, RowsAtOnce(model.engine(plan), X, Y), [], whole=(rows, np.zeros_like(rows))
+    )
+    with session:
+        first, second = course(0, 0), course(1, 1)
+        session.join([first, second])
+        for _ in range(2):
+            session.end_round(session.run_epoch(session.live, Progress()), Progress())
+        session.leave(first)
+        assert finished == [first]
+        assert session.live == [second]
+        half = result(0)
+        third = course(2, 0)
+        session.join([third])
+        for _ in range(2):
+            session.end_round(session.run_epoch(session.live, Progress()), Progress())
+        assert session.live == [third]
+        assert finished == [first, second]
+        for _ in range(2):
+            session.end_round(session.run_epoch(session.live, Progress()), Progress())
+        assert session.live == []
+    assert finished == [first, second, third]
+    for number in (1, 2):
+        expected = alone[number].model.read(alone[number].parameters)
+        np.testing.assert_array_equal(result(number), expected)
+    shorter = network("float64", "numpy")
+    trained(shorter, X, Y, halves, 7, 0.1, adam, engine)
+    np.testing.assert_array_equal(half, shorter.model.read(shorter.parameters))

@@ -92,10 +92,8 @@ def test_drawing_ahead_changes_nothing(monkeypatch, wave):
 def test_every_order_but_the_first_wave_s_first_is_drawn_ahead(monkeypatch, wave):
     monkeypatch.setattr(planning, "members_a_call", lambda rows, steps: wave)
     drawn, (X, Y) = [], problem()
-    draw = FitCourse.draw_order
-    monkeypatch.setattr(
-        FitCourse, "draw_order", lambda self: drawn.append(self._drawn) or draw(self)
-    )
+    draw = FitCourse.draw_now
+    monkeypatch.setattr(FitCourse, "draw_now", lambda self: drawn.append(self._drawn) or draw(self))
     members = Population([3, 5, 2], members=3, seed=2, backend="numpy", dtype="float64")
     members.fit(X, Y, batch_size=BATCH, learning_rate=0.1, epochs=3, engine="layered")
     assert [entry is not None for entry in drawn] == [False] * wave + [True] * (9 - wave)
