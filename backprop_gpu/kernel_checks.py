@@ -21,7 +21,7 @@ from .backends.numpy import NumpyBackend
 from .costs import Cost
 from .cuda import catalogue
 from .cuda.catalogue import Catalogue, Kernel
-from .optimizers import SGD, Adam, AdamW, Optimizer
+from .optimizers import COEFFICIENTS, SGD, Adam, AdamW, Optimizer
 from .parameters import Layout, Parameters
 from .planning import Product, Tile
 from .precision import round_factor
@@ -216,7 +216,7 @@ def _epoch(on: On) -> list[np.ndarray]:
     X, Y = on.normal(rows, 90), on.normal(rows, 90)
     sigma, cost = activations.get("tanh"), costs.get("quadratic")
     epoch = on.backend.epoch(rows, batch)
-    epoch.load(np.array([6, 0, 3, 1, 5, 2, 4]), np.zeros((3, 4)))
+    epoch.load(np.array([6, 0, 3, 1, 5, 2, 4]), np.zeros((3, COEFFICIENTS)))
     for size in (3, 3, 1):
         x, y = on.out(size, 90), on.out(size, 90)
         on.backend.gather(X, Y, epoch, x, y)

@@ -143,8 +143,7 @@ def test_sparse_X():
         (np.zeros(ROWS + 1, int), "X has 6 rows but Y has 7"),
         (np.ones((0, 2)), "Y"),
         ([], "Y"),
-        (with_value(np.ones((ROWS, 2)), np.nan), r"Y contains NaN or infinity.*\(2, 1\)"),
-        (with_value(np.ones((ROWS, 2)), np.inf), r"Y contains NaN or infinity.*\(2, 1\)"),
+        (with_value(np.ones((ROWS, 2)), np.inf), r"Y contains infinity.*\(2, 1\)"),
         ([0, 1, 2, 0, 1, 0], r"Y holds labels from 0 to 2; with 2 outputs.*\[0, 1\]"),
         ([0, 1, -1, 0, 1, 0], r"Y holds labels from -1 to 1; with 2 outputs.*\[0, 1\]"),
         (np.full(ROWS, 2**63 + 5, np.uint64), "Y holds labels from 9223372036854775813"),
@@ -166,7 +165,12 @@ def test_Y_of_the_wrong_type(dtype):
     [
         ("binary_cross_entropy", "sigmoid", [[0.5, 1.5]], r"needs Y in \[0, 1\], got .*1.5\]"),
         ("binary_cross_entropy", "sigmoid", [[-0.5, 0.5]], r"needs Y in \[0, 1\], got .*-0.5,"),
-        ("categorical_cross_entropy", "softmax", [[0.5, 0.4]], "sum to 1, row 0 sums to 0.9"),
+        (
+            "categorical_cross_entropy",
+            "softmax",
+            [[0.5, 0.4]],
+            "sum to 1 or to be all NaN, row 0 sums to 0.9",
+        ),
         ("categorical_cross_entropy", "softmax", [[1.5, -0.5]], r"needs Y in \[0, 1\]"),
         ("poisson", "exponential", [[1.0, -1.0]], r"needs Y in \[0, inf\]"),
     ],

@@ -57,12 +57,16 @@ class Batch:
             for l, n in enumerate(sizes[1:], start=1):
                 if products[f"forward layer {l}"].epilogue == "RELU_AUX_BIAS":
                     self.mask[l] = device.empty_mask(rows, n)
-        #: What each layer's products read of a: a itself, unless some of it is dropped out.
-        self.inputs = list(self.a)
+        #: What dropout has left of a.
+        self.kept: dict[int, Array] = {}
         for l in range(1, len(sizes) - 1) if drops else ():
-            self.inputs[l] = backend.empty((rows, sizes[l]))
+            self.kept[l] = backend.empty((rows, sizes[l]))
             if getattr(self.a[l], "rounded", None) is not None:
-                self.inputs[l] = cast("CudaBackend", backend).with_rounded(self.inputs[l])
+                self.kept[l] = cast("CudaBackend", backend).with_rounded(self.kept[l])
+
+    def inputs(self, l: int) -> Array:
+        """What the products of the layer behind read of layer l."""
+        return self.kept.get(l, self.a[l])
 
     def twin(self, backend: Backend) -> Batch:
         """The same, but for the rows: to be filled while this one's are in use."""
@@ -71,7 +75,7 @@ class Batch:
         twin.weights = None if self.weights is None else backend.empty((self.rows,))
         if getattr(self.a[0], "rounded", None) is not None:
             first = cast("CudaBackend", backend).with_rounded(first)
-        twin.a, twin.inputs = [first, *self.a[1:]], [first, *self.inputs[1:]]
+        twin.a = [first, *self.a[1:]]
         return twin
 
 
@@ -210,7 +214,7 @@ class Passes(Reader):
             self.backend.forward(
                 parameters.weights[l - 1],
                 parameters.biases[l - 1],
-                batch.inputs[l - 1],
+                batch.inputs(l - 1),
                 self.activations[l - 1],
                 batch.z[l],
                 batch.a[l],
@@ -218,7 +222,7 @@ class Passes(Reader):
                 mask=batch.mask[l],
             )
             if batch.drops and l < len(self.sizes) - 1:
-                self.backend.drop_out(batch.a[l], batch.inputs[l], l, epoch, first_row)
+                self.backend.drop_out(batch.a[l], batch.kept[l], l, epoch, first_row)
 
     def backward(
         self,
@@ -236,7 +240,7 @@ class Passes(Reader):
         for l in range(len(self.activations), 0, -1):
             self.backend.weight_gradient(
                 delta[l],
-                batch.inputs[l - 1],
+                batch.inputs(l - 1),
                 gradients.weights[l - 1],
                 gradients.biases[l - 1] if batch.mask[l] is None else None,
                 product=batch.products.get(f"BP4 layer {l}"),

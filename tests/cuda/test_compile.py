@@ -375,9 +375,10 @@ def test_the_planner_chooses_from_the_catalogue(device: planning.Device, library
     for kernel in runtime.launched - compiled:
         assert "TensorTile" in kernel.expression
         assert re.sub(r"<float, \w+, Tensor", "<Tensor", kernel.expression) in tiles
+    reading = {"derivatives.cu"}  # which is in no step
     assert {kernel.file for kernel in runtime.launched} == {
         kernel.file for kernel in catalogue.everything()
-    }
+    } - reading
 
 
 def _whole_steps(backend: CudaBackend) -> None:

@@ -390,13 +390,18 @@ def test_no_more_is_kept_than_may_be(
 
 
 @pytest.mark.parametrize(
-    "settings", [{"solver": "lbfgs"}, {"dropout": 0.2}, {"verbose": True}],
+    "settings", [{"solver": "lbfgs"}, {"verbose": True}],
     ids=lambda settings: next(iter(settings)),
 )  # fmt: skip
 def test_what_cannot_share(iris: Any, sessions: list[int], settings: Any, capsys: Any) -> None:
     both(MLPClassifier(**SMALL | settings), *iris, {"alpha": [0.0, 0.1]})
     both(MLPClassifier(**SMALL), csr_matrix(iris[0]), iris[1], {"alpha": [0.0, 0.1]})
     assert sessions == []
+
+
+def test_those_that_drop_out_share(iris: Any, sessions: list[int]) -> None:
+    both(MLPClassifier(**SMALL), *iris, {"dropout": [0.0, 0.2, 0.5]})
+    assert sum(sessions) >= 6
 
 
 def test_some_of_a_grid_share(iris: Any, sessions: list[int]) -> None:
