@@ -8,8 +8,8 @@ What dropout leaves out of layer l, a^l (m, n_l), in a step:
 
 x is a row's place in its whole mini-batch, and step the step's in its epoch, which has a key.
 
-Noise of N(0, 1) for component e of the gradient, e being its place among all parameters (Box & Muller
-1958), of the words of philox(counter = (e div 4, 0, 0, step), key), two of which make two numbers:
+Noise of N(0, 1) for component e of the gradient, e being its place among all parameters: of two
+words of philox(counter = (e div 4, 0, 0, step), key), two numbers (Box & Muller 1958)
 
     u = (word + 1/2) / 2³²,   √(-2 ln u_0) cos 2πu_1,   √(-2 ln u_0) sin 2πu_1
 """
