@@ -401,6 +401,10 @@ class Catalogue:
         """The sum of all blocks' gradients, and what a rule makes of it."""
         return Kernel("fused.cu", f"fused_update<{RULES[rule]}>", (32, 8, 1), programmatic=True)
 
+    def fused_limit_norms(self) -> Kernel:
+        """What limits the norms of a layer's rows of w."""
+        return Kernel("fused.cu", "fused_limit_norms", (32, 8, 1), programmatic=True)
+
 
 def hidden_sigmas(sigmas: Sequence[Activation]) -> list[Activation]:
     """Those of hidden layers, each once, in the order that the persistent kernel has them."""
@@ -518,6 +522,7 @@ def fusions(device: Device) -> Iterator[Kernel]:
     """
     for rule in RULES:
         yield Catalogue(np.dtype("float32")).fused_update(rule)
+    yield Catalogue(np.dtype("float32")).fused_limit_norms()
     sigmas = itertools.cycle(SIGMAS)
     classifier, rectifiers = "categorical_cross_entropy", ["relu"] * 4
     for precision in FACTORS:

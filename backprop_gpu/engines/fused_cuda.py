@@ -12,7 +12,15 @@ from ..cuda.catalogue import Catalogue
 from ..optimizers import COEFFICIENTS
 from ..planning import Run, fusion
 from .base import Described, Member
-from .members import MembersEngine, constants, dropouts_of, owners, places, weights_of
+from .members import (
+    MembersEngine,
+    constants,
+    dropouts_of,
+    limits_norms,
+    owners,
+    places,
+    weights_of,
+)
 from .passes import quiet
 
 Array = Any
@@ -88,7 +96,7 @@ class FusedSteps:
         steps, form = ceil(rows / m), engine.plan.fusion(m)
         self.order = runtime.empty((count, rows), np.int32)
         self.coefficients = runtime.empty((count, steps, COEFFICIENTS), np.float64)
-        self.constants = runtime.empty((count, 5), np.float32)
+        self.constants = runtime.empty((count, 6), np.float32)
         self.weights = None
         if members[0].weights is not None:
             self.weights = runtime.empty((count, rows), np.float32)
@@ -116,6 +124,8 @@ class FusedSteps:
         self.dropout = runtime.empty((count, 3 + self.hidden), np.uint32) if drops else None
         update = kernels.fused_update(settings.optimizer.rule)
         advance = kernels.advance()
+        limits, limit_norms = limits_norms(members), kernels.fused_limit_norms()
+        weights = list(zip(layout.weight_starts, layout.weight_shapes, strict=True))
 
         def step_of(size: int) -> Callable[[], None]:
             blocks = form.blocks_for(size)
@@ -139,6 +149,14 @@ class FusedSteps:
                             *map(np.int32, (size, first)),
                         ),
                     )  # fmt: skip
+                    for start, (n, fan_in) in weights if limits else ():
+                        runtime.launch(
+                            limit_norms, (ceil(n / 8), now, 1),
+                            (
+                                self.constants, at, p,
+                                *map(np.int32, (layout.length, start, n, fan_in, first)),
+                            ),
+                        )  # fmt: skip
                 runtime.launch(advance, (1, 1, 1), (self.step,))
 
             return step
@@ -183,5 +201,6 @@ def _key(members: Sequence[Member], X: Array, Y: Array) -> tuple[Any, ...]:
     arrays = [array for each in members for array in (each.parameters, *each.slots)]
     weighted = members[0].weights is not None
     drops = members[0].drops
-    numbers = settings.batch_size, len(members[0].order), len(members), weighted, drops
+    rows, limits = len(members[0].order), limits_norms(members)
+    numbers = settings.batch_size, rows, len(members), weighted, drops, limits
     return (settings.optimizer.rule, *numbers, X, Y, *arrays)

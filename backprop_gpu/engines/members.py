@@ -17,7 +17,6 @@ Array = Any
 #: What an optimizer may ask for that no such kernel does, and why.
 _LAYERED = {
     "clip_norm": "clip_norm needs the norm of all gradients before the first of them is used",
-    "max_norm": "max_norm needs all of a neuron's new weights before the first of them is used",
     "gradient_noise": "its kernel draws no gradient_noise",
 }
 
@@ -180,5 +179,12 @@ def _row(array: Array) -> int | None:
 def constants(member: Member) -> tuple[float, ...]:
     """What the kernel takes as numbers, a row of ``constants``."""
     optimizer = member.hyperparameters.optimizer
-    limit = inf if optimizer.clip_value is None else optimizer.clip_value
-    return limit, optimizer.l1, *optimizer.kernel_constants
+    clip_value, max_norm = (
+        inf if limit is None else limit for limit in (optimizer.clip_value, optimizer.max_norm)
+    )
+    return clip_value, optimizer.l1, *optimizer.kernel_constants, max_norm
+
+
+def limits_norms(members: Sequence[Member]) -> bool:
+    """Whether any member's weights have a limit."""
+    return any(member.hyperparameters.optimizer.max_norm is not None for member in members)

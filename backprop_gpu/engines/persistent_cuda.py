@@ -14,7 +14,7 @@ from ..cuda.catalogue import Catalogue, hidden_sigmas
 from ..parameters import Layout
 from ..planning import Run, persistence
 from .base import Described, Member
-from .members import MembersEngine, constants, dropouts_of, weights_of
+from .members import MembersEngine, constants, dropouts_of, limits_norms, weights_of
 from .passes import quiet
 
 Array = Any
@@ -82,6 +82,7 @@ class PersistentCudaEngine(MembersEngine):
                     *arguments, runtime.zeros(1, np.uint32),
                     *map(np.int64, (layout.length, length)),
                     *map(np.int32, (rows, m, now, begin, len(table) - 1)),
+                    np.int32(limits_norms(members)),
                 ),
             )  # fmt: skip
         give_back()

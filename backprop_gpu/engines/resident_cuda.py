@@ -30,6 +30,8 @@ class ResidentCudaEngine(MembersEngine):
         shared = cls.shared_obstacle(model, run)
         if shared is not None:
             return shared
+        if "max_norm" in run.options:
+            return "max_norm is of rows of w, of which its blocks have some columns each"
         assert model.device is not None
         found = residency.choose(
             model.sizes, run.batch_size, model.dtype.itemsize, run.slots, model.device, run.members

@@ -105,6 +105,6 @@ template <class T> __global__ void row_norms(const T* x, T* out, int m, int n) {
   await_prerequisites();
   const int row = blockIdx.x * blockDim.y + threadIdx.y;
   if (row >= m) return;  // a whole warp leaves
-  const T norm = warp_norm(x + size_t(row) * n, n);
+  const T norm = warp_norm(x + size_t(row) * n, n, threadIdx.x);
   if (threadIdx.x == 0) out[row] = norm;
 }

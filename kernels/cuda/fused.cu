@@ -8,7 +8,7 @@
 // and `fused_update`, which adds what the blocks have and changes the parameters by a rule.
 //
 //   X (n, n_0) of float or of bytes  Y (n, n_L)   of all members of a population
-//   order, weights (members, n)  coefficients (members, steps, 6)  constants (members, 5)
+//   order, weights (members, n)  coefficients (members, steps, 6)  constants (members, 6)
 //   parameters p, state s0, s1 (…, length), of which member i has row places[i]
 //   parts (members of the launch, blocks, length)  costs (members, steps)
 //
@@ -38,6 +38,7 @@
 // Every sum has one order, so the same launch gives the same bits, whichever members are beside.
 #include "costs.cuh"
 #include "fused.cuh"
+#include "norms.cuh"
 #include "primitives/last_block.cuh"
 #include "primitives/launch.cuh"
 #include "primitives/prefetch.cuh"
@@ -521,7 +522,7 @@ __global__ void __launch_bounds__(256)
   if (threadIdx.y != 0) return;
   for (int other = 1; other < 8; ++other) sum += sums[other][threadIdx.x];
 
-  const float* of_member = constants + member * 5;
+  const float* of_member = constants + member * 6;
   float c[5];
   for (int i = 0; i < 5; ++i) c[i] = float(coefficients[(member * steps + *step) * 6 + i]);
   const size_t at = size_t(places[member]) * length + e;
@@ -534,4 +535,16 @@ __global__ void __launch_bounds__(256)
                       weight);
   if (s0 != nullptr) s0[at] = state0;
   if (s1 != nullptr) s1[at] = state1;
+}
+
+// w_j ← w_j min(1, limit / ‖w_j‖) of a layer's w (n, fan_in) at `begin` of each member, the last of its
+// constants being the limit. Block (32, 8), grid (n / 8, members from `first` on): a warp a row.
+__global__ void __launch_bounds__(256)
+    fused_limit_norms(const float* constants, const int* places, float* p, int length, int begin,
+                      int n, int fan_in, int first) {
+  await_prerequisites();
+  const int row = blockIdx.x * 8 + threadIdx.y, member = first + blockIdx.y;
+  if (row >= n) return;
+  limit_row(p + size_t(places[member]) * length + begin + size_t(row) * fan_in, fan_in,
+            constants[member * 6 + 5], threadIdx.x);
 }

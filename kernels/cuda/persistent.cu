@@ -7,7 +7,7 @@
 //   BP3, BP4  ∂C/∂b^l = mean of δ^l,  ∂C/∂w^l = δ^lᵀ a^{l-1} / m, and at once the update
 //
 //   X (n, n_0) of float or of bytes  Y (n, n_L)   of all members of a population
-//   order, weights (members, n)  coefficients (members, steps, 6)  constants (members, 5)
+//   order, weights (members, n)  coefficients (members, steps, 6)  constants (members, 6)
 //   parameters p, state s0, s1 (…, length), of which member i has row places[i]
 //   scratch (members of the launch, …): x twice, and a, z, δ of each layer, where `layers` says
 //   row_costs (members of the launch, batch)  costs (members, steps)
@@ -36,6 +36,7 @@
 #include "activations.cuh"
 #include "costs.cuh"
 #include "network.cuh"
+#include "norms.cuh"
 #include "philox.cuh"
 #include "primitives/grid.cuh"
 #include "primitives/warp.cuh"
@@ -120,6 +121,7 @@ struct PersistentEpoch {
   unsigned* arrived;
   size_t length, scratch_length;
   int rows, batch, members, first, last;  // the last layer
+  bool limits;                            // whether any member's norms have a limit
 
   const PersistentLayer* layers;  // in shared memory
   int steps, thread, warp, lane, m, step;
@@ -133,7 +135,7 @@ struct PersistentEpoch {
             weights == nullptr ? nullptr : weights + number * rows,
             Form::drops ? dropout + number * (2 + last) : nullptr,
             coefficients + number * steps * 6,
-            constants + number * 5,
+            constants + number * 6,
             places[number] * length,
             scratch + here * scratch_length,
             row_costs + size_t(here) * batch,
@@ -390,6 +392,22 @@ struct PersistentEpoch {
     change(of, at, parameter(at), sum * mean, c, false);
   }
 
+  // w_j ← w_j min(1, limit / ‖w_j‖), the last of a member's constants being the limit: a warp a row.
+  __device__ __forceinline__ void limit_norms() const {
+    const int warps = gridDim.x * (THREADS / 32);
+#pragma unroll 1
+    for (int here = 0; here < members; ++here) {
+      const Member of = member(here);
+#pragma unroll 1
+      for (int l = 1; l <= last; ++l) {
+        const int n = layers[l].n, fan_in = layers[l - 1].n;
+#pragma unroll 1
+        for (int j = warp * gridDim.x + blockIdx.x; j < n; j += warps)
+          limit_row(p + of.at + layers[l].w + size_t(j) * fan_in, fan_in, of.constants[5], lane);
+      }
+    }
+  }
+
   __device__ __forceinline__ void record_cost(const Member& of) {
     if (warp != 0) return;
     double sum = 0;
@@ -427,13 +445,17 @@ struct PersistentEpoch {
       }
       update(shared);
       meet();
+      if (limits) {
+        limit_norms();
+        meet();
+      }
     }
   }
 };
 
 // Any grid along x, a cooperative launch; `arrived` is 0. X is of float, or of bytes that mean 0 … 255;
-// `constants` are clip_value, infinite where there is none, l1 and the rule's; weights, s0 and s1 may be
-// null where the rule has no such state. Members are those from `first` on.
+// `constants` are clip_value, infinite where there is none, l1, the rule's and the norms' limit; weights, s0 and
+// s1 may be null where the rule has no such state. Members are those from `first` on.
 template <class Stored, class Form, class Objective, class Rule, class Last, class... Hidden>
 __global__ void __launch_bounds__(Form::threads, 1)
     persistent(const Stored* X, const float* Y, const int* order, const float* weights,
@@ -441,7 +463,7 @@ __global__ void __launch_bounds__(Form::threads, 1)
                float* s0, float* s1,
                float* scratch, double* row_costs, double* costs, const long long* table,
                unsigned* arrived, long long length, long long scratch_length, int rows, int batch,
-               int members, int first, int last) {
+               int members, int first, int last, int limits) {
   __shared__ PersistentLayer layers[most_layers + 1];
   const int thread = threadIdx.x;
   auto* words = reinterpret_cast<long long*>(layers);
@@ -451,7 +473,7 @@ __global__ void __launch_bounds__(Form::threads, 1)
   __syncthreads();
   PersistentEpoch<Stored, Form, Objective, Rule, Last, Hidden...> epoch{
       X, Y, order, weights, dropout, coefficients, constants, places, p, s0, s1, scratch, row_costs, costs,
-      arrived, size_t(length), size_t(scratch_length), rows, batch, members, first, last, layers,
+      arrived, size_t(length), size_t(scratch_length), rows, batch, members, first, last, limits != 0, layers,
       (rows + batch - 1) / batch, thread, thread / 32, thread % 32, 0, 0, 0};
   epoch.run();
 }

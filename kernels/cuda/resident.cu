@@ -6,7 +6,7 @@
 //   BP3, BP4  ∂C/∂b^l = mean of δ^l,  ∂C/∂w^l = δ^lᵀ a^{l-1} / m, and at once the update
 //
 //   X (n, n_0) of T or of bytes  Y (n, n_L)   of all members of a population
-//   order, weights (members, n)  coefficients (members, steps, 6)  constants (members, 5)
+//   order, weights (members, n)  coefficients (members, steps, 6)  constants (members, 6)
 //   parameters p, state s0, s1 (…, length), of which member i has row places[i]
 //   costs (members, steps)
 //
@@ -593,13 +593,13 @@ __device__ __forceinline__ void train(const Stored* X, const T* Y, const int* or
   Training epoch(shared, X, Y, order + member * rows,
                  weights == nullptr ? nullptr : weights + member * rows,
                  Form::drops ? dropout + member * (3 + Training::Network::behind) : nullptr,
-                 coefficients + member * steps * 6, constants + member * 5, costs + member * steps, rows, rank,
+                 coefficients + member * steps * 6, constants + member * 6, costs + member * steps, rows, rank,
                  letters + place * written, unsigned(first * steps) + 1);
   epoch.run(p, s0, s1, at);
 }
 
 // Grid (members). X is of T, or of bytes that mean 0 … 255; `constants` are clip_value, infinite
-// where there is none, l1 and the rule's; `dropout` (members, 3 + hidden layers) are as `Dropping` has
+// where there is none, l1, the rule's and one that is not read; `dropout` (members, 3 + hidden layers) are as `Dropping` has
 // them. It may be null, as weights may, and s0 and s1 where the rule has no such state.
 template <class T, class Stored, class Form, class Objective, class Rule, int INPUTS,
           class... Layers>

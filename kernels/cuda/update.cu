@@ -82,11 +82,7 @@ __global__ void limit_norms(T* w, BFloat16* rounded, T limit, int n, int fan_in)
   const int row = blockIdx.x * blockDim.y + threadIdx.y;
   if (row >= n) return;  // a whole warp leaves
   const size_t begin = size_t(row) * fan_in;
-  const T norm = warp_norm(w + begin, fan_in);
-  if (!(norm > limit)) return;
-  for (int k = threadIdx.x; k < fan_in; k += 32) {
-    const T scaled = w[begin + k] * (limit / norm);
-    w[begin + k] = scaled;
+  limit_row(w + begin, fan_in, limit, threadIdx.x, [&](int k, T scaled) {
     if (rounded != nullptr) rounded[begin + k] = BFloat16(float(scaled));
-  }
+  });
 }

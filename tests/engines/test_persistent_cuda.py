@@ -194,7 +194,6 @@ def test_middling_networks_over_middling_batches(precision: str) -> None:
         ({"step_callbacks": True}, "a callback after every batch"),
         ({"squares": True}, "does not sum w² at every step"),
         ({"options": frozenset(["clip_norm"])}, "clip_norm needs the norm"),
-        ({"options": frozenset(["max_norm"])}, "max_norm needs all of a neuron's new weights"),
         ({"options": frozenset(["gradient_noise"])}, "draws no gradient_noise"),
         ({"cost": Cost("own", lambda a, y: a, lambda a, y: a)}, "cost 'own' is not built in"),
         ({"sizes": (3,) * 66}, "65 layers are more than 64"),

@@ -673,7 +673,7 @@ CUBIC = Cost("cubic", lambda a, y: (abs(a - y) ** 3).sum(axis=1), lambda a, y: a
         ({"cost": CUBIC}, "cost 'cubic' is not built in"),
         ({"step_callbacks": True}, "a callback after every batch"),
         ({"options": frozenset(["clip_norm"])}, "clip_norm needs the norm of all gradients"),
-        ({"options": frozenset(["max_norm"])}, "max_norm needs all of a neuron's new weights"),
+        ({"options": frozenset(["max_norm"])}, "max_norm is of rows of w"),
         ({"options": frozenset(["gradient_noise"])}, "draws no gradient_noise"),
         ({"sizes": (4096, 4096, 10)}, r"need \d+ KB of shared memory .* the device has 227 KB"),
         ({"batch_size": 8192}, r"KB of shared memory"),
