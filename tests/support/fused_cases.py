@@ -90,12 +90,13 @@ class Form:
 _FORMS = (
     Form(  # two blocks, of which one takes two tiles, the last a short one
         "blocks", (37, 40, 19, 5), ("relu", "tanh", "softmax"), "categorical_cross_entropy",
-        (Adam(l2=0.02, l1=0.01, epsilon=0.01), Adam(epsilon=0.1)), batch=69, rows=150, tile=32,
+        (Adam(l2=0.02, l1=0.01, epsilon=0.01), Adam(epsilon=0.1, max_norm=0.9)),
+        batch=69, rows=150, tile=32,
         warps=(2, 2), grid=2,
     ),
     Form(
         "long sums", (70, 64, 66), ("gelu", "sigmoid"), "quadratic",
-        (SGD(momentum=0.8, clip_value=0.05),), batch=70, rows=70, tile=64, warps=(2, 1),
+        (SGD(momentum=0.8, clip_value=0.05, max_norm=0.8),), batch=70, rows=70, tile=64, warps=(2, 1),
         large=True,
     ),
     Form(  # outputs in both halves of a fragment

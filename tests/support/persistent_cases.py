@@ -74,12 +74,13 @@ class Form:
 _FORMS = (
     Form(  # each tile once; blocks that forward of layer 1 leaves idle; sums of 70, and short ones
         "tiles", (70, 40, 19, 5), ("relu", "gelu", "softmax"), "categorical_cross_entropy",
-        (Adam(l2=0.02, l1=0.01, epsilon=0.01), Adam(epsilon=0.1)), batch=67, rows=71,
+        (Adam(l2=0.02, l1=0.01, epsilon=0.01), Adam(epsilon=0.1, max_norm=0.9)),
+        batch=67, rows=71,
         tiles=(16, 32, 64), grid=4,
     ),
     Form(
         "long sums", (141, 67, 66), ("tanh", "sigmoid"), "quadratic",
-        (SGD(momentum=0.8, clip_value=0.05),), batch=68, rows=72, tiles=(64, 16, 32), grid=2,
+        (SGD(momentum=0.8, clip_value=0.05, max_norm=0.8),), batch=68, rows=72, tiles=(64, 16, 32), grid=2,
         large=True,
     ),
     Form(  # rows of outputs that no tile holds
