@@ -96,8 +96,8 @@ _FORMS = (
     ),
     Form(
         "long sums", (70, 64, 66), ("gelu", "sigmoid"), "quadratic",
-        (SGD(momentum=0.8, clip_value=0.05, max_norm=0.8),), batch=70, rows=70, tile=64, warps=(2, 1),
-        large=True,
+        (SGD(momentum=0.8, clip_value=0.05, max_norm=0.8),), batch=70, rows=70, tile=64,
+        warps=(2, 1), large=True,
     ),
     Form(  # outputs in both halves of a fragment
         "in memory", (20, 33, 12), ("silu", "exponential"), "poisson", (SGD(), SGD(l2=0.3)),

@@ -80,8 +80,8 @@ _FORMS = (
     ),
     Form(
         "long sums", (141, 67, 66), ("tanh", "sigmoid"), "quadratic",
-        (SGD(momentum=0.8, clip_value=0.05, max_norm=0.8),), batch=68, rows=72, tiles=(64, 16, 32), grid=2,
-        large=True,
+        (SGD(momentum=0.8, clip_value=0.05, max_norm=0.8),), batch=68, rows=72,
+        tiles=(64, 16, 32), grid=2, large=True,
     ),
     Form(  # rows of outputs that no tile holds
         "wide outputs", (12, 33, 40), ("silu", "exponential"), "poisson", (SGD(), SGD(l2=0.3)),
