@@ -38,7 +38,7 @@ from .settings import Data, Settings, StoredData, checksum
 if TYPE_CHECKING:
     from .fitting import FitCourse
 
-VERSION = 3
+VERSION = 4
 #: The exit status of a process that SIGTERM ends, as of one that has no handler for it.
 TERMINATED = 128 + signal.SIGTERM
 _GENERATORS = ("PCG64", "PCG64DXSM", "Philox", "SFC64", "MT19937")
@@ -209,6 +209,7 @@ class HistoryText:
     val_accuracy: tuple[float, ...]
     seconds: tuple[float, ...]
     restored: int | None
+    averaged: bool
 
     @classmethod
     def of(cls, history: History) -> HistoryText:
@@ -218,6 +219,7 @@ class HistoryText:
             tuple(history.val_accuracy),
             tuple(history.seconds),
             history.restored,
+            history.averaged,
         )
 
     def history(self) -> History:
@@ -227,6 +229,7 @@ class HistoryText:
             list(self.val_accuracy),
             list(self.seconds),
             self.restored,
+            self.averaged,
         )
         lists = found.val_loss, found.val_accuracy, found.seconds
         if any(len(values) not in (len(found), 0) for values in lists):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import gcd
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -20,7 +21,13 @@ from ..philox import Dropout
 from ..planning import Plan
 from ..preprocessing import Preprocessing
 from . import checkpoint
-from .callbacks import Callback, check_callbacks, keeps_state, watches_batches
+from .callbacks import (
+    Callback,
+    check_callbacks,
+    keeps_state,
+    watches_batches,
+    watches_each_batch,
+)
 from .checkpoint import Checkpoint, CheckpointWriter, MemberState, generator_of
 from .history import History
 from .progress import Progress, ProgressBar
@@ -96,8 +103,10 @@ class FitCourse(Course):
         self.steps, self.rows = settings.rates.steps, settings.rows
         self.history = network.history = History()
         self._watching = [hook for hook in hooks if watches_batches(hook)]
-        if self._watching:
-            self.on_step = self._end_batch
+        if any(map(watches_each_batch, self._watching)):
+            self.on_step = self.piece_is_over
+        elif self._watching:
+            self.piece = gcd(*(hook.interval for hook in self._watching))
         self._running = False
         self._drawn: Drawn | None = None
         #: What it goes on from, and whether a callback has ended it.
@@ -215,10 +224,21 @@ class FitCourse(Course):
         self.at_once = 1
         self.network.generator.bit_generator.state = self._state
 
-    def _end_batch(self, batch: int) -> None:
+    def piece_is_over(self, batch: int) -> None:
+        self._tell_of_batch(
+            batch, [hook for hook in self._watching if (batch + 1) % hook.interval == 0]
+        )
+
+    def steps_are_over(self, steps: int) -> None:
+        # Of the last step only those are still to hear whose interval has not ended with it.
+        self._tell_of_batch(steps - 1, [hook for hook in self._watching if steps % hook.interval])
+
+    def _tell_of_batch(self, batch: int, hooks: Sequence[Callback]) -> None:
+        if not hooks:
+            return
         spent = self.history.time_spent
         spent.add("engine")
-        for hook in self._watching:
+        for hook in hooks:
             hook.on_batch_end(self.network, batch)
         spent.add("callbacks")
 
@@ -338,7 +358,7 @@ def make_run(
         batch_size=max(m for m, _ in kinds),
         engine=engine,
         members=len(settings),
-        step_callbacks=any(map(watches_batches, hooks)),
+        step_callbacks=any(map(watches_each_batch, hooks)),
         slots=max(slots for _, slots in kinds),
         others=tuple(kinds),
         rules=frozenset(each.optimizer.rule for each in settings),

@@ -32,11 +32,17 @@ class Rows:
         raise NotImplementedError
 
     def run_epoch(
-        self, member: Member, on_step: OnStep, meanwhile: Callable[[], None], first: int = 0
+        self,
+        member: Member,
+        on_step: OnStep,
+        meanwhile: Callable[[], None],
+        first: int = 0,
+        piece: int = 0,
     ) -> Iterator[np.ndarray]:
         """An epoch from step `first` on, in pieces: the mean costs of each piece's steps.
 
-        Between two pieces all that the member has is as between two steps.
+        Between two pieces all that the member has is as between two steps. Unless `piece` is 0, one
+        ends after every so many steps of the epoch, wherever else one may.
         """
         raise NotImplementedError
 
@@ -74,17 +80,20 @@ class RowsAtOnce(Rows):
         return len(self.Y)
 
     def run_epoch(
-        self, member: Member, on_step: OnStep, meanwhile: Callable[[], None], first: int = 0
+        self,
+        member: Member,
+        on_step: OnStep,
+        meanwhile: Callable[[], None],
+        first: int = 0,
+        piece: int = 0,
     ) -> Iterator[np.ndarray]:
         """As `Rows` says."""
-        if not self.in_pieces and not first:
-            yield self.engine.run_epoch(member, self.X, self.Y, on_step, meanwhile)
-            return
         steps = len(member.hyperparameters.coefficients)
         while first < steps:
-            last = min(first + self._steps, steps) if self.in_pieces else steps
+            length = piece - first % piece if piece else self._steps if self.in_pieces else steps
+            last = min(first + length, steps)
             begin = time.perf_counter()
-            part = _part(member, first, last)
+            part = part_of_member(member, first, last)
             after = None if on_step is None else _later(on_step, first)
             yield self.engine.run_epoch(
                 part, self.X, self.Y, after, meanwhile if last == steps else _nothing
@@ -103,7 +112,7 @@ class RowsAtOnce(Rows):
         return self.engine.run_members(members, self.X, self.Y, on_member, meanwhile)
 
 
-class Piece(NamedTuple):
+class ReadRows(NamedTuple):
     """Rows that were read, and the order in which steps take them."""
 
     X: np.ndarray
@@ -135,34 +144,43 @@ class RowsInPieces(Rows):
         return len(self.data.X)
 
     def run_epoch(
-        self, member: Member, on_step: OnStep, meanwhile: Callable[[], None], first: int = 0
+        self,
+        member: Member,
+        on_step: OnStep,
+        meanwhile: Callable[[], None],
+        first: int = 0,
+        piece: int = 0,
     ) -> Iterator[np.ndarray]:
-        """As `Rows` says; a piece is a buffer of rows."""
+        """As `Rows` says; a buffer of rows ends a piece, too."""
         m, n = member.hyperparameters.batch_size, len(member.order)
         inner = range((first * m // self.rows + 1) * self.rows, n, self.rows)
         edges = [first * m, *inner, n]
         with ThreadPoolExecutor(1, "backprop_gpu-reading") as thread:
 
-            def start(begin: int, end: int) -> Future[Piece]:
+            def start(begin: int, end: int) -> Future[ReadRows]:
                 return thread.submit(self._read, member.order[begin:end], m)
 
             coming = start(*edges[:2])
             for i, (begin, end) in enumerate(pairwise(edges)):
-                piece = coming.result()
+                read = coming.result()
                 if end < n:
                     coming = start(end, edges[i + 2])
-                X, Y = self.engine.put(piece.X, piece.Y)
-                part = _part(member, begin // m, -(-end // m), piece.order)
-                after = None if on_step is None else _later(on_step, begin // m)
-                yield self.engine.run_epoch(part, X, Y, after, meanwhile if end == n else _nothing)
+                X, Y = self.engine.put(read.X, read.Y)
+                last = -(-end // m)
+                for a, b in pairwise(_edges(begin // m, last, piece)):
+                    order = read.order[a * m - begin : b * m - begin]
+                    part = part_of_member(member, a, b, order)
+                    after = None if on_step is None else _later(on_step, a)
+                    then = meanwhile if end == n and b == last else _nothing
+                    yield self.engine.run_epoch(part, X, Y, after, then)
 
-    def _read(self, order: np.ndarray, m: int) -> Piece:
+    def _read(self, order: np.ndarray, m: int) -> ReadRows:
         """The rows of this rank that the order has, each once, checked as those in memory are."""
         own = own_positions(len(order), m, self.communicator, self.engine.plan.shards)
         rows, places = np.unique(order[own], return_inverse=True)
         local = np.zeros(len(order), np.intp)  # of other ranks' rows nobody asks
         local[own] = places
-        return Piece(*self.data.read(self.model, rows), local)
+        return ReadRows(*self.data.read(self.model, rows), local)
 
 
 class RowsOfBatches(Rows):
@@ -191,9 +209,14 @@ class RowsOfBatches(Rows):
         return 0  # nobody knows
 
     def run_epoch(
-        self, member: Member, on_step: OnStep, meanwhile: Callable[[], None], first: int = 0
+        self,
+        member: Member,
+        on_step: OnStep,
+        meanwhile: Callable[[], None],
+        first: int = 0,
+        piece: int = 0,
     ) -> Iterator[np.ndarray]:
-        """As `Rows` says; a piece is a chunk, and its last mini-batch may be short."""
+        """As `Rows` says; a chunk, whose last mini-batch may be short, ends a piece, too."""
         with ThreadPoolExecutor(1, "backprop_gpu-reading") as thread:
             chunks = thread.submit(iter, self.batches).result()
             coming = thread.submit(self._next, chunks, 0)
@@ -204,10 +227,13 @@ class RowsOfBatches(Rows):
                 order, coefficients = self.settle(len(chunk[1]))
                 settings = replace(member.hyperparameters, coefficients=coefficients)
                 dropout = _from_step(member.dropout, first)
-                part = replace(member, order=order, hyperparameters=settings, dropout=dropout)
-                after = None if on_step is None else _later(on_step, first)
+                of_chunk = replace(member, order=order, hyperparameters=settings, dropout=dropout)
+                X, Y = self.engine.put(*chunk)
+                for a, b in pairwise(_edges(first, first + len(coefficients), piece)):
+                    part = part_of_member(of_chunk, a - first, b - first)
+                    after = None if on_step is None else _later(on_step, a)
+                    yield self.engine.run_epoch(part, X, Y, after, meanwhile)
                 first += len(coefficients)
-                yield self.engine.run_epoch(part, *self.engine.put(*chunk), after, meanwhile)
         if number == 0:
             raise ValueError("batches gave nothing to train on")
 
@@ -221,9 +247,22 @@ class RowsOfBatches(Rows):
             return self.model.check_data(*chunk)
 
 
-def _part(member: Member, first: int, last: int, order: np.ndarray | None = None) -> Member:
-    """Steps `first` to `last` of a member's epoch, perhaps with the rows' numbers of a piece."""
+def _edges(first: int, last: int, piece: int) -> list[int]:
+    """Where the pieces of these steps begin, and the last ends."""
+    inner = range((first // piece + 1) * piece, last, piece) if piece else ()
+    return [first, *inner, last]
+
+
+def part_of_member(
+    member: Member, first: int, last: int, order: np.ndarray | None = None
+) -> Member:
+    """Steps `first` to `last` of a member's epoch, perhaps with the rows' numbers in a buffer.
+
+    All of them, and then of all its epochs, are the member itself.
+    """
     settings = member.hyperparameters
+    if order is None and first == 0 and last == len(settings.coefficients):
+        return member
     m = settings.batch_size
     squares = None if settings.squares is None else settings.squares[first:last]
     part = replace(settings, coefficients=settings.coefficients[first:last], squares=squares)
@@ -237,7 +276,9 @@ def _part(member: Member, first: int, last: int, order: np.ndarray | None = None
 
 
 def _from_step(dropout: Dropout | None, first: int) -> Dropout | None:
-    return None if dropout is None else replace(dropout, first_step=first)
+    if dropout is None:
+        return None
+    return replace(dropout, first_step=dropout.first_step + first)
 
 
 def _later(on_step: Callable[[int], None], first: int) -> Callable[[int], None]:
