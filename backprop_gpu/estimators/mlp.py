@@ -48,7 +48,14 @@ from ..imports import uninterrupted
 from ..model import Model
 from ..parameters import Layout, Parameters
 from ..planning import Run
-from ..training import RowsAtOnce, Session, TimeSpent
+from ..training import (
+    ExponentialAverage,
+    RowsAtOnce,
+    Session,
+    StochasticWeightAverage,
+    TimeSpent,
+)
+from ..training.averages import WeightAverage
 from . import perceptron
 from .checks import (
     RULES,
@@ -131,6 +138,11 @@ _PARAMETERS = """
         up (Srivastava et al. 2014).
     clip_norm, clip_value : float, optional
         Limits of the gradient, before the penalty joins it; not of "lbfgs".
+    weight_average : {"ema", "swa"}, optional
+        What the weights are in the end, for `fit` by "sgd" and "adam": an exponential moving
+        average of them all (`ExponentialAverage`), or the mean of those after each of the last
+        quarter of ``max_iter`` epochs (`StochasticWeightAverage`). Losses are of the weights that
+        train. Not with early stopping, which leaves the weights of the best epoch.
 """
 
 _ATTRIBUTES = """
@@ -174,13 +186,14 @@ class _Perceptron(
     #: Of those pickled before there were these.
     engine = "auto"
     precision = None
+    weight_average = None
 
     def __init__(  # type: ignore[no-untyped-def]
         self, *, hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate,
         learning_rate_init, power_t, max_iter, loss, shuffle, random_state, tol, verbose,
         warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction, beta_1,
         beta_2, epsilon, n_iter_no_change, max_fun, backend, dropout, clip_norm, clip_value, engine,
-        precision,
+        precision, weight_average,
     ):  # fmt: skip
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -212,6 +225,7 @@ class _Perceptron(
         self.clip_value = clip_value
         self.engine = engine
         self.precision = precision
+        self.weight_average = weight_average
 
     # -- what is asked for ------------------------------------------------------------------
 
@@ -282,6 +296,20 @@ class _Perceptron(
         """Whether the factors of products are rounded."""
         return self.precision not in (None, "float32")
 
+    def _check_average(self, incremental: bool) -> None:
+        """Refuse what leaves no average of weights, or weights of its own."""
+        obstacle = (
+            f"solver {self.solver!r} has no epochs"
+            if self.solver not in STOCHASTIC
+            else "partial_fit is one epoch"
+            if incremental
+            else "early_stopping leaves the weights of the best epoch"
+            if self.early_stopping
+            else None
+        )
+        if obstacle is not None:
+            raise ValueError(f"weight_average={self.weight_average!r} cannot be: {obstacle}")
+
     def _check_precision(self, X: Any) -> None:
         """Refuse what is computed where nothing is rounded."""
         obstacle = (
@@ -338,6 +366,8 @@ class _Perceptron(
         self._check_parameters()
         if self.early_stopping and incremental and self.solver in STOCHASTIC:
             raise ValueError("partial_fit does not support early_stopping=True")
+        if self.weight_average is not None:
+            self._check_average(incremental)
         fresh = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
         X, y = host(X), host(y)
         context = self._begin(X, y, sample_weight)
@@ -454,6 +484,18 @@ class _Perceptron(
         reason = f"{of_cpu}, which engine {plan.engine!r} cannot read ({plan.engine_reason})"
         return model, EquationsEngine(self._problem, model, reason)
 
+    @property
+    def _first_averaged(self) -> int:
+        """The first of the last quarter of epochs, counted from 1."""
+        return int(self.max_iter - max(1, self.max_iter // 4) + 1)
+
+    def _new_average(self) -> WeightAverage | None:
+        if self.weight_average is None:
+            return None
+        if self.weight_average == "ema":
+            return ExponentialAverage()
+        return StochasticWeightAverage(self._first_averaged)
+
     def _new_state(self) -> State:
         limits = {"clip_norm": self.clip_norm, "clip_value": self.clip_value}
         if self.solver == "adam":
@@ -526,7 +568,12 @@ class _Perceptron(
         parameters = self._parameters(model)
         outputs = None if X_val is None else perceptron.outputs_of(model, parameters, X_val)
         self.n_iter_ = 0
-        looks = hooks.are_set or outputs is not None or self._optimizer.schedule == "invscaling"
+        looks = (
+            hooks.are_set
+            or outputs is not None
+            or self._optimizer.schedule == "invscaling"
+            or self.weight_average is not None
+        )
         at_once = 1 if looks else engine.epochs_at_once(rows, batch_size)
 
         def next_epochs() -> int:
@@ -586,7 +633,7 @@ class _Perceptron(
                 self._problem, model, parameters, batch_size, self._optimizer, rows, y, weights,
                 next_epochs,
                 next_order if places is None else lambda: places[next_order()],
-                next_key, after,
+                next_key, after, self._new_average(),
             )  # fmt: skip
             made.at_once = at_once
             return made
@@ -595,6 +642,12 @@ class _Perceptron(
             self._take(model, parameters)
             if self.early_stopping and self._best is not None:
                 self.coefs_, self.intercepts_ = self._best
+            if self.weight_average == "swa" and self.n_iter_ < self._first_averaged:
+                warn(
+                    f"weight_average='swa' is of the epochs from {self._first_averaged} on, and "
+                    f"training ended after {self.n_iter_}: the weights are the last. With "
+                    "n_iter_no_change=numpy.inf it goes on to max_iter"
+                )
 
         def train() -> None:
             kind = EquationsCourse if by_equations else PerceptronCourse
@@ -950,7 +1003,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         momentum=0.9, nesterovs_momentum=True, early_stopping=False, validation_fraction=0.1,
         beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10, max_fun=15000,
         backend="auto", class_weight=None, dropout=0.0, clip_norm=None, clip_value=None,
-        engine="auto", precision=None,
+        engine="auto", precision=None, weight_average=None,
     ):  # fmt: skip
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
@@ -962,6 +1015,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, n_iter_no_change=n_iter_no_change,
             max_fun=max_fun, backend=backend, dropout=dropout, clip_norm=clip_norm,
             clip_value=clip_value, engine=engine, precision=precision,
+            weight_average=weight_average,
         )  # fmt: skip
         self.class_weight = class_weight
 
@@ -1118,7 +1172,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         tol=1e-4, verbose=False, warm_start=False, momentum=0.9, nesterovs_momentum=True,
         early_stopping=False, validation_fraction=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-8,
         n_iter_no_change=10, max_fun=15000, backend="auto", dropout=0.0, clip_norm=None,
-        clip_value=None, engine="auto", precision=None,
+        clip_value=None, engine="auto", precision=None, weight_average=None,
     ):  # fmt: skip
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
@@ -1130,6 +1184,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, n_iter_no_change=n_iter_no_change,
             max_fun=max_fun, backend=backend, dropout=dropout, clip_norm=clip_norm,
             clip_value=clip_value, engine=engine, precision=precision,
+            weight_average=weight_average,
         )  # fmt: skip
 
     def _output_name(self) -> str:

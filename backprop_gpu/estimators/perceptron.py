@@ -36,6 +36,8 @@ from ..parameters import Layout, Parameters
 from ..philox import Dropout, factors
 from ..planning import Plan
 from ..training import Course
+from ..training.averages import WeightAverage
+from ..training.callbacks import watches_batches
 from ..training.weights import relative_weights
 
 if TYPE_CHECKING:
@@ -487,6 +489,8 @@ class PerceptronCourse(Course):
         () -> 64 bits for its dropout.
     after : callable
         (mean loss of the epoch, of every mini-batch before its update) -> whether to stop.
+    average : WeightAverage, optional
+        What the parameters are at the end. Then `epochs` says 1.
     """
 
     def __init__(
@@ -503,8 +507,12 @@ class PerceptronCourse(Course):
         order: Callable[[], np.ndarray],
         key: Callable[[], int],
         after: Callable[[float], bool],
+        average: WeightAverage | None = None,
     ) -> None:
         super().__init__(parameters)
+        self._average, self._epochs_over = average, 0
+        if average is not None and watches_batches(average):
+            self.piece = average.interval
         self.problem, self.model, self.state = problem, model, state
         self.batch_size, self.weights = batch_size, weights
         self.rows = rows
@@ -525,6 +533,18 @@ class PerceptronCourse(Course):
         self._sizes[-1] = rows - batch_size * (self.steps - 1)
         #: What our cost leaves out of each row's loss, having no gradient.
         self._left_out = rest_of_loss(problem, y)
+
+    def start(self) -> None:
+        if self._average is not None:
+            self._average.on_fit_start(self)
+
+    def piece_is_over(self, step: int) -> None:
+        if self._average is not None:
+            self._average.on_batch_end(self, step)
+
+    def steps_are_over(self, steps: int) -> None:
+        if self._average is not None and self.piece and steps % self.piece:
+            self._average.on_batch_end(self, steps - 1)
 
     def epoch(self) -> Member:
         epochs, state = self._epochs(), self.state
@@ -587,9 +607,14 @@ class PerceptronCourse(Course):
         return self._backend.sum_of_squares(weights)
 
     def is_over(self) -> bool:
+        self._epochs_over += 1
+        if self._average is not None:
+            self._average.epoch_is_over(self, self._epochs_over)
         return self._over
 
     def finish(self) -> None:
+        if self._average is not None:
+            self._average.leave(self)
         self.state.slots = tuple(self.model.backend.to_numpy(slot) for slot in self._slots)
 
 

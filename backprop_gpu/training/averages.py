@@ -14,7 +14,8 @@ from .history import History
 class WeightAverage(Callback):
     """What averages of weights have in common: they keep one, and leave it in the network.
 
-    It is kept in float64 on the host, (length,) like ``parameters.flat``.
+    It is kept in float64 on the host, (length,) like ``parameters.flat``. Of a network they use
+    ``model`` and ``parameters`` alone.
     """
 
     leaves_weights = True
@@ -38,13 +39,23 @@ class WeightAverage(Callback):
         step *= share
         self._average += step
 
+    def epoch_is_over(self, network: Any, epochs: int) -> None:
+        """So many epochs have gone well."""
+        raise NotImplementedError
+
+    def on_epoch_end(self, network: Any, history: History) -> None:
+        self.epoch_is_over(network, len(history))
+
+    def leave(self, network: Any) -> bool:
+        """Leave the average in the network, if it has begun."""
+        average, self._average, self._of_whole_epochs = self._of_whole_epochs, None, None
+        if average is not None:
+            network.model.write(average.astype(network.model.dtype), network.parameters)
+        return average is not None
+
     def on_fit_end(self, network: Any, history: History) -> None:
-        if self._of_whole_epochs is not None:
-            # As far as the dtype goes: an average of finite numbers is one of them.
-            flat = self._of_whole_epochs.astype(network.model.dtype)
-            network.model.write(flat, network.parameters)
+        if self.leave(network):
             history.averaged = True
-        self._average = self._of_whole_epochs = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": self._average, "of_whole_epochs": self._of_whole_epochs}
@@ -106,11 +117,11 @@ class ExponentialAverage(WeightAverage):
             self._move(network, 1.0 - self.decay ** (batch + 1 - self._steps))
             self._steps = batch + 1
 
-    def on_epoch_end(self, network: Any, history: History) -> None:
+    def epoch_is_over(self, network: Any, epochs: int) -> None:
         self._steps = 0
         if self._average is not None:
             self._of_whole_epochs = self._average.copy()
-        elif len(history) == self.start:
+        elif epochs == self.start:
             self._begin(network)
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,8 +158,8 @@ class StochasticWeightAverage(WeightAverage):
         self.start = validation.integer("start", start, 1)
         self.every = validation.integer("every", every, 1)
 
-    def on_epoch_end(self, network: Any, history: History) -> None:
-        taken, rest = divmod(len(history) - self.start, self.every)
+    def epoch_is_over(self, network: Any, epochs: int) -> None:
+        taken, rest = divmod(epochs - self.start, self.every)
         if taken < 0 or rest:
             return
         if self._average is None:

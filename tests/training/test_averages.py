@@ -7,14 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.model_selection import GridSearchCV
 
 from backprop_gpu import (
     Callback,
     Checkpoint,
     EarlyStopping,
     ExponentialAverage,
+    MLPClassifier,
+    MLPRegressor,
     Network,
     Population,
+    PopulationSearchCV,
     StochasticWeightAverage,
     sweep,
 )
@@ -394,3 +398,75 @@ def test_a_network_is_left_with_one_of_them() -> None:
 def test_arguments_that_are_none(make: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         make()
+
+
+# -- estimators ---------------------------------------------------------------------------------
+
+SHAPE: dict[str, Any] = {"hidden_layer_sizes": (9,), "random_state": 0, "batch_size": 12}
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_an_estimator_with_a_stochastic_weight_average() -> None:
+    """The mean of what training for as many epochs gives, without it, of the last quarter."""
+    X, Y = data()
+    labels = Y.argmax(axis=1)
+    found = MLPClassifier(weight_average="swa", max_iter=8, **SHAPE).fit(X, labels)
+    ends = [MLPClassifier(max_iter=k, **SHAPE).fit(X, labels) for k in (7, 8)]
+    for i in range(2):
+        expected = np.mean([each.coefs_[i] for each in ends], axis=0)
+        np.testing.assert_allclose(found.coefs_[i], expected, rtol=1e-12)
+        expected = np.mean([each.intercepts_[i] for each in ends], axis=0)
+        np.testing.assert_allclose(found.intercepts_[i], expected, rtol=1e-12)
+    assert found.loss_curve_ == ends[1].loss_curve_
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+@pytest.mark.parametrize("engine", ["layered", "resident"])
+def test_an_estimator_with_an_exponential_average(engine: str) -> None:
+    """As the callback's, of a network that trains the same: in the order of one step an epoch."""
+    X, Y = data(20)
+    y = Y[:, 0]
+    settings = SHAPE | {"solver": "sgd", "momentum": 0.0, "alpha": 0.0, "batch_size": 20}
+    settings |= {"learning_rate_init": 0.1, "engine": engine}
+    net = Network([7, 9, 1], activation=["relu", "identity"], backend="numpy", dtype="float64")
+    start = MLPRegressor(max_iter=1, **settings | {"learning_rate_init": 1e-300}).fit(X, y)
+    net.weights = [w.T for w in start.coefs_]
+    net.biases = start.intercepts_
+    found = MLPRegressor(max_iter=30, weight_average="ema", **settings).fit(X, y)
+    net.fit(
+        X, y, epochs=30, batch_size=20, learning_rate=0.1, callbacks=[ExponentialAverage()],
+    )  # fmt: skip
+    np.testing.assert_allclose(found.coefs_[0], net.weights[0].T, rtol=1e-9)
+    plain = MLPRegressor(max_iter=30, **settings).fit(X, y)
+    assert found.loss_curve_ == plain.loss_curve_
+    assert not np.allclose(found.coefs_[0], plain.coefs_[0], rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_a_search_averages_as_each_fit_alone() -> None:
+    X, Y = data(240)
+    labels = Y.argmax(axis=1)
+    net = MLPClassifier(max_iter=4, **SHAPE | {"batch_size": 7})
+    grid = {"weight_average": [None, "ema", "swa"], "alpha": [1e-4, 1e-2]}
+    ours = PopulationSearchCV(net, grid, cv=2).fit(X, labels)
+    theirs = GridSearchCV(net, grid, cv=2).fit(X, labels)
+    name = "split0_test_score"
+    np.testing.assert_array_equal(ours.cv_results_[name], theirs.cv_results_[name])
+    np.testing.assert_array_equal(ours.best_estimator_.coefs_[0], theirs.best_estimator_.coefs_[0])
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+def test_an_estimators_average_that_cannot_be() -> None:
+    X, Y = data(20)
+    y = Y[:, 0]
+    for wrong, message in (
+        ({"solver": "lbfgs"}, "has no epochs"),
+        ({"early_stopping": True}, "early_stopping leaves"),
+        ({"weight_average": "mean"}, "must be None or a str among"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MLPRegressor(**{"weight_average": "ema"} | wrong).fit(X, y)
+    with pytest.raises(ValueError, match="partial_fit is one epoch"):
+        MLPRegressor(weight_average="ema").partial_fit(X, y)
+    with pytest.warns(UserWarning, match="epochs from 31 on, and training ended after"):
+        MLPRegressor(weight_average="swa", max_iter=40, tol=10.0).fit(X, y)
