@@ -15,6 +15,9 @@ from ..parameters import Parameters
 from ..philox import Dropout
 from ..precision import resolve, round_factor
 
+#: Rows that are mixed at a time: what lies between stays in a core's own cache.
+_MIXED = 64
+
 
 class NumpyEpoch:
     """Order, weights, coefficients and costs of an epoch, with the step number, on the host."""
@@ -322,6 +325,23 @@ class NumpyBackend:
             parameters, gradients, optimizer.l1, row[4], self.scratch(parameters.flat.shape)[0]
         )
         apply_rule(parameters, gradients.flat, slots, optimizer, row, self.scratch)
+
+    def mix(
+        self,
+        X: np.ndarray,
+        Y: np.ndarray,
+        rows: np.ndarray,
+        partners: np.ndarray,
+        shares: np.ndarray,
+        x: np.ndarray,
+        y: np.ndarray,
+    ) -> None:
+        own = shares.astype(self.dtype)[:, None]
+        for source, out in ((X, x), (Y, y)):
+            for first in range(0, len(rows), _MIXED):
+                some = slice(first, min(first + _MIXED, len(rows)))
+                np.multiply(source[rows[some]], own[some], out=out[some])
+                out[some] += source[partners[some]] * (1 - own[some])
 
     def advance(self, epoch: NumpyEpoch) -> None:
         epoch.step += 1

@@ -143,6 +143,10 @@ _PARAMETERS = """
         average of them all (`ExponentialAverage`), or the mean of those after each of the last
         quarter of ``max_iter`` epochs (`StochasticWeightAverage`). Losses are of the weights that
         train. Not with early stopping, which leaves the weights of the best epoch.
+    mixup : float >= 0, default 0
+        α > 0: a step of "sgd" or "adam" trains on mixtures of its rows and targets, by shares drawn
+        from Beta(α, α) (Zhang et al. 2018; see `Network.fit`). Not with a sparse X. Losses are of
+        mixtures.
 """
 
 _ATTRIBUTES = """
@@ -187,13 +191,14 @@ class _Perceptron(
     engine = "auto"
     precision = None
     weight_average = None
+    mixup = 0.0
 
     def __init__(  # type: ignore[no-untyped-def]
         self, *, hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate,
         learning_rate_init, power_t, max_iter, loss, shuffle, random_state, tol, verbose,
         warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction, beta_1,
         beta_2, epsilon, n_iter_no_change, max_fun, backend, dropout, clip_norm, clip_value, engine,
-        precision, weight_average,
+        precision, weight_average, mixup,
     ):  # fmt: skip
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -226,6 +231,7 @@ class _Perceptron(
         self.engine = engine
         self.precision = precision
         self.weight_average = weight_average
+        self.mixup = mixup
 
     # -- what is asked for ------------------------------------------------------------------
 
@@ -368,12 +374,16 @@ class _Perceptron(
             raise ValueError("partial_fit does not support early_stopping=True")
         if self.weight_average is not None:
             self._check_average(incremental)
+        if self.mixup and self.solver not in STOCHASTIC:
+            raise ValueError(f"mixup={self.mixup} cannot be: solver {self.solver!r} has no steps")
         fresh = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
         X, y = host(X), host(y)
         context = self._begin(X, y, sample_weight)
         X, y = self._validate_input(X, y, incremental, fresh)
         if self._rounds:
             self._check_precision(X)
+        if self.mixup and hasattr(X, "toarray"):
+            raise ValueError(f"mixup={self.mixup} needs a dense X: X.toarray()")
         y = y.reshape(len(y), -1)
         if sample_weight is not None:
             sample_weight = check_weights(host(sample_weight), X)
@@ -573,6 +583,7 @@ class _Perceptron(
             or outputs is not None
             or self._optimizer.schedule == "invscaling"
             or self.weight_average is not None
+            or self.mixup > 0
         )
         at_once = 1 if looks else engine.epochs_at_once(rows, batch_size)
 
@@ -592,6 +603,10 @@ class _Perceptron(
         def next_key() -> int:
             low, high = self._random_state.randint(0, 2**32, 2, np.uint32).tolist()
             return int(low + (high << 32))
+
+        def next_mixup() -> np.ndarray:
+            steps = -(-rows // batch_size)
+            return np.asarray(self._random_state.beta(self.mixup, self.mixup, steps))
 
         def after(loss: float) -> bool:
             self.loss_ = loss
@@ -633,7 +648,7 @@ class _Perceptron(
                 self._problem, model, parameters, batch_size, self._optimizer, rows, y, weights,
                 next_epochs,
                 next_order if places is None else lambda: places[next_order()],
-                next_key, after, self._new_average(),
+                next_key, after, self._new_average(), next_mixup if self.mixup else None,
             )  # fmt: skip
             made.at_once = at_once
             return made
@@ -1003,7 +1018,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         momentum=0.9, nesterovs_momentum=True, early_stopping=False, validation_fraction=0.1,
         beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10, max_fun=15000,
         backend="auto", class_weight=None, dropout=0.0, clip_norm=None, clip_value=None,
-        engine="auto", precision=None, weight_average=None,
+        engine="auto", precision=None, weight_average=None, mixup=0.0,
     ):  # fmt: skip
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
@@ -1015,7 +1030,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, n_iter_no_change=n_iter_no_change,
             max_fun=max_fun, backend=backend, dropout=dropout, clip_norm=clip_norm,
             clip_value=clip_value, engine=engine, precision=precision,
-            weight_average=weight_average,
+            weight_average=weight_average, mixup=mixup,
         )  # fmt: skip
         self.class_weight = class_weight
 
@@ -1172,7 +1187,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         tol=1e-4, verbose=False, warm_start=False, momentum=0.9, nesterovs_momentum=True,
         early_stopping=False, validation_fraction=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-8,
         n_iter_no_change=10, max_fun=15000, backend="auto", dropout=0.0, clip_norm=None,
-        clip_value=None, engine="auto", precision=None, weight_average=None,
+        clip_value=None, engine="auto", precision=None, weight_average=None, mixup=0.0,
     ):  # fmt: skip
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
@@ -1184,7 +1199,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, n_iter_no_change=n_iter_no_change,
             max_fun=max_fun, backend=backend, dropout=dropout, clip_norm=clip_norm,
             clip_value=clip_value, engine=engine, precision=precision,
-            weight_average=weight_average,
+            weight_average=weight_average, mixup=mixup,
         )  # fmt: skip
 
     def _output_name(self) -> str:

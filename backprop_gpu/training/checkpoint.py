@@ -254,6 +254,7 @@ class MemberText:
     #: The checksum of the numbers of its own rows; "" where it has all.
     numbers: str = ""
     dropout: tuple[float, ...] = ()
+    mixup: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -330,6 +331,7 @@ def to_file(
                 tuple(texts),
                 _checksum_of_numbers(given),
                 given.dropout,
+                given.mixup,
             )
         )
     training = TrainingText(
@@ -388,6 +390,7 @@ def load(
                 _same("checksum of its rows", member.numbers, _checksum_of_numbers(given))
                 _same("buffer_rows", member.buffer, given.buffer)
                 _same("dropout", tuple(member.dropout), given.dropout)
+                _same("mixup", member.mixup, given.mixup)
                 if not 0 <= member.steps < given.rates.steps or (member.steps and population):
                     raise ValueError(f"damaged checkpoint: it is at step {member.steps}")
                 states.append(_state(file, model, member, given, _prefix(i, population)))

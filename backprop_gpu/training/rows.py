@@ -16,7 +16,8 @@ from ..communicators import Communicator
 from ..engines import Engine, Member
 from ..engines.reduction import own_positions
 from ..model import Model
-from ..philox import Dropout
+from .mixing import MixingEngine, partners
+from .parts import from_step, later, nothing, part_of_member
 from .settings import StoredData
 
 Array = Any
@@ -65,13 +66,25 @@ class RowsAtOnce(Rows):
     X, Y : (n, n_0), (n, n_L) arrays on the host
     in_pieces : bool
         Whether somebody looks within an epoch, and about every second is soon enough.
+    mixups : sequence of float
+        `Settings.mixup` of all who train on them. Where some mix and others do not, an X of uint8
+        becomes numbers: the plan is for these, which mixtures are.
     """
 
     #: Seconds of a piece.
     _PIECE = 1.0
 
-    def __init__(self, engine: Engine, X: Any, Y: np.ndarray, in_pieces: bool = False) -> None:
-        self.engine, self.in_pieces = engine, in_pieces
+    def __init__(
+        self,
+        engine: Engine,
+        X: Any,
+        Y: np.ndarray,
+        in_pieces: bool = False,
+        mixups: Sequence[float] = (),
+    ) -> None:
+        self.engine, self.trains, self.in_pieces = engine, MixingEngine(engine), in_pieces
+        if any(mixups) and not all(mixups):
+            X = X.astype(engine.backend.dtype, copy=False)
         self.X, self.Y = engine.put(X, Y)
         #: Steps of a piece, doubled until it takes its time: few lengths are few sets of buffers.
         self._steps = 1
@@ -94,9 +107,9 @@ class RowsAtOnce(Rows):
             last = min(first + length, steps)
             begin = time.perf_counter()
             part = part_of_member(member, first, last)
-            after = None if on_step is None else _later(on_step, first)
-            yield self.engine.run_epoch(
-                part, self.X, self.Y, after, meanwhile if last == steps else _nothing
+            after = None if on_step is None else later(on_step, first)
+            yield self.trains.run_epoch(
+                part, self.X, self.Y, after, meanwhile if last == steps else nothing
             )
             if last - first == self._steps and time.perf_counter() - begin < self._PIECE / 2:
                 self._steps *= 2
@@ -109,7 +122,7 @@ class RowsAtOnce(Rows):
         meanwhile: Callable[[], None],
     ) -> list[np.ndarray]:
         """As an engine does."""
-        return self.engine.run_members(members, self.X, self.Y, on_member, meanwhile)
+        return self.trains.run_members(members, self.X, self.Y, on_member, meanwhile)
 
 
 class ReadRows(NamedTuple):
@@ -138,7 +151,7 @@ class RowsInPieces(Rows):
         self, engine: Engine, model: Model, data: StoredData, rows: int, communicator: Communicator
     ) -> None:
         self.engine, self.model, self.data, self.rows = engine, model, data, rows
-        self.communicator = communicator
+        self.communicator, self.trains = communicator, MixingEngine(engine)
 
     def __len__(self) -> int:
         return len(self.data.X)
@@ -158,7 +171,8 @@ class RowsInPieces(Rows):
         with ThreadPoolExecutor(1, "backprop_gpu-reading") as thread:
 
             def start(begin: int, end: int) -> Future[ReadRows]:
-                return thread.submit(self._read, member.order[begin:end], m)
+                mixes = member.mixup is not None
+                return thread.submit(self._read, member.order[begin:end], m, mixes)
 
             coming = start(*edges[:2])
             for i, (begin, end) in enumerate(pairwise(edges)):
@@ -170,13 +184,15 @@ class RowsInPieces(Rows):
                 for a, b in pairwise(_edges(begin // m, last, piece)):
                     order = read.order[a * m - begin : b * m - begin]
                     part = part_of_member(member, a, b, order)
-                    after = None if on_step is None else _later(on_step, a)
-                    then = meanwhile if end == n and b == last else _nothing
-                    yield self.engine.run_epoch(part, X, Y, after, then)
+                    after = None if on_step is None else later(on_step, a)
+                    then = meanwhile if end == n and b == last else nothing
+                    yield self.trains.run_epoch(part, X, Y, after, then)
 
-    def _read(self, order: np.ndarray, m: int) -> ReadRows:
+    def _read(self, order: np.ndarray, m: int, mixes: bool) -> ReadRows:
         """The rows of this rank that the order has, each once, checked as those in memory are."""
         own = own_positions(len(order), m, self.communicator, self.engine.plan.shards)
+        if mixes:
+            own[partners(len(order), m)[own]] = True
         rows, places = np.unique(order[own], return_inverse=True)
         local = np.zeros(len(order), np.intp)  # of other ranks' rows nobody asks
         local[own] = places
@@ -193,7 +209,7 @@ class RowsOfBatches(Rows):
     batches : iterable of (X, Y)
         An epoch goes through it once.
     settle : callable
-        (order, coefficients) of the steps of a chunk of so many rows.
+        (order, coefficients, mixup) of the steps of a chunk of so many rows.
     """
 
     def __init__(
@@ -201,9 +217,10 @@ class RowsOfBatches(Rows):
         engine: Engine,
         model: Model,
         batches: Iterable[Any],
-        settle: Callable[[int], tuple[np.ndarray, np.ndarray]],
+        settle: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray | None]],
     ) -> None:
         self.engine, self.model, self.batches, self.settle = engine, model, batches, settle
+        self.trains = MixingEngine(engine)
 
     def __len__(self) -> int:
         return 0  # nobody knows
@@ -224,15 +241,17 @@ class RowsOfBatches(Rows):
             while (chunk := coming.result()) is not None:
                 number += 1
                 coming = thread.submit(self._next, chunks, number)
-                order, coefficients = self.settle(len(chunk[1]))
+                order, coefficients, mixup = self.settle(len(chunk[1]))
                 settings = replace(member.hyperparameters, coefficients=coefficients)
-                dropout = _from_step(member.dropout, first)
-                of_chunk = replace(member, order=order, hyperparameters=settings, dropout=dropout)
+                dropout = from_step(member.dropout, first)
+                of_chunk = replace(
+                    member, order=order, hyperparameters=settings, dropout=dropout, mixup=mixup
+                )
                 X, Y = self.engine.put(*chunk)
                 for a, b in pairwise(_edges(first, first + len(coefficients), piece)):
                     part = part_of_member(of_chunk, a - first, b - first)
-                    after = None if on_step is None else _later(on_step, a)
-                    yield self.engine.run_epoch(part, X, Y, after, meanwhile)
+                    after = None if on_step is None else later(on_step, a)
+                    yield self.trains.run_epoch(part, X, Y, after, meanwhile)
                 first += len(coefficients)
         if number == 0:
             raise ValueError("batches gave nothing to train on")
@@ -251,39 +270,3 @@ def _edges(first: int, last: int, piece: int) -> list[int]:
     """Where the pieces of these steps begin, and the last ends."""
     inner = range((first // piece + 1) * piece, last, piece) if piece else ()
     return [first, *inner, last]
-
-
-def part_of_member(
-    member: Member, first: int, last: int, order: np.ndarray | None = None
-) -> Member:
-    """Steps `first` to `last` of a member's epoch, perhaps with the rows' numbers in a buffer.
-
-    All of them, and then of all its epochs, are the member itself.
-    """
-    settings = member.hyperparameters
-    if order is None and first == 0 and last == len(settings.coefficients):
-        return member
-    m = settings.batch_size
-    squares = None if settings.squares is None else settings.squares[first:last]
-    part = replace(settings, coefficients=settings.coefficients[first:last], squares=squares)
-    return replace(
-        member,
-        order=member.order[first * m : last * m] if order is None else order,
-        hyperparameters=part,
-        weights=None if member.weights is None else member.weights[first * m : last * m],
-        dropout=_from_step(member.dropout, first),
-    )
-
-
-def _from_step(dropout: Dropout | None, first: int) -> Dropout | None:
-    if dropout is None:
-        return None
-    return replace(dropout, first_step=dropout.first_step + first)
-
-
-def _later(on_step: Callable[[int], None], first: int) -> Callable[[int], None]:
-    return lambda number: on_step(first + number)
-
-
-def _nothing() -> None:
-    pass

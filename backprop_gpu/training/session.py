@@ -20,8 +20,9 @@ from .. import planning, validation
 from ..engines import Member
 from ..model import Model, losses_and_accuracies
 from ..parameters import Parameters
+from .parts import part_of_member
 from .progress import Progress
-from .rows import Rows, part_of_member
+from .rows import Rows
 from .time_spent import TimeSpent
 
 Array = Any

@@ -119,6 +119,9 @@ def _kernels(module, dtype: str):
     yield "hadamard", hadamard.hadamard, (flat,) * 3, False
     yield "gather", gather.gather, (matrix, int64[::1], step, int64, matrix), False
     yield "gather_weights", gather.gather_weights, (flat, step, int64, flat), False
+    yield "mix", import_module("backprop_gpu.kernels.numba_cuda.mix").make_mix(T), (
+        matrix, int64[::1], int64[::1], flat, matrix,
+    ), False  # fmt: skip
     yield "advance", gather.advance, (step,), False
     for each in several:
         for from_z in (True, False) if each.partner else (False,):
