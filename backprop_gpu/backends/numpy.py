@@ -338,10 +338,15 @@ class NumpyBackend:
     ) -> None:
         own = shares.astype(self.dtype)[:, None]
         for source, out in ((X, x), (Y, y)):
+            scratch = self.scratch((_MIXED, out.shape[1]))[0]
             for first in range(0, len(rows), _MIXED):
                 some = slice(first, min(first + _MIXED, len(rows)))
-                np.multiply(source[rows[some]], own[some], out=out[some])
-                out[some] += source[partners[some]] * (1 - own[some])
+                mixture, other = out[some], scratch[: some.stop - first]
+                _take(source, rows[some], mixture)
+                _take(source, partners[some], other)
+                mixture *= own[some]
+                other *= 1 - own[some]
+                mixture += other
 
     def advance(self, epoch: NumpyEpoch) -> None:
         epoch.step += 1
@@ -350,6 +355,14 @@ class NumpyBackend:
     def repeat(self, step: Callable[[], None], times: int, captured: bool = True) -> None:
         for _ in range(times):
             step()
+
+
+def _take(source: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """out = rows of a source, as numbers of out's dtype."""
+    if source.dtype == out.dtype:
+        source.take(rows, axis=0, out=out, mode="clip")
+    else:
+        np.copyto(out, source[rows])
 
 
 def _squares(u: np.ndarray) -> np.ndarray:

@@ -912,7 +912,7 @@ def mix(s: Subject, stored: str) -> None:
     rows, partners, shares = np.array([6, 2, 2, 0, 3]), np.array([0, 2, 1, 2, 4]), s.rng.random(m)
     shares[0], shares[4] = 1.0, 0.0
     outs = [s.poisoned(m + 1, width) for width in widths]
-    on_device = s.backend.asarray(X, X.dtype), *s.put(Y)
+    on_device = (s.backend.asarray(X, X.dtype), *s.put(Y)) if stored == "bytes" else s.put(X, Y)
     s.backend.mix(*on_device, rows, partners, shares, *outs)
     own = shares[:, None]
     for source, out in zip((X.astype(np.float64), Y), outs, strict=True):
