@@ -44,7 +44,7 @@ def mixed(values: np.ndarray, shares: np.ndarray, batch_size: int) -> np.ndarray
     return np.asarray(own * values + (1.0 - own) * values[partners(rows, batch_size)])
 
 
-class Part(NamedTuple):
+class MixedPart(NamedTuple):
     """Steps `first` to `last` of a member's epoch."""
 
     number: int
@@ -96,7 +96,7 @@ class MixingEngine:
         """As `Engine.run_members`."""
         costs: list[list[np.ndarray]] = [[] for _ in members]
 
-        def run(parts: Sequence[Part], X: Array, Y: Array) -> None:
+        def run(parts: Sequence[MixedPart], X: Array, Y: Array) -> None:
             def on_part(k: int) -> None:
                 if parts[k].last == _steps(members[parts[k].number]):
                     on_member(parts[k].number)
@@ -108,7 +108,7 @@ class MixingEngine:
                 costs[part.number].append(of_part)
 
         plain = [
-            Part(i, 0, _steps(member), member)
+            MixedPart(i, 0, _steps(member), member)
             for i, member in enumerate(members)
             if member.mixup is None
         ]
@@ -118,7 +118,7 @@ class MixingEngine:
             run(parts, self._X, self._Y)
         return [np.concatenate(each) for each in costs]
 
-    def _parts(self, members: Sequence[Member], X: Array, Y: Array) -> Iterator[list[Part]]:
+    def _parts(self, members: Sequence[Member], X: Array, Y: Array) -> Iterator[list[MixedPart]]:
         """Steps of the members that mix, each time when the buffer has their rows.
 
         Those at the head of the queue come first, as many as there is room for.
@@ -139,7 +139,7 @@ class MixingEngine:
             parts = []
             for i, first in queue[:taken]:
                 last = min(first + room // of_a_step, _steps(members[i]))
-                parts.append(Part(i, first, last, part_of_member(members[i], first, last)))
+                parts.append(MixedPart(i, first, last, part_of_member(members[i], first, last)))
             yield self._mix(parts, X, Y)
             unfinished = [(i, last) for i, _, last, _ in parts if last < _steps(members[i])]
             queue = unfinished + queue[taken:]
@@ -156,7 +156,7 @@ class MixingEngine:
             self._X, self._Y = backend.empty((room, inputs)), backend.empty((room, outputs))
         return room
 
-    def _mix(self, parts: Sequence[Part], X: Array, Y: Array) -> list[Part]:
+    def _mix(self, parts: Sequence[MixedPart], X: Array, Y: Array) -> list[MixedPart]:
         """Fill the buffer: parts whose orders are of its rows."""
         orders = [part.member.order for part in parts]
         sizes = [part.member.hyperparameters.batch_size for part in parts]
