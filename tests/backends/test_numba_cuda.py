@@ -158,7 +158,7 @@ def test_kernels_compile_and_float32_stays_float32(numba_cuda, dtype):
     of_outputs, collapse = named - 2, 4
     errors = sigmas + of_outputs  # each σ' with one cost, and sigmoid's with all and a user's
     cost_kernels = 2 * (named + collapse)
-    assert len(names) == 3 * sigmas + errors + of_outputs + 2 + 9 + cost_kernels + 9
+    assert len(names) == 3 * sigmas + errors + of_outputs + 2 + 10 + cost_kernels + 9
 
 
 def test_double_precision_would_be_seen(numba_cuda):
