@@ -40,7 +40,14 @@ if TYPE_CHECKING:
     from .optimizers import SGD, Adam, AdamW
     from .population import Population
     from .sweeps import SweepResult, sweep
-    from .training import Callback, Checkpoint, EarlyStopping, History
+    from .training import (
+        Callback,
+        Checkpoint,
+        EarlyStopping,
+        ExponentialAverage,
+        History,
+        StochasticWeightAverage,
+    )
 
 __all__ = [
     "SGD",
@@ -54,6 +61,7 @@ __all__ = [
     "EarlyStopping",
     "EnsembleClassifier",
     "EnsembleRegressor",
+    "ExponentialAverage",
     "GradientReport",
     "History",
     "MLPClassifier",
@@ -61,6 +69,7 @@ __all__ = [
     "Network",
     "Population",
     "PopulationSearchCV",
+    "StochasticWeightAverage",
     "SweepResult",
     "__version__",
     "activations",
@@ -80,9 +89,10 @@ _MODULES = {
     "Callback": "training", "Checkpoint": "training", "Cost": "costs",
     "CrossValidation": "cross_validation", "EarlyStopping": "training",
     "EnsembleClassifier": "estimators", "EnsembleRegressor": "estimators",
-    "GradientReport": "gradient_check", "History": "training", "MLPClassifier": "estimators",
-    "MLPRegressor": "estimators", "Network": "network", "Population": "population",
-    "PopulationSearchCV": "estimators", "SweepResult": "sweeps",
+    "ExponentialAverage": "training", "GradientReport": "gradient_check", "History": "training",
+    "MLPClassifier": "estimators", "MLPRegressor": "estimators", "Network": "network",
+    "Population": "population", "PopulationSearchCV": "estimators",
+    "StochasticWeightAverage": "training", "SweepResult": "sweeps",
     "cross_validate": "cross_validation", "sweep": "sweeps",
 }  # fmt: skip
 #: Modules that have moved.

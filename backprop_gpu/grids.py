@@ -22,7 +22,7 @@ from .training.settings import Data
 #: aside, form a population.
 SHAPE = ("sizes", "activation", "cost", "dtype", "precision", "backend", "initial_weights")
 _NETWORK = (*SHAPE, "seed")
-_FIT = ("epochs", "batch_size", "learning_rate", "optimizer", "dropout")
+_FIT = ("epochs", "batch_size", "learning_rate", "optimizer", "dropout", "mixup")
 #: What the optimizers take, named as in their classes.
 OPTIMIZER = tuple(dict.fromkeys(field.name for kind in optimizers.KINDS for field in fields(kind)))
 #: What a setting may hold.

@@ -150,6 +150,7 @@ def _cases(
                         None,
                     )
     yield "gather, C of a step, advance", _epoch, None, None
+    yield "mix", _mix, None, None
     for rule, optimizer in OPTIMIZERS.items():
         yield f"update, {rule}", partial(_update, optimizer=optimizer), None, None
     yield "sum of squares", _sum_of_squares, None, None
@@ -224,6 +225,13 @@ def _epoch(on: On) -> list[np.ndarray]:
         on.backend.advance(epoch)
         found += on.get(x, y)
     return [*found, epoch.costs()]
+
+
+def _mix(on: On) -> list[np.ndarray]:
+    X, Y, x, y = on.normal(M, N), on.normal(M, 90), on.out(M, N), on.out(M, 90)
+    rows, partners = on.rng.integers(0, M, (2, M))
+    on.backend.mix(X, Y, rows, partners, on.rng.random(M), x, y)
+    return on.get(x, y)
 
 
 def _update(on: On, optimizer: Optimizer) -> list[np.ndarray]:

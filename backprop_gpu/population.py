@@ -224,6 +224,7 @@ class Population:
         sample_weight: Any = None,
         class_weight: Any = None,
         dropout: Any = 0.0,
+        mixup: Any = 0.0,
         rows: Sequence[Any] | np.ndarray | None = None,
     ) -> list[History]:
         """Mini-batch gradient descent of every member from its current weights.
@@ -262,6 +263,9 @@ class Population:
         dropout : float, optional
             As in `Network.fit`: one for all, or a list or array with one per member, each a number
             or a tuple of one per hidden layer.
+        mixup : float, optional
+            As in `Network.fit`, one for all, or one per member. Rows are mixed with those of the
+            member alone.
         rows : sequence of (k,) int arrays, optional
             The rows of X and Y that each member trains on, one array per member, perhaps of
             different lengths, such as folds, bootstraps or the steps of a learning curve: member i
@@ -311,6 +315,9 @@ class Population:
             _check_rows(rows, len(self), len(data.X)),
             len(data.X), epochs, batch_size, learning_rate, optimizer,
             [validation.dropout(each, len(self.sizes) - 2) for each in self._one_each(dropout)],
+            _one_a_member(
+                "mixup", mixup, len(self), lambda value: validation.mixup(value, self.cost)
+            ),
         )  # fmt: skip
         hooks = check_callbacks(callbacks, data.validation)
         total, done = sum(each.epochs for each in settings), 0
@@ -375,9 +382,11 @@ class Population:
             courses.append(course)
             courses[-1].resumed = beginning.states[i]
         session = Session(
-            self.model, RowsAtOnce(self.model.engine(plan), data.X, data.Y), courses,
-            data.validation,
-            (self._rows, good),
+            self.model,
+            RowsAtOnce(
+                self.model.engine(plan), data.X, data.Y, mixups=[each.mixup for each in settings]
+            ),
+            courses, data.validation, (self._rows, good),
         )  # fmt: skip
         for course in courses:
             course.history.time_spent = session.time_spent
@@ -669,6 +678,7 @@ def _settings(
     learning_rate: Any,
     optimizer: Any,
     dropout: Sequence[tuple[float, ...]],
+    mixup: Sequence[float],
 ) -> list[Settings]:
     """The hyperparameters of each member, from one value or one per member of each.
 
@@ -702,8 +712,9 @@ def _settings(
         i, values = numbered
         place = f"learning_rate[{i}]" if several else ""
         return check_settings(
-            counts[i], *values, checked, place, numbers=numbers[i], dropout=dropout[i]
-        )
+            counts[i], *values, checked, place, numbers=numbers[i], dropout=dropout[i],
+            mixup=mixup[i],
+        )  # fmt: skip
 
     rows_of_columns = list(enumerate(zip(*columns, strict=True)))
     if several:  # only a rate can still be wrong

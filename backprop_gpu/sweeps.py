@@ -219,8 +219,8 @@ def sweep(
 
     A setting may hold the arguments of `Network` (sizes, activation, cost, dtype, precision,
     backend, seed, initial_weights), of `fit` (epochs, batch_size, learning_rate, optimizer,
-    dropout) and of the optimizer (momentum, nesterov, beta1, beta2, epsilon, weight_decay, l1, l2,
-    clip_norm, clip_value). Without a ``seed`` one is drawn for the whole sweep, so that all
+    dropout, mixup) and of the optimizer (momentum, nesterov, beta1, beta2, epsilon, weight_decay,
+    l1, l2, clip_norm, clip_value). Without a ``seed`` one is drawn for the whole sweep, so that all
     networks of one shape start from the same weights; the table shows it. Each row can be repeated
     alone with `Network`.
 
@@ -335,6 +335,7 @@ class Trials:
                         dropout=validation.dropout(
                             setting.get("dropout", 0.0), len(setting["sizes"]) - 2
                         ),
+                        mixup=validation.mixup(setting.get("mixup", 0.0), group.cost),
                     )
                     for seed in range(first, first + seeds):
                         group.add(len(self.rows), seed, hyperparameters)

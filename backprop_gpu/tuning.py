@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import engines, initializers, threads, validation
+from . import costs, engines, initializers, threads, validation
 from .grids import (
     NEEDED,
     OPTIMIZER,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from .training.history import History
 
 #: What may be any real number, and what (WHOLE) whole numbers alone.
-_REAL = ("learning_rate", "dropout", *(key for key in OPTIMIZER if key != "nesterov"))
+_REAL = ("learning_rate", "dropout", "mixup", *(key for key in OPTIMIZER if key != "nesterov"))
 WHOLE = ("epochs", "batch_size", "seed")
 #: What a categorical distribution stores as it is.
 _PLAIN = (bool, int, float, str, type(None))
@@ -227,7 +227,9 @@ class Room:
         """Let networks train here from the next epoch on. There must be places for all."""
         plan = self._plan([each.settings for each in coming], self.engine)
         if self._session is None:
-            rows = RowsAtOnce(self.model.engine(plan), self.data.X, self.data.Y)
+            mixups = [each.mixup for each in self._kinds.values()]
+            engine = self.model.engine(plan)
+            rows = RowsAtOnce(engine, self.data.X, self.data.Y, mixups=mixups)
             self._arrays = [self._zeros(), self._zeros()]
             whole = self._arrays[0], self._arrays[1]
             self._session = Session(self.model, rows, [], self.data.validation, whole)
@@ -244,8 +246,8 @@ class Room:
         """Of what trains here by these settings and all that there were."""
         for each in settings:
             optimizer = each.optimizer
-            options, drops = optimizer.options, bool(each.dropout)
-            kind = each.batch_size, optimizer.slots, optimizer.rule, options, drops
+            options, drops, mixes = optimizer.options, bool(each.dropout), bool(each.mixup)
+            kind = each.batch_size, optimizer.slots, optimizer.rule, options, drops, mixes
             self._kinds.setdefault(kind, each)
         run = make_run(list(self._kinds.values()), self.hooks, engine, self.data.bytes)
         return self.model.plan(replace(run, members=self.places))
@@ -451,6 +453,9 @@ class OptunaTrials:
             optimizer_of(setting),
             place=place,
             dropout=validation.dropout(setting.get("dropout", 0.0), len(setting["sizes"]) - 2),
+            mixup=validation.mixup(
+                setting.get("mixup", 0.0), costs.get(setting.get("cost", "quadratic"))
+            ),
         )
 
     def _room(self, model: Model) -> Room:

@@ -313,6 +313,14 @@ def dropout(value: Any, layers: int) -> tuple[float, ...]:
     return rates if any(rates) else ()
 
 
+def mixup(value: Any, cost: Cost) -> float:
+    """α of mixup, if targets of the cost can be mixed."""
+    alpha = finite("mixup", value, 0.0)
+    if alpha and not cost.takes_mixtures:
+        raise ValueError(f"mixup={shown(value)}: targets of cost {cost.name!r} cannot be mixed")
+    return alpha
+
+
 def one_hot(name: str, labels: np.ndarray, classes: int, to: np.dtype[Any]) -> np.ndarray:
     """Integer labels (n,) in [0, classes) as rows of the identity, (n, classes)."""
     check_labels(name, labels, classes)

@@ -225,6 +225,22 @@ class Backend(Protocol):
     ) -> None:
         """One step of the optimizer over all parameters. May use the gradients as scratch."""
 
+    def mix(
+        self,
+        X: Array,
+        Y: Array,
+        rows: np.ndarray,
+        partners: np.ndarray,
+        shares: np.ndarray,
+        x: Array,
+        y: Array,
+    ) -> None:
+        """x_i = s_i X[rows_i] + (1 - s_i) X[partners_i], and y of Y likewise.
+
+        rows, partners (m,) int and the shares s (m,) float64 are on the host; x and y may have more
+        than m rows, and X may be of uint8.
+        """
+
     def advance(self, epoch: Any) -> None:
         """The step is over."""
 

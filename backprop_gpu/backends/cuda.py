@@ -600,6 +600,24 @@ class CudaBackend:
             ),
         )  # fmt: skip
 
+    def mix(
+        self,
+        X: Array,
+        Y: Array,
+        rows: np.ndarray,
+        partners: np.ndarray,
+        shares: np.ndarray,
+        x: Array,
+        y: Array,
+    ) -> None:
+        array = self.runtime.array
+        numbers = array(rows, np.int32), array(partners, np.int32), array(shares, self.dtype)
+        for source, out in ((X, x), (Y, y)):
+            n = out.shape[1]
+            kernel = self._kernels.mix(source.dtype == np.uint8)
+            count = len(rows) * n
+            self._map(kernel, count, source, *numbers, out, np.int64(count), np.int32(n))
+
     def update(
         self,
         parameters: Parameters,

@@ -29,6 +29,7 @@ from ..kernels.numba_cuda import (
     gather,
     hadamard,
     hidden_error,
+    mix,
     output_error,
     update,
     weight_gradient,
@@ -345,6 +346,22 @@ class NumbaCudaBackend:
             np.uint32(threshold(rate)), self.dtype.type(scale(rate)), np.uint32(layer),
             np.uint32(first_row),
         )  # fmt: skip
+
+    def mix(
+        self,
+        X: Array,
+        Y: Array,
+        rows: np.ndarray,
+        partners: np.ndarray,
+        shares: np.ndarray,
+        x: Array,
+        y: Array,
+    ) -> None:
+        given = [np.asarray(numbers, np.int64) for numbers in (rows, partners)]
+        on_device = [cuda.to_device(array) for array in (*given, shares.astype(self.dtype))]
+        for source, out in ((X, x), (Y, y)):
+            shape = len(rows), out.shape[1]
+            mix.make_mix(self.T)[_tiles(shape)](source, *on_device, out)
 
     def update(
         self,

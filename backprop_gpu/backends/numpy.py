@@ -15,6 +15,9 @@ from ..parameters import Parameters
 from ..philox import Dropout
 from ..precision import resolve, round_factor
 
+#: Rows that are mixed at a time: what lies between stays in a core's own cache.
+_MIXED = 64
+
 
 class NumpyEpoch:
     """Order, weights, coefficients and costs of an epoch, with the step number, on the host."""
@@ -332,6 +335,28 @@ class NumpyBackend:
                 over = norms > optimizer.max_norm
                 w[over] *= (optimizer.max_norm / norms[over])[:, None]
 
+    def mix(
+        self,
+        X: np.ndarray,
+        Y: np.ndarray,
+        rows: np.ndarray,
+        partners: np.ndarray,
+        shares: np.ndarray,
+        x: np.ndarray,
+        y: np.ndarray,
+    ) -> None:
+        own = shares.astype(self.dtype)[:, None]
+        for source, out in ((X, x), (Y, y)):
+            scratch = self.scratch((_MIXED, out.shape[1]))[0]
+            for first in range(0, len(rows), _MIXED):
+                some = slice(first, min(first + _MIXED, len(rows)))
+                mixture, other = out[some], scratch[: some.stop - first]
+                _take(source, rows[some], mixture)
+                _take(source, partners[some], other)
+                mixture *= own[some]
+                other *= 1 - own[some]
+                mixture += other
+
     def advance(self, epoch: NumpyEpoch) -> None:
         epoch.step += 1
         epoch.factors = {}
@@ -339,6 +364,14 @@ class NumpyBackend:
     def repeat(self, step: Callable[[], None], times: int, captured: bool = True) -> None:
         for _ in range(times):
             step()
+
+
+def _take(source: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """out = rows of a source, as numbers of out's dtype."""
+    if source.dtype == out.dtype:
+        source.take(rows, axis=0, out=out, mode="clip")
+    else:
+        np.copyto(out, source[rows])
 
 
 def _squares(u: np.ndarray) -> np.ndarray:

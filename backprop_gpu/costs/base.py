@@ -49,6 +49,8 @@ class Cost:
     default_output: str | None = None
     #: Whether integer labels (n,) mean one-hot rows.
     takes_labels: bool = False
+    #: Whether targets between two classes mean what lies between them.
+    takes_mixtures: bool = True
     #: With one output, the a from which on the class is 1.
     threshold: float = 0.5
     builtin: bool = False

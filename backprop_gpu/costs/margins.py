@@ -18,6 +18,7 @@ class Hinge(BuiltinCost):
     interior = Cost.domain
     targets = (0.0, 1.0)
     takes_labels = True
+    takes_mixtures = False  # a target of 0.1 asks for a margin of 10
     threshold = 0.0
 
     def prepare(self, Y: np.ndarray, outputs: int) -> np.ndarray:

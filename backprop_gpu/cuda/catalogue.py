@@ -242,6 +242,12 @@ class Catalogue:
     def gather(self) -> Kernel:
         return self._map(self._kernel("gather.cu", "gather", _MAP))
 
+    @_of((False, True))
+    def mix(self, bytes: bool) -> Kernel:
+        """That of rows of the dtype, or of uint8."""
+        source = "unsigned char" if bytes else self._type
+        return self._map(self._kernel("mix.cu", "mix", _MAP, source))
+
     @_of()
     def advance(self) -> Kernel:
         return Kernel("gather.cu", "advance", _ONE, programmatic=True)

@@ -50,6 +50,9 @@ class Member:
         mini-batch is 1: so means of what they multiply are weighted means.
     dropout : Dropout, optional
         What is left out of the activations of hidden layers, and the noise of its gradients.
+    mixup : (steps,) float64 array, optional
+        λ of each mini-batch whose rows are to be mixed (`training/mixing.py`). An engine is given
+        rows that have been: without.
     epochs : int
         It may be so many, one after another, as an engine's `epochs_at_once` says: `order` and
         `weights` are then (epochs n,), and what has a number for each step has them for all epochs.
@@ -62,6 +65,7 @@ class Member:
     weights: np.ndarray | None = None
     epochs: int = 1
     dropout: Dropout | None = None
+    mixup: np.ndarray | None = None
 
     @property
     def drops(self) -> bool:

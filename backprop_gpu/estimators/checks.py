@@ -99,6 +99,11 @@ RULES: dict[str, tuple[Any, str]] = {
     "max_fun": a_number(Integral, "[1, inf)"),
     "backend": a_name("auto", "numpy", "cuda", "numba_cuda"),
     "dropout": a_number(Real, "[0, 1)"),
+    "mixup": a_number(Real, "[0, inf)"),
+    "weight_average": (
+        lambda value: value is None or (isinstance(value, str) and value in ("ema", "swa")),
+        "None or a str among {'ema', 'swa'}",
+    ),
     "clip_norm": a_number(Real, "(0, inf)", None),
     "clip_value": a_number(Real, "(0, inf)", None),
     "engine": a_name("auto", *engines.NAMES),

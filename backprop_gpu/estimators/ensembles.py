@@ -52,8 +52,8 @@ _PARAMETERS = """
         Epochs at most.
     momentum : float in [0, 1), default 0.9
         Of "sgd", in Nesterov's form.
-    dropout : float in [0, 1), default 0
-        As in `MLPClassifier`.
+    dropout, mixup : float, default 0
+        As in `MLPClassifier`. A member's rows are mixed among themselves.
     bootstrap : bool or "auto", default "auto"
         Each member trains on as many rows as there are, drawn with replacement; with False on all.
         "auto" is True without `cv`.
@@ -158,7 +158,7 @@ class _Ensemble(BaseEstimator):
 
     def __init__(  # type: ignore[no-untyped-def]
         self, n_members, hidden_layer_sizes, activation, solver, alpha, batch_size,
-        learning_rate_init, max_iter, momentum, dropout, bootstrap, cv, early_stopping, tol,
+        learning_rate_init, max_iter, momentum, dropout, mixup, bootstrap, cv, early_stopping, tol,
         n_iter_no_change, random_state, backend, engine, precision,
     ):  # fmt: skip
         self.n_members = n_members
@@ -171,6 +171,7 @@ class _Ensemble(BaseEstimator):
         self.max_iter = max_iter
         self.momentum = momentum
         self.dropout = dropout
+        self.mixup = mixup
         self.bootstrap = bootstrap
         self.cv = cv
         self.early_stopping = early_stopping
@@ -391,6 +392,7 @@ class _Ensemble(BaseEstimator):
             callbacks=callbacks,
             engine=self.engine,
             dropout=float(self.dropout) if len(population.sizes) > 2 else 0.0,
+            mixup=float(self.mixup),
             sample_weight=weights,
             rows=None if everything else numbers,
         )
@@ -517,8 +519,8 @@ _RULES: dict[str, tuple[Any, str]] = {
         name: RULES[name]
         for name in (
             "hidden_layer_sizes", "activation", "alpha", "batch_size", "learning_rate_init",
-            "max_iter", "dropout", "early_stopping", "tol", "n_iter_no_change", "backend", "engine",
-            "precision",
+            "max_iter", "dropout", "mixup", "early_stopping", "tol", "n_iter_no_change", "backend",
+            "engine", "precision",
         )
     },
     "solver": a_name("adam", "sgd"),
@@ -558,13 +560,14 @@ class EnsembleClassifier(ClassifierMixin, _Ensemble):
     def __init__(  # type: ignore[no-untyped-def]
         self, n_members=32, hidden_layer_sizes=(100,), activation="relu", *, solver="adam",
         alpha=0.0001, batch_size="auto", learning_rate_init=0.001, max_iter=200, momentum=0.9,
-        dropout=0.0, bootstrap="auto", cv=None, early_stopping=False, tol=1e-4, n_iter_no_change=10,
-        random_state=None, backend="auto", engine="auto", precision=None, class_weight=None,
+        dropout=0.0, mixup=0.0, bootstrap="auto", cv=None, early_stopping=False, tol=1e-4,
+        n_iter_no_change=10, random_state=None, backend="auto", engine="auto", precision=None,
+        class_weight=None,
     ):  # fmt: skip
         super().__init__(
             n_members, hidden_layer_sizes, activation, solver, alpha, batch_size,
-            learning_rate_init, max_iter, momentum, dropout, bootstrap, cv, early_stopping, tol,
-            n_iter_no_change, random_state, backend, engine, precision,
+            learning_rate_init, max_iter, momentum, dropout, mixup, bootstrap, cv, early_stopping,
+            tol, n_iter_no_change, random_state, backend, engine, precision,
         )  # fmt: skip
         self.class_weight = class_weight
 
@@ -656,13 +659,14 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
     def __init__(  # type: ignore[no-untyped-def]
         self, n_members=32, hidden_layer_sizes=(100,), activation="relu", *, loss="squared_error",
         solver="adam", alpha=0.0001, batch_size="auto", learning_rate_init=0.001, max_iter=200,
-        momentum=0.9, dropout=0.0, bootstrap="auto", cv=None, early_stopping=False, tol=1e-4,
+        momentum=0.9, dropout=0.0, mixup=0.0, bootstrap="auto", cv=None, early_stopping=False,
+        tol=1e-4,
         n_iter_no_change=10, random_state=None, backend="auto", engine="auto", precision=None,
     ):  # fmt: skip
         super().__init__(
             n_members, hidden_layer_sizes, activation, solver, alpha, batch_size,
-            learning_rate_init, max_iter, momentum, dropout, bootstrap, cv, early_stopping, tol,
-            n_iter_no_change, random_state, backend, engine, precision,
+            learning_rate_init, max_iter, momentum, dropout, mixup, bootstrap, cv, early_stopping,
+            tol, n_iter_no_change, random_state, backend, engine, precision,
         )  # fmt: skip
         self.loss = loss
 

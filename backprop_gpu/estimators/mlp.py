@@ -48,7 +48,14 @@ from ..imports import uninterrupted
 from ..model import Model
 from ..parameters import Layout, Parameters
 from ..planning import Run
-from ..training import RowsAtOnce, Session, TimeSpent
+from ..training import (
+    ExponentialAverage,
+    RowsAtOnce,
+    Session,
+    StochasticWeightAverage,
+    TimeSpent,
+)
+from ..training.averages import WeightAverage
 from . import perceptron
 from .checks import (
     RULES,
@@ -131,6 +138,15 @@ _PARAMETERS = """
         up (Srivastava et al. 2014).
     clip_norm, clip_value : float, optional
         Limits of the gradient, before the penalty joins it; not of "lbfgs".
+    weight_average : {"ema", "swa"}, optional
+        What the weights are in the end, for `fit` by "sgd" and "adam": an exponential moving
+        average of them all (`ExponentialAverage`), or the mean of those after each of the last
+        quarter of ``max_iter`` epochs (`StochasticWeightAverage`). Losses are of the weights that
+        train. Not with early stopping, which leaves the weights of the best epoch.
+    mixup : float >= 0, default 0
+        α > 0: a step of "sgd" or "adam" trains on mixtures of its rows and targets, by shares drawn
+        from Beta(α, α) (Zhang et al. 2018; see `Network.fit`). Not with a sparse X. Losses are of
+        mixtures.
 """
 
 _ATTRIBUTES = """
@@ -174,13 +190,15 @@ class _Perceptron(
     #: Of those pickled before there were these.
     engine = "auto"
     precision = None
+    weight_average = None
+    mixup = 0.0
 
     def __init__(  # type: ignore[no-untyped-def]
         self, *, hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate,
         learning_rate_init, power_t, max_iter, loss, shuffle, random_state, tol, verbose,
         warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction, beta_1,
         beta_2, epsilon, n_iter_no_change, max_fun, backend, dropout, clip_norm, clip_value, engine,
-        precision,
+        precision, weight_average, mixup,
     ):  # fmt: skip
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -212,6 +230,8 @@ class _Perceptron(
         self.clip_value = clip_value
         self.engine = engine
         self.precision = precision
+        self.weight_average = weight_average
+        self.mixup = mixup
 
     # -- what is asked for ------------------------------------------------------------------
 
@@ -282,6 +302,20 @@ class _Perceptron(
         """Whether the factors of products are rounded."""
         return self.precision not in (None, "float32")
 
+    def _check_average(self, incremental: bool) -> None:
+        """Refuse what leaves no average of weights, or weights of its own."""
+        obstacle = (
+            f"solver {self.solver!r} has no epochs"
+            if self.solver not in STOCHASTIC
+            else "partial_fit is one epoch"
+            if incremental
+            else "early_stopping leaves the weights of the best epoch"
+            if self.early_stopping
+            else None
+        )
+        if obstacle is not None:
+            raise ValueError(f"weight_average={self.weight_average!r} cannot be: {obstacle}")
+
     def _check_precision(self, X: Any) -> None:
         """Refuse what is computed where nothing is rounded."""
         obstacle = (
@@ -338,12 +372,18 @@ class _Perceptron(
         self._check_parameters()
         if self.early_stopping and incremental and self.solver in STOCHASTIC:
             raise ValueError("partial_fit does not support early_stopping=True")
+        if self.weight_average is not None:
+            self._check_average(incremental)
+        if self.mixup and self.solver not in STOCHASTIC:
+            raise ValueError(f"mixup={self.mixup} cannot be: solver {self.solver!r} has no steps")
         fresh = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
         X, y = host(X), host(y)
         context = self._begin(X, y, sample_weight)
         X, y = self._validate_input(X, y, incremental, fresh)
         if self._rounds:
             self._check_precision(X)
+        if self.mixup and hasattr(X, "toarray"):
+            raise ValueError(f"mixup={self.mixup} needs a dense X: X.toarray()")
         y = y.reshape(len(y), -1)
         if sample_weight is not None:
             sample_weight = check_weights(host(sample_weight), X)
@@ -454,6 +494,18 @@ class _Perceptron(
         reason = f"{of_cpu}, which engine {plan.engine!r} cannot read ({plan.engine_reason})"
         return model, EquationsEngine(self._problem, model, reason)
 
+    @property
+    def _first_averaged(self) -> int:
+        """The first of the last quarter of epochs, counted from 1."""
+        return int(self.max_iter - max(1, self.max_iter // 4) + 1)
+
+    def _new_average(self) -> WeightAverage | None:
+        if self.weight_average is None:
+            return None
+        if self.weight_average == "ema":
+            return ExponentialAverage()
+        return StochasticWeightAverage(self._first_averaged)
+
     def _new_state(self) -> State:
         limits = {"clip_norm": self.clip_norm, "clip_value": self.clip_value}
         if self.solver == "adam":
@@ -526,7 +578,13 @@ class _Perceptron(
         parameters = self._parameters(model)
         outputs = None if X_val is None else perceptron.outputs_of(model, parameters, X_val)
         self.n_iter_ = 0
-        looks = hooks.are_set or outputs is not None or self._optimizer.schedule == "invscaling"
+        looks = (
+            hooks.are_set
+            or outputs is not None
+            or self._optimizer.schedule == "invscaling"
+            or self.weight_average is not None
+            or self.mixup > 0
+        )
         at_once = 1 if looks else engine.epochs_at_once(rows, batch_size)
 
         def next_epochs() -> int:
@@ -545,6 +603,10 @@ class _Perceptron(
         def next_key() -> int:
             low, high = self._random_state.randint(0, 2**32, 2, np.uint32).tolist()
             return int(low + (high << 32))
+
+        def next_mixup() -> np.ndarray:
+            steps = -(-rows // batch_size)
+            return np.asarray(self._random_state.beta(self.mixup, self.mixup, steps))
 
         def after(loss: float) -> bool:
             self.loss_ = loss
@@ -586,7 +648,7 @@ class _Perceptron(
                 self._problem, model, parameters, batch_size, self._optimizer, rows, y, weights,
                 next_epochs,
                 next_order if places is None else lambda: places[next_order()],
-                next_key, after,
+                next_key, after, self._new_average(), next_mixup if self.mixup else None,
             )  # fmt: skip
             made.at_once = at_once
             return made
@@ -595,6 +657,12 @@ class _Perceptron(
             self._take(model, parameters)
             if self.early_stopping and self._best is not None:
                 self.coefs_, self.intercepts_ = self._best
+            if self.weight_average == "swa" and self.n_iter_ < self._first_averaged:
+                warn(
+                    f"weight_average='swa' is of the epochs from {self._first_averaged} on, and "
+                    f"training ended after {self.n_iter_}: the weights are the last. With "
+                    "n_iter_no_change=numpy.inf it goes on to max_iter"
+                )
 
         def train() -> None:
             kind = EquationsCourse if by_equations else PerceptronCourse
@@ -950,7 +1018,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         momentum=0.9, nesterovs_momentum=True, early_stopping=False, validation_fraction=0.1,
         beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10, max_fun=15000,
         backend="auto", class_weight=None, dropout=0.0, clip_norm=None, clip_value=None,
-        engine="auto", precision=None,
+        engine="auto", precision=None, weight_average=None, mixup=0.0,
     ):  # fmt: skip
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
@@ -962,6 +1030,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, n_iter_no_change=n_iter_no_change,
             max_fun=max_fun, backend=backend, dropout=dropout, clip_norm=clip_norm,
             clip_value=clip_value, engine=engine, precision=precision,
+            weight_average=weight_average, mixup=mixup,
         )  # fmt: skip
         self.class_weight = class_weight
 
@@ -1118,7 +1187,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         tol=1e-4, verbose=False, warm_start=False, momentum=0.9, nesterovs_momentum=True,
         early_stopping=False, validation_fraction=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-8,
         n_iter_no_change=10, max_fun=15000, backend="auto", dropout=0.0, clip_norm=None,
-        clip_value=None, engine="auto", precision=None,
+        clip_value=None, engine="auto", precision=None, weight_average=None, mixup=0.0,
     ):  # fmt: skip
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
@@ -1130,6 +1199,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, n_iter_no_change=n_iter_no_change,
             max_fun=max_fun, backend=backend, dropout=dropout, clip_norm=clip_norm,
             clip_value=clip_value, engine=engine, precision=precision,
+            weight_average=weight_average, mixup=mixup,
         )  # fmt: skip
 
     def _output_name(self) -> str:

@@ -36,6 +36,9 @@ from ..parameters import Layout, Parameters
 from ..philox import Dropout, factors
 from ..planning import Plan
 from ..training import Course
+from ..training.averages import WeightAverage
+from ..training.callbacks import watches_batches
+from ..training.mixing import mixed
 from ..training.weights import relative_weights
 
 if TYPE_CHECKING:
@@ -487,6 +490,10 @@ class PerceptronCourse(Course):
         () -> 64 bits for its dropout.
     after : callable
         (mean loss of the epoch, of every mini-batch before its update) -> whether to stop.
+    average : WeightAverage, optional
+        What the parameters are at the end. Then `epochs` says 1.
+    mixup : callable, optional
+        () -> λ of each mini-batch of the next epoch, by which its rows are mixed. Then, too.
     """
 
     def __init__(
@@ -503,8 +510,13 @@ class PerceptronCourse(Course):
         order: Callable[[], np.ndarray],
         key: Callable[[], int],
         after: Callable[[float], bool],
+        average: WeightAverage | None = None,
+        mixup: Callable[[], np.ndarray] | None = None,
     ) -> None:
         super().__init__(parameters)
+        self._average, self._epochs_over, self._mixup = average, 0, mixup
+        if average is not None and watches_batches(average):
+            self.piece = average.interval
         self.problem, self.model, self.state = problem, model, state
         self.batch_size, self.weights = batch_size, weights
         self.rows = rows
@@ -523,8 +535,23 @@ class PerceptronCourse(Course):
             model.backend.copy(model.backend.asarray(saved), slot)
         self._sizes = np.full(self.steps, float(batch_size))
         self._sizes[-1] = rows - batch_size * (self.steps - 1)
-        #: What our cost leaves out of each row's loss, having no gradient.
-        self._left_out = rest_of_loss(problem, y)
+        self._y = y
+        #: What our cost leaves out of each row's loss, having no gradient; and of the rows of this
+        #: epoch, in their order, times their weights.
+        self._rest = rest_of_loss(problem, y)
+        self._left_out: np.ndarray | None = None
+
+    def start(self) -> None:
+        if self._average is not None:
+            self._average.on_fit_start(self)
+
+    def piece_is_over(self, step: int) -> None:
+        if self._average is not None:
+            self._average.on_batch_end(self, step)
+
+    def steps_are_over(self, steps: int) -> None:
+        if self._average is not None and self.piece and steps % self.piece:
+            self._average.on_batch_end(self, steps - 1)
 
     def epoch(self) -> Member:
         epochs, state = self._epochs(), self.state
@@ -534,6 +561,7 @@ class PerceptronCourse(Course):
             orders.append(self._order())
             keys.append(self._key() if rate else 0)
         order = orders[0] if epochs == 1 else np.concatenate(orders)
+        mixup = None if self._mixup is None else self._mixup()
         steps = epochs * self.steps
         coefficients = state.rule.coefficients(np.full(steps, state.rate), state.step)
         if self._every_step:
@@ -541,16 +569,33 @@ class PerceptronCourse(Course):
         elif self.problem.alpha:
             self._squares_before = self._sum_of_squares()
         weights, totals = None, np.tile(self._sizes, epochs)
-        if self.weights is not None:
-            weights, totals = relative_weights(self.weights[order], self.batch_size, epochs)
+        of_rows = None if self.weights is None else self._in_order(self.weights, order, mixup)
+        if of_rows is not None:
+            weights, totals = relative_weights(of_rows, self.batch_size, epochs)
             if not totals.all():
                 raise ZeroDivisionError("the weights of a mini-batch sum to zero")
-            weights, self._totals = weights.astype(self.weights.dtype), totals
+            weights, self._totals = weights.astype(self.model.dtype), totals
         coefficients[:, 4] += self.problem.alpha / totals
         settings = Hyperparameters(self.batch_size, state.rule, coefficients, self._squares)
-        self._last = order
+        self._left_out = self._rest_in_order(order, mixup)
+        if self._left_out is not None and of_rows is not None:
+            self._left_out = self._left_out * of_rows
         dropout = Dropout((rate,) * hidden, tuple(keys)) if rate and hidden else None
-        return Member(self.parameters, self._slots, order, settings, weights, epochs, dropout)
+        return Member(
+            self.parameters, self._slots, order, settings, weights, epochs, dropout, mixup
+        )
+
+    def _in_order(
+        self, values: np.ndarray, order: np.ndarray, mixup: np.ndarray | None
+    ) -> np.ndarray:
+        """Of each row, in the order they are taken, or of mixtures of them."""
+        taken = values[order]
+        return taken if mixup is None else mixed(taken, mixup, self.batch_size)
+
+    def _rest_in_order(self, order: np.ndarray, mixup: np.ndarray | None) -> np.ndarray | None:
+        if self._rest is None or mixup is None:
+            return None if self._rest is None else self._rest[order]
+        return rest_of_loss(self.problem, self._in_order(self._y, order, mixup))
 
     def _over_batches(self, numbers: np.ndarray) -> np.ndarray:
         """The sum of each mini-batch's, of one epoch or several."""
@@ -568,8 +613,7 @@ class PerceptronCourse(Course):
         shares = sizes if self._totals is None else sizes / self._totals.reshape(each)
         losses = (costs.reshape(each) * sizes).sum(axis=1)  # of whose bits BLAS would not be sure
         if self._left_out is not None:
-            rest = self._left_out if self.weights is None else self._left_out * self.weights
-            sums = self._over_batches(rest[self._last]).reshape(each)
+            sums = self._over_batches(self._left_out).reshape(each)
             losses += sums.sum(axis=1) if self._totals is None else (sums * shares).sum(axis=1)
         alpha = 0.5 * self.problem.alpha
         if self._squares is not None:
@@ -587,9 +631,14 @@ class PerceptronCourse(Course):
         return self._backend.sum_of_squares(weights)
 
     def is_over(self) -> bool:
+        self._epochs_over += 1
+        if self._average is not None:
+            self._average.epoch_is_over(self, self._epochs_over)
         return self._over
 
     def finish(self) -> None:
+        if self._average is not None:
+            self._average.leave(self)
         self.state.slots = tuple(self.model.backend.to_numpy(slot) for slot in self._slots)
 
 

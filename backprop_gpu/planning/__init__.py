@@ -30,6 +30,7 @@ from .plan import (
     choose_engine,
     choose_plan,
     least_bytes,
+    rows_mixed_at_once,
     step_work,
 )
 from .products import (
@@ -90,6 +91,7 @@ __all__ = [
     "reading_work",
     "rounds",
     "rows_at_a_time",
+    "rows_mixed_at_once",
     "shards_of_batch",
     "step_flops",
     "step_work",

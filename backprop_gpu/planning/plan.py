@@ -40,6 +40,15 @@ BUILDING = {"resident": 1.5, "fused": 5.0, "persistent": 5.0}
 #: fill a device, few enough that the activations stay small beside the data.
 CHUNK_ROWS = 4096
 
+#: Bytes of rows that are mixed at a time: few enough to stay in a CPU's cache, and on a device
+#: enough that the host's calls take little beside them.
+MIXED_BYTES, MIXED_BYTES_ON_DEVICE = 1 << 22, 1 << 27
+
+
+def rows_mixed_at_once(row_bytes: int, on_device: bool) -> int:
+    """Rows that are mixed before an engine trains on them."""
+    return max(1, (MIXED_BYTES_ON_DEVICE if on_device else MIXED_BYTES) // row_bytes)
+
 
 def choose_engine(requested: str, obstacle: str | None) -> tuple[str, str]:
     """(engine, reason). Of the shape alone: a training of one epoch or a hundred has the same bits.

@@ -1,5 +1,6 @@
 """Training: a `Session` runs epochs of members of one `Model`, whoever the trainer is."""
 
+from .averages import ExponentialAverage, StochasticWeightAverage
 from .callbacks import Callback, EarlyStopping
 from .checkpoint import Checkpoint
 from .history import History
@@ -12,8 +13,10 @@ __all__ = [
     "Checkpoint",
     "Course",
     "EarlyStopping",
+    "ExponentialAverage",
     "History",
     "RowsAtOnce",
     "Session",
+    "StochasticWeightAverage",
     "TimeSpent",
 ]

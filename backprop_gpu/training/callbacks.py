@@ -18,7 +18,19 @@ class Callback:
     """Hooks into `fit`. Override what is needed; ``network`` is the `Network` that trains.
 
     A plain function ``f(network, history)`` may stand for one with only `on_epoch_end`.
+
+    Attributes
+    ----------
+    interval : int, default 1
+        `on_batch_end` is called after every so many mini-batches of an epoch, and after its last.
+        With 1 Python has to come between any two steps, which takes time and rules out engines
+        that run a whole epoch on a device. With more an engine runs so many steps at a time, and
+        the weights it trains are the same, to the bit.
     """
+
+    interval: int = 1
+    #: Whether it may leave other weights in the network than those of the last epoch.
+    leaves_weights: bool = False
 
     def check_fit(self, validation_data: tuple[np.ndarray, np.ndarray] | None) -> None:
         """Before anything changes; raise where the validated data lack what is needed."""
@@ -27,7 +39,7 @@ class Callback:
         """Before the first epoch."""
 
     def on_batch_end(self, network: Any, batch: int) -> None:
-        """After each mini-batch's update. Overriding it costs the replay of captured steps."""
+        """After a mini-batch's update, as often as `interval` says; they are counted from 0."""
 
     def on_epoch_end(self, network: Any, history: History) -> bool | None:
         """After each epoch; return True to stop training."""
@@ -63,8 +75,13 @@ def overrides(hook: Callback, name: str) -> bool:
 
 
 def watches_batches(hook: Callback) -> bool:
-    """Whether it is to hear of every mini-batch."""
+    """Whether it is to hear of mini-batches."""
     return overrides(hook, "on_batch_end")
+
+
+def watches_each_batch(hook: Callback) -> bool:
+    """Whether it is to hear of every one, so that Python is needed between any two steps."""
+    return watches_batches(hook) and hook.interval == 1
 
 
 def keeps_state(hook: Callback) -> bool:
@@ -106,6 +123,7 @@ class EarlyStopping(Callback):
         self.patience = validation.integer("patience", patience, 0)
         self.min_delta = validation.finite("min_delta", min_delta, 0.0)
         self.restore_best = validation.boolean("restore_best", restore_best)
+        self.leaves_weights = self.restore_best
 
     def check_fit(self, validation_data: tuple[np.ndarray, np.ndarray] | None) -> None:
         if self.monitor == "loss":
@@ -162,11 +180,19 @@ def check_callbacks(
     Raises
     ------
     TypeError, ValueError
-        For what is no callback, or lacks validation data.
+        For what is no callback, or lacks validation data; and for an average of weights beside
+        another, or beside the best weights: a network is left with one of them.
     """
     if not validation.is_iterable(callbacks):
         raise TypeError(f"callbacks must be a list of Callbacks or functions, got {callbacks!r}")
     hooks = [_as_callback(callback) for callback in callbacks]
+    leaving = [hook for hook in hooks if hook.leaves_weights]
+    kinds = dict.fromkeys(type(hook).__name__ for hook in leaving)
+    if len(leaving) > 1 and not all(isinstance(hook, EarlyStopping) for hook in leaving):
+        raise ValueError(
+            f"callbacks: {' and '.join(kinds)} would each leave weights of its own in the network; "
+            "leave out all but one, or give EarlyStopping restore_best=False"
+        )
     for hook in hooks:
         hook.check_fit(validation_data)
     return hooks
@@ -177,6 +203,7 @@ def _as_callback(callback: Any) -> Callback:
         for name, arguments in _HOOKS.items():
             if overrides(callback, name):
                 _check_call(f"{name} of callback {callback!r}", getattr(callback, name), arguments)
+        validation.integer(f"interval of callback {callback!r}", callback.interval, 1)
         return callback
     if callable(callback) and not isinstance(callback, type):
         _check_call(f"callback {callback!r}", callback, _HOOKS["on_epoch_end"])

@@ -38,7 +38,7 @@ from .settings import Data, Settings, StoredData, checksum
 if TYPE_CHECKING:
     from .fitting import FitCourse
 
-VERSION = 3
+VERSION = 4
 #: The exit status of a process that SIGTERM ends, as of one that has no handler for it.
 TERMINATED = 128 + signal.SIGTERM
 _GENERATORS = ("PCG64", "PCG64DXSM", "Philox", "SFC64", "MT19937")
@@ -209,6 +209,7 @@ class HistoryText:
     val_accuracy: tuple[float, ...]
     seconds: tuple[float, ...]
     restored: int | None
+    averaged: bool
 
     @classmethod
     def of(cls, history: History) -> HistoryText:
@@ -218,6 +219,7 @@ class HistoryText:
             tuple(history.val_accuracy),
             tuple(history.seconds),
             history.restored,
+            history.averaged,
         )
 
     def history(self) -> History:
@@ -227,6 +229,7 @@ class HistoryText:
             list(self.val_accuracy),
             list(self.seconds),
             self.restored,
+            self.averaged,
         )
         lists = found.val_loss, found.val_accuracy, found.seconds
         if any(len(values) not in (len(found), 0) for values in lists):
@@ -251,6 +254,7 @@ class MemberText:
     #: The checksum of the numbers of its own rows; "" where it has all.
     numbers: str = ""
     dropout: tuple[float, ...] = ()
+    mixup: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -327,6 +331,7 @@ def to_file(
                 tuple(texts),
                 _checksum_of_numbers(given),
                 given.dropout,
+                given.mixup,
             )
         )
     training = TrainingText(
@@ -385,6 +390,7 @@ def load(
                 _same("checksum of its rows", member.numbers, _checksum_of_numbers(given))
                 _same("buffer_rows", member.buffer, given.buffer)
                 _same("dropout", tuple(member.dropout), given.dropout)
+                _same("mixup", member.mixup, given.mixup)
                 if not 0 <= member.steps < given.rates.steps or (member.steps and population):
                     raise ValueError(f"damaged checkpoint: it is at step {member.steps}")
                 states.append(_state(file, model, member, given, _prefix(i, population)))

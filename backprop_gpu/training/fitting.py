@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import gcd
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -20,9 +21,16 @@ from ..philox import Dropout
 from ..planning import Plan
 from ..preprocessing import Preprocessing
 from . import checkpoint
-from .callbacks import Callback, check_callbacks, keeps_state, watches_batches
+from .callbacks import (
+    Callback,
+    check_callbacks,
+    keeps_state,
+    watches_batches,
+    watches_each_batch,
+)
 from .checkpoint import Checkpoint, CheckpointWriter, MemberState, generator_of
 from .history import History
+from .mixing import mixed
 from .progress import Progress, ProgressBar
 from .rows import Rows, RowsAtOnce, RowsInPieces, RowsOfBatches
 from .session import Course, Session
@@ -55,10 +63,13 @@ class Trainee(Protocol):
 
 
 class Drawn(NamedTuple):
-    """An epoch's order and key, and the generator's state before and after they were drawn."""
+    """What is drawn for an epoch, and the generator's state before and after that."""
 
     order: np.ndarray
+    #: Of its dropout.
     key: int
+    #: λ of each mini-batch.
+    mixup: np.ndarray | None
     before: Any
     after: Any
 
@@ -96,8 +107,10 @@ class FitCourse(Course):
         self.steps, self.rows = settings.rates.steps, settings.rows
         self.history = network.history = History()
         self._watching = [hook for hook in hooks if watches_batches(hook)]
-        if self._watching:
-            self.on_step = self._end_batch
+        if any(map(watches_each_batch, self._watching)):
+            self.on_step = self.piece_is_over
+        elif self._watching:
+            self.piece = gcd(*(hook.interval for hook in self._watching))
         self._running = False
         self._drawn: Drawn | None = None
         #: What it goes on from, and whether a callback has ended it.
@@ -176,11 +189,13 @@ class FitCourse(Course):
             self._drawn = Drawn(*drawn, before, bits.state)
             bits.state = before
 
-    def _draw(self, generator: np.random.Generator) -> tuple[np.ndarray, int]:
-        return self.settings.draw_order(generator), self.settings.draw_key(generator)
+    def _draw(self, generator: np.random.Generator) -> tuple[np.ndarray, int, np.ndarray | None]:
+        settings = self.settings
+        order, key = settings.draw_order(generator), settings.draw_key(generator)
+        return order, key, settings.draw_mixup(generator, self.steps)
 
-    def draw_now(self) -> tuple[np.ndarray, int]:
-        """The order of an epoch, and the key of what else it draws."""
+    def draw_now(self) -> tuple[np.ndarray, int, np.ndarray | None]:
+        """An epoch's order, the key of what it draws a step, and `Settings.draw_mixup`'s."""
         drawn, self._drawn = self._drawn, None
         rng = self.network.generator
         self._before = rng.bit_generator.state
@@ -188,7 +203,7 @@ class FitCourse(Course):
         if drawn is None or rng.bit_generator.state != drawn.before:
             return self._draw(rng)
         rng.bit_generator.state = drawn.after
-        return drawn.order, drawn.key
+        return drawn.order, drawn.key, drawn.mixup
 
     def epoch(self) -> Member:
         settings, epoch, rates = self.settings, len(self.history), self.settings.rates
@@ -196,7 +211,7 @@ class FitCourse(Course):
         epochs = 1 if len(self.begun) else min(self.at_once, settings.epochs - epoch)
         if epochs > 1:
             self._state = self.network.generator.bit_generator.state
-        orders, keys = zip(*(self.draw_now() for _ in range(epochs)), strict=True)
+        orders, keys, mixups = zip(*(self.draw_now() for _ in range(epochs)), strict=True)
         order = orders[0] if epochs == 1 else np.concatenate(orders)
         # Of several epochs they are constant.
         now = rates.now(epoch) if epochs == 1 else np.tile(rates.now(epoch), epochs)
@@ -207,18 +222,35 @@ class FitCourse(Course):
             weights, self._totals = relative_weights(
                 self.weights[order], settings.batch_size, epochs
             )
+            if settings.mixup:
+                # A mini-batch's mean stays what it was.
+                weights = mixed(weights, mixups[0], settings.batch_size)
             weights = weights.astype(self.network.model.dtype)
         dropout = Dropout(settings.dropout, keys) if settings.draws else None
-        return Member(self.parameters, self.slots, order, hyperparameters, weights, epochs, dropout)
+        return Member(
+            self.parameters, self.slots, order, hyperparameters, weights, epochs, dropout,
+            mixups[0],
+        )  # fmt: skip
 
     def begin_again(self) -> None:
         self.at_once = 1
         self.network.generator.bit_generator.state = self._state
 
-    def _end_batch(self, batch: int) -> None:
+    def piece_is_over(self, batch: int) -> None:
+        self._tell_of_batch(
+            batch, [hook for hook in self._watching if (batch + 1) % hook.interval == 0]
+        )
+
+    def steps_are_over(self, steps: int) -> None:
+        # Of the last step only those are still to hear whose interval has not ended with it.
+        self._tell_of_batch(steps - 1, [hook for hook in self._watching if steps % hook.interval])
+
+    def _tell_of_batch(self, batch: int, hooks: Sequence[Callback]) -> None:
+        if not hooks:
+            return
         spent = self.history.time_spent
         spent.add("engine")
-        for hook in self._watching:
+        for hook in hooks:
             hook.on_batch_end(self.network, batch)
         spent.add("callbacks")
 
@@ -304,14 +336,16 @@ class BatchesCourse(FitCourse):
         order = np.empty(0, np.intp)
         return Member(self.parameters, self.slots, order, nothing, dropout=dropout)
 
-    def settle(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """The order of a chunk of so many rows, and its steps' coefficients."""
+    def settle(self, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Of a chunk of so many rows the order, and its steps' coefficients and λ."""
         whole, rest = divmod(rows, self.settings.batch_size)
         self._sizes += [self.settings.batch_size] * whole + [rest] * bool(rest)
         rates = np.full(whole + bool(rest), self._rate)
         coefficients = self.settings.optimizer.coefficients(rates, self._done)
         self._done += len(rates)
-        return self.network.generator.permutation(rows), coefficients
+        generator = self.network.generator
+        order = generator.permutation(rows)
+        return order, coefficients, self.settings.draw_mixup(generator, len(rates))
 
     def end_epoch(self, costs: np.ndarray, seconds: float) -> None:
         self.history.loss.append(float(costs @ self._sizes) / sum(self._sizes))
@@ -338,13 +372,13 @@ def make_run(
         batch_size=max(m for m, _ in kinds),
         engine=engine,
         members=len(settings),
-        step_callbacks=any(map(watches_batches, hooks)),
+        step_callbacks=any(map(watches_each_batch, hooks)),
         slots=max(slots for _, slots in kinds),
         others=tuple(kinds),
         rules=frozenset(each.optimizer.rule for each in settings),
         options=frozenset().union(*(each.optimizer.options for each in settings)),
         drops=any(each.dropout for each in settings),
-        bytes=stored_bytes,
+        bytes=stored_bytes and not any(each.mixup for each in settings),  # mixtures are numbers
         ranks=ranks,
         short=tuple(sorted(short - {0})),
     )
@@ -454,6 +488,7 @@ def begin_alike(
         "optimizer": repr(settings.optimizer),
         "learning_rate": checkpoint.rates_of(settings, settings.epochs),
         "dropout": f"dropout={settings.dropout}",
+        "mixup": f"mixup={settings.mixup}",
         "plan": f"engine {plan.engine!r} with {plan.shards} shards",
         "arithmetic": model.arithmetic(plan),
         "start": f"a start after epoch {done}",
@@ -494,6 +529,7 @@ def fit(
     sample_weight: Any,
     class_weight: Any,
     dropout: Any,
+    mixup: Any,
 ) -> History:
     """`Network.fit`, which has the documentation."""
     spent = TimeSpent()
@@ -517,6 +553,7 @@ def fit(
                 optimizer,
                 buffer_rows=buffer,
                 dropout=validation.dropout(dropout, len(model.sizes) - 2),
+                mixup=validation.mixup(mixup, model.cost),
             )
             if isinstance(data, StoredData) and settings.buffer == settings.rows and size <= 1:
                 data = data.in_memory(model)  # and not anew for each epoch
@@ -540,7 +577,7 @@ def fit(
             rows = RowsAtOnce(trains, data.X, data.Y, looks)
         stored = isinstance(data, StoredData)
         watched = hooks or stored or data.validation is not None or not settings.rates.constant
-        if not ranks.any(bool(watched)):
+        if not ranks.any(bool(watched or settings.mixup)):
             course.at_once = trains.epochs_at_once(settings.rows, settings.batch_size)
         session = Session(model, rows, [course], data.validation, time_spent=spent)
         shown = progress and ranks.rank == 0
@@ -567,6 +604,7 @@ def fit_batches(
     engine: str,
     plan: Plan | None,
     dropout: Any,
+    mixup: Any,
 ) -> History:
     """`Network.fit` of chunks of rows as they come."""
     spent = TimeSpent()
@@ -574,9 +612,12 @@ def fit_batches(
     if not validation.is_iterable(batches):
         raise TypeError(f"batches must be an iterable of pairs (X, Y), got {batches!r}")
     model, m = network.model, batch_size
-    rates = validation.dropout(dropout, len(model.sizes) - 2)
     # Of an epoch of one step.
-    settings = check_settings(m, epochs, m, learning_rate, optimizer, dropout=rates)
+    settings = check_settings(
+        m, epochs, m, learning_rate, optimizer,
+        dropout=validation.dropout(dropout, len(model.sizes) - 2),
+        mixup=validation.mixup(mixup, model.cost),
+    )  # fmt: skip
     if settings.epochs > 1 and iter(batches) is batches:
         raise ValueError(
             f"epochs={epochs}, and batches is an iterator, which can be gone through once: give a "

@@ -16,7 +16,9 @@ class History:
     the epoch, empty without such data (``val_accuracy`` is NaN where the targets are not
     classes). ``seconds`` is the time of the epoch without validation, in a `Population`
     that of all members together. ``restored`` is the epoch, counted from 0, whose weights
-    `EarlyStopping` has left in the network; None where they are those of the last.
+    `EarlyStopping` has left in the network; None where they are those of the last. ``averaged``
+    is whether an average of weights has been left there, of which ``loss``, ``val_loss`` and
+    ``val_accuracy`` say nothing: they are of the weights that were trained.
     ``time_spent`` says where the time of the whole `fit` went, of a `Population` all members'.
     """
 
@@ -25,13 +27,17 @@ class History:
     val_accuracy: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     restored: int | None = None
+    averaged: bool = False
     time_spent: TimeSpent = field(default_factory=TimeSpent, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.loss)
 
     def final(self, name: str) -> float:
-        """The value, such as "val_loss", of the epoch whose weights the network has; else NaN."""
+        """The value, such as "val_loss", of the epoch whose weights the network has; else NaN.
+
+        Where it has an average of weights, that of the last epoch.
+        """
         values = getattr(self, name)
         if not values:
             return float("nan")

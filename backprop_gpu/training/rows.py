@@ -16,7 +16,8 @@ from ..communicators import Communicator
 from ..engines import Engine, Member
 from ..engines.reduction import own_positions
 from ..model import Model
-from ..philox import Dropout
+from .mixing import MixingEngine, partners
+from .parts import from_step, later, nothing, part_of_member
 from .settings import StoredData
 
 Array = Any
@@ -32,11 +33,17 @@ class Rows:
         raise NotImplementedError
 
     def run_epoch(
-        self, member: Member, on_step: OnStep, meanwhile: Callable[[], None], first: int = 0
+        self,
+        member: Member,
+        on_step: OnStep,
+        meanwhile: Callable[[], None],
+        first: int = 0,
+        piece: int = 0,
     ) -> Iterator[np.ndarray]:
         """An epoch from step `first` on, in pieces: the mean costs of each piece's steps.
 
-        Between two pieces all that the member has is as between two steps.
+        Between two pieces all that the member has is as between two steps. Unless `piece` is 0, one
+        ends after every so many steps of the epoch, wherever else one may.
         """
         raise NotImplementedError
 
@@ -59,13 +66,25 @@ class RowsAtOnce(Rows):
     X, Y : (n, n_0), (n, n_L) arrays on the host
     in_pieces : bool
         Whether somebody looks within an epoch, and about every second is soon enough.
+    mixups : sequence of float
+        `Settings.mixup` of all who train on them. Where some mix and others do not, an X of uint8
+        becomes numbers: the plan is for these, which mixtures are.
     """
 
     #: Seconds of a piece.
     _PIECE = 1.0
 
-    def __init__(self, engine: Engine, X: Any, Y: np.ndarray, in_pieces: bool = False) -> None:
-        self.engine, self.in_pieces = engine, in_pieces
+    def __init__(
+        self,
+        engine: Engine,
+        X: Any,
+        Y: np.ndarray,
+        in_pieces: bool = False,
+        mixups: Sequence[float] = (),
+    ) -> None:
+        self.engine, self.trains, self.in_pieces = engine, MixingEngine(engine), in_pieces
+        if any(mixups) and not all(mixups):
+            X = X.astype(engine.backend.dtype, copy=False)
         self.X, self.Y = engine.put(X, Y)
         #: Steps of a piece, doubled until it takes its time: few lengths are few sets of buffers.
         self._steps = 1
@@ -74,20 +93,23 @@ class RowsAtOnce(Rows):
         return len(self.Y)
 
     def run_epoch(
-        self, member: Member, on_step: OnStep, meanwhile: Callable[[], None], first: int = 0
+        self,
+        member: Member,
+        on_step: OnStep,
+        meanwhile: Callable[[], None],
+        first: int = 0,
+        piece: int = 0,
     ) -> Iterator[np.ndarray]:
         """As `Rows` says."""
-        if not self.in_pieces and not first:
-            yield self.engine.run_epoch(member, self.X, self.Y, on_step, meanwhile)
-            return
         steps = len(member.hyperparameters.coefficients)
         while first < steps:
-            last = min(first + self._steps, steps) if self.in_pieces else steps
+            length = piece - first % piece if piece else self._steps if self.in_pieces else steps
+            last = min(first + length, steps)
             begin = time.perf_counter()
-            part = _part(member, first, last)
-            after = None if on_step is None else _later(on_step, first)
-            yield self.engine.run_epoch(
-                part, self.X, self.Y, after, meanwhile if last == steps else _nothing
+            part = part_of_member(member, first, last)
+            after = None if on_step is None else later(on_step, first)
+            yield self.trains.run_epoch(
+                part, self.X, self.Y, after, meanwhile if last == steps else nothing
             )
             if last - first == self._steps and time.perf_counter() - begin < self._PIECE / 2:
                 self._steps *= 2
@@ -100,10 +122,10 @@ class RowsAtOnce(Rows):
         meanwhile: Callable[[], None],
     ) -> list[np.ndarray]:
         """As an engine does."""
-        return self.engine.run_members(members, self.X, self.Y, on_member, meanwhile)
+        return self.trains.run_members(members, self.X, self.Y, on_member, meanwhile)
 
 
-class Piece(NamedTuple):
+class ReadRows(NamedTuple):
     """Rows that were read, and the order in which steps take them."""
 
     X: np.ndarray
@@ -129,40 +151,52 @@ class RowsInPieces(Rows):
         self, engine: Engine, model: Model, data: StoredData, rows: int, communicator: Communicator
     ) -> None:
         self.engine, self.model, self.data, self.rows = engine, model, data, rows
-        self.communicator = communicator
+        self.communicator, self.trains = communicator, MixingEngine(engine)
 
     def __len__(self) -> int:
         return len(self.data.X)
 
     def run_epoch(
-        self, member: Member, on_step: OnStep, meanwhile: Callable[[], None], first: int = 0
+        self,
+        member: Member,
+        on_step: OnStep,
+        meanwhile: Callable[[], None],
+        first: int = 0,
+        piece: int = 0,
     ) -> Iterator[np.ndarray]:
-        """As `Rows` says; a piece is a buffer of rows."""
+        """As `Rows` says; a buffer of rows ends a piece, too."""
         m, n = member.hyperparameters.batch_size, len(member.order)
         inner = range((first * m // self.rows + 1) * self.rows, n, self.rows)
         edges = [first * m, *inner, n]
         with ThreadPoolExecutor(1, "backprop_gpu-reading") as thread:
 
-            def start(begin: int, end: int) -> Future[Piece]:
-                return thread.submit(self._read, member.order[begin:end], m)
+            def start(begin: int, end: int) -> Future[ReadRows]:
+                mixes = member.mixup is not None
+                return thread.submit(self._read, member.order[begin:end], m, mixes)
 
             coming = start(*edges[:2])
             for i, (begin, end) in enumerate(pairwise(edges)):
-                piece = coming.result()
+                read = coming.result()
                 if end < n:
                     coming = start(end, edges[i + 2])
-                X, Y = self.engine.put(piece.X, piece.Y)
-                part = _part(member, begin // m, -(-end // m), piece.order)
-                after = None if on_step is None else _later(on_step, begin // m)
-                yield self.engine.run_epoch(part, X, Y, after, meanwhile if end == n else _nothing)
+                X, Y = self.engine.put(read.X, read.Y)
+                last = -(-end // m)
+                for a, b in pairwise(_edges(begin // m, last, piece)):
+                    order = read.order[a * m - begin : b * m - begin]
+                    part = part_of_member(member, a, b, order)
+                    after = None if on_step is None else later(on_step, a)
+                    then = meanwhile if end == n and b == last else nothing
+                    yield self.trains.run_epoch(part, X, Y, after, then)
 
-    def _read(self, order: np.ndarray, m: int) -> Piece:
+    def _read(self, order: np.ndarray, m: int, mixes: bool) -> ReadRows:
         """The rows of this rank that the order has, each once, checked as those in memory are."""
         own = own_positions(len(order), m, self.communicator, self.engine.plan.shards)
+        if mixes:
+            own[partners(len(order), m)[own]] = True
         rows, places = np.unique(order[own], return_inverse=True)
         local = np.zeros(len(order), np.intp)  # of other ranks' rows nobody asks
         local[own] = places
-        return Piece(*self.data.read(self.model, rows), local)
+        return ReadRows(*self.data.read(self.model, rows), local)
 
 
 class RowsOfBatches(Rows):
@@ -175,7 +209,7 @@ class RowsOfBatches(Rows):
     batches : iterable of (X, Y)
         An epoch goes through it once.
     settle : callable
-        (order, coefficients) of the steps of a chunk of so many rows.
+        (order, coefficients, mixup) of the steps of a chunk of so many rows.
     """
 
     def __init__(
@@ -183,17 +217,23 @@ class RowsOfBatches(Rows):
         engine: Engine,
         model: Model,
         batches: Iterable[Any],
-        settle: Callable[[int], tuple[np.ndarray, np.ndarray]],
+        settle: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray | None]],
     ) -> None:
         self.engine, self.model, self.batches, self.settle = engine, model, batches, settle
+        self.trains = MixingEngine(engine)
 
     def __len__(self) -> int:
         return 0  # nobody knows
 
     def run_epoch(
-        self, member: Member, on_step: OnStep, meanwhile: Callable[[], None], first: int = 0
+        self,
+        member: Member,
+        on_step: OnStep,
+        meanwhile: Callable[[], None],
+        first: int = 0,
+        piece: int = 0,
     ) -> Iterator[np.ndarray]:
-        """As `Rows` says; a piece is a chunk, and its last mini-batch may be short."""
+        """As `Rows` says; a chunk, whose last mini-batch may be short, ends a piece, too."""
         with ThreadPoolExecutor(1, "backprop_gpu-reading") as thread:
             chunks = thread.submit(iter, self.batches).result()
             coming = thread.submit(self._next, chunks, 0)
@@ -201,13 +241,18 @@ class RowsOfBatches(Rows):
             while (chunk := coming.result()) is not None:
                 number += 1
                 coming = thread.submit(self._next, chunks, number)
-                order, coefficients = self.settle(len(chunk[1]))
+                order, coefficients, mixup = self.settle(len(chunk[1]))
                 settings = replace(member.hyperparameters, coefficients=coefficients)
-                dropout = _from_step(member.dropout, first)
-                part = replace(member, order=order, hyperparameters=settings, dropout=dropout)
-                after = None if on_step is None else _later(on_step, first)
+                dropout = from_step(member.dropout, first)
+                of_chunk = replace(
+                    member, order=order, hyperparameters=settings, dropout=dropout, mixup=mixup
+                )
+                X, Y = self.engine.put(*chunk)
+                for a, b in pairwise(_edges(first, first + len(coefficients), piece)):
+                    part = part_of_member(of_chunk, a - first, b - first)
+                    after = None if on_step is None else later(on_step, a)
+                    yield self.trains.run_epoch(part, X, Y, after, meanwhile)
                 first += len(coefficients)
-                yield self.engine.run_epoch(part, *self.engine.put(*chunk), after, meanwhile)
         if number == 0:
             raise ValueError("batches gave nothing to train on")
 
@@ -221,28 +266,7 @@ class RowsOfBatches(Rows):
             return self.model.check_data(*chunk)
 
 
-def _part(member: Member, first: int, last: int, order: np.ndarray | None = None) -> Member:
-    """Steps `first` to `last` of a member's epoch, perhaps with the rows' numbers of a piece."""
-    settings = member.hyperparameters
-    m = settings.batch_size
-    squares = None if settings.squares is None else settings.squares[first:last]
-    part = replace(settings, coefficients=settings.coefficients[first:last], squares=squares)
-    return replace(
-        member,
-        order=member.order[first * m : last * m] if order is None else order,
-        hyperparameters=part,
-        weights=None if member.weights is None else member.weights[first * m : last * m],
-        dropout=_from_step(member.dropout, first),
-    )
-
-
-def _from_step(dropout: Dropout | None, first: int) -> Dropout | None:
-    return None if dropout is None else replace(dropout, first_step=first)
-
-
-def _later(on_step: Callable[[int], None], first: int) -> Callable[[int], None]:
-    return lambda number: on_step(first + number)
-
-
-def _nothing() -> None:
-    pass
+def _edges(first: int, last: int, piece: int) -> list[int]:
+    """Where the pieces of these steps begin, and the last ends."""
+    inner = range((first // piece + 1) * piece, last, piece) if piece else ()
+    return [first, *inner, last]

@@ -20,6 +20,7 @@ from .. import planning, validation
 from ..engines import Member
 from ..model import Model, losses_and_accuracies
 from ..parameters import Parameters
+from .parts import part_of_member
 from .progress import Progress
 from .rows import Rows
 from .time_spent import TimeSpent
@@ -50,6 +51,8 @@ class Course:
     failure: str | None = None
     #: What the engine has to call after every step, if anything.
     on_step: Callable[[int], None] | None = None
+    #: After how many steps `piece_is_over` is to be called; 0: never.
+    piece: int = 0
     #: Steps of an epoch.
     steps: int = 1
     #: Rows of an epoch, where they are not those of the session.
@@ -85,6 +88,12 @@ class Course:
 
     def draw(self, ahead: int) -> None:
         """Draw what an epoch needs, `ahead` epochs from now, while a device works."""
+
+    def piece_is_over(self, step: int) -> None:
+        """Steps up to this one, counted from 0 in their epoch, are over, a multiple of `piece`."""
+
+    def steps_are_over(self, steps: int) -> None:
+        """All steps of an epoch are over; nobody has looked yet whether they went well."""
 
     def trouble(self, costs: np.ndarray, finite: bool) -> str | None:
         """What is wrong with an epoch of these costs; `finite` is of the parameters after it."""
@@ -271,11 +280,9 @@ class Session:
             found = [course.epoch() for course in wave]
             members = [member for member in found if member is not None]
             self.time_spent.add("orders")
-            of_members = iter(
-                self.rows.run_members(members, lambda i: progress.member_is_over(), meanwhile)
-                if members
-                else ()
-            )
+            pairs = zip(wave, found, strict=True)
+            courses = [course for course, member in pairs if member is not None]
+            of_members = iter(self._run_members(courses, members, progress, meanwhile))
             return [_NOTHING if member is None else next(of_members) for member in found]
         costs = []
         for course in wave:
@@ -291,18 +298,51 @@ class Session:
     def _run_epoch(
         self, course: Course, member: Member, meanwhile: Callable[[], None]
     ) -> np.ndarray:
-        pieces: Any = self.rows.run_epoch(member, course.on_step, meanwhile, len(course.begun))
+        pieces: Any = self.rows.run_epoch(
+            member, course.on_step, meanwhile, len(course.begun), course.piece
+        )
         steps = len(member.hyperparameters.coefficients)
-        costs: np.ndarray
         with closing(pieces):
             for costs in pieces:
-                if len(costs) == steps:  # the only piece
-                    return costs
                 course.begun = np.concatenate([course.begun, costs])
+                if course.piece and len(course.begun) % course.piece == 0:
+                    course.piece_is_over(len(course.begun) - 1)
                 if len(course.begun) < steps:
                     self._within_epoch()
+        course.steps_are_over(len(course.begun))
         costs, course.begun = course.begun, _NOTHING
         return costs
+
+    def _run_members(
+        self,
+        courses: Sequence[Course],
+        members: Sequence[Member],
+        progress: Progress,
+        meanwhile: Callable[[], None],
+    ) -> list[np.ndarray]:
+        """An epoch of each, side by side: a piece of each, then the next of each."""
+        costs: list[list[np.ndarray]] = [[] for _ in members]
+        steps = [len(member.hyperparameters.coefficients) for member in members]
+        done, on_their_way = [0] * len(members), list(range(len(members)))
+        while on_their_way:
+            ends = [min(done[i] + (courses[i].piece or steps[i]), steps[i]) for i in on_their_way]
+            numbered = list(zip(on_their_way, ends, strict=True))
+
+            def on_member(k: int, numbered: list[tuple[int, int]] = numbered) -> None:
+                if numbered[k][1] == steps[numbered[k][0]]:
+                    progress.member_is_over()
+
+            parts = [part_of_member(members[i], done[i], end) for i, end in numbered]
+            found = self.rows.run_members(parts, on_member, meanwhile)
+            for (i, end), of_part in zip(numbered, found, strict=True):
+                costs[i].append(of_part)
+                done[i] = end
+                if courses[i].piece and end % courses[i].piece == 0:
+                    courses[i].piece_is_over(end - 1)
+                if end == steps[i]:
+                    courses[i].steps_are_over(end)
+            on_their_way = [i for i, end in numbered if end < steps[i]]
+        return [np.concatenate(each) for each in costs]
 
     def _waves(self, live: list[Course]) -> Iterable[list[Course]]:
         """As many at a time as have room for their orders and coefficients on the host."""

@@ -105,6 +105,12 @@ class Settings:
     numbers: np.ndarray | None = None
     #: The share of layers 1 … L-1 that each step leaves out; () for none.
     dropout: tuple[float, ...] = ()
+    #: α of λ ~ Beta(α, α), the share of a row in a mixture of two; 0 for none.
+    mixup: float = 0.0
+
+    def draw_mixup(self, generator: np.random.Generator, steps: int) -> np.ndarray | None:
+        """λ of each of so many mini-batches; without any nothing is drawn."""
+        return generator.beta(self.mixup, self.mixup, steps) if self.mixup else None
 
     @property
     def draws(self) -> bool:
@@ -218,6 +224,7 @@ def check_settings(
     buffer_rows: Any = None,
     numbers: np.ndarray | None = None,
     dropout: tuple[float, ...] = (),
+    mixup: float = 0.0,
 ) -> Settings:
     """The hyperparameters of one network, if they fit.
 
@@ -233,6 +240,8 @@ def check_settings(
         `Settings.numbers`, checked; never with `buffer_rows`.
     dropout : tuple of float
         `validation.dropout` of what was given.
+    mixup : float
+        `validation.mixup` of what was given.
 
     Raises
     ------
@@ -251,7 +260,7 @@ def check_settings(
     if buffer_rows is not None:
         wanted = validation.integer("buffer_rows", buffer_rows, batch_size)
         buffer = rows if wanted >= rows else wanted // batch_size * batch_size
-    return Settings(rows, epochs, batch_size, optimizer, rates, buffer, numbers, dropout)
+    return Settings(rows, epochs, batch_size, optimizer, rates, buffer, numbers, dropout, mixup)
 
 
 class LearningRates:

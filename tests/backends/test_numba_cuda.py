@@ -119,6 +119,9 @@ def _kernels(module, dtype: str):
     yield "hadamard", hadamard.hadamard, (flat,) * 3, False
     yield "gather", gather.gather, (matrix, int64[::1], step, int64, matrix), False
     yield "gather_weights", gather.gather_weights, (flat, step, int64, flat), False
+    yield "mix", import_module("backprop_gpu.kernels.numba_cuda.mix").make_mix(T), (
+        matrix, int64[::1], int64[::1], flat, matrix,
+    ), False  # fmt: skip
     yield "advance", gather.advance, (step,), False
     for each in several:
         for from_z in (True, False) if each.partner else (False,):
@@ -160,7 +163,7 @@ def test_kernels_compile_and_float32_stays_float32(numba_cuda, dtype):
     of_outputs, collapse = named - 2, 4
     errors = sigmas + of_outputs  # each σ' with one cost, and sigmoid's with all and a user's
     cost_kernels = 2 * (named + collapse)
-    assert len(names) == 3 * sigmas + errors + of_outputs + 2 + 9 + cost_kernels + 12
+    assert len(names) == 3 * sigmas + errors + of_outputs + 2 + 10 + cost_kernels + 12
 
 
 def test_double_precision_would_be_seen(numba_cuda):

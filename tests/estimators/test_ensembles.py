@@ -89,7 +89,7 @@ def test_scikit_learns_checks(estimator: Any, check: Any) -> None:
 @pytest.mark.parametrize(
     "options",
     [{}, {"bootstrap": False}, {"cv": 3}, {"solver": "sgd", "momentum": 0.8}, {"dropout": 0.3},
-     {"solver": "sgd", "momentum": 0.0, "hidden_layer_sizes": ()}],
+     {"mixup": 0.4}, {"solver": "sgd", "momentum": 0.0, "hidden_layer_sizes": ()}],
 )  # fmt: skip
 def test_a_member_is_a_network_of_its_rows(iris: Any, options: Any, kind: str) -> None:
     X, y = iris[0].astype(kind), iris[1]
@@ -112,6 +112,7 @@ def test_a_member_is_a_network_of_its_rows(iris: Any, options: Any, kind: str) -
         alone.fit(
             X[numbers], y[numbers], epochs=12, batch_size=16, learning_rate=0.02,
             optimizer=optimizer, dropout=options.get("dropout", 0.0),
+            mixup=options.get("mixup", 0.0),
             engine=ensemble.population_.plan.engine,
         )  # fmt: skip
         for ours, its in zip(member.weights, alone.weights, strict=True):

@@ -898,6 +898,32 @@ def gather_ahead(s: Subject) -> None:
             np.testing.assert_array_equal(s.get(out), expected)
 
 
+@case(("numbers", "bytes"))
+def mix(s: Subject, stored: str) -> None:
+    """Mixtures of two rows of X and of Y; what is missing stays so, and no other row is written.
+
+    Rows of Y are whole runs of elements, those of X are not.
+    """
+    n, m, widths = 7, 5, (301, 516)
+    X, Y = (s.normal(n, width) for width in widths)
+    if stored == "bytes":
+        X = s.rng.integers(0, 256, (n, 516), np.uint8)
+        widths = 516, 516
+    Y[2, 1] = np.nan
+    rows, partners, shares = np.array([6, 2, 2, 0, 3]), np.array([0, 2, 1, 2, 4]), s.rng.random(m)
+    shares[0], shares[4] = 1.0, 0.0
+    outs = [s.poisoned(m + 1, width) for width in widths]
+    on_device = (s.backend.asarray(X, X.dtype), *s.put(Y)) if stored == "bytes" else s.put(X, Y)
+    s.backend.mix(*on_device, rows, partners, shares, *outs)
+    own = shares[:, None]
+    for source, out in zip((X.astype(np.float64), Y), outs, strict=True):
+        expected = own * source[rows] + (1 - own) * source[partners]
+        np.testing.assert_allclose(
+            s.get(out)[:m], expected, rtol=0, atol=4 * s.eps * np.nanmax(abs(source))
+        )
+        assert np.isnan(s.get(out)[m]).all()
+
+
 OPTIMIZERS = {
     "sgd": SGD(),
     "sgd_l2": SGD(l2=0.1),

@@ -54,7 +54,7 @@ def _backend_module(tile: int, block: int) -> ModuleType:
     package = kernels.__name__
     for name in (
         "activations", "costs", "cost", "forward", "output_error", "hidden_error",
-        "bias_gradient", "weight_gradient", "gather", "update", "hadamard",
+        "bias_gradient", "weight_gradient", "gather", "update", "hadamard", "mix",
     ):  # fmt: skip
         importlib.reload(importlib.import_module(f"{package}.{name}"))
     return importlib.reload(importlib.import_module("backprop_gpu.backends.numba_cuda"))
