@@ -78,7 +78,7 @@ class AbiMember(Structure):
         ("first_shard", c_int32), ("end_shard", c_int32),
         ("rows", c_int64), ("order", c_void_p), ("coefficients", c_void_p),
         ("weights", c_void_p), ("rates", c_void_p), ("keys", c_void_p), ("first_step", c_int64),
-        ("clip_value", c_double), ("clip_norm", c_double), ("l1", c_double),
+        ("clip_value", c_double), ("clip_norm", c_double), ("max_norm", c_double), ("l1", c_double),
         ("d1", c_double), ("d2", c_double), ("epsilon", c_double),
         ("slices", c_void_p), ("p", c_void_p), ("state", c_void_p * 2), ("costs", c_void_p),
         ("squares", c_void_p), ("gradient", c_void_p), ("memory", c_void_p),
@@ -297,7 +297,7 @@ def readable(X: Any, dtype: np.dtype[Any]) -> Any:
     return np.ascontiguousarray(X, dtype)
 
 
-_ABI = 7
+_ABI = 8
 _NO_THREADS = "the system has no more threads, or no memory for them: {} are needed"
 
 

@@ -624,7 +624,7 @@ class Network:
             batch_size,
             engine,
             slots=optimizer.slots,
-            clips_norm=optimizer.clip_norm is not None,
+            options=optimizer.options,
         )
         from .planning.explanation import explain
 

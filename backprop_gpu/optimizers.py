@@ -6,17 +6,21 @@ and the step number; `kernels/*/update` and the NumPy backend apply a row to all
 parameters in one pass. So a schedule costs a device nothing, and no engine
 needs to know what Adam's bias correction is.
 
-With g the gradient after clipping and after the penalties (weights only)
+With g the gradient, clipped, with noise n of N(0, 1), and after the penalties (weights only)
 
-    g ← g + l2 w + l1 sign(w)
+    g ← g + σ n,  g ← g + l2 w + l1 sign(w)
 
-the five rules are, c0 … c3 being the first four of the row, and l2 the fifth:
+the five rules are, c0 … c3, l2 and σ being the row:
 
     sgd        p ← p - c0 g
     momentum   v ← μ v - c0 g,  p ← p + v
     nesterov   v ← μ v - c0 g,  p ← p + μ v - c0 g
     adam       m ← β1 m + (1-β1) g,  v ← β2 v + (1-β2) g²,  p ← p - c1 m / (√v c2 + ε)
     adamw      adam, after w ← w - c3 w
+
+and where the norm of a neuron's weights, a row of w, has a limit
+
+    w_j ← w_j min(1, max_norm / ‖w_j‖)
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import numpy as np
 
 from . import validation
 
-#: c0 … c3, l2, and one that nobody reads: rows of whole 16 bytes.
+#: c0 … c3, l2 and σ.
 COEFFICIENTS = 6
 
 
@@ -44,17 +48,26 @@ class Optimizer:
         (Pascanu et al. 2013), before the penalties.
     clip_value : float, optional
         Clip every component of the gradient to ± this value, before `clip_norm`.
+    max_norm : float, optional
+        After each step, scale the weights into each neuron, a row w_j of w, down to this Euclidean
+        norm where it is larger (Srivastava et al. 2014); 2 to 4 go with dropout.
+    gradient_noise, noise_decay : float
+        Add to each component of the clipped gradient noise of N(0, σ²) (Neelakantan et al. 2015),
+        σ² = gradient_noise / (1 + t)^noise_decay at step t, counted from 0.
     """
 
     l1: float = 0.0
     l2: float = 0.0
     clip_norm: float | None = None
     clip_value: float | None = None
+    max_norm: float | None = None
+    gradient_noise: float = 0.0
+    noise_decay: float = 0.55
 
     def __post_init__(self) -> None:
-        for name in ("l1", "l2"):
+        for name in ("l1", "l2", "gradient_noise", "noise_decay"):
             validation.number(name, getattr(self, name), "[0, inf)")
-        for name in ("clip_norm", "clip_value"):
+        for name in ("clip_norm", "clip_value", "max_norm"):
             if getattr(self, name) is not None:
                 validation.number(name, getattr(self, name), "(0, inf)")
 
@@ -62,6 +75,12 @@ class Optimizer:
     def rule(self) -> str:
         """The name of one of the five rules."""
         raise NotImplementedError
+
+    @property
+    def options(self) -> frozenset[str]:
+        """What it asks for beside its rule that not every engine does."""
+        names = ("clip_norm", "max_norm", "gradient_noise")
+        return frozenset(name for name in names if getattr(self, name))
 
     @property
     def slots(self) -> int:
@@ -79,9 +98,12 @@ class Optimizer:
         return self.constants
 
     def coefficients(self, learning_rates: np.ndarray, first_step: int) -> np.ndarray:
-        """One row (c0, c1, c2, c3, l2, 0) per step, float64; steps count from `first_step` + 1."""
+        """One row (c0, c1, c2, c3, l2, σ) per step, float64; `first_step` steps were before."""
         rows = np.zeros((len(learning_rates), COEFFICIENTS))
         rows[:, 0], rows[:, 4] = learning_rates, self.l2
+        if self.gradient_noise:
+            t = first_step + np.arange(len(rows), dtype=np.float64)
+            rows[:, 5] = np.sqrt(self.gradient_noise * (1.0 + t) ** -self.noise_decay)
         return rows
 
 

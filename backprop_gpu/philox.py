@@ -7,6 +7,11 @@ What dropout leaves out of layer l, a^l (m, n_l), in a step:
     kept where bits >= t, t = rate · 2³², and divided by what stays, 1 - t / 2³²
 
 x is a row's place in its whole mini-batch, and step the step's in its epoch, which has a key.
+
+Noise of N(0, 1) for component e of the gradient, e being its place among all parameters: of two
+words of philox(counter = (e div 4, 0, 0, step), key), two numbers (Box & Muller 1958)
+
+    u = (word + 1/2) / 2³²,   √(-2 ln u_0) cos 2πu_1,   √(-2 ln u_0) sin 2πu_1
 """
 
 from __future__ import annotations
@@ -39,12 +44,12 @@ def philox(counter: tuple[np.ndarray, ...], key: tuple[int, int]) -> tuple[np.nd
 
 @dataclass(frozen=True)
 class Dropout:
-    """What an epoch leaves out.
+    """What an epoch draws: what it leaves out, and its noise.
 
     Parameters
     ----------
     rates : tuple of float
-        The share of layers 1 … L-1 that is left out, each in [0, 1).
+        The share of layers 1 … L-1 that is left out, each in [0, 1); () for none.
     keys : tuple of int
         Of each epoch that is run, of 64 bits.
     first_step : int
@@ -82,3 +87,13 @@ def factors(
     words = philox((x, blocks, *place), dropout.words(epoch))
     bits = np.stack(words, axis=-1).reshape(rows, -1)[:, :n]
     return np.where(bits >= threshold(rate), scale(rate), 0.0)
+
+
+def normals(draws: Dropout, start: int, count: int, step: int) -> np.ndarray:
+    """(count,) float64, the noise of components from `start` on, a multiple of 4."""
+    blocks = np.arange(start // 4, start // 4 + -(-count // 4), dtype=np.uint64)
+    zeros, steps = np.zeros_like(blocks), np.full_like(blocks, step)
+    words = np.stack(philox((blocks, zeros, zeros, steps), draws.words()), axis=-1)
+    u = (words.reshape(-1, 2) + 0.5) * 2.0**-32
+    radius, angle = np.sqrt(-2.0 * np.log(u[:, 0])), 2.0 * np.pi * u[:, 1]
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1).ravel()[:count]

@@ -244,8 +244,8 @@ class Room:
         """Of what trains here by these settings and all that there were."""
         for each in settings:
             optimizer = each.optimizer
-            clips, drops = optimizer.clip_norm is not None, bool(each.dropout)
-            kind = each.batch_size, optimizer.slots, optimizer.rule, clips, drops
+            options, drops = optimizer.options, bool(each.dropout)
+            kind = each.batch_size, optimizer.slots, optimizer.rule, options, drops
             self._kinds.setdefault(kind, each)
         run = make_run(list(self._kinds.values()), self.hooks, engine, self.data.bytes)
         return self.model.plan(replace(run, members=self.places))

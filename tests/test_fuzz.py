@@ -24,6 +24,7 @@ OPTIMIZERS = st.one_of(
         l2=st.sampled_from([0.0, 0.1]),
         clip_norm=st.sampled_from([None, 1.0]),
         clip_value=st.sampled_from([None, 0.1]),
+        max_norm=st.sampled_from([None, 0.5]),
     ),
     st.builds(Adam, l2=st.sampled_from([0.0, 0.1]), clip_norm=st.sampled_from([None, 1.0])),
     st.builds(AdamW, weight_decay=st.sampled_from([0.0, 0.1])),

@@ -608,6 +608,8 @@ class CudaBackend:
         optimizer: Optimizer,
         epoch: CudaEpoch,
     ) -> None:
+        if optimizer.gradient_noise:
+            self._add_noise(gradients, epoch)
         count = parameters.layout.length
         clip_value = np.inf if optimizer.clip_value is None else optimizer.clip_value
         scale = None
@@ -628,6 +630,26 @@ class CudaBackend:
             *map(self._scalar, (clip_value, optimizer.l1)),
             *map(self._scalar, optimizer.kernel_constants),
         )  # fmt: skip
+        if optimizer.max_norm is not None:
+            limit = self._scalar(optimizer.max_norm)
+            for w in parameters.weights:
+                self._rows(
+                    self._kernels.limit_norms(), len(w), w, w.rounded, limit,
+                    *map(np.int32, w.shape),
+                )  # fmt: skip
+
+    def _add_noise(self, gradients: Parameters, epoch: CudaEpoch) -> None:
+        kernel = self._kernels.add_noise()
+        arrays = (*gradients.weights, *gradients.biases)
+        for array, start in zip(arrays, gradients.layout.starts, strict=True):
+            self.runtime.launch(
+                kernel,
+                (ceil(array.size / (4 * kernel.threads)), 1, 1),
+                (
+                    array, epoch.coefficients, epoch.step, epoch.key, np.uint32(start),
+                    np.int32(array.size),
+                ),
+            )  # fmt: skip
 
     def _squares(self, array: Array, limit: float) -> Array:
         """Parts of Σ x², of numbers clipped at ± limit, in float64."""

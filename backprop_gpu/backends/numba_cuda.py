@@ -357,6 +357,8 @@ class NumbaCudaBackend:
         g = gradients.flat
         length = g.shape[0]
         number = self.dtype.type
+        if optimizer.gradient_noise:
+            self._add_noise(gradients, epoch)
         if optimizer.clip_value is not None:
             update.clip_value[_blocks(length)](g, number(optimizer.clip_value))
         if optimizer.clip_norm is not None:
@@ -381,6 +383,21 @@ class NumbaCudaBackend:
             number(optimizer.l1),
             *map(number, constants),
         )
+
+        if optimizer.max_norm is not None:
+            for w in parameters.weights:
+                update.limit_norms[len(w), BLOCK](w, optimizer.max_norm)
+
+    def _add_noise(self, gradients: Parameters, epoch: NumbaCudaEpoch) -> None:
+        draws = epoch.dropout
+        assert draws is not None
+        for array, start in zip(
+            (*gradients.weights, *gradients.biases), gradients.layout.starts, strict=True
+        ):
+            dropout.make_add_noise(self.T)[_blocks(array.size)](
+                array.reshape(array.size), epoch.coefficients, epoch.step,
+                np.uint32(draws.first_step), *map(np.uint32, draws.words()), np.uint32(start),
+            )  # fmt: skip
 
     def advance(self, epoch: NumbaCudaEpoch) -> None:
         gather.advance[1, 1](epoch.step)

@@ -317,11 +317,20 @@ class NumpyBackend:
         epoch: NumpyEpoch,
     ) -> None:
         row = epoch.coefficients[epoch.step]
+        if optimizer.gradient_noise:
+            assert epoch.dropout is not None
+            add_noise(gradients, row[5], epoch.dropout, epoch.step)
         clip(gradients.flat, optimizer)
         penalize(
             parameters, gradients, optimizer.l1, row[4], self.scratch(parameters.flat.shape)[0]
         )
         apply_rule(parameters, gradients.flat, slots, optimizer, row, self.scratch)
+        if optimizer.max_norm is not None:
+            for w in parameters.weights:
+                norms = self.scratch((len(w),))[0]
+                self.row_norms(w, norms)
+                over = norms > optimizer.max_norm
+                w[over] *= (optimizer.max_norm / norms[over])[:, None]
 
     def advance(self, epoch: NumpyEpoch) -> None:
         epoch.step += 1
@@ -363,6 +372,14 @@ class RecyclingBackend(NumpyBackend):
         for array in self._given:
             self._free.setdefault(array.shape, []).append(array)
         self._given = []
+
+
+def add_noise(gradients: Parameters, sigma: float, draws: Dropout, step: int) -> None:
+    """g ← g + σ n, on what is between no two arrays."""
+    arrays = (*gradients.weights, *gradients.biases)
+    for array, start in zip(arrays, gradients.layout.starts, strict=True):
+        n = philox.normals(draws, start, array.size, draws.first_step + step)
+        array += (sigma * n).astype(array.dtype).reshape(array.shape)
 
 
 def clip(g: np.ndarray, optimizer: Optimizer) -> None:

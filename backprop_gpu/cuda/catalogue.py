@@ -196,6 +196,10 @@ class Catalogue:
         return self._kernel("dropout.cu", "dropout", _MAP)
 
     @_of()
+    def add_noise(self) -> Kernel:
+        return self._kernel("noise.cu", "add_noise", _MAP)
+
+    @_of()
     def scale_rows(self) -> Kernel:
         return self._map(self._kernel("output_error.cu", "scale_rows", _MAP))
 
@@ -289,6 +293,10 @@ class Catalogue:
     @_of()
     def squared_norm(self) -> Kernel:
         return self._kernel("update.cu", "squared_norm", (256, 1, 1))
+
+    @_of()
+    def limit_norms(self) -> Kernel:
+        return self._kernel("update.cu", "limit_norms", _ROWS)
 
     @_of()
     def clip_scale(self) -> Kernel:

@@ -49,7 +49,7 @@ class Member:
         By what C_x and δ of each row count, in the order they are taken. Their mean over a
         mini-batch is 1: so means of what they multiply are weighted means.
     dropout : Dropout, optional
-        What is left out of the activations of hidden layers.
+        What is left out of the activations of hidden layers, and the noise of its gradients.
     epochs : int
         It may be so many, one after another, as an engine's `epochs_at_once` says: `order` and
         `weights` are then (epochs n,), and what has a number for each step has them for all epochs.
@@ -62,6 +62,11 @@ class Member:
     weights: np.ndarray | None = None
     epochs: int = 1
     dropout: Dropout | None = None
+
+    @property
+    def drops(self) -> bool:
+        """Whether activations are left out: what is drawn may be noise alone."""
+        return self.dropout is not None and any(self.dropout.rates)
 
 
 class Described(Protocol):

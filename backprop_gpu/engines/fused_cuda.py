@@ -110,7 +110,7 @@ class FusedSteps:
         kernels = Catalogue(backend.dtype, backend.precision)
         # A plan that drops out keeps every σ': another kernel's memory is not as large.
         plain = fusion.kept_slopes(engine.activations, backend.precision)
-        drops = members[0].dropout is not None or form.slopes != plain
+        drops = members[0].drops or form.slopes != plain
         fused = kernels.fused(form, engine.activations, engine.cost, drops)
         self.hidden = len(engine.sizes) - 2
         self.dropout = runtime.empty((count, 3 + self.hidden), np.uint32) if drops else None
@@ -182,6 +182,6 @@ def _key(members: Sequence[Member], X: Array, Y: Array) -> tuple[Any, ...]:
     settings = members[0].hyperparameters
     arrays = [array for each in members for array in (each.parameters, *each.slots)]
     weighted = members[0].weights is not None
-    drops = members[0].dropout is not None
+    drops = members[0].drops
     numbers = settings.batch_size, len(members[0].order), len(members), weighted, drops
     return (settings.optimizer.rule, *numbers, X, Y, *arrays)

@@ -186,7 +186,7 @@ class LayeredEngine(Engine):
         backend: Any = passes.backend
         epoch, gradients = backend.epoch(rows, m), passes.zeros_like(parameters)
         optimizer, weighted = member.hyperparameters.optimizer, member.weights is not None
-        drops = member.dropout is not None
+        drops = member.drops
 
         def compute(batch: Batch) -> None:
             """From rows to an update of the parameters."""

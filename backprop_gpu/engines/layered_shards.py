@@ -69,7 +69,7 @@ class ShardedSteps:
         self._free = [self._buffer() for _ in range(levels + len(self._trees))]
         self._on_device = False
         self._batches: dict[int, Batch] = {}
-        self._weighted, self._drops = member.weights is not None, member.dropout is not None
+        self._weighted, self._drops = member.weights is not None, member.drops
         self._reduction: Reduction | None = None
         if communicator.size > 1:
             regions, dtype = [0, parameters.layout.length], passes.backend.dtype

@@ -14,6 +14,13 @@ from .base import Described, Engine, Member
 
 Array = Any
 
+#: What an optimizer may ask for that no such kernel does, and why.
+_LAYERED = {
+    "clip_norm": "clip_norm needs the norm of all gradients before the first of them is used",
+    "max_norm": "max_norm needs all of a neuron's new weights before the first of them is used",
+    "gradient_noise": "its kernel draws no gradient_noise",
+}
+
 
 class MembersEngine(Engine):
     """Epochs of all members of one rule and batch size at once."""
@@ -35,9 +42,7 @@ class MembersEngine(Engine):
             return f"a kernel takes one user's activation, not {names}"
         if run.squares:
             return "its kernel does not sum w² at every step"
-        if run.clips_norm:
-            return "clip_norm needs the norm of all gradients before the first of them is used"
-        return None
+        return next((why for option, why in _LAYERED.items() if option in run.options), None)
 
     @classmethod
     def float32_obstacle(cls, model: Described, run: Run) -> str | None:
@@ -73,7 +78,7 @@ class MembersEngine(Engine):
         for i, member in enumerate(members):
             settings = member.hyperparameters
             weighted = member.weights is not None
-            rows, drops = len(member.order), member.dropout is not None
+            rows, drops = len(member.order), member.drops
             key = settings.optimizer.rule, settings.batch_size, rows, weighted, drops
             groups.setdefault(key, []).append(i)
         found: dict[int, np.ndarray] = {}

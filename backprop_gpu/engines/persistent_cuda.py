@@ -44,7 +44,7 @@ class PersistentCudaEngine(MembersEngine):
         backend, runtime = self.backend, self.backend.runtime  # type: ignore[attr-defined]
         settings, rows = members[0].hyperparameters, len(members[0].order)
         m, count = settings.batch_size, len(members)
-        form, drops = self.plan.persistence(m), members[0].dropout is not None
+        form, drops = self.plan.persistence(m), members[0].drops
         if form.stored != X.dtype.itemsize:
             X = self._numbers(X)
         kernel = Catalogue(backend.dtype, backend.precision).persistent(

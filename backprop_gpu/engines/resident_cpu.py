@@ -53,6 +53,8 @@ class ResidentCpuEngine(Engine):
     def obstacle(cls, model: Described, run: Run) -> str | None:
         if model.precision != model.dtype.name:
             return f"it multiplies in {model.dtype.name} alone, and not in {model.precision}"
+        if "gradient_noise" in run.options:
+            return "it draws no gradient_noise, which takes longer than the rest of a step"
         return cpu.obstacle(model.activations, model.dtype)
 
     def epochs_at_once(self, rows: int, batch_size: int) -> int:
@@ -195,14 +197,16 @@ class ResidentCpuEngine(Engine):
             return last
         work, ranks = self.plan.work(m), self.communicator
         own = shards_of(ranks.rank, ranks.size, self.plan.shards)
-        clips = (inf if c is None else c for c in (optimizer.clip_value, optimizer.clip_norm))
+        limits = optimizer.clip_value, optimizer.clip_norm, optimizer.max_norm
         slices = np.array(
             residency.all_slices(self.sizes, m, self.backend.dtype.itemsize), np.int32
         )
         part = cpu.AbiMember(
             m, work.block, work.in_place, cpu.RULES.index(optimizer.rule),
             work.by_inputs and threads > 1, 0, self.plan.shards, own.start, own.stop,
-            0, None, None, None, None, None, 0, *clips, optimizer.l1, *optimizer.kernel_constants,
+            0, None, None, None, None, None, 0,
+            *(inf if limit is None else limit for limit in limits), optimizer.l1,
+            *optimizer.kernel_constants,
             slices.ctypes.data,
         )  # fmt: skip
         key = (*key, optimizer.clip_norm is None, self._network.stored == 0)

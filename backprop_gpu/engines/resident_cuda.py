@@ -47,7 +47,7 @@ class ResidentCudaEngine(MembersEngine):
         cut = self.plan.cut(m, optimizer.slots, len(members))
         if cut.stored != X.dtype.itemsize:
             X = self._numbers(X)
-        drops = members[0].dropout is not None
+        drops = members[0].drops
         kernel = Catalogue(backend.dtype).resident(
             cut, self.activations, self.cost, optimizer.rule, drops
         )

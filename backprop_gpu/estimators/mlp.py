@@ -444,7 +444,7 @@ class _Perceptron(
         rule = self._optimizer.rule
         run = Run(
             rows, epochs, batch_size, self.engine, slots=rule.slots,
-            rules=frozenset([rule.rule]), clips_norm=rule.clip_norm is not None,
+            rules=frozenset([rule.rule]), options=rule.options,
             squares=perceptron.sums_squares(self._problem, model), drops=bool(self.dropout),
         )  # fmt: skip
         plan = model.plan(run)

@@ -338,7 +338,7 @@ class Together:
             slots=max(slots for _, slots in kinds),
             others=tuple(kinds),
             rules=frozenset(rule.rule for rule in rules),
-            clips_norm=any(rule.clip_norm is not None for rule in rules),
+            options=frozenset().union(*(rule.options for rule in rules)),
             squares=any(sums_squares(course.problem, self.model) for course in courses),
             drops=any(course.problem.dropout for course in courses),
             short=tuple(sorted(short)),

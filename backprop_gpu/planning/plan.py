@@ -485,8 +485,8 @@ class Run:
     others: tuple[tuple[int, int], ...] = ()
     #: The optimizers' rules, as far as they are known.
     rules: frozenset[str] = frozenset()
-    #: Whether gradients are clipped by their norm.
-    clips_norm: bool = False
+    #: `Optimizer.options` of all.
+    options: frozenset[str] = frozenset()
     #: Whether X is stored as uint8.
     bytes: bool = False
     #: Whether Σ w² is wanted before every step.

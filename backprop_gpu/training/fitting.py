@@ -180,7 +180,7 @@ class FitCourse(Course):
         return self.settings.draw_order(generator), self.settings.draw_key(generator)
 
     def draw_now(self) -> tuple[np.ndarray, int]:
-        """The order of an epoch, and the key of its dropout."""
+        """The order of an epoch, and the key of what else it draws."""
         drawn, self._drawn = self._drawn, None
         rng = self.network.generator
         self._before = rng.bit_generator.state
@@ -208,7 +208,7 @@ class FitCourse(Course):
                 self.weights[order], settings.batch_size, epochs
             )
             weights = weights.astype(self.network.model.dtype)
-        dropout = Dropout(settings.dropout, keys) if settings.dropout else None
+        dropout = Dropout(settings.dropout, keys) if settings.draws else None
         return Member(self.parameters, self.slots, order, hyperparameters, weights, epochs, dropout)
 
     def begin_again(self) -> None:
@@ -299,7 +299,7 @@ class BatchesCourse(FitCourse):
             settings.batch_size, settings.optimizer, np.empty((0, COEFFICIENTS))
         )
         dropout = None
-        if settings.dropout:
+        if settings.draws:
             dropout = Dropout(settings.dropout, (settings.draw_key(self.network.generator),))
         order = np.empty(0, np.intp)
         return Member(self.parameters, self.slots, order, nothing, dropout=dropout)
@@ -342,7 +342,7 @@ def make_run(
         slots=max(slots for _, slots in kinds),
         others=tuple(kinds),
         rules=frozenset(each.optimizer.rule for each in settings),
-        clips_norm=any(each.optimizer.clip_norm is not None for each in settings),
+        options=frozenset().union(*(each.optimizer.options for each in settings)),
         drops=any(each.dropout for each in settings),
         bytes=stored_bytes,
         ranks=ranks,

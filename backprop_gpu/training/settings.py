@@ -106,9 +106,14 @@ class Settings:
     #: The share of layers 1 … L-1 that each step leaves out; () for none.
     dropout: tuple[float, ...] = ()
 
+    @property
+    def draws(self) -> bool:
+        """Whether its steps draw: dropout, or noise."""
+        return bool(self.dropout) or self.optimizer.gradient_noise > 0
+
     def draw_key(self, generator: np.random.Generator) -> int:
-        """What an epoch's dropout draws from; without any nothing is drawn."""
-        return int(generator.integers(2**64, dtype=np.uint64)) if self.dropout else 0
+        """What an epoch's steps draw from; where they do not nothing is drawn."""
+        return int(generator.integers(2**64, dtype=np.uint64)) if self.draws else 0
 
     def draw_order(self, generator: np.random.Generator) -> np.ndarray:
         """The order in which an epoch takes the rows, (rows,).

@@ -6,7 +6,7 @@
 
 extern "C" {
 
-enum { ABI_VERSION = 7 };
+enum { ABI_VERSION = 8 };
 
 // A layer, of `neurons` whose inputs are those of the layer before.
 struct AbiLayer {
@@ -62,7 +62,7 @@ struct AbiMember {
   const double* rates;         // of layers 1 … L-1, of dropout; null: there is none
   const uint64_t* keys;        // (epochs), its
   int64_t first_step;          // the number, in its epoch, of step 0
-  double clip_value, clip_norm, l1, d1, d2, epsilon;
+  double clip_value, clip_norm, max_norm, l1, d1, d2, epsilon;  // the first three infinite for none
   const int32_t* slices;    // a layer's: into how many its sums of z are cut; null: no layer's
   void *p, *state[2];       // flat; a state is null where the rule has none
   double *costs, *squares;  // (steps, shards), this process's; (steps), Σ w² before each, or null

@@ -1036,6 +1036,52 @@ template <class T> struct Epoch {
     norm[1] = more[1] + less[1] * relative * relative;
   }
 
+  // ------------------------------------------------------------------------ phase C: norms of w_j
+
+  // w_j ← w_j min(1, max_norm / ‖w_j‖). A thread has all inputs of W neurons.
+  void limit_norms() const {
+    int number = 0;
+    for (int l = 0; l < memory.depth; ++l) {
+      const Layer<T>& here = memory.layers[l];
+      for (int s = 0; s < here.strips; ++s)
+        if (number++ % team.threads == thread && limit_strip(here, s) && l > 0)
+          transpose(here, s, 0, here.inputs);
+    }
+  }
+
+  // Whether any of them was beyond the limit.
+  bool limit_strip(const Layer<T>& here, int s) const {
+    T* const p = memory.p + here.w + ptrdiff_t(s) * here.inputs * w;
+    Strip<T> sum = Strip<T>::zero();
+    for (ptrdiff_t k = 0; k < here.inputs; ++k)
+      sum.add_product(Strip<T>::load(p + k * w), Strip<T>::load(p + k * w));
+    alignas(64) T scale[w];
+    sum.store(scale);
+    bool limits = false;
+    for (int j = 0; j < w; ++j) {
+      double norm = sqrt(double(scale[j]));
+      if (!(scale[j] <= largest<T>())) norm = norm_of_column(p + j, here.inputs);
+      scale[j] = norm > member.max_norm ? T(member.max_norm / norm) : T(1);
+      limits = limits || norm > member.max_norm;
+    }
+    const Strip<T> scales = Strip<T>::load(scale);
+    for (ptrdiff_t k = 0; limits && k < here.inputs; ++k)
+      (Strip<T>::load(p + k * w) * scales).store(p + k * w);
+    return limits;
+  }
+
+  // Of numbers W apart, whose squares may overflow; NaN where one is, or is infinite.
+  double norm_of_column(const T* p, ptrdiff_t count) const {
+    double top = 0, sum = 0;
+    for (ptrdiff_t k = 0; k < count; ++k) {
+      const double size = p[k * w] < T(0) ? -double(p[k * w]) : double(p[k * w]);
+      top = size > top ? size : top;
+    }
+    for (ptrdiff_t k = 0; k < count; ++k)
+      sum += (double(p[k * w]) / top) * (double(p[k * w]) / top);
+    return top * sqrt(sum);
+  }
+
   // ------------------------------------------------------------------------------------- the steps
 
   // `whole` is whether every call reads the parameters and writes them.
@@ -1079,6 +1125,10 @@ template <class T> struct Epoch {
         change_phase(coefficients);
       }
       meet(team);
+      if (ends && member.max_norm <= largest<double>()) {
+        limit_norms();
+        meet(team);
+      }
       if (ends && thread == 0 && member.squares) {
         double sum = 0;
         for (int i = 0; i < memory.chunks; ++i) sum += memory.squares[i];

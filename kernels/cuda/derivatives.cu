@@ -16,8 +16,8 @@
 // time of its bytes: directions 2 m K n · sizeof(T), less where u is one.
 #include "activations.cuh"
 #include "map.cuh"
+#include "norms.cuh"
 #include "primitives/launch.cuh"
-#include "primitives/warp.cuh"
 
 // `saved` is z or a, whichever σ' is computed from. s2 and s3 may be null.
 template <class T, class Sigma>
@@ -105,16 +105,6 @@ template <class T> __global__ void row_norms(const T* x, T* out, int m, int n) {
   await_prerequisites();
   const int row = blockIdx.x * blockDim.y + threadIdx.y;
   if (row >= m) return;  // a whole warp leaves
-  const T* values = x + size_t(row) * n;
-  T largest = 0;
-  for (int j = threadIdx.x; j < n; j += 32) {
-    const T size = values[j] < T(0) ? -values[j] : values[j];
-    largest = size > largest ? size : largest;
-  }
-  largest = warp_max(largest);
-  const T scale = largest > T(0) ? largest : T(1);  // so that no square becomes 0 or infinite
-  T sum = 0;
-  for (int j = threadIdx.x; j < n; j += 32) sum += (values[j] / scale) * (values[j] / scale);
-  sum = warp_sum(sum);
-  if (threadIdx.x == 0) out[row] = scale * sqrt(sum);
+  const T norm = warp_norm(x + size_t(row) * n, n);
+  if (threadIdx.x == 0) out[row] = norm;
 }

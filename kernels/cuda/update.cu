@@ -4,11 +4,12 @@
 //
 //   parameters p, gradients g, state s0, s1 (count)   coefficients (steps, 6)
 //
-// and p in bf16 too, where products take it so.
+// and p in bf16 too, where products take it so. `limit_norms` follows where ‖w_j‖ has a limit.
 // A thread 16 bytes of each array (map.cuh). It takes the time of its bytes: p and the state read
 // and written, g read. Weights stand before biases: element < weights_end is a weight.
 #include "bf16.cuh"
 #include "map.cuh"
+#include "norms.cuh"
 #include "primitives/launch.cuh"
 #include "rules.cuh"
 
@@ -70,4 +71,22 @@ __global__ void clip_scale(const double* parts, T* scale, int count, double limi
   for (int i = 0; i < count; ++i) sum += parts[i];
   const double norm = sqrt(sum);
   *scale = norm > limit ? T(limit / norm) : T(1);
+}
+
+// w_j ← w_j min(1, limit / ‖w_j‖) of each row of w (n, fan_in), and in bf16 where it is there. Block
+// (32, rows). It takes the time of reading w, and of writing the rows beyond the limit: a row is read again
+// from the cache.
+template <class T>
+__global__ void limit_norms(T* w, BFloat16* rounded, T limit, int n, int fan_in) {
+  await_prerequisites();
+  const int row = blockIdx.x * blockDim.y + threadIdx.y;
+  if (row >= n) return;  // a whole warp leaves
+  const size_t begin = size_t(row) * fan_in;
+  const T norm = warp_norm(w + begin, fan_in);
+  if (!(norm > limit)) return;
+  for (int k = threadIdx.x; k < fan_in; k += 32) {
+    const T scaled = w[begin + k] * (limit / norm);
+    w[begin + k] = scaled;
+    if (rounded != nullptr) rounded[begin + k] = BFloat16(float(scaled));
+  }
 }

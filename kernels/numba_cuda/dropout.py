@@ -1,8 +1,9 @@
-"""Dropout by Philox4x32-10; `backprop_gpu/philox.py` says which bits are whose."""
+"""Dropout and noise by Philox4x32-10; `backprop_gpu/philox.py` says which bits are whose."""
 
+import math
 from functools import lru_cache
 
-from numba import cuda, uint32, uint64
+from numba import cuda, float64, uint32, uint64
 
 from . import TILE
 
@@ -43,3 +44,27 @@ def make_dropout(T):
             out[x, j] = source[x, j] * scale if bits >= threshold else zero
 
     return dropout
+
+
+@lru_cache
+def make_add_noise(T):
+    """The kernel that adds noise to a gradient."""
+    part = 2.0**-32
+
+    @cuda.jit
+    def add_noise(g, coefficients, step, first_step, k0, k1, start):
+        """g_e += σ n, of components from `start` on. Two neighbours a thread."""
+        i = cuda.grid(1)
+        e = 2 * i
+        if e < g.size:
+            s = step[0]
+            number, block = uint32(first_step + uint32(s)), uint32((start + uint32(e)) // 4)
+            zero, first = uint32(0), e % 4
+            u = (float64(word(block, zero, zero, number, k0, k1, first)) + 0.5) * part
+            v = (float64(word(block, zero, zero, number, k0, k1, first + 1)) + 0.5) * part
+            radius = float64(coefficients[s, 5]) * math.sqrt(-2.0 * math.log(u))
+            g[e] += T(radius * math.cos(2.0 * math.pi * v))
+            if e + 1 < g.size:
+                g[e + 1] += T(radius * math.sin(2.0 * math.pi * v))
+
+    return add_noise

@@ -68,6 +68,26 @@ def make_clip_norm(T):
     return clip_norm
 
 
+# -- after the update --------------------------------------------------------------
+
+
+@cuda.jit
+def limit_norms(w, limit):
+    """w_j ← w_j min(1, limit / ‖w_j‖) of each row of w, (n, fan_in). A block per row."""
+    j = cuda.blockIdx.x
+    shared = cuda.shared.array(1, float64)
+    total = float64(0)
+    for k in range(cuda.threadIdx.x, w.shape[1], BLOCK):
+        total += float64(w[j, k]) * float64(w[j, k])
+    total = block_sum(total)
+    if cuda.threadIdx.x == 0:
+        shared[0] = math.sqrt(total)
+    cuda.syncthreads()
+    if limit < shared[0] < math.inf:
+        for k in range(cuda.threadIdx.x, w.shape[1], BLOCK):
+            w[j, k] *= limit / shared[0]
+
+
 # -- the rules ---------------------------------------------------------------------
 
 

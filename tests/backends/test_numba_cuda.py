@@ -73,15 +73,15 @@ def _kernels(module, dtype: str):
     """(name, kernel, argument types, whether it sums in float64) of every specialisation."""
     from importlib import import_module
 
-    from numba import float64, int32, int64
+    from numba import float64, int32, int64, uint32
 
     sigmas, terms, cost, forward, output_error, hidden_error = (
         import_module(f"backprop_gpu.kernels.numba_cuda.{name}")
         for name in ("activations", "costs", "cost", "forward", "output_error", "hidden_error")
     )
-    bias_gradient, weight_gradient, hadamard, gather, update = (
+    bias_gradient, weight_gradient, hadamard, gather, update, dropout = (
         import_module(f"backprop_gpu.kernels.numba_cuda.{name}")
-        for name in ("bias_gradient", "weight_gradient", "hadamard", "gather", "update")
+        for name in ("bias_gradient", "weight_gradient", "hadamard", "gather", "update", "dropout")
     )
 
     backend = module.NumbaCudaBackend(dtype)
@@ -127,6 +127,11 @@ def _kernels(module, dtype: str):
                 kernel = cost.make_cost(sample, weighted)
                 name = f"cost {each.name} {from_z} {weighted}"
                 yield name, kernel, (matrix,) * 3 + (flat, step, double), True
+    yield "limit_norms", update.limit_norms, (matrix, float64), True
+    words = (uint32,) * 3
+    arguments = (matrix, matrix, step, *words, uint32, T, uint32, uint32)
+    yield "dropout", dropout.make_dropout(T), arguments, False
+    yield "add_noise", dropout.make_add_noise(T), (flat, matrix, step, *words, uint32), True
     yield "clip_value", update.clip_value, (flat, T), False
     yield "sum_of_squares", update.sum_of_squares, (flat, double), True
     yield "norm", update.norm, (double, double), True
@@ -155,7 +160,7 @@ def test_kernels_compile_and_float32_stays_float32(numba_cuda, dtype):
     of_outputs, collapse = named - 2, 4
     errors = sigmas + of_outputs  # each σ' with one cost, and sigmoid's with all and a user's
     cost_kernels = 2 * (named + collapse)
-    assert len(names) == 3 * sigmas + errors + of_outputs + 2 + 9 + cost_kernels + 9
+    assert len(names) == 3 * sigmas + errors + of_outputs + 2 + 9 + cost_kernels + 12
 
 
 def test_double_precision_would_be_seen(numba_cuda):

@@ -89,6 +89,8 @@ def test_every_hidden_activation(name: str, dtype: str) -> None:
         SGD(l1=0.01),
         Adam(epsilon=1e-3, l2=0.02, clip_value=0.1),
         AdamW(epsilon=1e-3, weight_decay=0.1, clip_norm=0.5),
+        SGD(max_norm=0.7),
+        Adam(epsilon=1e-3, max_norm=0.9, clip_norm=0.5),
     ],
     ids=str,
 )
@@ -138,8 +140,11 @@ DIVISIONS = [
 
 @pytest.mark.parametrize(
     "optimizer",
-    [SGD(), SGD(l2=0.02), SGD(momentum=0.5, **ALL_ON), Adam(epsilon=1e-3, clip_norm=0.1)],
-    ids=["sgd", "l2", "all", "adam"],
+    [
+        SGD(), SGD(l2=0.02), SGD(momentum=0.5, **ALL_ON), SGD(max_norm=0.7),
+        Adam(epsilon=1e-3, clip_norm=0.1),
+    ],
+    ids=["sgd", "l2", "all", "max_norm", "adam"],
 )
 @pytest.mark.parametrize("work", DIVISIONS, ids=str)
 def test_every_division_of_a_batch(
@@ -150,7 +155,9 @@ def test_every_division_of_a_batch(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("optimizer", [SGD(), Adam(clip_norm=0.1)], ids=["sgd", "adam"])
+@pytest.mark.parametrize(
+    "optimizer", [SGD(), Adam(clip_norm=0.1, max_norm=0.9)], ids=["sgd", "adam"]
+)
 def test_no_division_changes_a_bit(
     optimizer: Any, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

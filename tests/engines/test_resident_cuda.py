@@ -672,7 +672,9 @@ CUBIC = Cost("cubic", lambda a, y: (abs(a - y) ** 3).sum(axis=1), lambda a, y: a
     [
         ({"cost": CUBIC}, "cost 'cubic' is not built in"),
         ({"step_callbacks": True}, "a callback after every batch"),
-        ({"clips_norm": True}, "clip_norm needs the norm of all gradients"),
+        ({"options": frozenset(["clip_norm"])}, "clip_norm needs the norm of all gradients"),
+        ({"options": frozenset(["max_norm"])}, "max_norm needs all of a neuron's new weights"),
+        ({"options": frozenset(["gradient_noise"])}, "draws no gradient_noise"),
         ({"sizes": (4096, 4096, 10)}, r"need \d+ KB of shared memory .* the device has 227 KB"),
         ({"batch_size": 8192}, r"KB of shared memory"),
         ({"rows": 1000, "epochs": 1}, "less than building it takes"),

@@ -145,7 +145,8 @@ struct Settings {
   std::vector<int> sizes = {11, 20, 9, 3};
   int sigma = 0, output = 0, cost = 0;  // -1 is a user's
   int rule = 0, batch = 11, rows = 45, epochs = 1, shards = 1;
-  double clip_value = INFINITY, clip_norm = INFINITY, l1 = 0, l2 = 0, alpha = 0;
+  double clip_value = INFINITY, clip_norm = INFINITY, max_norm = INFINITY;
+  double l1 = 0, l2 = 0, alpha = 0;
   bool bytes = false, squares = false, weights = false;
   bool zeros = false, sparse = false;  // X has many zeros, and leaves them out
   double scale = 0.3;  // of the parameters
@@ -310,6 +311,7 @@ template <class T> struct Training {
     member.coefficients = coefficients.data();
     member.clip_value = settings.clip_value;
     member.clip_norm = settings.clip_norm;
+    member.max_norm = settings.max_norm;
     member.l1 = settings.l1;
     member.d1 = adam ? 0.1 : 0.9;
     member.d2 = adam ? 0.001 : 0;
@@ -513,6 +515,17 @@ template <class T> std::vector<Settings> settings_of(const char* group) {
     for (double scale : {0.0, 1e30})  // norms of 0 and beyond what a square can be
       add([&](Settings& s) {
         s.sigma = s.output = 8, s.scale = scale, s.sizes = {3, 2}, s.clip_norm = 0.1;
+      });
+  } else if (!strcmp(group, "limits")) {
+    for (double limit : {0.5, 1.0, 100.0})  // of all rows, of some and of none
+      for (int rule : {0, 3})
+        add([&](Settings& s) { s.sizes = {140, 21, 17, 3}, s.rule = rule, s.max_norm = limit; });
+    add([&](Settings& s) { s.max_norm = 0.9, s.clip_norm = 0.05, s.squares = true, s.epochs = 2; });
+    add([&](Settings& s) { s.max_norm = 0.9, s.shards = 8, s.batch = 19; });
+    add([&](Settings& s) { s.max_norm = 0.9, s.zeros = s.sparse = true; });
+    for (double scale : {1e25, 1e30})  // squares overflow
+      add([&](Settings& s) {
+        s.sigma = s.output = 8, s.scale = scale, s.sizes = {17, 2}, s.max_norm = 2e25;
       });
   } else if (!strcmp(group, "shapes")) {
     const std::vector<int> shapes[] = {{1, 1},       {1, 1, 1},       {17, 1, 3},  {300, 40, 20, 10},
@@ -889,7 +902,7 @@ void about_itself() {
 }
 
 template <class T> void groups(const char* type) {
-  for (const char* group : {"activations", "costs", "saturated", "rules", "shapes", "bytes", "weights",
+  for (const char* group : {"activations", "costs", "saturated", "rules", "limits", "shapes", "bytes", "weights",
                             "sparse", "epochs", "shards"}) {
     Hash hash;
     for (const Settings& settings : settings_of<T>(group)) {

@@ -30,6 +30,7 @@ from backprop_gpu.cuda import catalogue
 from backprop_gpu.cuda.catalogue import Catalogue
 from backprop_gpu.optimizers import COEFFICIENTS, SGD, Adam, AdamW
 from backprop_gpu.parameters import Layout, Parameters
+from backprop_gpu.philox import Dropout
 from backprop_gpu.precision import round_factor
 from reference import assert_close, product_bound
 
@@ -908,6 +909,10 @@ OPTIMIZERS = {
     "clip_norm_not_reached": SGD(clip_norm=1e6),
     "adam": Adam(l2=0.01, clip_norm=3.0),
     "adamw": AdamW(weight_decay=0.3, clip_value=0.5),
+    "max_norm": SGD(momentum=0.5, max_norm=1.5),
+    "max_norm_not_reached": Adam(max_norm=1e6),
+    "gradient_noise": SGD(gradient_noise=0.3, l2=0.1),
+    "noise_and_limits": AdamW(gradient_noise=0.1, clip_value=0.8, clip_norm=3.0, max_norm=2.0),
 }
 
 
@@ -929,7 +934,7 @@ def _update(s: Subject, name: str, sizes: tuple[int, ...]) -> None:
     results = []
     for backend in (s.backend, NumpyBackend("float64")):
         epoch = backend.epoch(steps, 1)
-        epoch.load(np.arange(steps), coefficients)
+        epoch.load(np.arange(steps), coefficients, None, Dropout((), (0x123456789ABCDEF0,), 5))
         p, gradients = (Parameters(layout, backend.zeros((layout.length,))) for _ in range(2))
         slots = tuple(backend.zeros((layout.length,)) for _ in range(optimizer.slots))
         rng = np.random.default_rng(3)

@@ -28,7 +28,7 @@ from backprop_gpu.communicators import Communicator, MPICommunicator
 
 OPTIMIZERS = {
     "sgd": SGD(),
-    "sgd, all options": SGD(clip_norm=0.1, clip_value=0.02, l1=1e-4, l2=0.01),
+    "sgd, all options": SGD(clip_norm=0.1, clip_value=0.02, l1=1e-4, l2=0.01, max_norm=0.9),
     "momentum": SGD(momentum=0.9),
     "nesterov": SGD(momentum=0.9, nesterov=True, l2=0.01),
     "adam": Adam(clip_value=0.01),

@@ -25,6 +25,8 @@ from backprop_gpu import (
     planning,
     schedules,
 )
+from backprop_gpu.parameters import Layout
+from backprop_gpu.philox import philox
 from backprop_gpu.training import session
 from backprop_gpu.training.fitting import FitCourse
 from backprop_gpu.training.progress import ProgressBar
@@ -102,10 +104,27 @@ def test_every_order_but_the_first_wave_s_first_is_drawn_ahead(monkeypatch, wave
 # -- the update rules --------------------------------------------------------------------
 
 
-def order_of(net, epochs):
-    """The permutations that `fit` is going to draw: those of the network's own generator."""
+def order_of(net, epochs, optimizer):
+    """The permutations that `fit` is going to draw, and what noise draws from: by the network's own
+    generator."""
     rng = copy.deepcopy(net.generator)
-    return [rng.permutation(ROWS) for _ in range(epochs)]
+    drawn = []
+    for _ in range(epochs):
+        order = rng.permutation(ROWS)
+        key = int(rng.integers(2**64, dtype=np.uint64)) if optimizer.gradient_noise else 0
+        drawn.append((order, key))
+    return drawn
+
+
+def noise(size, first, step, key):
+    """What stands at `first` and behind it, of N(0, 1)."""
+    words = []
+    for block in range(first // 4, (first + size + 3) // 4):
+        counter = np.array([block]), np.array([0]), np.array([0]), np.array([step])
+        words += [float(word[0]) for word in philox(counter, (key & 0xFFFFFFFF, key >> 32))]
+    u, v = ((np.array(words[i::2]) + 0.5) / 2**32 for i in (0, 1))
+    disc = np.sqrt(-2 * np.log(u)) * np.exp(2j * np.pi * v)
+    return np.stack([disc.real, disc.imag], axis=1).ravel()[:size]
 
 
 RULES = {
@@ -121,7 +140,9 @@ OPTIONS = {
     "l1": {"l1": 0.05},
     "clip_norm": {"clip_norm": 0.5},
     "clip_value": {"clip_value": 0.05},
-    "all": {"l1": 0.03, "l2": 0.07, "clip_norm": 0.3, "clip_value": 0.1},
+    "max_norm": {"max_norm": 0.8},
+    "gradient_noise": {"gradient_noise": 0.1, "noise_decay": 0.3},
+    "all": {"l1": 0.03, "l2": 0.07, "clip_norm": 0.3, "clip_value": 0.1, "max_norm": 0.9},
 }
 
 
@@ -132,14 +153,20 @@ def train_by_hand(net, X, Y, orders, rates, rule, optimizer):
     layers = len(net.weights)
     v = [np.zeros_like(array) for array in p]
     s = [np.zeros_like(array) for array in p]
+    starts = Layout(tuple(net.sizes)).starts
     losses, t = [], 0
-    for order in orders:
+    for order, key in orders:
         costs = []
         for start in range(0, ROWS, BATCH):
             rows = order[start : start + BATCH]
             passed = backpropagate(p[:layers], p[layers:], names, net.cost.name, X[rows], Y[rows])
             costs += [passed.cost] * len(rows)
             g = [w for w, _ in passed.gradients] + [b for _, b in passed.gradients]
+            if optimizer.gradient_noise:
+                sigma = np.sqrt(optimizer.gradient_noise / (1 + t) ** optimizer.noise_decay)
+                for i, first in enumerate(starts):
+                    n = noise(g[i].size, first, start // BATCH, key)
+                    g[i] = g[i] + sigma * n.reshape(g[i].shape)
             if optimizer.clip_value is not None:
                 g = [np.clip(x, -optimizer.clip_value, optimizer.clip_value) for x in g]
             if optimizer.clip_norm is not None:
@@ -165,6 +192,9 @@ def train_by_hand(net, X, Y, orders, rates, rule, optimizer):
                     m_hat = v[i] / (1 - optimizer.beta1**t)
                     s_hat = s[i] / (1 - optimizer.beta2**t)
                     p[i] = p[i] - eta * m_hat / (np.sqrt(s_hat) + optimizer.epsilon)
+            for w in p[:layers] if optimizer.max_norm is not None else ():
+                for row in w:
+                    row *= min(1.0, optimizer.max_norm / np.linalg.norm(row))
         losses.append(float(np.mean(costs)))
     return p, losses
 
@@ -177,7 +207,7 @@ def test_update_rules(backend, rule, options):
     net = network(backend)
     schedule = schedules.ExponentialDecay(0.1, 0.5)
     rates = schedule(np.arange(EPOCHS * STEPS) / STEPS)
-    orders = order_of(net, EPOCHS)
+    orders = order_of(net, EPOCHS, optimizer)
     expected, losses = train_by_hand(net, X, Y, orders, rates, rule, optimizer)
     start = flat(net)
     history = net.fit(
@@ -189,8 +219,8 @@ def test_update_rules(backend, rule, options):
     assert history.loss == pytest.approx(losses, rel=1e-12)
 
 
-@pytest.mark.parametrize("options", ["clip_norm", "clip_value"])
-def test_clipping_options_do_clip(options):
+@pytest.mark.parametrize("options", ["clip_norm", "clip_value", "max_norm", "gradient_noise"])
+def test_options_do_something(options):
     X, Y = problem()
     clipped, plain = network(), network()
     for net, settings in ((clipped, OPTIONS[options]), (plain, {})):

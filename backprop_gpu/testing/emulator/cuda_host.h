@@ -197,6 +197,12 @@ inline double max(double a, double b) { return fmax(a, b); }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline float rsqrt(float x) { return rsqrtf(x); }
 inline double rsqrt(double x) { return 1.0 / sqrt(x); }
+inline void sincospi(float x, float* sine, float* cosine) {
+  *sine = float(sin(3.14159265358979323846 * x)), *cosine = float(cos(3.14159265358979323846 * x));
+}
+inline void sincospi(double x, double* sine, double* cosine) {
+  *sine = sin(3.14159265358979323846 * x), *cosine = cos(3.14159265358979323846 * x);
+}
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
 inline float __fdividef(float x, float y) { return x / y; }
