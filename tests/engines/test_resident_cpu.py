@@ -141,7 +141,10 @@ DIVISIONS = [
 @pytest.mark.parametrize(
     "optimizer",
     [
-        SGD(), SGD(l2=0.02), SGD(momentum=0.5, **ALL_ON), SGD(max_norm=0.7),
+        SGD(),
+        SGD(l2=0.02),
+        SGD(momentum=0.5, **ALL_ON),
+        SGD(max_norm=0.7),
         Adam(epsilon=1e-3, clip_norm=0.1),
     ],
     ids=["sgd", "l2", "all", "max_norm", "adam"],
