@@ -52,7 +52,7 @@ class Dataset:
     ``y`` and ``y_val`` are class numbers (n,), or targets (n, k) where ``classes`` is None;
     ``classes`` names what the outputs stand for, in order. ``preprocessing`` is what the rows of
     a table have been through, or names the classes of other data; None where there is nothing
-    to keep.
+    to keep. ``weights`` (n,) and ``weights_val`` are what each row counts, where a table says so.
     """
 
     X: Any
@@ -62,6 +62,8 @@ class Dataset:
     description: str
     classes: tuple[str, ...] | None
     preprocessing: Preprocessing | None = None
+    weights: np.ndarray | None = None
+    weights_val: np.ndarray | None = None
 
     @property
     def n_outputs(self) -> int:
@@ -138,7 +140,8 @@ def load(
     if path is not None and tables.is_table(Path(path)) and Path(path).is_file():
         return _load_table(Path(path), validation, scale, shuffle, task, table, max_bytes)
     given = {"target": table.target, "drop": table.drop, "keep": table.keep,
-             "categories": table.categories, "impute": table.impute}  # fmt: skip
+             "categories": table.categories, "impute": table.impute,
+             "sample-weight": table.sample_weight}  # fmt: skip
     if path is not None and Path(path).suffix.lower() in sources.STORES and Path(path).exists():
         held = _read_store(Path(path), scale, max_bytes)
     else:
@@ -187,6 +190,17 @@ def _load_table(
     name = frame.names[roles.target]
     y, classes, notes = _prepare(_target(frame, roles.target, task), task, f"target {name!r}")
     train, kept, how = _split(y, classes, validation, shuffle)
+    weights, weights_val = None, None
+    if roles.weight is not None:
+        of_rows = _weights(frame, roles.weight)
+        weights, weights_val = of_rows[train], of_rows[kept]
+        for some, what in ((weights, "train"), (weights_val, "validate")):
+            if not some.any():
+                raise ValueError(
+                    f"{path}: column {frame.names[roles.weight]!r}, which --sample-weight names, "
+                    f"is 0 in all {len(some)} rows that {what}"
+                )
+        notes.append(f"rows count by: {frame.names[roles.weight]}")
     learned = preprocessing.learn(frame, roles, train, options, scale)
     if classes is not None:
         learned = replace(learned, target=Category(name, classes))
@@ -202,18 +216,38 @@ def _load_table(
     if scale is None and not options.standardize:
         scaled = _as_they_are(X)
     without = " (without its header)" if frame.header and frame.unit == "line" else ""
-    dataset = Dataset(X[train], y[train], X[kept], y[kept], f"{path}{without}", classes, learned)
+    dataset = Dataset(
+        X[train], y[train], X[kept], y[kept], f"{path}{without}", classes, learned, weights,
+        weights_val,
+    )  # fmt: skip
     notes = [*roles.notes, *notes, *(f"note: {remark}" for remark in remarks)]
     return _described(dataset, scaled, how, notes)
 
 
-def _target(frame: tables.Frame, j: int, task: str | None) -> np.ndarray:
+def _weights(frame: tables.Frame, j: int) -> np.ndarray:
+    """What each row counts."""
+    _check_no_gaps(frame, j, "which --sample-weight names")
+    weights = frame.numeric(j)
+    if (negative := weights < 0).any():
+        row = int(np.argmax(negative))
+        raise ValueError(
+            f"{frame.place(row, j)}, which --sample-weight names: a weight must be at least 0, "
+            f"got {weights[row]:g}"
+        )
+    return weights
+
+
+def _check_no_gaps(frame: tables.Frame, j: int, role: str) -> None:
     frame.check_usable(j)
     if (gaps := frame.missing(j)).any():
         raise ValueError(
-            f"{frame.place(int(np.argmax(gaps)), j)}, which is the target: missing value, the "
-            f"first of {np.count_nonzero(gaps):,}"
+            f"{frame.place(int(np.argmax(gaps)), j)}, {role}: missing value, the first of "
+            f"{np.count_nonzero(gaps):,}"
         )
+
+
+def _target(frame: tables.Frame, j: int, task: str | None) -> np.ndarray:
+    _check_no_gaps(frame, j, "which is the target")
     if j not in frame.codes or task == "regression":
         return frame.numeric(j)
     codes, texts = frame.categorical(j)

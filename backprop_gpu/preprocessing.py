@@ -29,7 +29,7 @@ class Options:
     Parameters
     ----------
     target : str, optional
-        What to predict; default: the last column.
+        What to predict; default: the last column that is not `sample_weight`.
     drop, keep : sequence of str
         Columns to leave out, and to use although they only count the rows.
     categories : sequence of str
@@ -40,6 +40,8 @@ class Options:
         Give every column of numbers mean 0 and deviation 1.
     header : bool, optional
         Whether the first line of a csv has names; default: found out.
+    sample_weight : str, optional
+        What each row counts: neither a feature nor the target.
     """
 
     target: str | None = None
@@ -49,6 +51,7 @@ class Options:
     impute: bool = False
     standardize: bool = True
     header: bool | None = None
+    sample_weight: str | None = None
 
 
 @dataclass(frozen=True)
@@ -270,21 +273,35 @@ def _one_hot(out: np.ndarray, column: Category, frame: Frame, j: int) -> str | N
 
 @dataclass(frozen=True)
 class Roles:
-    """Which column is the target and which are features, and what to say about it."""
+    """Which column is the target, which are features, and what to say about it.
+
+    ``weight`` is the column of what each row counts, or None.
+    """
 
     target: int
     features: list[int]
     notes: list[str] = field(default_factory=list)
+    weight: int | None = None
 
 
 def roles(frame: Frame, options: Options) -> Roles:
     """What each column is for."""
     count = len(frame.names)
-    target = count - 1 if options.target is None else frame.find(options.target)
+    weight = None if options.sample_weight is None else frame.find(options.sample_weight)
+    if options.target is not None:
+        target = frame.find(options.target)
+    else:
+        target = count - 2 if weight == count - 1 and count > 1 else count - 1
     drop, keep = ({frame.find(name) for name in names} for names in (options.drop, options.keep))
     if target in drop:
         raise ValueError(f"{frame.path}: --drop leaves out the target, {frame.names[target]!r}")
-    features = [j for j in range(count) if j != target and j not in drop]
+    if weight == target:
+        raise ValueError(f"{frame.path}: --sample-weight names the target, {frame.names[target]!r}")
+    if weight is not None and weight in drop:
+        raise ValueError(
+            f"{frame.path}: --drop leaves out {frame.names[weight]!r}, which --sample-weight names"
+        )
+    features = [j for j in range(count) if j not in (target, weight) and j not in drop]
     notes = []
     counting = [j for j in features if j not in keep and _counts_rows(frame, j)]
     if len(counting) < len(features):
@@ -303,7 +320,7 @@ def roles(frame: Frame, options: Options) -> Roles:
             first = frame.names[0] if frame.header or codes[0] < 0 else texts[codes[0]]
             hint = f"; the first line is {first[:60]!r}, and cells must be separated by commas"
         raise ValueError(f"{frame.path}: a row needs a feature beside the target{hint}")
-    return Roles(target, features, notes)
+    return Roles(target, features, notes, weight)
 
 
 #: Names of columns that may be left out if they count up.

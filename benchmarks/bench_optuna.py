@@ -1,6 +1,7 @@
 """What a study of Optuna's takes: its trials as populations, and one by one.
 
     python -m backprop_gpu.benchmarks.bench_optuna [--rounds 5] [--trials 81] [--epochs 81]
+    python -m backprop_gpu.benchmarks.bench_optuna --picture docs/optuna.png
 
     sweep      `sweep` with `trials=`: populations that members leave in mid-training, by default of
                all trials, since a RandomSampler learns nothing
@@ -14,7 +15,8 @@ scikit-learn ships with: a RandomSampler of one seed draws them, and Hyperband p
 take turns; shown are medians over the rounds: seconds, how many times faster than `optuna` in the
 same round, how many times less processor time, and how many times faster an epoch. A pruner judges
 by what it has heard of by then, so sides train different numbers of epochs. What a trial reports
-must be equal on all sides, as far as they train it.
+must be equal on all sides, as far as they train it. With --picture nothing is timed: it draws the
+trials of `sweep`.
 """
 
 from __future__ import annotations
@@ -119,6 +121,51 @@ def differing(study: Any, other: Any) -> int:
     )
 
 
+def draw(study: Any, path: str) -> None:
+    """Validation accuracy of every trial by epoch, and by learning rate at its end."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    pale, dark, best = "#b9cce0", "#1f5fa8", "#d1602b"
+    trials = [trial for trial in study.trials if trial.intermediate_values]
+    ended = [trial for trial in trials if trial.state.name == "PRUNED"]
+    whole = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2, sharey=True, width_ratios=(1.7, 1))
+    kinds = (
+        (ended, pale, 0.9, f"pruned, {len(ended)} trials"),
+        (whole, dark, 1.5, f"trained to the end, {len(whole)}"),
+        ([study.best_trial], best, 2.2, "the best"),
+    )
+    for some, color, width, label in kinds:
+        for number, trial in enumerate(some):
+            epochs = [step + 1 for step in trial.intermediate_values]  # steps count from 0
+            values = list(trial.intermediate_values.values())
+            shown = label if number == 0 else None
+            axes[0].plot(epochs, values, color=color, linewidth=width, label=shown)
+            if color == pale:
+                axes[0].plot(epochs[-1], values[-1], ".", color="#7f9fc0", markersize=4)
+            axes[1].plot(
+                trial.params["learning_rate"], values[-1], "o", color=color,
+                markersize=3 + 1.5 * len(values) ** 0.4,
+            )  # fmt: skip
+    for axis in axes:
+        axis.set_xscale("log")
+        axis.grid(True, color="#dddddd", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    last = max(map(len, (trial.intermediate_values for trial in trials)))
+    rungs = [3**i + 1 for i in range(10) if 3**i + 1 < last]  # of steps 1, 3, 9, …
+    axes[0].set_xticks([1, *rungs, last])
+    axes[0].xaxis.set_major_formatter(FuncFormatter(lambda epoch, _: f"{epoch:g}"))
+    axes[0].xaxis.set_minor_locator(NullLocator())
+    axes[0].set(xlabel="epoch", ylabel="validation accuracy", title="while they train")
+    axes[0].legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.12))
+    axes[1].set(xlabel="learning rate", title="where they end; larger: after more epochs")
+    figure.savefig(path, dpi=110)
+
+
 def _ratios(these: Sequence[float], those: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(these, those, strict=True)]
 
@@ -136,8 +183,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, nargs="*", default=[2], help="besides one")
     parser.add_argument("--at-once", type=int, nargs="*", default=[8])
     parser.add_argument("--no-pruner", action="store_true", help="train every trial to its end")
+    parser.add_argument("--picture", metavar="FILE", help="draw the trials, and time nothing")
     args = parser.parse_args(argv)
     problem = StudyProblem(args.trials, args.epochs, args.hidden, args.batches, not args.no_pruner)
+    if args.picture:
+        draw(problem.as_sweep(), args.picture)
+        return 0
     named: dict[str, Callable[[], Any]] = {"sweep": problem.as_sweep}
     for count in args.at_once:
         named[f"sweep, at_once={count}"] = lambda count=count: problem.as_sweep(count)  # type: ignore[misc]

@@ -111,7 +111,17 @@ def add_table(parser: argparse.ArgumentParser) -> None:
         "model file keeps it all, and predict applies it.",
     )
     option = table.add_argument
-    option("--target", metavar="COLUMN", help="what to predict; default: the last column")
+    option(
+        "--target",
+        metavar="COLUMN",
+        help="what to predict; default: the last column but that of --sample-weight",
+    )
+    option(
+        "--sample-weight",
+        metavar="COLUMN",
+        help="what each row counts, 0 or more, in training and in validation; it is no feature, "
+        "and predict does not ask for it",
+    )
     option("--drop", nargs="+", default=[], metavar="COLUMN", help="leave out these columns")
     option(
         "--keep",
@@ -159,6 +169,7 @@ def read_data(args: argparse.Namespace, cost: str | None) -> Dataset:
             args.impute,
             args.standardize,
             args.header,
+            args.sample_weight,
         ),
         max_bytes=args.max_bytes,
     )
@@ -204,6 +215,13 @@ def fraction(text: str) -> float:
 
 def split(values: Sequence[str]) -> list[str]:
     return [part for part in re.split(r"[,\s]+", ",".join(values)) if part]
+
+
+def numbers(name: str, values: Sequence[str]) -> list[float]:
+    try:
+        return [float(part) for part in split(values)]
+    except ValueError as error:
+        raise ArgumentError(f"{name} must be numbers such as 0.2,0.5: {error}") from None
 
 
 def integers(name: str, values: Sequence[str]) -> list[int]:

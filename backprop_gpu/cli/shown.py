@@ -40,15 +40,21 @@ def processor() -> str:
     return f"CPU ({name}, {count} core{'' if count == 1 else 's'})"
 
 
-def goodness(y: np.ndarray, outputs: np.ndarray, target: Number | Category | None) -> str:
+def goodness(
+    y: np.ndarray,
+    outputs: np.ndarray,
+    target: Number | Category | None,
+    weights: np.ndarray | None = None,
+) -> str:
     """How well numbers are met: in their own units, and beside their mean as a guess."""
     from sklearn.metrics import r2_score
 
     if len(y) < 2:
         return ""
     unit = target.deviation if isinstance(target, Number) else 1.0
-    error = unit * float(np.sqrt(np.mean((y - outputs) ** 2)))
-    r2 = float(r2_score(y, outputs))
+    squares = ((y - outputs) ** 2).mean(axis=1)
+    error = unit * float(np.sqrt(np.average(squares, weights=weights)))
+    r2 = float(r2_score(y, outputs, sample_weight=weights))
     worse = ", no better than to guess their mean" if r2 <= 0.0 else ""
     return f", R² {r2:.4f}{worse}, root mean square error {error:.6g}"
 

@@ -47,6 +47,7 @@ from .defaults import (
     fits_numbers,
 )
 from .shown import processor
+from .weighted_validation import weighted_validation
 
 _GRID = """\
 the grid: a TOML file
@@ -194,9 +195,10 @@ def _sweep(args: argparse.Namespace) -> int:
                         data.y,
                         seeds=args.seeds,
                         validation_data=(data.X_val, data.y_val),
-                        callbacks=callbacks,
+                        callbacks=[*weighted_validation(data), *callbacks],
                         metric=args.metric,
                         client=client,
+                        sample_weight=data.weights,
                         **searched,
                         **shared,
                     )

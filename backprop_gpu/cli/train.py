@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import activations, costs, optimizers
+from .. import activations, costs, optimizers, validation
 from ..communicators import ALONE, Communicator, resolved
 from ..datasets import Dataset
 from ..errors import ArgumentError
@@ -29,6 +29,7 @@ from .arguments import (
     add_table,
     integers,
     known,
+    numbers,
     read_data,
     refused_as_arguments,
     split,
@@ -44,6 +45,7 @@ from .defaults import (
     fits_numbers,
 )
 from .shown import device_of, goodness
+from .weighted_validation import weighted_validation
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -103,6 +105,13 @@ def add(commands: Any) -> None:
         default=0.0,
         metavar="LAMBDA",
         help="the penalty ½ λ Σw² added to the cost; default none",
+    )
+    option(
+        "--dropout",
+        nargs="+",
+        metavar="RATE",
+        help="the share of each hidden layer's activations that a step leaves out, or of one "
+        "hidden layer after another, 0.2,0.5 or 0.2 0.5; default none",
     )
     option(
         "--class-weight",
@@ -213,6 +222,7 @@ def _train_on(ranks: Communicator, given: Communicator | None, args: argparse.Na
         raise ArgumentError(str(error)) from error
     resume_from = out / CHECKPOINT if args.resume and (out / CHECKPOINT).exists() else None
     net = _network(args, data)
+    rates = _dropout(args, net)
     batch_size = min(BATCH_SIZE, len(data.X)) if args.batch_size is None else args.batch_size
     if args.explain:
         with refused_as_arguments():
@@ -231,6 +241,7 @@ def _train_on(ranks: Communicator, given: Communicator | None, args: argparse.Na
         rate = default_rate(args.optimizer, net.cost.name, net.activations[-1].name)
     settings = [f"{args.epochs} epochs", f"batch size {batch_size}", f"learning rate {rate:g}"]
     settings += [args.optimizer] + ([f"l2 {args.l2:g}"] if args.l2 else [])
+    settings += [f"dropout {' '.join(f'{each:g}' for each in rates)}"] if rates else []
     settings += [f"classes {args.class_weight}"] if args.class_weight else []
     settings += [f"seed {args.seed}"]
     settings += [] if args.patience is None else [f"patience {args.patience}"]
@@ -254,11 +265,13 @@ def _train_on(ranks: Communicator, given: Communicator | None, args: argparse.Na
                     learning_rate=rate,
                     optimizer=optimizer,
                     validation_data=(data.X_val, data.y_val),
-                    callbacks=[announce, *callbacks],
+                    callbacks=[announce, *weighted_validation(data), *callbacks],
                     progress=True,
                     resume_from=resume_from,
                     communicator=given or "none",
+                    sample_weight=data.weights,
                     class_weight=args.class_weight,
+                    dropout=rates or 0.0,
                 )
             finally:
                 termination.waits = True  # until the files are written
@@ -327,7 +340,8 @@ def _finish(net: Network, data: Dataset, out: Path, status: int, message: str) -
         fit = ""
         if data.classes is None:
             target = data.preprocessing.target if data.preprocessing else None
-            fit = goodness(data.y_val, net.cost.predictions(net.predict(data.X_val)), target)
+            found = net.cost.predictions(net.predict(data.X_val))
+            fit = goodness(data.y_val, found, target, data.weights_val)
         print(f"validation loss: {loss:.6g}{fit}")
     return status
 
@@ -360,6 +374,15 @@ def _network(args: argparse.Namespace, data: Dataset) -> Network:
             )
     except RuntimeError as error:  # a backend that is not usable here
         raise ArgumentError(str(error)) from error
+
+
+def _dropout(args: argparse.Namespace, net: Network) -> tuple[float, ...]:
+    """Rates of the hidden layers; () where none drops out."""
+    if args.dropout is None:
+        return ()
+    given = numbers("--dropout", args.dropout)
+    with refused_as_arguments():
+        return validation.dropout(given[0] if len(given) == 1 else given, len(net.sizes) - 2)
 
 
 def _write(net: Network, history: History, out: Path) -> Iterator[Path]:

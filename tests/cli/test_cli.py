@@ -187,6 +187,12 @@ def test_default_rates_train(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         ("train --task both", "invalid choice: 'both'"),
         ("train --l2 -1", "l2 must be finite and >= 0"),
         ("train --patience -1", "patience must be >= 0"),
+        ("train --dropout 1", "dropout must be in [0, 1), got 1"),
+        ("train --dropout half", "--dropout must be numbers such as 0.2,0.5: could not convert"),
+        ("train --dropout 0.2 0.5", "one for each of 1 hidden layers, got [0.2, 0.5]"),
+        ("train --sizes 64,10 --dropout 0.5", "dropout=0.5 needs a hidden layer"),
+        ("train --explain --dropout nan", "dropout must be in [0, 1), got nan"),
+        ("train --sample-weight x", "--sample-weight is for tables, which the digits is not"),
         ("train --max-bytes lots", "is not a number of bytes, such as 4G"),
         (f"train --epochs {10**400}", "must be at most"),
         (f"train --batch-size {10**400}", "must be at most"),
@@ -696,6 +702,31 @@ def test_a_margin_and_balanced_classes(tmp_path: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr()
     assert printed.out.startswith("row,class,label")
     assert "accuracy: 0." in printed.out + printed.err
+
+
+@pytest.mark.parametrize(
+    ("given", "rates", "shown"),
+    [
+        (["0.5"], 0.5, "sgd, dropout 0.5 0.5, seed 0"),
+        (["0.2,0.5"], [0.2, 0.5], "sgd, dropout 0.2 0.5, seed 0"),
+        (["0", "0.5"], [0.0, 0.5], "sgd, dropout 0 0.5, seed 0"),
+        (["0"], 0.0, "sgd, seed 0"),
+    ],
+)
+def test_dropout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], rates: Any, shown: str
+) -> None:
+    arguments = ["--sizes", "64,20,15,10", "--epochs", "2", "--backend", "numpy"]
+    assert run("train", *arguments, "--dropout", *given, "--out", tmp_path) == 0
+    assert shown in capsys.readouterr().out
+    data = datasets.load()
+    net = Network([64, 20, 15, 10], cost="binary_cross_entropy", backend="numpy", seed=0)
+    net.fit(
+        data.X, data.y, epochs=2, batch_size=10, learning_rate=0.5, dropout=rates,
+        validation_data=(data.X_val, data.y_val),
+    )  # fmt: skip
+    trained = Network.load(tmp_path / "model.safetensors", backend="numpy")
+    np.testing.assert_array_equal(trained.weights[1], net.weights[1])
 
 
 def test_a_cost_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -325,6 +325,140 @@ def test_patience_and_l2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert sums[1] < 0.5 * sums[0]
 
 
+# -- what each row counts ---------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Path:
+    """Two kinds of rows that contradict each other: those of weight 0.5 and those of weight 0."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=160).round(3)
+    lies = np.arange(160) % 4 < 2
+    label = np.where((x > 0) != lies, "yes", "no")
+    return csv_of(tmp_path / "counted.csv", ["x", "label", "n"], x, label, np.where(lies, 0, 0.5))
+
+
+def test_weights_of_rows(tmp_path: Path, counted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "--data", counted, *TRAIN, "--sample-weight", "n", "--out", tmp_path]
+    assert run(*arguments) == 0
+    out = capsys.readouterr().out
+    assert "target: label\nrows count by: n\n" in out  # the last column is not the target
+    assert final(out) >= 0.95  # rows that lie count for nothing; all alike it is 0.5
+    model = tmp_path / "model.safetensors"
+    net = Network.load(model, backend="numpy")
+    assert net.preprocessing is not None
+    assert net.sizes[0] == 1
+    assert [column.name for column in net.preprocessing.columns or ()] == ["x"]
+
+    # The same as from Python, and rows to validate with have their weights, too.
+    data = datasets.load(counted, shuffle=0, table=Options(sample_weight="n"))
+    assert data.weights is not None
+    assert data.weights_val is not None
+    again = Network(net.sizes, cost="binary_cross_entropy", backend="numpy", seed=0)
+    again.fit(
+        data.X, data.y, epochs=60, batch_size=10, learning_rate=0.5, sample_weight=data.weights,
+        validation_data=(data.X_val, data.y_val),
+    )  # fmt: skip
+    np.testing.assert_array_equal(net.weights[0], again.weights[0])
+    assert f"{again.accuracy(data.X_val, data.y_val, data.weights_val):.4f}" in out
+    assert again.accuracy(data.X_val, data.y_val) < 0.8
+
+    # What is predicted needs no such column, and does not mind one.
+    for names in ("x", "n,x", "x,n"):
+        cells = {"x": "2", "n": "none"}
+        new = write(
+            tmp_path / "new.csv", f"{names}\n{','.join(cells[k] for k in names.split(','))}\n"
+        )
+        assert run("predict", model, new, "--header") == 0
+        assert capsys.readouterr().out.splitlines()[1] == "0,yes"
+
+
+def test_weights_decide_which_epoch_is_best(
+    tmp_path: Path, counted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By rows alike the loss rises from the first epoch on, by their weights it falls."""
+    arguments = ["train", "--data", counted, *TRAIN, "--patience", 5, "--out", tmp_path]
+    assert run(*arguments, "--sample-weight", "n") == 0
+    match = re.search(r"after epoch (\d+) of", capsys.readouterr().out)
+    assert match is None or int(match[1]) > 10
+    data = datasets.load(counted, shuffle=0, table=Options(sample_weight="n"))
+    net = Network.load(tmp_path / "model.safetensors", backend="numpy")
+    assert net.loss(data.X_val, data.y_val, data.weights_val) < 0.4
+    assert net.loss(data.X_val, data.y_val) > 0.8
+
+
+def test_weights_of_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """R² and the error at the end are of the weighted rows."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=200).round(3)
+    lies = np.arange(200) % 4 == 0
+    y = np.where(lies, 30 - x, x) + 0.01 * np.arange(200) % 0.02
+    path = csv_of(tmp_path / "a.csv", ["w", "x", "y"], np.where(lies, 0, 2), x, y)
+    arguments = ["train", "--data", path, *TRAIN, "--optimizer", "adam", "--out", tmp_path]
+    arguments += ["--learning-rate", 0.01]
+    assert run(*arguments, "--sample-weight", "w") == 0
+    match = re.search(r"R² (\S+), root mean square error (\S+)$", capsys.readouterr().out.strip())
+    assert match
+    assert float(match[1]) > 0.9
+    assert float(match[2]) < 0.5
+
+
+def test_weights_in_a_sweep(
+    tmp_path: Path, counted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = write(
+        tmp_path / "grid.toml", "epochs = 60\ndropout = 0.1\n[grid]\nlearning_rate = [0.5]\n"
+    )
+    table = tmp_path / "table.json"
+    arguments = ["--data", counted, "--sample-weight", "n", "--backend", "numpy", "--out", table]
+    assert run("sweep", "--grid", grid, *arguments) == 0
+    capsys.readouterr()
+    (row,) = json.loads(table.read_text())["rows"]
+    assert row["val_accuracy"] >= 0.95
+    data = datasets.load(counted, shuffle=0, table=Options(sample_weight="n"))
+    net = Network([1, 30, 2], cost="binary_cross_entropy", backend="numpy", seed=0)
+    net.fit(
+        data.X, data.y, epochs=60, batch_size=10, learning_rate=0.5, sample_weight=data.weights,
+        dropout=0.1,
+    )  # fmt: skip
+    assert row["val_loss"] == pytest.approx(net.loss(data.X_val, data.y_val, data.weights_val))
+
+
+@pytest.mark.parametrize(
+    ("column", "arguments", "message"),
+    [
+        ("1", "--sample-weight v", "has no column 'v': it has x, w, y"),
+        ("1", "--sample-weight y --target y", "--sample-weight names the target, 'y'"),
+        ("1", "--drop w", "--drop leaves out 'w', which --sample-weight names"),
+        ("1", "--categories w", "--categories 'w' is not a feature"),
+        ("-1", "", "line 2, column 'w', which --sample-weight names: a weight must be at least 0"),
+        ("", "", "line 2, column 'w', which --sample-weight names: missing value"),
+        ("", "--impute", "line 2, column 'w', which --sample-weight names: missing value"),
+        ("heavy", "", "line 2, column 'w': 'heavy' is not a number"),
+        ("inf", "", "line 2, column 'w': not a finite number"),
+        ("0", "", "column 'w', which --sample-weight names, is 0 in all 8 rows that train"),
+    ],
+)
+def test_weights_that_are_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, arguments: str, message: str
+) -> None:
+    rest = "0" if column == "0" else "2"
+    rows = [f"{i * i},{rest if i else column},{i % 2}" for i in range(10)]
+    path = write(tmp_path / "a.csv", "x,w,y\n" + "\n".join(rows) + "\n")
+    given = ["--sample-weight", "w", *arguments.split()]
+    assert message in refused(capsys, "train", "--data", path, *TRAIN, *given, "--out", tmp_path)
+
+
+def test_rows_to_validate_with_that_count_nothing(tmp_path: Path) -> None:
+    path = csv_of(tmp_path / "a.csv", ["x", "y", "w"], range(0, 10, 2), "ababa", [1, 1, 1, 1, 0])
+    options = Options(sample_weight="3")
+    with pytest.raises(ValueError, match="is 0 in all 1 rows that validate"):
+        datasets.load(path, table=options, validation=1)
+    np.testing.assert_array_equal(
+        datasets.load(path, table=options, validation=2).weights_val, [1, 0]
+    )
+
+
 # -- tsv and parquet --------------------------------------------------------------------
 
 
