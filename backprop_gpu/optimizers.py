@@ -25,7 +25,7 @@ and where the norm of a neuron's weights, a row of w, has a limit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from . import validation
 COEFFICIENTS = 6
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Optimizer:
     """What every optimizer takes.
 
@@ -52,8 +52,8 @@ class Optimizer:
         After each step, scale the weights into each neuron, a row w_j of w, down to this Euclidean
         norm where it is larger (Srivastava et al. 2014); 2 to 4 go with dropout.
     gradient_noise, noise_decay : float
-        Add to each component of the clipped gradient noise of N(0, σ²) (Neelakantan et al. 2015),
-        σ² = gradient_noise / (1 + t)^noise_decay at step t, counted from 0.
+        Add noise of N(0, σ²) to each component of the gradient, before it is clipped (Neelakantan
+        et al. 2015); σ² = gradient_noise / (1 + t)^noise_decay at step t, counted from 0.
     """
 
     l1: float = 0.0
@@ -70,6 +70,15 @@ class Optimizer:
         for name in ("clip_norm", "clip_value", "max_norm"):
             if getattr(self, name) is not None:
                 validation.number(name, getattr(self, name), "(0, inf)")
+
+    def __repr__(self) -> str:
+        """With what is not the default."""
+        given = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"{type(self).__name__}({', '.join(given)})"
 
     @property
     def rule(self) -> str:
@@ -107,7 +116,7 @@ class Optimizer:
         return rows
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SGD(Optimizer):
     """Stochastic gradient descent, p ← p - η g; with `momentum` the book's v (chapter 3).
 
@@ -143,7 +152,7 @@ class SGD(Optimizer):
         return (self.momentum, 0.0, 0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Adam(Optimizer):
     """Adam (Kingma & Ba 2015, algorithm 1).
 
@@ -189,7 +198,7 @@ class Adam(Optimizer):
         return rows
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AdamW(Adam):
     """Adam with decoupled weight decay, w ← w - η λ w (Loshchilov & Hutter 2019)."""
 

@@ -43,7 +43,7 @@ def philox(counter: tuple[np.ndarray, ...], key: tuple[int, int]) -> tuple[np.nd
 
 
 @dataclass(frozen=True)
-class Dropout:
+class Draws:
     """What an epoch draws: what it leaves out, and its noise.
 
     Parameters
@@ -76,20 +76,20 @@ def scale(rate: float) -> float:
 
 
 def factors(
-    dropout: Dropout, layer: int, step: int, rows: int, n: int, first_row: int = 0, epoch: int = 0
+    draws: Draws, layer: int, step: int, rows: int, n: int, first_row: int = 0, epoch: int = 0
 ) -> np.ndarray:
     """(rows, n) float64: 0 for what is left out of a^layer, else `scale`."""
-    rate = dropout.rates[layer - 1]
+    rate = draws.rates[layer - 1]
     x = np.arange(first_row, first_row + rows, dtype=np.uint64)[:, None]
     blocks = np.arange(-(-n // 4), dtype=np.uint64)[None, :]
     x, blocks = np.broadcast_arrays(x, blocks)
     place = np.full(x.shape, layer, np.uint64), np.full(x.shape, step, np.uint64)
-    words = philox((x, blocks, *place), dropout.words(epoch))
+    words = philox((x, blocks, *place), draws.words(epoch))
     bits = np.stack(words, axis=-1).reshape(rows, -1)[:, :n]
     return np.where(bits >= threshold(rate), scale(rate), 0.0)
 
 
-def normals(draws: Dropout, start: int, count: int, step: int) -> np.ndarray:
+def normals(draws: Draws, start: int, count: int, step: int) -> np.ndarray:
     """(count,) float64, the noise of components from `start` on, a multiple of 4."""
     blocks = np.arange(start // 4, start // 4 + -(-count // 4), dtype=np.uint64)
     zeros, steps = np.zeros_like(blocks), np.full_like(blocks, step)

@@ -17,7 +17,7 @@ from ..activations import Activation
 from ..costs import Cost
 from ..optimizers import Optimizer
 from ..parameters import Parameters
-from ..philox import Dropout
+from ..philox import Draws
 from ..planning import Product
 
 Array = Any
@@ -35,7 +35,7 @@ class Epoch(Protocol):
         order: np.ndarray,
         coefficients: np.ndarray,
         weights: np.ndarray | None = None,
-        dropout: Dropout | None = None,
+        draws: Draws | None = None,
     ) -> None:
         """Start an epoch at step 0. order (n,), coefficients (steps, 6), and the rows' weights (n,)
         in that order, all on the host."""

@@ -23,7 +23,7 @@ from ..cuda.runtime import Runtime
 from ..imports import uninterrupted
 from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
-from ..philox import Dropout, scale, threshold
+from ..philox import Draws, scale, threshold
 from ..precision import resolve
 
 Array = Any
@@ -42,9 +42,9 @@ class CudaEpoch:
         self.order = runtime.empty(rows, np.int32)
         #: Of the rows, in their order; there from the first epoch on that has some.
         self.weights: DeviceArray | None = None
-        #: Of dropout: its key's two words, and the number of the first step.
+        #: What `draws` has for the kernels: its key's two words, and the number of the first step.
         self.key: DeviceArray | None = None
-        self.dropout: Dropout | None = None
+        self.draws: Draws | None = None
         self.coefficients = runtime.empty((steps, COEFFICIENTS), np.float64)
         self.step_costs = runtime.empty(steps, np.float64)
         self.step = runtime.zeros(1, np.int32)
@@ -54,13 +54,13 @@ class CudaEpoch:
         order: np.ndarray,
         coefficients: np.ndarray,
         weights: np.ndarray | None = None,
-        dropout: Dropout | None = None,
+        draws: Draws | None = None,
     ) -> None:
-        self.dropout = dropout
-        if dropout is not None:
+        self.draws = draws
+        if draws is not None:
             if self.key is None:
                 self.key = self._runtime.empty(3, np.uint32)
-            words = np.array([*dropout.words(), dropout.first_step], np.uint32)
+            words = np.array([*draws.words(), draws.first_step], np.uint32)
             self._runtime.upload(words, self.key)
         self._runtime.upload(order.astype(np.int32), self.order)
         if weights is not None:
@@ -588,8 +588,8 @@ class CudaBackend:
     def drop_out(
         self, source: Array, out: Array, layer: int, epoch: CudaEpoch, first_row: int = 0
     ) -> None:
-        assert epoch.dropout is not None
-        rate, (m, n) = epoch.dropout.rates[layer - 1], source.shape
+        assert epoch.draws is not None
+        rate, (m, n) = epoch.draws.rates[layer - 1], source.shape
         kernel = self._kernels.dropout()
         self.runtime.launch(
             kernel,

@@ -39,7 +39,7 @@ from ..kernels.numba_cuda import cost as device_cost
 from ..kernels.numba_cuda import costs as device_costs
 from ..optimizers import COEFFICIENTS, Optimizer
 from ..parameters import Parameters
-from ..philox import Dropout, scale, threshold
+from ..philox import Draws, scale, threshold
 from .numpy import NumpyBackend
 
 Array = Any  # numba.cuda.cudadrv.devicearray.DeviceNDArray, or the simulator's stand-in
@@ -70,9 +70,9 @@ class NumbaCudaEpoch:
         order: np.ndarray,
         coefficients: np.ndarray,
         weights: np.ndarray | None = None,
-        dropout: Dropout | None = None,
+        draws: Draws | None = None,
     ) -> None:
-        self.dropout = dropout
+        self.draws = draws
         self.order.copy_to_device(np.ascontiguousarray(order, np.int64))
         self.weights = None if weights is None else cuda.to_device(np.ascontiguousarray(weights))
         self.coefficients.copy_to_device(
@@ -339,10 +339,10 @@ class NumbaCudaBackend:
     def drop_out(
         self, source: Array, out: Array, layer: int, epoch: NumbaCudaEpoch, first_row: int = 0
     ) -> None:
-        assert epoch.dropout is not None
-        rate, words = epoch.dropout.rates[layer - 1], epoch.dropout.words()
+        assert epoch.draws is not None
+        rate, words = epoch.draws.rates[layer - 1], epoch.draws.words()
         dropout.make_dropout(self.T)[_tiles(out.shape)](
-            source, out, epoch.step, np.uint32(epoch.dropout.first_step), *map(np.uint32, words),
+            source, out, epoch.step, np.uint32(epoch.draws.first_step), *map(np.uint32, words),
             np.uint32(threshold(rate)), self.dtype.type(scale(rate)), np.uint32(layer),
             np.uint32(first_row),
         )  # fmt: skip
@@ -406,7 +406,7 @@ class NumbaCudaBackend:
                 update.limit_norms[len(w), BLOCK](w, optimizer.max_norm)
 
     def _add_noise(self, gradients: Parameters, epoch: NumbaCudaEpoch) -> None:
-        draws = epoch.dropout
+        draws = epoch.draws
         assert draws is not None
         for array, start in zip(
             (*gradients.weights, *gradients.biases), gradients.layout.starts, strict=True

@@ -12,7 +12,7 @@ from ..activations import Activation
 from ..costs import Cost
 from ..optimizers import Optimizer
 from ..parameters import Parameters
-from ..philox import Dropout
+from ..philox import Draws
 from ..precision import resolve, round_factor
 
 #: Rows that are mixed at a time: what lies between stays in a core's own cache.
@@ -33,10 +33,10 @@ class NumpyEpoch:
         order: np.ndarray,
         coefficients: np.ndarray,
         weights: np.ndarray | None = None,
-        dropout: Dropout | None = None,
+        draws: Draws | None = None,
     ) -> None:
         self.order[...] = order
-        self.weights, self.dropout = weights, dropout
+        self.weights, self.draws = weights, draws
         #: Of this step, by layer and rows: BP2 wants them again.
         self.factors: dict[tuple[int, int, int], np.ndarray] = {}
         self.coefficients = coefficients.tolist()
@@ -302,12 +302,12 @@ class NumpyBackend:
         epoch: NumpyEpoch,
         first_row: int = 0,
     ) -> None:
-        assert epoch.dropout is not None
+        assert epoch.draws is not None
         key = layer, first_row, len(source)
         if key not in epoch.factors:
-            step = epoch.dropout.first_step + epoch.step
+            step = epoch.draws.first_step + epoch.step
             m, n = source.shape
-            found = philox.factors(epoch.dropout, layer, step, m, n, first_row)
+            found = philox.factors(epoch.draws, layer, step, m, n, first_row)
             epoch.factors[key] = found.astype(self.dtype)
         np.multiply(source, epoch.factors[key], out=out)
 
@@ -321,8 +321,8 @@ class NumpyBackend:
     ) -> None:
         row = epoch.coefficients[epoch.step]
         if optimizer.gradient_noise:
-            assert epoch.dropout is not None
-            add_noise(gradients, row[5], epoch.dropout, epoch.step)
+            assert epoch.draws is not None
+            add_noise(gradients, row[5], epoch.draws, epoch.step)
         clip(gradients.flat, optimizer)
         penalize(
             parameters, gradients, optimizer.l1, row[4], self.scratch(parameters.flat.shape)[0]
@@ -407,7 +407,7 @@ class RecyclingBackend(NumpyBackend):
         self._given = []
 
 
-def add_noise(gradients: Parameters, sigma: float, draws: Dropout, step: int) -> None:
+def add_noise(gradients: Parameters, sigma: float, draws: Draws, step: int) -> None:
     """g ← g + σ n, on what is between no two arrays."""
     arrays = (*gradients.weights, *gradients.biases)
     for array, start in zip(arrays, gradients.layout.starts, strict=True):

@@ -15,7 +15,7 @@ from ..communicators import ALONE, Communicator
 from ..costs import Cost
 from ..optimizers import Optimizer
 from ..parameters import Parameters
-from ..philox import Dropout
+from ..philox import Draws
 from ..planning import Device, Plan, Run
 
 Array = Any
@@ -48,7 +48,7 @@ class Member:
     weights : (n,) array of the dtype, optional
         By what C_x and δ of each row count, in the order they are taken. Their mean over a
         mini-batch is 1: so means of what they multiply are weighted means.
-    dropout : Dropout, optional
+    draws : Draws, optional
         What is left out of the activations of hidden layers, and the noise of its gradients.
     mixup : (steps,) float64 array, optional
         λ of each mini-batch whose rows are to be mixed (`training/mixing.py`). An engine is given
@@ -64,13 +64,13 @@ class Member:
     hyperparameters: Hyperparameters
     weights: np.ndarray | None = None
     epochs: int = 1
-    dropout: Dropout | None = None
+    draws: Draws | None = None
     mixup: np.ndarray | None = None
 
     @property
     def drops(self) -> bool:
         """Whether activations are left out: what is drawn may be noise alone."""
-        return self.dropout is not None and any(self.dropout.rates)
+        return self.draws is not None and any(self.draws.rates)
 
 
 class Described(Protocol):

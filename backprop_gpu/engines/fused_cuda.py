@@ -15,7 +15,7 @@ from .base import Described, Member
 from .members import (
     MembersEngine,
     constants,
-    dropouts_of,
+    draws_of,
     limits_norms,
     owners,
     places,
@@ -172,7 +172,7 @@ class FusedSteps:
         if weights is not None:
             upload(weights, self.weights)
         if self.dropout is not None:
-            upload(dropouts_of(members, self.hidden), self.dropout)
+            upload(draws_of(members, self.hidden), self.dropout)
         upload(
             np.stack([member.hyperparameters.coefficients for member in members]),
             self.coefficients,

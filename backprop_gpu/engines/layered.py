@@ -70,7 +70,7 @@ class LayeredEngine(Engine):
             return self._run_shards(member, X, Y, on_step)
         whole, rest = divmod(len(member.order), hyperparameters.batch_size)
         bound = self._bind(member, X, Y)
-        bound.epoch.load(member.order, hyperparameters.coefficients, member.weights, member.dropout)
+        bound.epoch.load(member.order, hyperparameters.coefficients, member.weights, member.draws)
         if hyperparameters.squares is not None:
             on_step = self._sums_squares(member.parameters, hyperparameters.squares, on_step)
         bound.refresh()
@@ -224,7 +224,7 @@ def _arguments(member: Member, X: Array, Y: Array) -> Arguments:
     return (
         member.parameters, member.slots, X, Y, settings.optimizer, settings.batch_size,
         len(member.order), member.weights is not None,
-        None if member.dropout is None else hash(member.dropout.rates),
+        None if member.draws is None else hash(member.draws.rates),
     )  # fmt: skip
 
 

@@ -110,7 +110,7 @@ class ShardedSteps:
         shares: np.ndarray = counts / counts.sum(axis=1, keepdims=True)
         rates = -shares[:, self._own].ravel()
         self._of_shards.load(order.ravel(), _ADDS.coefficients(rates, 0), weights)
-        self._epoch.load(member.order, settings.coefficients, None, member.dropout)
+        self._epoch.load(member.order, settings.coefficients, None, member.draws)
         return shares
 
     def _step(self, rows: list[int], X: Array, Y: Array, member: Member) -> None:

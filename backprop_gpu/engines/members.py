@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..philox import Dropout, threshold
+from ..philox import Draws, threshold
 from ..planning import Run
 from .base import Described, Engine, Member
 
@@ -141,12 +141,12 @@ def weights_of(members: Sequence[Member]) -> np.ndarray | None:
     return np.stack([member.weights for member in members if member.weights is not None])
 
 
-def dropouts_of(members: Sequence[Member], hidden: int) -> np.ndarray:
+def draws_of(members: Sequence[Member], hidden: int) -> np.ndarray:
     """(members, 3 + hidden layers) uint32, as the kernels' `Dropping` has them."""
     rows = []
     for member in members:
-        dropout = member.dropout or Dropout((0.0,) * hidden, (0,))
-        rows.append([*dropout.words(), dropout.first_step, *map(threshold, dropout.rates)])
+        draws = member.draws or Draws((0.0,) * hidden, (0,))
+        rows.append([*draws.words(), draws.first_step, *map(threshold, draws.rates)])
     return np.array(rows, np.uint32)
 
 

@@ -14,7 +14,7 @@ from ..cuda.catalogue import Catalogue, hidden_sigmas
 from ..parameters import Layout
 from ..planning import Run, persistence
 from .base import Described, Member
-from .members import MembersEngine, constants, dropouts_of, limits_norms, weights_of
+from .members import MembersEngine, constants, draws_of, limits_norms, weights_of
 from .passes import quiet
 
 Array = Any
@@ -63,7 +63,7 @@ class PersistentCudaEngine(MembersEngine):
             X, Y,
             runtime.array(np.stack([member.order for member in members]), np.int32),
             None if weights is None else runtime.array(weights),
-            runtime.array(dropouts_of(members, len(self.sizes) - 2)) if drops else None,
+            runtime.array(draws_of(members, len(self.sizes) - 2)) if drops else None,
             runtime.array(np.stack([m.hyperparameters.coefficients for m in members]), "f8"),
             runtime.array(of_members),
             runtime.array(found), *arrays,

@@ -174,7 +174,7 @@ class ResidentCpuEngine(Engine):
             part.squares = cpu.address(settings.squares)
         if member.weights is not None:
             part.weights = cpu.address(member.weights)
-        dropped = member.dropout
+        dropped = member.draws
         kept: tuple[Any, ...] = ()
         if dropped is not None:
             kept = np.array(dropped.rates), np.array(dropped.keys, np.uint64)

@@ -10,7 +10,7 @@ import numpy as np
 from ..cuda.catalogue import Catalogue
 from ..planning import Run, residency
 from .base import Described, Member
-from .members import MembersEngine, constants, dropouts_of, weights_of
+from .members import MembersEngine, constants, draws_of, weights_of
 from .passes import quiet
 
 Array = Any
@@ -62,7 +62,7 @@ class ResidentCudaEngine(MembersEngine):
             X, Y,
             runtime.array(np.stack([member.order for member in members]), np.int32),
             None if weights is None else runtime.array(weights),
-            runtime.array(dropouts_of(members, len(self.sizes) - 2)) if drops else None,
+            runtime.array(draws_of(members, len(self.sizes) - 2)) if drops else None,
             runtime.array(np.stack([m.hyperparameters.coefficients for m in members]), "f8"),
             runtime.array(np.array([constants(member) for member in members]), backend.dtype),
             runtime.array(found), *arrays, costs, np.int32(rows),

@@ -33,7 +33,7 @@ from ..engines.compiled_passes import CompiledPasses
 from ..model import Model
 from ..optimizers import SGD, Adam, Optimizer
 from ..parameters import Layout, Parameters
-from ..philox import Dropout, factors
+from ..philox import Draws, factors
 from ..planning import Plan
 from ..training import Course
 from ..training.averages import WeightAverage
@@ -580,7 +580,7 @@ class PerceptronCourse(Course):
         self._left_out = self._rest_in_order(order, mixup)
         if self._left_out is not None and of_rows is not None:
             self._left_out = self._left_out * of_rows
-        dropout = Dropout((rate,) * hidden, tuple(keys)) if rate and hidden else None
+        dropout = Draws((rate,) * hidden, tuple(keys)) if rate and hidden else None
         return Member(
             self.parameters, self._slots, order, settings, weights, epochs, dropout, mixup
         )
@@ -783,7 +783,7 @@ class EquationsEngine(Engine):
             batch = member.order[number * m : (number + 1) * m]
             of_batch = slice(number * m, (number + 1) * m)
             weights = None if member.weights is None else member.weights[of_batch]
-            drop = None if member.dropout is None else partial(_factors, member.dropout, number)
+            drop = None if member.draws is None else partial(_factors, member.draws, number)
             losses.append(
                 loss_and_gradients(
                     self.problem,
@@ -804,5 +804,5 @@ class EquationsEngine(Engine):
         return np.array(losses)
 
 
-def _factors(dropout: Dropout, step: int, layer: int, shape: tuple[int, int]) -> np.ndarray:
+def _factors(dropout: Draws, step: int, layer: int, shape: tuple[int, int]) -> np.ndarray:
     return factors(dropout, layer, dropout.first_step + step, *shape)

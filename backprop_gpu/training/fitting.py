@@ -17,7 +17,7 @@ from ..engines import Hyperparameters, Member
 from ..model import Model
 from ..optimizers import COEFFICIENTS
 from ..parameters import Parameters
-from ..philox import Dropout
+from ..philox import Draws
 from ..planning import Plan
 from ..preprocessing import Preprocessing
 from . import checkpoint
@@ -66,7 +66,7 @@ class Drawn(NamedTuple):
     """What is drawn for an epoch, and the generator's state before and after that."""
 
     order: np.ndarray
-    #: Of its dropout.
+    #: Of what it draws.
     key: int
     #: λ of each mini-batch.
     mixup: np.ndarray | None
@@ -226,9 +226,9 @@ class FitCourse(Course):
                 # A mini-batch's mean stays what it was.
                 weights = mixed(weights, mixups[0], settings.batch_size)
             weights = weights.astype(self.network.model.dtype)
-        dropout = Dropout(settings.dropout, keys) if settings.draws else None
+        draws = Draws(settings.dropout, keys) if settings.has_draws else None
         return Member(
-            self.parameters, self.slots, order, hyperparameters, weights, epochs, dropout,
+            self.parameters, self.slots, order, hyperparameters, weights, epochs, draws,
             mixups[0],
         )  # fmt: skip
 
@@ -330,11 +330,11 @@ class BatchesCourse(FitCourse):
         nothing = Hyperparameters(
             settings.batch_size, settings.optimizer, np.empty((0, COEFFICIENTS))
         )
-        dropout = None
-        if settings.draws:
-            dropout = Dropout(settings.dropout, (settings.draw_key(self.network.generator),))
+        draws = None
+        if settings.has_draws:
+            draws = Draws(settings.dropout, (settings.draw_key(self.network.generator),))
         order = np.empty(0, np.intp)
-        return Member(self.parameters, self.slots, order, nothing, dropout=dropout)
+        return Member(self.parameters, self.slots, order, nothing, draws=draws)
 
     def settle(self, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Of a chunk of so many rows the order, and its steps' coefficients and λ."""

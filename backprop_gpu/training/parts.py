@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..engines import Member
-from ..philox import Dropout
+from ..philox import Draws
 
 
 def part_of_member(
@@ -29,15 +29,15 @@ def part_of_member(
         order=member.order[first * m : last * m] if order is None else order,
         hyperparameters=part,
         weights=None if member.weights is None else member.weights[first * m : last * m],
-        dropout=from_step(member.dropout, first),
+        draws=from_step(member.draws, first),
         mixup=None if member.mixup is None else member.mixup[first:last],
     )
 
 
-def from_step(dropout: Dropout | None, first: int) -> Dropout | None:
-    if dropout is None:
+def from_step(draws: Draws | None, first: int) -> Draws | None:
+    if draws is None:
         return None
-    return replace(dropout, first_step=dropout.first_step + first)
+    return replace(draws, first_step=draws.first_step + first)
 
 
 def later(on_step: Callable[[int], None], first: int) -> Callable[[int], None]:

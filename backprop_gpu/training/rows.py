@@ -243,9 +243,9 @@ class RowsOfBatches(Rows):
                 coming = thread.submit(self._next, chunks, number)
                 order, coefficients, mixup = self.settle(len(chunk[1]))
                 settings = replace(member.hyperparameters, coefficients=coefficients)
-                dropout = from_step(member.dropout, first)
+                draws = from_step(member.draws, first)
                 of_chunk = replace(
-                    member, order=order, hyperparameters=settings, dropout=dropout, mixup=mixup
+                    member, order=order, hyperparameters=settings, draws=draws, mixup=mixup
                 )
                 X, Y = self.engine.put(*chunk)
                 for a, b in pairwise(_edges(first, first + len(coefficients), piece)):

@@ -113,13 +113,13 @@ class Settings:
         return generator.beta(self.mixup, self.mixup, steps) if self.mixup else None
 
     @property
-    def draws(self) -> bool:
+    def has_draws(self) -> bool:
         """Whether its steps draw: dropout, or noise."""
         return bool(self.dropout) or self.optimizer.gradient_noise > 0
 
     def draw_key(self, generator: np.random.Generator) -> int:
         """What an epoch's steps draw from; where they do not nothing is drawn."""
-        return int(generator.integers(2**64, dtype=np.uint64)) if self.draws else 0
+        return int(generator.integers(2**64, dtype=np.uint64)) if self.has_draws else 0
 
     def draw_order(self, generator: np.random.Generator) -> np.ndarray:
         """The order in which an epoch takes the rows, (rows,).

@@ -49,7 +49,7 @@ LIBRARY = f"libbackprop_cpu{_SUFFIX}"
 _FLAGS = (
     "-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
     "-fno-exceptions", "-fno-rtti", "-fno-asynchronous-unwind-tables", "-fvisibility=hidden",
-    "-Wall", "-Wextra", *(() if _SYSTEM == "Windows" else ("-fPIC",)),
+    "-Wall", "-Wextra", "-Wno-unknown-pragmas", *(() if _SYSTEM == "Windows" else ("-fPIC",)),
 )  # fmt: skip
 #: The levels of a machine, and what turns on the instructions of each: with g++ or clang, with zig.
 #: zig builds for the processor at hand unless it is told another.

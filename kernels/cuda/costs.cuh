@@ -153,9 +153,7 @@ template <class CONSTANTS> struct Focal : SumOverOutputs {
     a = clip_unit(a);
     const T gamma = T(constants[0]), ln = log(a), other = log1p(-a);
     T sum = 0;
-#ifdef __CUDACC__
 #pragma unroll 1  // of double precision, two at once would not do without a stack
-#endif
     for (int right = 0; right < 2; ++right)
       sum += exp(gamma * (right ? other : ln)) * (right ? y * ln : (T(1) - y) * other);
     return -sum;

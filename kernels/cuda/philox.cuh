@@ -27,7 +27,8 @@ struct Dropping {
   __device__ double kept(int l) const { return 1 - of_member[2 + l] / 4294967296.0; }
   // Of row x and neuron j of layer l: 0, or 1 / kept(l).
   template <class T> __device__ T factor(int l, int x, int j) const {
-    const Philox bits(x, j / 4, l, of_member[2] + step, of_member[0], of_member[1]);
+    const Philox bits(unsigned(x), unsigned(j / 4), unsigned(l), of_member[2] + step, of_member[0],
+                      of_member[1]);
     const int i = j % 4;
     const unsigned word = i == 0 ? bits.word[0] : i == 1 ? bits.word[1] : i == 2 ? bits.word[2] : bits.word[3];
     const unsigned threshold = of_member[2 + l];

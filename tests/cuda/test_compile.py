@@ -24,7 +24,7 @@ from backprop_gpu.backends.cuda import CudaBackend
 from backprop_gpu.cuda import catalogue, compiler
 from backprop_gpu.cuda.catalogue import Catalogue, Kernel
 from backprop_gpu.parameters import Layout, Parameters
-from backprop_gpu.philox import Dropout
+from backprop_gpu.philox import Draws
 from host_cuda.backend import HostArray
 
 
@@ -99,7 +99,7 @@ def test_what_resident_kernels_take(arch: str) -> None:
 def test_what_fused_kernels_take(number: int, arch: str) -> None:
     """Some on each; all of them on an H100 as planning counts blocks on a multiprocessor."""
     device = compiler.example(arch)
-    kernels = [k for k in catalogue.fusions(device) if "update" not in k.expression]
+    kernels = [k for k in catalogue.fusions(device) if "FusedForm" in k.expression]
     assert bool(kernels) == device.multiplies_rounded
     for part in np.array_split(np.array(kernels[number::5], object), 2):
         for report in compiler.compile_kernels(list(part), arch).reports if len(part) else ():
@@ -394,14 +394,16 @@ def _whole_steps(backend: CudaBackend) -> None:
                 continue
             backend.output_error(z, z, z, sigma, c, z, weights=b)
             backend.record_cost(z, z, z, sigma, c, epoch)
-    epoch.dropout, epoch.key = Dropout((0.5,), (1,)), backend.runtime.empty(3, np.uint32)
+    epoch.draws, epoch.key = Draws((0.5,), (1,)), backend.runtime.empty(3, np.uint32)
     backend.drop_out(z, z, 1, epoch)
     parameters = Parameters(Layout((4, 3)), backend.empty((Layout((4, 3)).length,)))
     for name in optimizers.names():
-        optimizer = replace(optimizers.get(name), clip_norm=1.0)
+        optimizer = replace(optimizers.get(name), clip_norm=1.0, max_norm=1.0, gradient_noise=0.1)
         slots = (parameters.flat,) * optimizer.slots
         backend.update(parameters, parameters, slots, optimizer, epoch)
     backend.gather(z, z, epoch, z, z)
+    rows, shares = np.arange(4), np.ones(4)
+    backend.mix(z, z, rows, rows, shares, z, z)
     backend.hadamard(z, z, z)
     backend.advance(epoch)
     backend.all_finite(z)

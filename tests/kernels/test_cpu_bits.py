@@ -81,7 +81,8 @@ def test_one_result(name: str, tmp_path: Path) -> None:
     run(
         [
             build.compiler, "-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off",
-            "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-rtti", "-I.",
+            "-Wno-unknown-pragmas", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions",
+            "-fno-rtti", "-I.",
             *build.flags, f"-DLEVEL={build.level}", f"-DLEVEL_TABLE=backprop_cpu_{build.level}",
             str(ROOT / "tests/support/cpu_trainings.cpp"), "level.cpp", "team.cpp", "-o", program,
             "-lpthread",

@@ -10,7 +10,10 @@ from cpu_calls import KERNELS
 from machine import needs_tools
 
 COMMON = ("-std=c++20", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", f"-I{KERNELS}")
-WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wold-style-cast", "-Werror")
+WARNINGS = (
+    "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wold-style-cast", "-Wno-unknown-pragmas",
+    "-Werror",
+)  # fmt: skip
 ARM = "aarch64-linux-gnu"
 #: Only what is seen without optimising: test_cpu_bits.py compiles with -O2 -Werror.
 LEVELS = {

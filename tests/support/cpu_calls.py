@@ -42,9 +42,9 @@ HASHES = {
 }
 
 FLAGS = (
-    "-std=c++20", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-fno-math-errno",
-    "-fno-trapping-math", "-fno-exceptions", "-fno-rtti", "-Dpthread_create=create_thread",
-    "-Dposix_memalign=take_memory",
+    "-std=c++20", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off",
+    "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-rtti",
+    "-Dpthread_create=create_thread", "-Dposix_memalign=take_memory",
 )  # fmt: skip
 
 #: The program's line of each group, in its order: what a run is compared with while it runs.

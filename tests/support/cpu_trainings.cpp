@@ -100,7 +100,7 @@ template <class T> uint64_t run(const Training& training, int threads, int block
   member.epochs = member.shards = member.end_shard = 1;
   member.order = order;
   member.coefficients = coefficients;
-  member.clip_value = INFINITY;
+  member.clip_value = member.max_norm = INFINITY;
   member.clip_norm = training.clip_norm;
   member.d1 = adam ? 0.1 : 0.9;
   member.d2 = adam ? 0.001 : 0;

@@ -48,12 +48,17 @@ class Form:
     in_registers: bool = True
     #: X of uint8, read as such.
     bytes: bool = False
+    #: Of hidden layers.
+    dropout: tuple[float, ...] = ()
+    #: Rows count by weights, of which some are 0, and two labels are missing.
+    weighted: bool = False
     far: tuple[tuple[slice, float], ...] = ()
     large: bool = False
     precisions: tuple[str, ...] = ("bf16", "tf32", "float32")
 
     def fusion(self, precision: str, batch: int) -> planning.Fusion:
-        slopes = fusion.kept_slopes([activations.get(name) for name in self.sigmas], precision)
+        sigmas = [activations.get(name) for name in self.sigmas]
+        slopes = fusion.kept_slopes(sigmas, precision, bool(self.dropout))
         sharers = self.sharers or fusion.choose_sharers(self.sizes, self.warps[0] * self.warps[1])
         form = planning.Fusion(
             self.sizes, precision, 1 if self.bytes else 4, slopes, batch, self.tile,
@@ -71,7 +76,7 @@ class Form:
         for precision in self.precisions:
             catalogue = Catalogue(np.dtype("float32"), precision)
             form = self.fusion(precision, self.batch)
-            yield catalogue.fused(form, sigmas, costs.get(self.cost))
+            yield catalogue.fused(form, sigmas, costs.get(self.cost), bool(self.dropout))
             yield catalogue.fused_update(self.optimizers[0].rule)
 
     def engine(self, backend: Backend) -> FusedCudaEngine:
@@ -102,13 +107,15 @@ _FORMS = (
     Form(  # outputs in both halves of a fragment
         "in memory", (20, 33, 12), ("silu", "exponential"), "poisson", (SGD(), SGD(l2=0.3)),
         batch=48, rows=60, tile=16, warps=(1, 4), grid=2, in_registers=False,
+        dropout=(0.4,),
     ),
     Form(
         "odd, in memory", (3, 17, 2, 1), ("elu", "leaky_relu", "sigmoid"), "binary_cross_entropy",
         (AdamW(weight_decay=0.2),), batch=33, rows=33, tile=32, warps=(2, 1), in_registers=False,
+        weighted=True,
     ),
     Form(
-        "one layer", (8, 32), ("softplus",), "quadratic",
+        "one layer", (8, 32), ("softplus",), "huber(delta=0.3)",
         (SGD(momentum=0.9, nesterov=True),) * 2, batch=20, rows=45, tile=32, warps=(1, 2),
     ),
     Form(  # e^z of no row can be formed without its maximum: all of it low, the last or first high
@@ -121,8 +128,12 @@ _FORMS = (
         (SGD(l2=0.1), SGD()), batch=18, rows=40, tile=16, warps=(1, 2), grid=2, bytes=True,
     ),
     Form(
-        "odd bytes", (21, 4), ("tanh",), "quadratic", (SGD(),), batch=30, rows=30, tile=32,
-        warps=(2, 1), bytes=True, precisions=("bf16", "float32"),
+        "odd bytes", (21, 4), ("tanh",), "quantile(q=(0.1, 0.3, 0.5, 0.9))", (SGD(),), batch=30,
+        rows=30, tile=32, warps=(2, 1), bytes=True, precisions=("bf16", "float32"),
+    ),
+    Form(
+        "pairs", (9, 20, 6), ("sigmoid", "identity"), "gaussian_nll", (SGD(), SGD(l1=0.1)),
+        batch=20, rows=30, tile=16, warps=(1, 2), grid=2, dropout=(0.3,), weighted=True,
     ),
     Form(  # more than a warp adds up at once
         "many blocks", (3, 2), ("sigmoid",), "quadratic", (SGD(), SGD(l2=0.3)), batch=530,

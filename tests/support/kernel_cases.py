@@ -30,7 +30,7 @@ from backprop_gpu.cuda import catalogue
 from backprop_gpu.cuda.catalogue import Catalogue
 from backprop_gpu.optimizers import COEFFICIENTS, SGD, Adam, AdamW
 from backprop_gpu.parameters import Layout, Parameters
-from backprop_gpu.philox import Dropout
+from backprop_gpu.philox import Draws
 from backprop_gpu.precision import round_factor
 from reference import assert_close, product_bound
 
@@ -960,7 +960,7 @@ def _update(s: Subject, name: str, sizes: tuple[int, ...]) -> None:
     results = []
     for backend in (s.backend, NumpyBackend("float64")):
         epoch = backend.epoch(steps, 1)
-        epoch.load(np.arange(steps), coefficients, None, Dropout((), (0x123456789ABCDEF0,), 5))
+        epoch.load(np.arange(steps), coefficients, None, Draws((), (0x123456789ABCDEF0,), 5))
         p, gradients = (Parameters(layout, backend.zeros((layout.length,))) for _ in range(2))
         slots = tuple(backend.zeros((layout.length,)) for _ in range(optimizer.slots))
         rng = np.random.default_rng(3)

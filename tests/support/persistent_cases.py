@@ -37,6 +37,10 @@ class Form:
     grid: int = 1
     #: X of uint8, read as such.
     bytes: bool = False
+    #: Of hidden layers.
+    dropout: tuple[float, ...] = ()
+    #: Rows count by weights, of which some are 0, and two labels are missing.
+    weighted: bool = False
     far: tuple[tuple[slice, float], ...] = ()
     large: bool = False
     precisions: tuple[str, ...] = ("bf16", "tf32", "float32")
@@ -55,8 +59,9 @@ class Form:
         sigmas = [activations.get(name) for name in self.sigmas]
         for precision in self.precisions:
             yield Catalogue(np.dtype("float32"), precision).persistent(
-                self.persistence(precision), sigmas, costs.get(self.cost), self.optimizers[0].rule
-            )
+                self.persistence(precision), sigmas, costs.get(self.cost), self.optimizers[0].rule,
+                bool(self.dropout),
+            )  # fmt: skip
 
     def engine(self, backend: Backend) -> PersistentCudaEngine:
         sigmas = tuple(map(activations.get, self.sigmas))
@@ -85,14 +90,14 @@ _FORMS = (
     ),
     Form(  # rows of outputs that no tile holds
         "wide outputs", (12, 33, 40), ("silu", "exponential"), "poisson", (SGD(), SGD(l2=0.3)),
-        batch=24, rows=60, tiles=(32, 64, 16), grid=3,
+        batch=24, rows=60, tiles=(32, 64, 16), grid=3, dropout=(0.4,),
     ),
     Form(
         "odd", (3, 17, 2, 1), ("elu", "leaky_relu", "sigmoid"), "binary_cross_entropy",
-        (AdamW(weight_decay=0.2),), batch=33, rows=33, tiles=(16, 16, 16), grid=2,
+        (AdamW(weight_decay=0.2),), batch=33, rows=33, tiles=(16, 16, 16), grid=2, weighted=True,
     ),
     Form(
-        "one layer", (8, 32), ("softplus",), "quadratic",
+        "one layer", (8, 32), ("softplus",), "huber(delta=0.3)",
         (SGD(momentum=0.9, nesterov=True),) * 2, batch=20, rows=45, tiles=(16, 16, 64), grid=3,
         precisions=("bf16", "float32"),
     ),
@@ -107,8 +112,12 @@ _FORMS = (
         precisions=("bf16", "float32"),
     ),
     Form(
-        "odd bytes", (21, 4), ("tanh",), "quadratic", (SGD(),), batch=30, rows=30,
+        "odd bytes", (21, 4), ("tanh",), "cosine", (SGD(),), batch=30, rows=30,
         tiles=(32, 16, 32), bytes=True, precisions=("float32",),
+    ),
+    Form(
+        "pairs", (9, 20, 6), ("sigmoid", "identity"), "gaussian_nll", (SGD(), SGD(l1=0.1)),
+        batch=20, rows=30, tiles=(16, 32, 16), grid=2, dropout=(0.3,), weighted=True,
     ),
     Form(
         "deep", (2,) * (persistence.MOST_LAYERS + 1), ("leaky_relu",) * persistence.MOST_LAYERS,

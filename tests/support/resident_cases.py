@@ -22,6 +22,7 @@ from backprop_gpu.engines.layered import LayeredEngine
 from backprop_gpu.engines.resident_cuda import ResidentCudaEngine
 from backprop_gpu.optimizers import SGD, Adam, AdamW, Optimizer
 from backprop_gpu.parameters import Layout, Parameters
+from backprop_gpu.philox import Draws
 from backprop_gpu.planning import residency
 from reference import assert_close
 
@@ -57,6 +58,10 @@ class Form:
     large: bool = False
     #: X of uint8, read as such.
     bytes: bool = False
+    #: Of hidden layers.
+    dropout: tuple[float, ...] = ()
+    #: Rows count by weights, of which some are 0, and two labels are missing.
+    weighted: bool = False
 
     def residency(self, itemsize: int) -> residency.Residency:
         # With room for two networks, so that three of them run in two launches.
@@ -84,7 +89,9 @@ class Form:
         for dtype in map(np.dtype, dtypes):
             cut = self.residency(dtype.itemsize)
             rule = self.optimizers[0].rule
-            yield Catalogue(dtype).resident(cut, sigmas, costs.get(self.cost), rule)
+            yield Catalogue(dtype).resident(
+                cut, sigmas, costs.get(self.cost), rule, bool(self.dropout)
+            )
 
     def engine(self, backend: Backend) -> ResidentCudaEngine:
         sigmas = tuple(map(activations.get, self.sigmas))
@@ -122,12 +129,19 @@ FORMS = (
     Form(
         "block", (25, 18, 13, 4), ("relu", "silu", "sigmoid"), "quadratic",
         (SGD(momentum=0.8, clip_value=0.05),), batch=5, rows=23, threads=96, cut=(2, 4, 1),
-        tiles=((2, 5, 4, 2), (5, 3, 1, 8), (2, 2, 1, 16)), stages=2,
+        tiles=((2, 5, 4, 2), (5, 3, 1, 8), (2, 2, 1, 16)), stages=2, dropout=(0.25, 0.5),
+        weighted=True,
     ),
     Form(  # a warp has more rows than its softmax takes at once
         "members", (12, 9, 8), ("sigmoid", "softmax"), "quadratic",
         (SGD(), SGD(l2=0.3), SGD(l1=0.1)), batch=6, rows=20, threads=32,
         cut=(4, 1), tiles=((1, 1, 8, 1), (4, 1, 1, 4)), cluster=2,
+    ),
+    Form(
+        "pairs", (9, 8, 6), ("tanh", "identity"), "gaussian_nll", (Adam(epsilon=0.1),) * 2, batch=5,
+        rows=13,
+        threads=64, cut=(2, 1), tiles=((2, 2, 2, 2), (2, 3, 2, 1)), cluster=2, dropout=(0.3,),
+        weighted=True,
     ),
     Form(
         "one layer", (8, 33), ("silu",), "quadratic",
@@ -163,11 +177,11 @@ FORMS = (
         rows=11, threads=32, cut=(4,), tiles=((2, 1, 1, 2),), cluster=2, stages=2, bytes=True,
     ),
     Form(
-        "odd bytes", (37, 4), ("tanh",), "quadratic", (SGD(),), batch=3, rows=7, threads=64,
-        cut=(1,), tiles=((1, 4, 1, 1),), bytes=True,
+        "odd bytes", (37, 4), ("tanh",), "quantile(q=(0.1, 0.3, 0.5, 0.9))", (SGD(),), batch=3,
+        rows=7, threads=64, cut=(1,), tiles=((1, 4, 1, 1),), bytes=True,
     ),
     Form(
-        "odd bytes, cluster", (27, 5, 4), ("tanh", "sigmoid"), "quadratic", (SGD(),), batch=6,
+        "odd bytes, cluster", (27, 5, 4), ("tanh", "sigmoid"), "cosine", (SGD(),), batch=6,
         rows=15, threads=32, cut=(4, 1), tiles=((3, 1, 2, 4), (1, 1, 1, 2)), cluster=4, bytes=True,
     ),
 )  # fmt: skip
@@ -196,6 +210,18 @@ class Run:
         Y = rng.uniform(size=(form.rows, outputs))
         Y[0] = np.arange(outputs) == 0
         Y = (Y / Y.sum(axis=1, keepdims=True)).astype(dtype)
+        if form.weighted:
+            Y[1, 0] = Y[-1, -1] = np.nan
+        if form.cost == "gaussian_nll":
+            Y = costs.get(form.cost).prepare(Y[:, : outputs // 2], outputs)
+        drawn = np.random.default_rng(2)
+        rows: list[Any] = [None, None]
+        if form.weighted:
+            rows = [drawn.uniform(size=form.rows).astype(dtype) for _ in range(2)]
+            for each in rows:
+                each[[1, -2]] = 0.0
+        keys = drawn.integers(2**64, size=2, dtype=np.uint64).tolist()
+        draws = [Draws(form.dropout, (key,), 3) if form.dropout else None for key in keys]
         stored = np.uint8 if form.bytes and isinstance(backend, CudaBackend) else None
         self.X, self.Y = backend.asarray(X, stored), backend.asarray(Y)
         layout = Layout(form.sizes)
@@ -223,6 +249,7 @@ class Run:
                         Hyperparameters(
                             form.batch, optimizer, optimizer.coefficients(rate, epoch * steps)
                         ),
+                        rows[epoch], draws=draws[epoch],
                     )
                     for parameters in [Parameters(layout, self._array(flat))]
                     for slots in [

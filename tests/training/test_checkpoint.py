@@ -450,7 +450,7 @@ def test_other_arguments_are_refused_before_anything_changes(tmp_path):
     refused("another use of validation_data", validation_data=None, callbacks=())
     refused("another batch_size", batch_size=9)
     refused("another learning_rate", learning_rate=0.2)
-    refused("another optimizer.*0.8", optimizer=SGD(momentum=0.8))
+    refused(r"another optimizer.*SGD\(momentum=0.8\)", optimizer=SGD(momentum=0.8))
     refused("another list of callbacks", callbacks=())
     refused("another list of callbacks", callbacks=[Counts(), *stops])
     refused("has run 3 epochs, and epochs=2", epochs=2)

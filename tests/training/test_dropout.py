@@ -9,7 +9,7 @@ import pytest
 
 from backprop_gpu import Checkpoint, MLPClassifier, Network, Population, sweep, threads
 from backprop_gpu.communicators import Communicator
-from backprop_gpu.philox import Dropout, factors, philox, scale, threshold
+from backprop_gpu.philox import Draws, factors, philox, scale, threshold
 from machine import obstacle
 from reference import backpropagate
 
@@ -67,21 +67,21 @@ def test_philoxs_known_answers(counter: Any, key: Any, answer: str) -> None:
 
 def test_shares_that_are_left_out() -> None:
     for rate in (0.1, 0.5, 0.9):
-        found = factors(Dropout((rate,), (7,)), 1, 0, 200, 501)
+        found = factors(Draws((rate,), (7,)), 1, 0, 200, 501)
         assert set(np.unique(found)) == {0.0, scale(rate)}
         assert scale(rate) == pytest.approx(1.0 / (1.0 - rate), rel=1e-8)
         assert np.mean(found == 0.0) == pytest.approx(rate, abs=0.01)
         assert found.mean() == pytest.approx(1.0, abs=0.03)
-    one = factors(Dropout((0.5, 0.5), (7,)), 1, 0, 50, 40)
+    one = factors(Draws((0.5, 0.5), (7,)), 1, 0, 50, 40)
     others = [
-        factors(Dropout((0.5, 0.5), (8,)), 1, 0, 50, 40),
-        factors(Dropout((0.5, 0.5), (7,)), 2, 0, 50, 40),
-        factors(Dropout((0.5, 0.5), (7,)), 1, 1, 50, 40),
-        factors(Dropout((0.5, 0.5), (7 + 2**32,)), 1, 0, 50, 40),
+        factors(Draws((0.5, 0.5), (8,)), 1, 0, 50, 40),
+        factors(Draws((0.5, 0.5), (7,)), 2, 0, 50, 40),
+        factors(Draws((0.5, 0.5), (7,)), 1, 1, 50, 40),
+        factors(Draws((0.5, 0.5), (7 + 2**32,)), 1, 0, 50, 40),
     ]
     for other in others:
         assert np.mean(one == other) == pytest.approx(0.5, abs=0.05)
-    np.testing.assert_array_equal(factors(Dropout((0.5,), (7,)), 1, 0, 20, 13, 30), one[30:, :13])
+    np.testing.assert_array_equal(factors(Draws((0.5,), (7,)), 1, 0, 20, 13, 30), one[30:, :13])
     assert threshold(0.0) == 0
     assert threshold(1 - 1e-12) == 2**32 - 1
 
@@ -97,7 +97,7 @@ def test_a_step_by_hand(backend_name: str, engine: str, dtype: str) -> None:
     net.fit(X, Y, epochs=1, batch_size=9, learning_rate=0.5, dropout=RATES, engine=engine)
     assert net.plan.engine == engine
     order = rng.permutation(9)
-    dropout = Dropout(RATES, (int(rng.integers(2**64, dtype=np.uint64)),))
+    dropout = Draws(RATES, (int(rng.integers(2**64, dtype=np.uint64)),))
     w = [x.astype(np.float64) for x in right.weights]
     b = [x.astype(np.float64) for x in right.biases]
     gradients = []

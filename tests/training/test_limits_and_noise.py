@@ -9,7 +9,7 @@ import pytest
 
 from backprop_gpu import Checkpoint, Network, Population
 from backprop_gpu.optimizers import SGD, Adam
-from backprop_gpu.philox import Dropout, normals
+from backprop_gpu.philox import Draws, normals
 from machine import obstacle
 
 LIMITED = [
@@ -107,7 +107,7 @@ def test_rows_whose_squares_overflow(engine: str) -> None:
 
 
 def test_noise_is_of_a_normal_distribution() -> None:
-    n = normals(Dropout((), (5,)), 64, 200_001, 3)
+    n = normals(Draws((), (5,)), 64, 200_001, 3)
     assert n.shape == (200_001,)
     assert n.mean() == pytest.approx(0.0, abs=0.01)
     assert n.std() == pytest.approx(1.0, abs=0.01)
@@ -116,11 +116,11 @@ def test_noise_is_of_a_normal_distribution() -> None:
     assert np.mean(n**4) == pytest.approx(3.0, abs=0.1)
     assert abs(np.corrcoef(n[:-1], n[1:])[0, 1]) < 0.01
     for other in (
-        normals(Dropout((), (5,)), 64, 200_001, 4),
-        normals(Dropout((), (6,)), 64, 200_001, 3),
+        normals(Draws((), (5,)), 64, 200_001, 4),
+        normals(Draws((), (6,)), 64, 200_001, 3),
     ):
         assert abs(np.corrcoef(n, other)[0, 1]) < 0.01
-    np.testing.assert_array_equal(normals(Dropout((), (5,)), 96, 10, 3), n[32:42])
+    np.testing.assert_array_equal(normals(Draws((), (5,)), 96, 10, 3), n[32:42])
 
 
 @pytest.mark.parametrize(("backend", "engine", "dtype"), NOISY)
