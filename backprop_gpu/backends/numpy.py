@@ -252,15 +252,7 @@ class NumpyBackend:
             np.add(out[k], term, out=out[k])
 
     def row_norms(self, x: np.ndarray, out: np.ndarray) -> None:
-        squares = np.einsum("xj,xj->x", x, x)
-        info = np.finfo(x.dtype)
-        rare = ~((squares > info.tiny / info.eps) & (squares < np.inf))
-        np.sqrt(squares, out=out)
-        if rare.any():  # a square may have become 0 or infinite
-            rows = x[rare]
-            largest = np.abs(rows).max(axis=1, keepdims=True)
-            rows /= np.where(largest > 0, largest, 1.0)
-            out[rare] = largest[:, 0] * np.sqrt(np.einsum("xj,xj->x", rows, rows))
+        out[...] = row_norms(x)
 
     def epoch(self, rows: int, batch: int) -> NumpyEpoch:
         return NumpyEpoch(rows, batch)
@@ -329,11 +321,7 @@ class NumpyBackend:
         )
         apply_rule(parameters, gradients.flat, slots, optimizer, row, self.scratch)
         if optimizer.max_norm is not None:
-            for w in parameters.weights:
-                norms = self.scratch((len(w),))[0]
-                self.row_norms(w, norms)
-                over = norms > optimizer.max_norm
-                w[over] *= (optimizer.max_norm / norms[over])[:, None]
+            limit_norms(parameters, optimizer.max_norm)
 
     def mix(
         self,
@@ -413,6 +401,28 @@ def add_noise(gradients: Parameters, sigma: float, draws: Draws, step: int) -> N
     for array, start in zip(arrays, gradients.layout.starts, strict=True):
         n = philox.normals(draws, start, array.size, draws.first_step + step)
         array += (sigma * n).astype(array.dtype).reshape(array.shape)
+
+
+def row_norms(x: np.ndarray) -> np.ndarray:
+    """‖x_i‖ of each row."""
+    squares = np.einsum("xj,xj->x", x, x)
+    info = np.finfo(x.dtype)
+    rare = ~((squares > info.tiny / info.eps) & (squares < np.inf))
+    out: np.ndarray = np.sqrt(squares)
+    if rare.any():  # a square may have become 0 or infinite
+        rows = x[rare]
+        largest = np.abs(rows).max(axis=1, keepdims=True)
+        rows /= np.where(largest > 0, largest, 1.0)
+        out[rare] = largest[:, 0] * np.sqrt(np.einsum("xj,xj->x", rows, rows))
+    return out
+
+
+def limit_norms(parameters: Parameters, limit: float) -> None:
+    """w_j ← w_j min(1, limit / ‖w_j‖) of the weights into each neuron."""
+    for w in parameters.weights:
+        norms = row_norms(w)
+        over = norms > limit
+        w[over] *= (limit / norms[over])[:, None]
 
 
 def clip(g: np.ndarray, optimizer: Optimizer) -> None:

@@ -100,6 +100,8 @@ RULES: dict[str, tuple[Any, str]] = {
     "backend": a_name("auto", "numpy", "cuda", "numba_cuda"),
     "dropout": a_number(Real, "[0, 1)"),
     "mixup": a_number(Real, "[0, inf)"),
+    "max_norm": a_number(Real, "(0, inf)", None),
+    "gradient_noise": a_number(Real, "[0, inf)"),
     "weight_average": (
         lambda value: value is None or (isinstance(value, str) and value in ("ema", "swa")),
         "None or a str among {'ema', 'swa'}",

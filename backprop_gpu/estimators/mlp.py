@@ -138,6 +138,12 @@ _PARAMETERS = """
         up (Srivastava et al. 2014).
     clip_norm, clip_value : float, optional
         Limits of the gradient, before the penalty joins it; not of "lbfgs".
+    max_norm : float, optional
+        After each step of "sgd" or "adam", the weights into each neuron are scaled down to this
+        Euclidean norm where it is larger (Srivastava et al. 2014; see `Optimizer`).
+    gradient_noise : float >= 0, default 0
+        Noise of N(0, gradient_noise / (1 + t)^0.55) joins each component of the gradient at step t
+        of "sgd" or "adam" (Neelakantan et al. 2015; see `Optimizer`).
     weight_average : {"ema", "swa"}, optional
         What the weights are in the end, for `fit` by "sgd" and "adam": an exponential moving
         average of them all (`ExponentialAverage`), or the mean of those after each of the last
@@ -192,13 +198,15 @@ class _Perceptron(
     precision = None
     weight_average = None
     mixup = 0.0
+    max_norm = None
+    gradient_noise = 0.0
 
     def __init__(  # type: ignore[no-untyped-def]
         self, *, hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate,
         learning_rate_init, power_t, max_iter, loss, shuffle, random_state, tol, verbose,
         warm_start, momentum, nesterovs_momentum, early_stopping, validation_fraction, beta_1,
         beta_2, epsilon, n_iter_no_change, max_fun, backend, dropout, clip_norm, clip_value, engine,
-        precision, weight_average, mixup,
+        precision, weight_average, mixup, max_norm, gradient_noise,
     ):  # fmt: skip
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -232,6 +240,8 @@ class _Perceptron(
         self.precision = precision
         self.weight_average = weight_average
         self.mixup = mixup
+        self.max_norm = max_norm
+        self.gradient_noise = gradient_noise
 
     # -- what is asked for ------------------------------------------------------------------
 
@@ -374,8 +384,11 @@ class _Perceptron(
             raise ValueError("partial_fit does not support early_stopping=True")
         if self.weight_average is not None:
             self._check_average(incremental)
-        if self.mixup and self.solver not in STOCHASTIC:
-            raise ValueError(f"mixup={self.mixup} cannot be: solver {self.solver!r} has no steps")
+        for name in ("mixup", "max_norm", "gradient_noise"):
+            if getattr(self, name) and self.solver not in STOCHASTIC:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} cannot be: solver {self.solver!r} has no steps"
+                )
         fresh = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
         X, y = host(X), host(y)
         context = self._begin(X, y, sample_weight)
@@ -507,18 +520,23 @@ class _Perceptron(
         return StochasticWeightAverage(self._first_averaged)
 
     def _new_state(self) -> State:
-        limits = {"clip_norm": self.clip_norm, "clip_value": self.clip_value}
+        options = {
+            "clip_norm": self.clip_norm,
+            "clip_value": self.clip_value,
+            "max_norm": self.max_norm,
+            "gradient_noise": float(self.gradient_noise),
+        }
         if self.solver == "adam":
             return State(
                 perceptron.EpsilonOutsideAdam(
-                    beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon, **limits
+                    beta1=self.beta_1, beta2=self.beta_2, epsilon=self.epsilon, **options
                 ),
                 self.learning_rate_init,
             )
         rule = perceptron.Descent(
             momentum=float(self.momentum),
             nesterov=bool(self.nesterovs_momentum and self.momentum > 0),
-            **limits,
+            **options,
         )
         return State(rule, self.learning_rate_init, self.learning_rate, self.power_t)
 
@@ -1018,7 +1036,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         momentum=0.9, nesterovs_momentum=True, early_stopping=False, validation_fraction=0.1,
         beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10, max_fun=15000,
         backend="auto", class_weight=None, dropout=0.0, clip_norm=None, clip_value=None,
-        engine="auto", precision=None, weight_average=None, mixup=0.0,
+        engine="auto", precision=None, weight_average=None, mixup=0.0, max_norm=None,
+        gradient_noise=0.0,
     ):  # fmt: skip
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
@@ -1030,7 +1049,8 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, n_iter_no_change=n_iter_no_change,
             max_fun=max_fun, backend=backend, dropout=dropout, clip_norm=clip_norm,
             clip_value=clip_value, engine=engine, precision=precision,
-            weight_average=weight_average, mixup=mixup,
+            weight_average=weight_average, mixup=mixup, max_norm=max_norm,
+            gradient_noise=gradient_noise,
         )  # fmt: skip
         self.class_weight = class_weight
 
@@ -1188,6 +1208,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         early_stopping=False, validation_fraction=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-8,
         n_iter_no_change=10, max_fun=15000, backend="auto", dropout=0.0, clip_norm=None,
         clip_value=None, engine="auto", precision=None, weight_average=None, mixup=0.0,
+        max_norm=None, gradient_noise=0.0,
     ):  # fmt: skip
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes, activation=activation, solver=solver,
@@ -1199,7 +1220,8 @@ class MLPRegressor(RegressorMixin, _Perceptron):
             beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, n_iter_no_change=n_iter_no_change,
             max_fun=max_fun, backend=backend, dropout=dropout, clip_norm=clip_norm,
             clip_value=clip_value, engine=engine, precision=precision,
-            weight_average=weight_average, mixup=mixup,
+            weight_average=weight_average, mixup=mixup, max_norm=max_norm,
+            gradient_noise=gradient_noise,
         )  # fmt: skip
 
     def _output_name(self) -> str:

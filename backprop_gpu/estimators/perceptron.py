@@ -27,7 +27,7 @@ import numpy as np
 
 from .. import activations, costs, cpu
 from ..activations import Activation
-from ..backends.numpy import apply_rule, clip
+from ..backends.numpy import add_noise, apply_rule, clip, limit_norms
 from ..engines import Engine, Hyperparameters, Member
 from ..engines.compiled_passes import CompiledPasses
 from ..model import Model
@@ -252,7 +252,7 @@ def loss_and_gradients(
     sample_weight: np.ndarray | None,
     gradients: Parameters,
     share: float,
-    clips: Optimizer | None = None,
+    change: Callable[[Parameters], None] | None = None,
     drop: Callable[[int, tuple[int, int]], np.ndarray] | None = None,
 ) -> float:
     """The loss of a mini-batch with its penalty, and its gradient into `gradients` (BP1–BP4).
@@ -264,8 +264,8 @@ def loss_and_gradients(
     sample_weight : (m,), optional
     share : float
         α, over the sum of the sample weights.
-    clips : Optimizer, optional
-        Whose limits the gradient is clipped to before the penalty joins it.
+    change : callable, optional
+        What is done to the gradient before the penalty joins it.
     drop : callable, optional
         (l, shape of a^l) -> what it is multiplied by, of hidden layers.
     """
@@ -312,8 +312,8 @@ def loss_and_gradients(
                     delta *= factor
                 scratch = np.empty_like(delta), np.empty_like(delta)
                 sigmas[l - 2].pull_back(delta, z[l - 1], activation, scratch)
-        if clips is not None:
-            clip(gradients.flat, clips)
+        if change is not None:
+            change(gradients)
         end = parameters.layout.weights_end
         gradients.flat[:end] += share * weights
     return loss
@@ -487,7 +487,7 @@ class PerceptronCourse(Course):
     order : callable
         () -> (rows,) int array, of n, for the next epoch.
     key : callable
-        () -> 64 bits for its dropout.
+        () -> 64 bits, from which its steps draw.
     after : callable
         (mean loss of the epoch, of every mini-batch before its update) -> whether to stop.
     average : WeightAverage, optional
@@ -555,11 +555,12 @@ class PerceptronCourse(Course):
 
     def epoch(self) -> Member:
         epochs, state = self._epochs(), self.state
-        rate, hidden = self.problem.dropout, len(self.problem.sizes) - 2
+        rate, noise = self.problem.dropout, state.rule.gradient_noise > 0
+        rates = (rate,) * (len(self.problem.sizes) - 2) if rate else ()
         orders, keys = [], []
         for _ in range(epochs):
             orders.append(self._order())
-            keys.append(self._key() if rate else 0)
+            keys.append(self._key() if rate or noise else 0)
         order = orders[0] if epochs == 1 else np.concatenate(orders)
         mixup = None if self._mixup is None else self._mixup()
         steps = epochs * self.steps
@@ -580,10 +581,8 @@ class PerceptronCourse(Course):
         self._left_out = self._rest_in_order(order, mixup)
         if self._left_out is not None and of_rows is not None:
             self._left_out = self._left_out * of_rows
-        dropout = Draws((rate,) * hidden, tuple(keys)) if rate and hidden else None
-        return Member(
-            self.parameters, self._slots, order, settings, weights, epochs, dropout, mixup
-        )
+        draws = Draws(rates, tuple(keys)) if rates or noise else None
+        return Member(self.parameters, self._slots, order, settings, weights, epochs, draws, mixup)
 
     def _in_order(
         self, values: np.ndarray, order: np.ndarray, mixup: np.ndarray | None
@@ -783,7 +782,11 @@ class EquationsEngine(Engine):
             batch = member.order[number * m : (number + 1) * m]
             of_batch = slice(number * m, (number + 1) * m)
             weights = None if member.weights is None else member.weights[of_batch]
-            drop = None if member.draws is None else partial(_factors, member.draws, number)
+            draws = member.draws
+            drop = (
+                partial(_factors, draws, number) if draws is not None and any(draws.rates) else None
+            )
+            change = partial(_change, rule, row[5], draws, number)
             losses.append(
                 loss_and_gradients(
                     self.problem,
@@ -793,7 +796,7 @@ class EquationsEngine(Engine):
                     weights,
                     gradients,
                     row[4],
-                    rule,
+                    change,
                     drop,
                 )
             )
@@ -801,8 +804,19 @@ class EquationsEngine(Engine):
                 apply_rule(
                     parameters, gradients.flat, member.slots, rule, row, lambda shape: scratch
                 )
+                if rule.max_norm is not None:
+                    limit_norms(parameters, rule.max_norm)
         return np.array(losses)
 
 
-def _factors(dropout: Draws, step: int, layer: int, shape: tuple[int, int]) -> np.ndarray:
-    return factors(dropout, layer, dropout.first_step + step, *shape)
+def _factors(draws: Draws, step: int, layer: int, shape: tuple[int, int]) -> np.ndarray:
+    return factors(draws, layer, draws.first_step + step, *shape)
+
+
+def _change(
+    rule: Optimizer, sigma: float, draws: Draws | None, step: int, gradients: Parameters
+) -> None:
+    """Add noise to the gradient, and clip it."""
+    if draws is not None and sigma:
+        add_noise(gradients, sigma, draws, step)
+    clip(gradients.flat, rule)

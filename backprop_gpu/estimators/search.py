@@ -401,7 +401,7 @@ class Waiting:
         course = rows.course(fit, fold, places)
         session: tuple[Any, ...] = id(model), fit.engine.name, key
         if model.device is not None:  # a kernel is cut for the largest of all
-            session += fit.batch_size, fit.rule.slots, fit.rule.clip_norm is None
+            session += fit.batch_size, fit.rule.slots, fit.rule.options
         if session not in self._sessions:
             self._sessions[session] = Together(model, fit.engine.name, rows)
         part = SessionPart(outcome, course, fit.epochs, fit.take, prepared.end)

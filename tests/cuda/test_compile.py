@@ -325,6 +325,9 @@ class Recorder:
 
     zeros = empty
 
+    def array(self, host: np.ndarray, dtype: Any) -> HostArray:
+        return self.empty(host.shape, dtype)
+
     def product(self, *_: Any, **how: Any) -> None: ...
 
     def round(self, array: HostArray, out: HostArray | None = None) -> None:

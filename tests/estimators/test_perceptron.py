@@ -613,6 +613,40 @@ def test_gradients_are_clipped(iris: Any) -> None:
         assert np.abs(each.coefs_[0] - start.coefs_[0]).max() == pytest.approx(1e-4, rel=1e-6)
 
 
+def test_norms_of_weights_are_limited(iris: Any) -> None:
+    X, y = iris
+    settings: dict[str, Any] = {"max_iter": 5, "random_state": 0, "hidden_layer_sizes": (12, 9)}
+    norms = {}
+    for limit in (None, 0.7):
+        est = MLPClassifier(max_norm=limit, **settings).fit(X, y)
+        norms[limit] = np.concatenate([np.linalg.norm(w, axis=0) for w in est.coefs_])
+    assert (norms[None] > 0.8).any()
+    assert norms[0.7].max() <= 0.7 * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("more", [{"max_norm": 0.7}, {"gradient_noise": 0.01, "clip_norm": 0.5}])
+def test_limits_and_noise_by_equations(
+    iris: Any, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    X, y = iris
+    settings = {"max_iter": 4, "random_state": 0, "dropout": 0.2, "batch_size": 40} | more
+    dense = MLPClassifier(**settings).fit(X, y)
+    plain = MLPClassifier(**settings | dict.fromkeys(more) | {"gradient_noise": 0.0}).fit(X, y)
+    assert np.abs(dense.coefs_[0] - plain.coefs_[0]).max() > 1e-4
+    without_the_library(monkeypatch)
+    monkeypatch.setattr(perceptron, "_model_of", perceptron._model_of.__wrapped__)
+    sparse = MLPClassifier(**settings).fit(scipy.sparse.csr_matrix(X), y)
+    assert "engine none" in sparse.plan_
+    for a, b in zip(dense.coefs_, sparse.coefs_, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("more", [{"max_norm": 1.0}, {"gradient_noise": 0.1}])
+def test_a_solver_without_steps_has_no_limits_and_noise(iris: Any, more: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"cannot be: solver 'lbfgs' has no steps"):
+        MLPClassifier(solver="lbfgs", **more).fit(*iris)
+
+
 def test_a_validation_loss_curve(iris: Any) -> None:
     est = MLPClassifier(early_stopping=True, max_iter=6, random_state=0).fit(*iris)
     assert len(est.validation_loss_curve_) == est.n_iter_
@@ -688,6 +722,8 @@ def test_cupy_in_cupy_out(iris: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         ("momentum", "much", "'momentum'"),
         ("dropout", 1.0, r"in the range \[0, 1\)"),
         ("clip_norm", 0.0, "'clip_norm'"),
+        ("max_norm", 0.0, "'max_norm'"),
+        ("gradient_noise", -1.0, "'gradient_noise'"),
         ("backend", "tpu", "'backend'"),
         ("random_state", "seven", "seven"),
         pytest.param("alpha", 10**400, "'alpha' .* Got an integer of 1329 bits", id="alpha huge"),

@@ -124,6 +124,8 @@ def test_engines_are_not_mixed(iris: Any, sessions: list[int]) -> None:
         {"solver": "sgd", "learning_rate": "invscaling", "shuffle": False},
         {"class_weight": "balanced", "clip_norm": 0.3, "activation": "logistic"},
         {"batch_size": 1000},
+        {"max_norm": 0.5, "solver": "sgd"},
+        {"gradient_noise": 0.1, "dropout": 0.2},
     ],
     ids=lambda settings: next(iter(settings)),
 )
