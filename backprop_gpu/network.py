@@ -602,6 +602,7 @@ class Network:
         rows: int = 50_000,
         epochs: int = 30,
         engine: str = "auto",
+        dropout: float | Sequence[float] = 0.0,
     ) -> Explanation:
         """What `fit` would run for a step, and how near that comes to what the machine allows.
 
@@ -613,7 +614,7 @@ class Network:
         rows, epochs : int
             Of the training in mind, by default the book's: the choice of an engine depends on
             how long it takes.
-        engine : as in `fit`
+        engine, dropout : as in `fit`
 
         Returns
         -------
@@ -626,6 +627,7 @@ class Network:
         batch_size = validation.integer("batch_size", batch_size, 1, rows)
         epochs = validation.integer("epochs", epochs, 1)
         optimizer = optimizers.get(optimizer)
+        rates = validation.dropout(dropout, len(self.sizes) - 2)
         run = planning.Run(
             rows,
             epochs,
@@ -633,6 +635,7 @@ class Network:
             engine,
             slots=optimizer.slots,
             options=optimizer.options,
+            drops=any(rates),
         )
         from .planning.explanation import explain
 

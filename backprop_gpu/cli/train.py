@@ -107,6 +107,12 @@ def add(commands: Any) -> None:
         help="the penalty ½ λ Σw² added to the cost; default none",
     )
     option(
+        "--max-norm",
+        type=float,
+        metavar="NORM",
+        help="scale the weights into a neuron down to this norm, after each step; default none",
+    )
+    option(
         "--dropout",
         nargs="+",
         metavar="RATE",
@@ -228,7 +234,11 @@ def _train_on(ranks: Communicator, given: Communicator | None, args: argparse.Na
         with refused_as_arguments():
             print(
                 net.explain(
-                    batch_size=batch_size, optimizer=optimizer, rows=len(data.X), epochs=args.epochs
+                    batch_size=batch_size,
+                    optimizer=optimizer,
+                    rows=len(data.X),
+                    epochs=args.epochs,
+                    dropout=rates or 0.0,
                 )
             )
         return 0
@@ -241,6 +251,7 @@ def _train_on(ranks: Communicator, given: Communicator | None, args: argparse.Na
         rate = default_rate(args.optimizer, net.cost.name, net.activations[-1].name)
     settings = [f"{args.epochs} epochs", f"batch size {batch_size}", f"learning rate {rate:g}"]
     settings += [args.optimizer] + ([f"l2 {args.l2:g}"] if args.l2 else [])
+    settings += [] if args.max_norm is None else [f"max-norm {args.max_norm:g}"]
     settings += [f"dropout {' '.join(f'{each:g}' for each in rates)}"] if rates else []
     settings += [f"classes {args.class_weight}"] if args.class_weight else []
     settings += [f"seed {args.seed}"]
@@ -303,7 +314,7 @@ def _read(
             out.mkdir(parents=True, exist_ok=True)
             if not os.access(out, os.W_OK):
                 raise PermissionError(f"cannot write to {out}")
-        optimizer = replace(optimizers.get(args.optimizer), l2=args.l2)
+        optimizer = replace(optimizers.get(args.optimizer), l2=args.l2, max_norm=args.max_norm)
         callbacks: list[Callback] = []
         if args.patience is not None:
             callbacks.append(EarlyStopping(patience=args.patience))

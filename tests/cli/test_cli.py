@@ -186,6 +186,7 @@ def test_default_rates_train(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         ("train --target x", "--target is for tables, which the digits is not"),
         ("train --task both", "invalid choice: 'both'"),
         ("train --l2 -1", "l2 must be finite and >= 0"),
+        ("train --max-norm 0", "max_norm must be finite and > 0"),
         ("train --patience -1", "patience must be >= 0"),
         ("train --dropout 1", "dropout must be in [0, 1), got 1"),
         ("train --dropout half", "--dropout must be numbers such as 0.2,0.5: could not convert"),

@@ -323,6 +323,10 @@ def test_patience_and_l2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         weights = Network.load(tmp_path / "model.safetensors", backend="numpy").weights
         sums.append(np.abs(weights[0]).sum())
     assert sums[1] < 0.5 * sums[0]
+    assert run("train", *arguments, "--max-norm", 0.3, "--epochs", 9, "--out", tmp_path) == 0
+    assert "max-norm 0.3" in capsys.readouterr().out
+    weights = Network.load(tmp_path / "model.safetensors", backend="numpy").weights
+    assert max(np.linalg.norm(w, axis=1).max() for w in weights) <= 0.3 * (1 + 1e-6)
 
 
 # -- what each row counts ---------------------------------------------------------------
