@@ -40,12 +40,12 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[Kernel]:
     """The kernels that the device is given, each time that it is."""
-    runtime, seen = device_runtime(), []
+    runtime, seen = type(device_runtime()), []
     launch = runtime.launch
 
-    def recorded(kernel: Kernel, grid: Any, arguments: Any) -> None:
+    def recorded(self: Any, kernel: Kernel, grid: Any, arguments: Any) -> None:
         seen.append(kernel)
-        launch(kernel, grid, arguments)
+        launch(self, kernel, grid, arguments)
 
     monkeypatch.setattr(runtime, "launch", recorded)
     return seen

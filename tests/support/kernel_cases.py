@@ -30,7 +30,7 @@ from backprop_gpu.cuda import catalogue
 from backprop_gpu.cuda.catalogue import Catalogue
 from backprop_gpu.optimizers import COEFFICIENTS, SGD, Adam, AdamW
 from backprop_gpu.parameters import Layout, Parameters
-from backprop_gpu.philox import Draws
+from backprop_gpu.philox import Draws, factors
 from backprop_gpu.precision import round_factor
 from reference import assert_close, product_bound
 
@@ -517,14 +517,19 @@ def _rounded_copies(s: Subject, m: int, n: int, start: int) -> None:
     assert_rounded(backend, delta)
 
     epoch, rows, targets = backend.epoch(m, m), out(m, n), s.poisoned(m, n)
-    epoch.load(s.rng.permutation(m), SGD().coefficients(np.array([0.1]), 0))
+    epoch.load(
+        s.rng.permutation(m), SGD().coefficients(np.array([0.1]), 0), None, Draws((0.5,), (1,))
+    )
     backend.gather(z, y, epoch, rows, targets)
+    assert_rounded(backend, rows)
+    backend.drop_out(z, rows, 1, epoch)
     assert_rounded(backend, rows)
     layout = Layout((n, m))
     flat = backend.with_rounded(s.put(s.normal(layout.length))[0])
     gradients = Parameters(layout, s.put(s.normal(layout.length))[0])
-    backend.update(Parameters(layout, flat), gradients, (), SGD(), epoch)
-    assert_rounded(backend, flat)
+    for optimizer in (SGD(), SGD(max_norm=0.5)):
+        backend.update(Parameters(layout, flat), gradients, (), optimizer, epoch)
+        assert_rounded(backend, flat)
     backend.runtime.clear(flat)
     assert_rounded(backend, flat)
 
@@ -708,6 +713,11 @@ def cost_and_output_error(s: Subject, pair: tuple[str, str]) -> None:
             delta = s.poisoned(m, n)
             s.backend.output_error(*arguments, delta)
             assert_close(s.get(delta), delta_exact, bound, f"BP1 {what}")
+        weights = s.exact(s.rng.uniform(size=m))
+        s.backend.output_error(*on_device, sigma, cost, delta, *s.put(weights))
+        by = weights[:, None]
+        bound = by * bound + s.eps * by * np.abs(delta_exact)
+        assert_close(s.get(delta), by * delta_exact, bound, f"BP1 {pair} {m, n}, weighted")
 
 
 @case(cuda=True)
@@ -851,26 +861,33 @@ def nan_is_not_lost(s: Subject) -> None:
 
 @case(each=(90, 349, 700))
 def epoch(s: Subject, width: int) -> None:
-    """Gather, record_cost and advance read and count the step on the device."""
+    """Gather, record_cost and advance read and count the step on the device; rows have weights,
+    too."""
     rows, batch = 7, 3
     source, targets = s.normal(rows, width), s.normal(rows, 800 - width)
     order = np.array([6, 0, 3, 1, 5, 2, 4])
     on_device = s.put(source, targets)
     epoch = s.backend.epoch(rows, batch)
     sigma = activations.get("tanh")
-    for _ in range(2):  # an epoch may be loaded again
-        epoch.load(order, np.zeros((3, COEFFICIENTS)))
+    for weights in (None, s.exact(s.rng.uniform(size=rows)), None):  # it may be loaded again
+        in_order = None if weights is None else weights[order].astype(s.dtype)
+        epoch.load(order, np.zeros((3, COEFFICIENTS)), in_order)
         assert epoch.costs().shape == (0,)
         expected = []
         for number, cost in enumerate((costs.get("quadratic"), CUBIC, costs.get("quadratic"))):
             taken = order[number * batch :][:batch]
             part = source[taken]
             out, y = s.poisoned(*part.shape), s.poisoned(len(part), 800 - width)
-            s.backend.gather(*on_device, epoch, out, y)
+            w = None if weights is None else s.poisoned(len(part))
+            s.backend.gather(*on_device, epoch, out, y, w)
             np.testing.assert_array_equal(s.get(out), part)
             np.testing.assert_array_equal(s.get(y), targets[taken])
-            s.backend.record_cost(None, out, *s.put(np.zeros_like(part)), sigma, cost, epoch)
-            expected.append(cost.function(part, np.zeros_like(part)).mean())
+            s.backend.record_cost(None, out, *s.put(np.zeros_like(part)), sigma, cost, epoch, w)
+            terms = cost.function(part, np.zeros_like(part))
+            if weights is not None:
+                np.testing.assert_array_equal(s.get(w), weights[taken])
+                terms *= weights[taken]
+            expected.append(terms.mean())
             s.backend.advance(epoch)
         assert epoch.costs().dtype == np.float64
         np.testing.assert_allclose(epoch.costs(), expected, rtol=32 * s.eps)
@@ -896,6 +913,24 @@ def gather_ahead(s: Subject) -> None:
         for out, source in zip(outs, whole, strict=True):
             expected = source[taken] if number + ahead < 2 else np.full(out.shape, np.nan)
             np.testing.assert_array_equal(s.get(out), expected)
+
+
+@case()
+def drop_out(s: Subject) -> None:
+    """What is left out, and by what the rest is multiplied, of some rows of a mini-batch."""
+    draws = Draws((0.25, 0.7), (0x9ABCDEF012345678,), 3)
+    for m, n in s.shapes((1, 1), (5, 30), (7, 259), (64, 33)):
+        epoch = s.backend.epoch(2, 1)
+        epoch.load(np.arange(2), np.zeros((2, COEFFICIENTS)), None, draws)
+        for step in (0, 1):
+            source, other = s.normal(m, n), s.normal(m, n)
+            on_device, out = s.put(source, other), s.poisoned(m, n)
+            s.backend.drop_out(on_device[0], out, 2, epoch)
+            s.backend.drop_out(on_device[1], on_device[1], 1, epoch, 5)
+            for layer, exact, got, first in ((2, source, out, 0), (1, other, on_device[1], 5)):
+                exact = exact * factors(draws, layer, 3 + step, m, n, first)
+                assert_close(s.get(got), exact, 2 * s.eps * np.abs(exact), f"{layer, m, n}")
+            s.backend.advance(epoch)
 
 
 @case(("numbers", "bytes"))
