@@ -132,7 +132,7 @@ _FORMS = (
         rows=30, tile=32, warps=(2, 1), bytes=True, precisions=("bf16", "float32"),
     ),
     Form(
-        "pairs", (9, 20, 6), ("sigmoid", "identity"), "gaussian_nll", (SGD(), SGD(l1=0.1)),
+        "pairs", (9, 20, 6), ("sigmoid", "tanh"), "gaussian_nll", (SGD(), SGD(l1=0.1)),
         batch=20, rows=30, tile=16, warps=(1, 2), grid=2, dropout=(0.3,), weighted=True,
     ),
     Form(  # more than a warp adds up at once

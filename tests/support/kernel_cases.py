@@ -919,7 +919,7 @@ def gather_ahead(s: Subject) -> None:
 def drop_out(s: Subject) -> None:
     """What is left out, and by what the rest is multiplied, of some rows of a mini-batch."""
     draws = Draws((0.25, 0.7), (0x9ABCDEF012345678,), 3)
-    for m, n in s.shapes((1, 1), (5, 30), (7, 259), (64, 33)):
+    for m, n in s.shapes((1, 1), (5, 30), (7, 259), (64, 16)):  # a whole block of threads
         epoch = s.backend.epoch(2, 1)
         epoch.load(np.arange(2), np.zeros((2, COEFFICIENTS)), None, draws)
         for step in (0, 1):

@@ -116,7 +116,7 @@ _FORMS = (
         tiles=(32, 16, 32), bytes=True, precisions=("float32",),
     ),
     Form(
-        "pairs", (9, 20, 6), ("sigmoid", "identity"), "gaussian_nll", (SGD(), SGD(l1=0.1)),
+        "pairs", (9, 20, 6), ("sigmoid", "gelu"), "gaussian_nll", (SGD(), SGD(l1=0.1)),
         batch=20, rows=30, tiles=(16, 32, 16), grid=2, dropout=(0.3,), weighted=True,
     ),
     Form(

@@ -138,7 +138,7 @@ FORMS = (
         cut=(4, 1), tiles=((1, 1, 8, 1), (4, 1, 1, 4)), cluster=2,
     ),
     Form(
-        "pairs", (9, 8, 6), ("tanh", "identity"), "gaussian_nll", (Adam(epsilon=0.1),) * 2, batch=5,
+        "pairs", (9, 8, 6), ("tanh", "silu"), "gaussian_nll", (Adam(epsilon=0.1),) * 2, batch=5,
         rows=13,
         threads=64, cut=(2, 1), tiles=((2, 2, 2, 2), (2, 3, 2, 1)), cluster=2, dropout=(0.3,),
         weighted=True,
