@@ -25,7 +25,6 @@ __global__ void add_noise(T* g, const double* coefficients, const int* step, con
                           unsigned start, int count) {
   await_prerequisites();
   const int e = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
-  if (e >= count) return;
   const Philox bits((start + e) / 4, 0, 0, key[2] + *step, key[0], key[1]);
   const T sigma = T(coefficients[size_t(*step) * 6 + 5]);
   for (int i = 0; i < 4 && e + i < count; i += 2) {

@@ -30,7 +30,7 @@ from backprop_gpu.cuda import catalogue
 from backprop_gpu.cuda.catalogue import Catalogue
 from backprop_gpu.optimizers import COEFFICIENTS, SGD, Adam, AdamW
 from backprop_gpu.parameters import Layout, Parameters
-from backprop_gpu.philox import Draws, factors
+from backprop_gpu.philox import Draws, factors, normals
 from backprop_gpu.precision import round_factor
 from reference import assert_close, product_bound
 
@@ -985,6 +985,25 @@ def update(s: Subject, name: str) -> None:
         sizes.append((280, 240, 2))  # more elements than the norm's 256 blocks of 256 threads
     for layers in s.shapes(*sizes):
         _update(s, name, layers)
+
+
+@case()
+def noise(s: Subject) -> None:
+    """Of gradients that are 0: as near as the angle, and the root of a logarithm, can be."""
+    optimizer = SGD(gradient_noise=1.0, noise_decay=0.0)
+    draws = Draws((), (0xFEDCBA9876543210,), 1)
+    for sizes in s.shapes((5, 3), (37, 200)):
+        layout = Layout(sizes)
+        p, gradients = (Parameters(layout, s.backend.zeros((layout.length,))) for _ in range(2))
+        epoch = s.backend.epoch(1, 1)
+        epoch.load(np.arange(1), optimizer.coefficients(np.ones(1), 0), None, draws)
+        s.backend.update(p, gradients, (), optimizer, epoch)
+        for array, start in zip((*p.weights, *p.biases), layout.starts, strict=True):
+            size = int(np.prod(array.shape))
+            exact = -normals(draws, start, size + size % 2, 1)
+            radii = np.hypot(exact[::2], exact[1::2]).repeat(2)
+            bound = 16 * s.eps * radii[:size]
+            assert_close(s.get(array).ravel(), exact[:size], bound, f"noise {sizes}")
 
 
 def _update(s: Subject, name: str, sizes: tuple[int, ...]) -> None:

@@ -112,7 +112,7 @@ _FORMS = (
         precisions=("bf16", "float32"),
     ),
     Form(
-        "odd bytes", (21, 4), ("tanh",), "cosine", (SGD(),), batch=30, rows=30,
+        "odd bytes", (21, 4), ("gelu",), "cosine", (SGD(),), batch=30, rows=30,
         tiles=(32, 16, 32), bytes=True, precisions=("float32",),
     ),
     Form(
