@@ -720,6 +720,30 @@ def cost_and_output_error(s: Subject, pair: tuple[str, str]) -> None:
         assert_close(s.get(delta), by * delta_exact, bound, f"BP1 {pair} {m, n}, weighted")
 
 
+@case(each=reference.ENGINE_PAIRS)
+def missing_labels(s: Subject, pair: tuple[str, str]) -> None:
+    """An output whose y is NaN counts neither in C nor in ∇_a C, as on NumPy in float64."""
+    sigma, cost, exact = activations.get(pair[0]), costs.get(pair[1]), NumpyBackend("float64")
+    for m, n in ((5, 4), (3, 38)):
+        z, y = s.normal(m, n), _targets(s, m, n)
+        if pair[1] == "gaussian_nll":
+            y[:, n // 2 :] = y[:, : n // 2]
+        for part in (y[:, : n // 2], y[:, n // 2 :]):
+            part[1] = np.nan
+            if not cost.distribution:  # of which a row has all labels, or none
+                part[0, 0] = part[2, 1] = np.nan
+        a = s.exact(reference.activate(sigma.name, z))
+        arguments = sigma, cost
+        got, expected = s.backend.cost(*s.put(z, a, y), *arguments), exact.cost(z, a, y, *arguments)
+        assert abs(got - expected) <= 64 * s.eps * (1 + abs(expected)), (pair, m, n, got, expected)
+        delta, delta_exact = s.poisoned(m, n), np.empty((m, n))
+        s.backend.output_error(*s.put(z, a, y), *arguments, delta)
+        exact.output_error(z, a, y, *arguments, delta_exact)
+        bound = 64 * s.eps * (1 + np.abs(delta_exact))
+        assert_close(s.get(delta), delta_exact, bound, f"BP1 {pair} {m, n}")
+        assert not sigma.elementwise or not s.get(delta)[np.isnan(y)].any()
+
+
 @case(cuda=True)
 def cost_of_several_blocks(s: Subject) -> None:
     """Warps with more samples than one, and with none; more parts than a block has threads."""
