@@ -14,6 +14,7 @@ import pytest
 from backprop_gpu import Callback, History, Network, Population, cli, planning, records
 from backprop_gpu.planning.explanation import Explanation, explain
 from backprop_gpu.training import TimeSpent
+from machine import obstacle
 
 SIZES = (784, 30, 10)
 CPU = {"processor": records.processor(), "cores": os.cpu_count()}
@@ -179,11 +180,25 @@ def test_of_a_device(folder: Path) -> None:
         ({"batch_size": 10, "epochs": -1}, "epochs"),
         ({"batch_size": 10, "engine": "fastest"}, "unknown engine"),
         ({"batch_size": 10, "optimizer": "magic"}, "unknown optimizer"),
+        ({"batch_size": 10, "dropout": 1.0}, "dropout must be in"),
     ],
 )
 def test_bad_input(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Network(SIZES, backend="numpy").explain(**arguments)
+
+
+@pytest.mark.gpu
+def test_of_dropout() -> None:
+    """Its kernels keep more of each layer: the plan is that of `fit`, and another than without."""
+    if (why := obstacle("cuda")) is not None:
+        pytest.skip(f"backend cuda: {why}")
+    X, Y = np.zeros((256, 20)), np.zeros((256, 3))
+    net = Network([20, 16, 3], seed=0, backend="cuda")
+    settings: dict[str, Any] = {"batch_size": 64, "epochs": 2, "engine": "fused"}
+    plans = [net.explain(rows=256, dropout=rate, **settings).plan for rate in (0.0, 0.5)]
+    net.fit(X, Y, learning_rate=0.1, dropout=0.5, **settings)
+    assert net.plan == plans[1] != plans[0]
 
 
 def test_on_the_command_line(

@@ -1,4 +1,5 @@
-// A step of gradient descent for narrow networks and wide batches, in two launches. `fused`:
+// A step of gradient descent for narrow networks and wide batches, in two launches and, where norms of
+// weights have a limit, one more a layer, `fused_limit_norms`. `fused`:
 //
 //   forward   z^l = a^{l-1} w^lᵀ + b^l,  a^l = σ(z^l)
 //   C, BP1    δ^L = ∇_a C ⊙ σ'(z^L)
@@ -538,7 +539,8 @@ __global__ void __launch_bounds__(256)
 }
 
 // w_j ← w_j min(1, limit / ‖w_j‖) of a layer's w (n, fan_in) at `begin` of each member, the last of its
-// constants being the limit. Block (32, 8), grid (n / 8, members from `first` on): a warp a row.
+// constants being the limit. Block (32, 8), grid (n / 8, members from `first` on): a warp a row. Expected
+// to take the time of a launch, 1 to 2 µs.
 __global__ void __launch_bounds__(256)
     fused_limit_norms(const float* constants, const int* places, float* p, int length, int begin,
                       int n, int fan_in, int first) {

@@ -1,5 +1,5 @@
-// Norms of rows, a warp each, also where a square is no normal number. A row is read two or three times, the
-// first time from where it lies, then from the cache.
+// Norms of rows, a warp each, also where a square is no normal number. A row is read two or three times,
+// the first time from where it lies, then from the cache.
 #pragma once
 
 #include "primitives/warp.cuh"

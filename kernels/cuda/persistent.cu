@@ -24,6 +24,7 @@
 //   behind a barrier of their own)
 //   BP2 of each hidden layer, from the last to the first
 //   BP3, BP4 and the update of all layers; C
+//   norms of the rows of all w, a warp a row, where any member's have a limit
 //
 // Time, [784, 128, 128, 10], 128 rows, 3×TF32, 132 multiprocessors of an H100. A phase waits for its
 // first slices (600 cycles), reads and writes what its epilogue needs (500) and meets (1600): six are

@@ -599,8 +599,9 @@ __device__ __forceinline__ void train(const Stored* X, const T* Y, const int* or
 }
 
 // Grid (members). X is of T, or of bytes that mean 0 … 255; `constants` are clip_value, infinite
-// where there is none, l1, the rule's and one that is not read; `dropout` (members, 3 + hidden layers) are as `Dropping` has
-// them. It may be null, as weights may, and s0 and s1 where the rule has no such state.
+// where there is none, l1, the rule's and one that is not read; `dropout` (members, 3 + hidden layers)
+// are as `Dropping` has them. It may be null, as weights may, and s0 and s1 where the rule has no such
+// state.
 template <class T, class Stored, class Form, class Objective, class Rule, int INPUTS,
           class... Layers>
 __global__ void __launch_bounds__(Form::threads, 1)

@@ -25,38 +25,13 @@ from backprop_gpu import (
 from backprop_gpu.communicators import Communicator
 from machine import obstacle
 from rank_threads import on_ranks
+from small_training import ENGINES, data, flat, network
 
-ENGINES = [
-    ("numpy", "layered", "float64"),
-    ("numpy", "resident", "float64"),
-    ("numpy", "resident", "float32"),
-    pytest.param("numba_cuda", "layered", "float64", marks=pytest.mark.gpu),
-    pytest.param("cuda", "layered", "float32", marks=pytest.mark.gpu),
-    pytest.param("cuda", "resident", "float64", marks=pytest.mark.gpu),
-    pytest.param("cuda", "fused", "float32", marks=pytest.mark.gpu),
-    pytest.param("cuda", "persistent", "float32", marks=pytest.mark.gpu),
-]
 #: Eleven steps an epoch, the last of three rows.
 FIT: dict[str, Any] = {
     "epochs": 3, "batch_size": 12, "learning_rate": 0.5, "optimizer": "adam", "dropout": 0.2,
 }  # fmt: skip
 STEPS = 11
-
-
-def data(rows: int = 123) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(rows)
-    return rng.standard_normal((rows, 7)), rng.dirichlet(np.ones(3), rows)
-
-
-def network(backend: str = "numpy", dtype: str = "float64", seed: int = 1) -> Network:
-    return Network(
-        [7, 21, 10, 3], activation=["sigmoid", "gelu", "softmax"], dtype=dtype, seed=seed,
-        cost="categorical_cross_entropy", backend=backend,
-    )  # fmt: skip
-
-
-def flat(net: Network) -> np.ndarray:
-    return net.model.read(net.parameters)
 
 
 class Hears(Callback):
@@ -99,7 +74,7 @@ def test_intervals_change_no_bits(
 ) -> None:
     if obstacle(backend) is not None:
         pytest.skip(f"backend {backend}: {obstacle(backend)}")
-    X, Y = data()
+    X, Y = data(123)
     weights = np.random.default_rng(1).random(len(X))
     plain, watched = network(backend, dtype), network(backend, dtype)
     plain.fit(X, Y, engine=engine, sample_weight=weights, **FIT)
@@ -115,7 +90,7 @@ def test_intervals_change_no_bits(
 
 
 def test_an_interval_beside_one_that_hears_of_every_batch() -> None:
-    X, Y = data()
+    X, Y = data(123)
     each, some = Hears(), Hears(4)
     network().fit(X, Y, callbacks=[each, some], **FIT)
     assert each.batches == [*range(STEPS)] * 3
@@ -126,7 +101,7 @@ def test_an_interval_beside_one_that_hears_of_every_batch() -> None:
 @pytest.mark.parametrize("engine", ["layered", "resident"])
 def test_intervals_of_members_with_other_steps(engine: str) -> None:
     """Members have 11, 41 and 5 steps an epoch; each is as alone."""
-    X, Y = data()
+    X, Y = data(123)
     alone = [network(seed=seed) for seed in (1, 2, 3)]
     population = Population.from_networks(alone)
     sizes, hears = [12, 3, 25], Hears(4)
@@ -141,7 +116,7 @@ def test_intervals_of_members_with_other_steps(engine: str) -> None:
 
 
 def test_intervals_of_rows_that_come_in_pieces(tmp_path: Any) -> None:
-    X, Y = data()
+    X, Y = data(123)
     np.save(tmp_path / "X.npy", X)
     stored = np.load(tmp_path / "X.npy", mmap_mode="r")
     plain, watched, hears = network(), network(), Hears(4)
@@ -160,7 +135,7 @@ def test_intervals_of_rows_that_come_in_pieces(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("interval", [0, -1, 2.0, "often"])
 def test_intervals_that_are_none(interval: Any) -> None:
-    X, Y = data()
+    X, Y = data(123)
     with pytest.raises((ValueError, TypeError), match="interval of callback"):
         network().fit(X, Y, callbacks=[Hears(interval)], **FIT)
 
@@ -177,7 +152,7 @@ def test_an_exponential_average_by_hand(
         pytest.skip(f"backend {backend}: {obstacle(backend)}")
     if every == 1 and backend == "cuda" and engine != "layered":
         pytest.skip("Python has to come between steps")
-    X, Y = data()
+    X, Y = data(123)
     hears, net = Hears(every), network(backend, dtype)
     before = flat(net).astype(np.float64)
     average = ExponentialAverage(0.9, every=every, start=start)
@@ -198,7 +173,7 @@ def test_an_exponential_average_by_hand(
 
 
 def test_every_step_is_the_textbooks() -> None:
-    X, Y = data()
+    X, Y = data(123)
     hears, net = Hears(), network()
     before = flat(net)
     net.fit(X, Y, callbacks=[ExponentialAverage(0.95, every=1), hears], **FIT)
@@ -208,7 +183,7 @@ def test_every_step_is_the_textbooks() -> None:
 
 @pytest.mark.parametrize(("start", "every", "taken"), [(1, 1, [1, 2, 3, 4, 5]), (2, 2, [2, 4])])
 def test_a_stochastic_weight_average_by_hand(start: int, every: int, taken: list[int]) -> None:
-    X, Y = data()
+    X, Y = data(123)
     net, ends = network(), []
     history = net.fit(
         X, Y, **FIT | {"epochs": 5},
@@ -226,7 +201,7 @@ def averages() -> list[Callback]:
 @pytest.mark.parametrize("kind", [0, 1])
 def test_training_that_ends_early(kind: int) -> None:
     """By Ctrl-C, or an epoch that fails: the average is as of the last whole epoch."""
-    X, Y = data()
+    X, Y = data(123)
     whole, cut, failed, short = (network() for _ in range(4))
     settings = FIT | {"epochs": 3, "learning_rate": 0.01}
     whole.fit(X, Y, callbacks=[averages()[kind]], **settings)
@@ -255,7 +230,7 @@ def test_training_that_ends_early(kind: int) -> None:
 @pytest.mark.parametrize("kind", [0, 1])
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_averages_go_on_from_a_checkpoint(kind: int, epochs: int, tmp_path: Any) -> None:
-    X, Y = data()
+    X, Y = data(123)
     path = tmp_path / "c"
     whole, first, second, over = (network(seed=seed) for seed in (1, 1, 2, 3))
     whole.fit(X, Y, callbacks=[averages()[kind]], **FIT | {"epochs": 5})
@@ -276,7 +251,7 @@ def test_averages_go_on_in_the_midst_of_an_epoch(
     kind: int, stop: tuple[int, int], tmp_path: Any
 ) -> None:
     """Buffers end at steps 3, 6 and 9, intervals at 4 and 8: what was averaged last is kept."""
-    X, Y = data()
+    X, Y = data(123)
     path = tmp_path / "c"
     np.save(tmp_path / "X.npy", X)
     stored = np.load(tmp_path / "X.npy", mmap_mode="r")
@@ -311,7 +286,7 @@ def test_states_that_cannot_be(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", [0, 1])
 def test_members_have_averages_of_their_own(kind: int) -> None:
-    X, Y = data()
+    X, Y = data(123)
     alone = [network(seed=seed) for seed in (1, 2)]
     population = Population.from_networks(alone)
     settings: dict[str, Any] = {"batch_size": [12, 30], "epochs": [3, 4]}
@@ -324,7 +299,7 @@ def test_members_have_averages_of_their_own(kind: int) -> None:
 
 
 def test_a_sweep_with_an_average() -> None:
-    X, Y = data()
+    X, Y = data(123)
     shared: dict[str, Any] = {"sizes": [7, 5, 3], "batch_size": 12, "epochs": 3, "seed": 1}
     table = sweep(
         X, Y, grid={"learning_rate": [0.1, 0.5]}, callbacks=[StochasticWeightAverage(2)],
@@ -339,7 +314,7 @@ def test_a_sweep_with_an_average() -> None:
 
 @pytest.mark.parametrize("engine", ["layered", "resident"])
 def test_shards_have_the_same_average(engine: str) -> None:
-    X, Y = data()
+    X, Y = data(123)
     one, other = network(), network()
     for net, communicator in ((one, Communicator()), (other, "none")):
         net.fit(
@@ -352,7 +327,7 @@ def test_shards_have_the_same_average(engine: str) -> None:
 
 @pytest.mark.parametrize("stored", [False, True])
 def test_ranks_have_the_same_average(stored: bool, tmp_path: Any) -> None:
-    X, Y = data()
+    X, Y = data(123)
     np.save(tmp_path / "X.npy", X)
     rows = np.load(tmp_path / "X.npy", mmap_mode="r") if stored else X
 
@@ -370,7 +345,7 @@ def test_ranks_have_the_same_average(stored: bool, tmp_path: Any) -> None:
 
 
 def test_a_network_is_left_with_one_of_them() -> None:
-    X, Y = data()
+    X, Y = data(123)
     best, average = EarlyStopping("loss"), ExponentialAverage()
     for callbacks in ([best, average], [StochasticWeightAverage(1), average], [average, average]):
         net = network()
@@ -408,7 +383,7 @@ SHAPE: dict[str, Any] = {"hidden_layer_sizes": (9,), "random_state": 0, "batch_s
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
 def test_an_estimator_with_a_stochastic_weight_average() -> None:
     """The mean of what training for as many epochs gives, without it, of the last quarter."""
-    X, Y = data()
+    X, Y = data(123)
     labels = Y.argmax(axis=1)
     found = MLPClassifier(weight_average="swa", max_iter=8, **SHAPE).fit(X, labels)
     ends = [MLPClassifier(max_iter=k, **SHAPE).fit(X, labels) for k in (7, 8)]

@@ -10,39 +10,10 @@ import pytest
 from backprop_gpu import Checkpoint, MLPClassifier, Network, Population, sweep, threads
 from backprop_gpu.communicators import Communicator
 from backprop_gpu.philox import Draws, factors, philox, scale, threshold
-from machine import obstacle
 from reference import backpropagate
+from small_training import ENGINES, data, network, skip_without
 
-ENGINES = [
-    ("numpy", "layered", "float64"),
-    ("numpy", "resident", "float64"),
-    ("numpy", "resident", "float32"),
-    pytest.param("numba_cuda", "layered", "float64", marks=pytest.mark.gpu),
-    pytest.param("cuda", "layered", "float64", marks=pytest.mark.gpu),
-    pytest.param("cuda", "layered", "float32", marks=pytest.mark.gpu),
-    pytest.param("cuda", "resident", "float64", marks=pytest.mark.gpu),
-    pytest.param("cuda", "resident", "float32", marks=pytest.mark.gpu),
-    pytest.param("cuda", "fused", "float32", marks=pytest.mark.gpu),
-    pytest.param("cuda", "persistent", "float32", marks=pytest.mark.gpu),
-]
 RATES = (0.5, 0.2)
-
-
-def skip_without(backend: str) -> None:
-    if obstacle(backend) is not None:
-        pytest.skip(f"backend {backend}: {obstacle(backend)}")
-
-
-def data(rows: int = 33) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(rows)
-    return rng.standard_normal((rows, 7)), rng.dirichlet(np.ones(3), rows)
-
-
-def network(backend: str = "numpy", dtype: str = "float64", seed: int = 1) -> Network:
-    return Network(
-        [7, 21, 10, 3], activation=["sigmoid", "gelu", "softmax"], dtype=dtype, seed=seed,
-        cost="categorical_cross_entropy", backend=backend,
-    )  # fmt: skip
 
 
 FIT: dict[str, Any] = {"epochs": 3, "batch_size": 12, "learning_rate": 0.5, "dropout": RATES}
@@ -117,7 +88,7 @@ def test_a_step_by_hand(backend_name: str, engine: str, dtype: str) -> None:
 @pytest.mark.parametrize(("backend_name", "engine", "dtype"), ENGINES)
 def test_engines_leave_out_the_same(backend_name: str, engine: str, dtype: str) -> None:
     skip_without(backend_name)
-    X, Y = data()
+    X, Y = data(33)
     one, other = network(backend_name, dtype), network()
     histories = [
         net.fit(X, Y, engine=kind, **FIT) for net, kind in ((one, engine), (other, "layered"))
@@ -133,7 +104,7 @@ def test_engines_leave_out_the_same(backend_name: str, engine: str, dtype: str) 
 
 @pytest.mark.parametrize("engine", ["layered", "resident"])
 def test_members_and_threads_change_no_bit(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    X, Y = data()
+    X, Y = data(33)
     alone = [network(seed=seed) for seed in (1, 2, 3)]
     rates: list[Any] = [RATES, 0.3, 0.0]
     population = Population.from_networks(alone)
@@ -157,7 +128,7 @@ def test_shards_leave_out_the_same(engine: str) -> None:
 
 
 def test_what_goes_on_from_a_checkpoint(tmp_path: Any) -> None:
-    X, Y = data()
+    X, Y = data(33)
     path = tmp_path / "c.safetensors"
     whole, first, second = network(), network(), network(seed=5)
     whole.fit(X, Y, **FIT | {"epochs": 5})
@@ -194,7 +165,7 @@ def test_pieces_leave_out_the_same(tmp_path: Any) -> None:
     ],
 )
 def test_rates_that_are_none(rate: Any, kind: type[Exception], message: str) -> None:
-    X, Y = data()
+    X, Y = data(33)
     with pytest.raises(kind, match=message):
         network().fit(X, Y, **FIT | {"dropout": rate})
     straight = Network([7, 3], activation="softmax", cost="categorical_cross_entropy")

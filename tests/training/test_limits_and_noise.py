@@ -10,7 +10,7 @@ import pytest
 from backprop_gpu import Checkpoint, Network, Population
 from backprop_gpu.optimizers import SGD, Adam
 from backprop_gpu.philox import Draws, normals
-from machine import obstacle
+from small_training import skip_without
 
 LIMITED = [
     ("numpy", "layered", "float32"),
@@ -25,11 +25,6 @@ LIMITED = [
 NOISY = [LIMITED[0], *LIMITED[3:6]]
 SIZES = [41, 22, 9, 3]
 FIT: dict[str, Any] = {"epochs": 3, "batch_size": 12, "learning_rate": 0.3}
-
-
-def skip_without(backend: str) -> None:
-    if obstacle(backend) is not None:
-        pytest.skip(f"backend {backend}: {obstacle(backend)}")
 
 
 def data() -> tuple[np.ndarray, np.ndarray]:

@@ -26,45 +26,12 @@ from backprop_gpu import (
 from backprop_gpu.communicators import Communicator
 from backprop_gpu.planning import plan as planner
 from backprop_gpu.training.mixing import mixed, partners
-from machine import obstacle
 from rank_threads import on_ranks
 from reference import backpropagate
+from small_training import ENGINES, SIGMAS, data, flat, network, skip_without
 
-ENGINES = [
-    ("numpy", "layered", "float64"),
-    ("numpy", "resident", "float64"),
-    ("numpy", "resident", "float32"),
-    pytest.param("numba_cuda", "layered", "float64", marks=pytest.mark.gpu),
-    pytest.param("cuda", "layered", "float64", marks=pytest.mark.gpu),
-    pytest.param("cuda", "resident", "float64", marks=pytest.mark.gpu),
-    pytest.param("cuda", "resident", "float32", marks=pytest.mark.gpu),
-    pytest.param("cuda", "fused", "float32", marks=pytest.mark.gpu),
-    pytest.param("cuda", "persistent", "float32", marks=pytest.mark.gpu),
-]
-SIGMAS = ["sigmoid", "gelu", "softmax"]
 #: Four steps an epoch, the last of five rows.
 FIT: dict[str, Any] = {"epochs": 3, "batch_size": 12, "learning_rate": 0.5, "mixup": 0.4}
-
-
-def data(rows: int = 41) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(rows)
-    return rng.standard_normal((rows, 7)), rng.dirichlet(np.ones(3), rows)
-
-
-def network(backend: str = "numpy", dtype: str = "float64", seed: int = 1) -> Network:
-    return Network(
-        [7, 21, 10, 3], activation=SIGMAS, dtype=dtype, seed=seed,
-        cost="categorical_cross_entropy", backend=backend,
-    )  # fmt: skip
-
-
-def flat(net: Network) -> np.ndarray:
-    return net.model.read(net.parameters)
-
-
-def skip_without(backend: str) -> None:
-    if obstacle(backend) is not None:
-        pytest.skip(f"backend {backend}: {obstacle(backend)}")
 
 
 @pytest.fixture(params=[0, 12, 30])
@@ -126,7 +93,7 @@ def test_partners() -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 def test_by_hand(backend: str, engine: str, dtype: str, weighted: bool, room: int) -> None:
     skip_without(backend)
-    X, Y = data()
+    X, Y = data(41)
     weights = np.random.default_rng(2).random(len(X)) if weighted else None
     net = network(backend, dtype)
     expected, losses = by_hand(net, X, Y, weights)
@@ -141,7 +108,7 @@ def test_by_hand(backend: str, engine: str, dtype: str, weighted: bool, room: in
 @pytest.mark.parametrize(("backend", "engine", "dtype"), ENGINES)
 def test_bytes_are_their_numbers(backend: str, engine: str, dtype: str) -> None:
     skip_without(backend)
-    X, Y = data()
+    X, Y = data(41)
     X = np.random.default_rng(3).integers(0, 3, X.shape, np.uint8)
     one, other, plain = (network(backend, dtype) for _ in range(3))
     one.fit(X, Y, engine=engine, **FIT)
@@ -156,7 +123,7 @@ def test_bytes_are_their_numbers(backend: str, engine: str, dtype: str) -> None:
 
 
 def test_without_it_nothing_is_drawn() -> None:
-    X, Y = data()
+    X, Y = data(41)
     plain, none = network(), network()
     plain.fit(X, Y, epochs=3, batch_size=12, learning_rate=0.5)
     none.fit(X, Y, **FIT | {"mixup": 0})
@@ -178,7 +145,7 @@ def test_members_and_threads_change_no_bit(
 ) -> None:
     """Whatever their batches, and whether they mix; each with its dropout."""
     skip_without(backend)
-    X, Y = data()
+    X, Y = data(41)
     alone = [network(backend, "float32", seed) for seed in (1, 2, 3, 4)]
     own: dict[str, list[Any]] = {
         "mixup": [0.4, 0.0, 1.0, 0.2], "batch_size": [12, 12, 5, 12], "epochs": [3, 3, 3, 2],
@@ -198,7 +165,7 @@ def test_members_and_threads_change_no_bit(
 
 def test_members_mix_with_rows_of_their_own() -> None:
     """Rows that a member does not train on are NaN, where any mixture would show it."""
-    X, Y = data()
+    X, Y = data(41)
     rows = [np.arange(20), np.arange(20, 41)]
     population = Population.from_networks([network(seed=seed) for seed in (1, 2)])
     expected = [by_hand(net, X, Y, rows=own)[0] for net, own in zip(population, rows, strict=True)]
@@ -246,7 +213,7 @@ def test_rows_from_a_disk(buffer: int, tmp_path: Any) -> None:
 
 
 def test_rows_that_come_in_chunks() -> None:
-    X, Y = data()
+    X, Y = data(41)
     one, other = network(), network()
     one.fit(batches=[(X, Y)], **FIT)
     other.fit(X, Y, **FIT)
@@ -270,7 +237,7 @@ class Stops(Callback):
 
 
 def test_what_goes_on_from_a_checkpoint(tmp_path: Any, room: int) -> None:
-    X, Y = data()
+    X, Y = data(41)
     path = tmp_path / "c"
     whole, first, second, third = (network(seed=seed) for seed in (1, 1, 5, 6))
     whole.fit(X, Y, **FIT | {"epochs": 5})
@@ -303,7 +270,7 @@ def test_what_goes_on_from_a_checkpoint(tmp_path: Any, room: int) -> None:
     ],
 )
 def test_shares_that_are_none(value: Any, kind: type[Exception], message: str) -> None:
-    X, Y = data()
+    X, Y = data(41)
     net = network()
     before = flat(net)
     with pytest.raises(kind, match=message):
@@ -316,7 +283,7 @@ def test_shares_that_are_none(value: Any, kind: type[Exception], message: str) -
 
 
 def test_what_cannot_be_mixed() -> None:
-    X, Y = data()
+    X, Y = data(41)
     for cost in ("hinge", "squared_hinge"):
         net = Network([7, 1], activation="identity", cost=cost, backend="numpy")
         with pytest.raises(ValueError, match=rf"mixup=0\.4: targets of cost '{cost}' cannot be"):
@@ -334,7 +301,7 @@ def test_what_cannot_be_mixed() -> None:
 
 
 def test_a_sweep() -> None:
-    X, Y = data()
+    X, Y = data(41)
     table = sweep(
         X, Y, grid={"mixup": [0.0, 0.2, 1.0]}, sizes=[7, 5, 3], epochs=2, batch_size=20,
         learning_rate=0.1, backend="numpy", progress=False, seed=1,
@@ -347,7 +314,7 @@ def test_a_sweep() -> None:
 
 def test_trials() -> None:
     optuna = pytest.importorskip("optuna", reason="Optuna is not installed")
-    X, Y = data()
+    X, Y = data(41)
     table = sweep(
         X, Y, grid={"mixup": optuna.distributions.FloatDistribution(0.1, 1.0)}, trials=2,
         sizes=[7, 5, 3], epochs=2, batch_size=20, learning_rate=0.1, backend="numpy",
@@ -372,7 +339,7 @@ def test_rows_at_once() -> None:
 @pytest.mark.parametrize("loss", ["squared_error", "poisson"])
 def test_a_regressor_by_hand(engine: str, loss: str) -> None:
     """An epoch of steps by sgd: what is drawn, and the loss, weighted, without its penalty."""
-    X, Y = data()
+    X, Y = data(41)
     y, weights = 3 * Y[:, 0], np.random.default_rng(4).random(len(X))
     settings: dict[str, Any] = {
         "loss": loss, "hidden_layer_sizes": (), "solver": "sgd", "momentum": 0.0, "alpha": 0.0,
@@ -416,7 +383,7 @@ def test_a_search_mixes_as_each_fit_alone() -> None:
 
 
 def test_what_an_estimator_cannot_mix() -> None:
-    X, Y = data()
+    X, Y = data(41)
     y = Y[:, 0]
     with pytest.raises(ValueError, match="solver 'lbfgs' has no steps"):
         MLPRegressor(mixup=0.2, solver="lbfgs").fit(X, y)
