@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import signal
@@ -9,10 +10,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
 
 import pytest
 
-from backprop_gpu.imports import uninterrupted
+from backprop_gpu.imports import optional, uninterrupted, when_imported
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +130,48 @@ def test_interrupted_training_can_be_begun_again(package: str, module: str) -> N
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "2"
+
+
+def test_what_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert optional("json.decoder", "plot", "this").JSONDecoder
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
+    for name in ("matplotlib", "matplotlib.pyplot"):
+        with pytest.raises(
+            ImportError,
+            match=r"^plot\(\): the package matplotlib is not installed: "
+            r"pip install 'backprop_gpu\[plot\]'$",
+        ):
+            optional(name, "plot", "plot()")
+
+
+def test_what_is_installed_and_broken_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_package.py").write_text("import no_such_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'no_such_package'"):
+        optional("broken_package", "plot", "plot()")
+
+
+def test_modules_are_told_of_once_they_are_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "waited_for").mkdir()
+    (tmp_path / "waited_for/__init__.py").write_text("value = 1")
+    (tmp_path / "waited_for/part.py").write_text("from . import value")
+    monkeypatch.syspath_prepend(tmp_path)
+    heard: list[tuple[str, int]] = []
+    for name in ("waited_for", "waited_for.part"):
+        when_imported(name, lambda module: heard.append((module.__name__, module.value)))
+    when_imported("waited_for.missing", lambda module: heard.append(("missing", 0)))
+    assert heard == []
+    part = importlib.import_module("waited_for.part")
+    assert heard == [("waited_for", 1), ("waited_for.part", 1)]
+    # It is as if nobody had waited.
+    assert type(part.__loader__) is type(part.__spec__.loader) is SourceFileLoader
+    assert importlib.import_module("waited_for.part") is part
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("waited_for.missing")
+    when_imported("waited_for", lambda module: heard.append(("at once", module.value)))
+    assert heard[2:] == [("at once", 1)]
