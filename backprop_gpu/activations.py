@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .imports import require
+
 Array = Any  # numpy.ndarray, cupy.ndarray or a Numba device array
 Function = Callable[[Array], Array]
 
@@ -610,7 +612,10 @@ def get(activation: str | Activation) -> Activation:
         raise TypeError(f"activation must be a name or an Activation, got {activation!r}")
     if activation not in REGISTRY:
         raise ValueError(f"unknown activation {activation!r}; known: {', '.join(REGISTRY)}")
-    return REGISTRY[activation]
+    found = REGISTRY[activation]
+    if isinstance(found, Gelu):  # before anything is trained
+        require("scipy", "sklearn", "activation 'gelu'")
+    return found
 
 
 def check_name(name: str) -> None:

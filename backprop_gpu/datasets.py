@@ -6,7 +6,6 @@ is checked before it is read, and takes no more memory than `reading.Budget` all
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import zipfile
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from . import preprocessing, reading, sources, tables
-from .preprocessing import Category, Number, Options, Preprocessing
+from .preprocessing import Category, Number, Options, Preprocessing, moments
 from .reading import MAX_BYTES, Budget
 from .sources import Part
 from .validation import integer
@@ -79,11 +78,7 @@ class Dataset:
         """The target of a table, with mean 0 and deviation 1 over the training rows."""
         if self.preprocessing is None or not isinstance(self.preprocessing.target, Number):
             raise ValueError("only the numbers in a table's column can be standardised")
-        from sklearn.preprocessing import StandardScaler
-
-        with np.errstate(over="ignore", invalid="ignore"):
-            scaler = StandardScaler().fit(self.y)
-        mean, deviation = float(scaler.mean_[0]), float(scaler.scale_[0])
+        mean, deviation = (float(moment[0]) for moment in moments(self.y))
         if not np.isfinite([mean, deviation]).all():
             raise ValueError("the numbers of the target are too large")
         target = replace(self.preprocessing.target, mean=mean, deviation=deviation)
@@ -118,7 +113,7 @@ def load(
     ----------
     path : path, optional
         A folder of IDX files, an ``.npz`` file or a table (see `read` and `tables.read`);
-        without one, scikit-learn's handwritten digits in a fixed random order, because their
+        without one, the handwritten `digits` in a fixed random order, because their
         last rows are by other writers than the first.
     validation : float, optional
         A share below 1, or a number, of the rows to keep for validation.
@@ -267,13 +262,31 @@ def _split(
     if classes is not None:
         each = np.unique(y, return_counts=True)[1]
         if each.min() >= 2 and min(count, rows - count) >= len(each):
-            from sklearn.model_selection import train_test_split
-
-            state = np.random.RandomState(np.random.MT19937(seeds))
-            train, kept = train_test_split(order, test_size=count, stratify=y, random_state=state)
+            train, kept = _share_of_classes(y, count, np.random.default_rng(seeds))
             return train, kept, "taken at random, of each class its share"
     order = np.random.default_rng(seeds).permutation(rows)
     return order[:-count], order[-count:], "taken at random"
+
+
+def _share_of_classes(
+    y: np.ndarray, count: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows at random, the second array `count` of them: of each class its share.
+
+    Shares are rounded by largest remainders, but no class is left without a row on either side.
+    """
+    of_class = [np.flatnonzero(y == one) for one in np.unique(y)]
+    sizes = np.array([len(rows) for rows in of_class])
+    exact = sizes * count / len(y)
+    shares = np.clip(exact.astype(int), 1, sizes - 1)
+    while (left := count - shares.sum()) != 0:
+        step = np.sign(left)
+        movable = shares < sizes - 1 if step > 0 else shares > 1
+        shares[np.argmax(np.where(movable, step * (exact - shares), -np.inf))] += step
+    shuffled = [random.permutation(rows) for rows in of_class]
+    kept = np.concatenate([rows[:share] for rows, share in zip(shuffled, shares, strict=True)])
+    train = np.concatenate([rows[share:] for rows, share in zip(shuffled, shares, strict=True)])
+    return random.permutation(train), random.permutation(kept)
 
 
 def _described(dataset: Dataset, scaled: str, how: str, notes: list[str]) -> Dataset:
@@ -570,28 +583,32 @@ def _as_they_are(array: np.ndarray) -> str:
 # -- the digits -----------------------------------------------------------------------
 
 
-def _rows_of_digits() -> tuple[np.ndarray, np.ndarray]:
-    """As `sklearn.datasets.load_digits`; to import that takes longer than to train with them."""
-    found = importlib.util.find_spec("sklearn")
-    if found is not None and found.origin is not None:
-        path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
-        if path.is_file():
-            rows = np.loadtxt(path, delimiter=",")
-            return rows[:, :-1], rows[:, -1].astype(int)
-    from sklearn.datasets import load_digits
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """1,797 handwritten digits of 8×8 pixels, the rows of `sklearn.datasets.load_digits`.
 
-    X, y = load_digits(return_X_y=True)
-    return X, y
+    E. Alpaydin and C. Kaynak, *Optical Recognition of Handwritten Digits*, UCI Machine Learning
+    Repository, 1998 (CC BY 4.0): its test set.
+
+    Returns
+    -------
+    X : ndarray, shape (1797, 64), float64
+        Pixels from 0 to 16.
+    y : ndarray, shape (1797,), int64
+        The digits.
+    """
+    with np.load(Path(__file__).parent / "data" / "digits.npz", allow_pickle=False) as file:
+        rows = file["rows"]
+    return rows[:, :-1].astype(np.float64), rows[:, -1].astype(np.int64)
 
 
 def _digits() -> Table:
-    X, y = _rows_of_digits()
+    X, y = digits()
     order = np.random.default_rng(DIGITS_ORDER).permutation(len(y))
     return Table(
         X[order] / 16.0,
         y[order],
         None,
-        "scikit-learn's handwritten digits, in a fixed random order",
+        "handwritten digits (8×8 pixels), in a fixed random order",
         "features scaled by 1/16",
     )
 

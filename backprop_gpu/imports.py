@@ -61,10 +61,19 @@ def optional(module: str, extra: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != package:
             raise  # it is there, and lacks something itself
-        raise ImportError(
-            f"{purpose}: the package {package} is not installed: "
-            f"pip install 'backprop_gpu[{extra}]'"
-        ) from error
+        raise _missing(package, extra, purpose) from error
+
+
+def require(package: str, extra: str, purpose: str) -> None:
+    """Refuse early what needs a package, as `optional` would, without the time an import takes."""
+    if importlib.util.find_spec(package) is None:
+        raise _missing(package, extra, purpose)
+
+
+def _missing(package: str, extra: str, purpose: str) -> ImportError:
+    return ImportError(
+        f"{purpose}: the package {package} is not installed: pip install 'backprop_gpu[{extra}]'"
+    )
 
 
 class _Loader(importlib.abc.Loader):

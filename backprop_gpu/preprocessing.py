@@ -1,7 +1,7 @@
 """What is done to the columns of a table before a network, learned from the rows that train.
 
-It goes into the model file, so that the same is done to the rows to predict. scikit-learn's
-classes compute; what is kept is numbers and texts, for a model file holds nothing to execute.
+It goes into the model file, so that the same is done to the rows to predict: as numbers and texts,
+for a model file holds nothing to execute.
 """
 
 from __future__ import annotations
@@ -404,12 +404,8 @@ def _levels(frame: Frame, j: int, rows: np.ndarray, impute: bool, told: bool) ->
 def _moments(
     frame: Frame, columns: list[int], rows: np.ndarray, options: Options, scale: float | None
 ) -> Iterator[Number]:
-    from sklearn.preprocessing import StandardScaler
-
-    with np.errstate(over="ignore", invalid="ignore"):
-        # It passes over the gaps.
-        scaler = StandardScaler().fit(frame.numbers[rows[:, np.newaxis], columns])
-    for j, mean, deviation in zip(columns, scaler.mean_, scaler.scale_, strict=True):
+    means, deviations = moments(frame.numbers[rows[:, np.newaxis], columns])
+    for j, mean, deviation in zip(columns, means, deviations, strict=True):
         name, standardize = frame.names[j], options.standardize and scale is None
         if (standardize or options.impute) and not np.isfinite([mean, deviation]).all():
             raise ValueError(f"{frame.path}: the numbers of column {name!r} are too large")
@@ -418,3 +414,30 @@ def _moments(
             yield Number(name, float(mean), float(deviation), fill)
         else:
             yield Number(name, 0.0, 1.0 / (1.0 if scale is None else scale), fill)
+
+
+def moments(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the standard deviation of each column; gaps (NaN) are passed over.
+
+    The deviation of a column that is constant, to the rounding of its sum, is 1, so that to divide
+    by it leaves zeros. One that overflows is infinite or NaN. Two passes, with the correction of
+    Chan, Golub and LeVeque (1983), eq. 1.7.
+
+    Parameters
+    ----------
+    X : ndarray, shape (m, n)
+
+    Returns
+    -------
+    means, deviations : ndarray, shape (n,), float64
+    """
+    X = np.asarray(X, np.float64)
+    gaps = np.isnan(X)
+    count = len(X) - gaps.sum(axis=0)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        means = np.where(gaps, 0.0, X).sum(axis=0) / count
+        off = np.where(gaps, 0.0, X - means)
+        variances = ((off**2).sum(axis=0) - off.sum(axis=0) ** 2 / count) / count
+        rounding = np.finfo(np.float64).eps * count
+        constant = variances <= rounding * variances + (rounding * means) ** 2
+        return means, np.where(constant, 1.0, np.sqrt(variances))

@@ -58,7 +58,7 @@ def activation(activation: Activation, dtype: np.dtype[Any]) -> tuple[int, int]:
 def _compile(function: Callable[..., Any], dtype: np.dtype[Any]) -> Any:
     """The compiled function or, in words, why there is none."""
     if importlib.util.find_spec("numba") is None:
-        return "numba is not there to compile it"
+        return "numba is not there to compile it: pip install 'backprop_gpu[numba]'"
     if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
         return "NUMBA_DISABLE_JIT is set"
     key = _key(function), dtype

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from .imports import optional
 from .reading import Budget, TooLarge, gunzipping, open_file
 
 #: Endings, before which .gz may not and after which it may stand, with what parts two cells.
@@ -359,12 +360,10 @@ def _has_header(frame: Frame, modelled: bool) -> bool:
 
 def _read_parquet(path: Path, budget: Budget) -> Frame:
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
+        pa = optional("pyarrow", "parquet", f"{path}: to read parquet")
+        parquet = optional("pyarrow.parquet", "parquet", f"{path}: to read parquet")
     except ImportError as error:
-        raise ValueError(
-            f"{path}: to read parquet, install pyarrow: pip install 'backprop_gpu[parquet]'"
-        ) from error
+        raise ValueError(str(error)) from error
     try:
         # A text that is repeated stays one text: it would unpack to any size.
         with parquet.ParquetFile(path) as file:

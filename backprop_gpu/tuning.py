@@ -25,7 +25,7 @@ from .grids import (
     shape_of,
     shown,
 )
-from .imports import uninterrupted
+from .imports import optional
 from .model import Model
 from .network import Network
 from .planning import Plan
@@ -59,14 +59,7 @@ def optuna_module() -> Any:
     ImportError
         Naming the extra that brings it.
     """
-    try:
-        with uninterrupted():
-            import optuna
-    except ImportError as error:
-        raise ImportError(
-            "trials need Optuna, which is not installed: pip install 'backprop_gpu[optuna]'"
-        ) from error
-    return optuna
+    return optional("optuna", "optuna", "trials")
 
 
 def default_metric(validated: bool, classes: bool) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_digits
 
 from backprop_gpu import datasets
 from backprop_gpu.preprocessing import Options
@@ -303,21 +302,6 @@ def test_the_digits() -> None:
     assert data.X.max() == 1.0
     assert data.n_outputs == 10
     np.testing.assert_array_equal(data.X, datasets.load().X)
-
-
-def test_the_digits_are_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read from its file, or by it."""
-    X, y = load_digits(return_X_y=True)
-    for found in (datasets._rows_of_digits(), _without_the_file(monkeypatch)):  # noqa: SLF001
-        np.testing.assert_array_equal(found[0], X)
-        np.testing.assert_array_equal(found[1], y)
-
-
-def _without_the_file(monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray]:
-    monkeypatch.setattr(Path, "is_file", lambda path: False)
-    found = datasets._rows_of_digits()  # noqa: SLF001
-    monkeypatch.undo()
-    return found
 
 
 def test_shuffled_rows_stay_with_their_labels(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_the_torch_module_says_what_to_install():
         "try: import backprop_gpu.torch\n"
         "except ImportError as error: print(error)"
     )
-    assert "needs PyTorch" in out
+    assert "backprop_gpu.torch: the package torch is not installed" in out
     assert "pip install 'backprop_gpu[torch]'" in out
 
 

@@ -19,6 +19,17 @@ from ..version import __version__
 from . import check, compile, info, predict, sweep, train
 from .arguments import Parser
 
+_FIRST_STEPS = f"""\
+backprop_gpu {__version__} trains fully connected networks by backpropagation, on a GPU or a CPU.
+
+  backprop-gpu info                              what is here, and which backend is taken
+  backprop-gpu train                             train on handwritten digits, in a second
+  backprop-gpu train --data rows.csv             on a table of yours; the last column is the target
+  backprop-gpu predict model.safetensors rows.csv
+  backprop-gpu --help                            all commands; each has a --help of its own
+
+In Python: from backprop_gpu import Network; help(Network)"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments, or with those of the process."""
@@ -30,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, argv: Sequence[str] | None) -> int:
+    if not (sys.argv[1:] if argv is None else argv):
+        print(_FIRST_STEPS)
+        return 0
     try:
         args = _parser(name).parse_args(argv)
         name = f"{name} {args.command}"

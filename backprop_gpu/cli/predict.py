@@ -180,7 +180,7 @@ def _rows_to_predict(
         return _table_to_predict(args, path, preprocessing)
     if path is None:
         digits = datasets.load()
-        what = "the {} rows of scikit-learn's handwritten digits that train keeps for validation"
+        what = "the {} rows of the handwritten digits that train keeps for validation"
         return digits.X_val, digits.y_val, [f"data: {what.format(len(digits.X_val))}"]
     table = datasets.read(path, scale=args.scale, features=net.sizes[0], max_bytes=args.max_bytes)
     X, y = (table.X, table.y) if table.test is None else table.test

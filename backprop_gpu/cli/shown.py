@@ -47,14 +47,16 @@ def goodness(
     weights: np.ndarray | None = None,
 ) -> str:
     """How well numbers are met: in their own units, and beside their mean as a guess."""
-    from sklearn.metrics import r2_score
-
     if len(y) < 2:
         return ""
     unit = target.deviation if isinstance(target, Number) else 1.0
-    squares = ((y - outputs) ** 2).mean(axis=1)
-    error = unit * float(np.sqrt(np.average(squares, weights=weights)))
-    r2 = float(r2_score(y, outputs, sample_weight=weights))
+    squares = np.average((y - outputs) ** 2, axis=0, weights=weights)
+    error = unit * float(np.sqrt(squares.mean()))
+    # R² of each output, their mean: scikit-learn's r2_score, constant targets included.
+    mean = np.average(y, axis=0, weights=weights)
+    spread = np.average((y - mean) ** 2, axis=0, weights=weights)
+    ratio = np.divide(squares, spread, out=(squares > 0.0).astype(np.float64), where=spread > 0.0)
+    r2 = float((1.0 - ratio).mean())
     worse = ", no better than to guess their mean" if r2 <= 0.0 else ""
     return f", R² {r2:.4f}{worse}, root mean square error {error:.6g}"
 

@@ -24,6 +24,7 @@ from ..datasets import Dataset
 from ..errors import ArgumentError
 from ..files import write_whole
 from ..grids import KEYS, Setting, spanned
+from ..imports import optional
 from ..sweeps import SweepResult
 from ..training import EarlyStopping
 from ..tuning import WHOLE, SearchSpace, default_metric, direction_of, optuna_module
@@ -396,13 +397,11 @@ def _client(address: str | None) -> Iterator[Any]:
         yield None
         return
     try:
-        from distributed import Client
-    except ImportError:
-        raise ArgumentError(
-            "--scheduler needs Dask, which is not installed: pip install 'backprop_gpu[dask]'"
-        ) from None
+        distributed = optional("distributed", "dask", "--scheduler")
+    except ImportError as error:
+        raise ArgumentError(str(error)) from None
     try:
-        client = Client(address)
+        client = distributed.Client(address)
     except (OSError, ValueError, TypeError) as error:  # TimeoutError is an OSError
         raise ArgumentError(f"--scheduler {address}: no connection: {error}") from error
     with client:

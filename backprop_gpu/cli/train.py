@@ -19,6 +19,7 @@ from .. import activations, costs, optimizers, validation
 from ..communicators import ALONE, Communicator, resolved
 from ..datasets import Dataset
 from ..errors import ArgumentError
+from ..imports import require
 from ..network import Network
 from ..optimizers import Optimizer
 from ..training import Callback, Checkpoint, EarlyStopping, History
@@ -55,9 +56,9 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         allow_abbrev=False,
-        help="train a network; without arguments on scikit-learn's handwritten digits",
+        help="train a network; without arguments on handwritten digits",
         description="Train a network, write the model and its learning curve. Without arguments: "
-        "[64, 30, 10] on scikit-learn's handwritten digits.",
+        "[64, 30, 10] on handwritten digits.",
     )
     option = parser.add_argument
     add_data(parser)
@@ -401,6 +402,11 @@ def _write(net: Network, history: History, out: Path) -> Iterator[Path]:
     model = out / "model.safetensors"
     net.save(model)
     yield model
+    try:
+        require("matplotlib", "plot", "no learning_curve.png")
+    except ImportError as error:
+        print(error)
+        return
     picture = out / "learning_curve.png"
     draw(net, history, picture)
     yield picture

@@ -13,13 +13,10 @@ PyTorch differentiates C itself, whose gradient with respect to the outputs is
 that BP3 and BP4 are sums over the samples where the notes have means.
 """
 
-try:
-    import torch  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        "backprop_gpu.torch needs PyTorch, which is not installed: "
-        "pip install 'backprop_gpu[torch]'"
-    ) from error
+# ruff: noqa: E402
+from ..imports import optional
+
+optional("torch", "torch", __name__)
 
 from .conversion import from_torch, to_torch
 from .mlp import MLP

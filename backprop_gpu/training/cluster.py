@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import backends, cpu, threads
+from ..imports import optional
 from ..planning.tasks import WorkerCapacity
 from ..version import __version__
 from .callbacks import Callback
@@ -114,12 +115,7 @@ class Cluster:
     """
 
     def __init__(self, client: Any) -> None:
-        try:
-            import distributed
-        except ImportError as error:
-            raise ImportError(
-                "client needs Dask, which is not installed: pip install 'backprop_gpu[dask]'"
-            ) from error
+        distributed = optional("distributed", "dask", "client")
         if not isinstance(client, distributed.Client):
             raise TypeError(f"client must be a distributed.Client, got {client!r}")
         if client.asynchronous:

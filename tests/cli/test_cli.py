@@ -156,7 +156,6 @@ def test_default_rates_train(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("", "the following arguments are required: command"),
         ("trane", "invalid choice: 'trane'"),
         ("train --epoch 3", "unrecognized arguments: --epoch 3"),
         ("train --epochs x", "'x' is not a whole number"),

@@ -50,7 +50,7 @@ def test_a_grid(tmp_path: Path, grid: Path, capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert lines[0].startswith("device: CPU (")
-    assert lines[1].startswith("data: scikit-learn's handwritten digits")
+    assert lines[1].startswith("data: handwritten digits")
     assert lines[2] == "sweep: 4 settings, 8 networks"
     assert lines[-2] == f"written: {table}"
     assert "24/24" in printed.err

@@ -347,7 +347,7 @@ def test_weights_of_rows(tmp_path: Path, counted: Path, capsys: pytest.CaptureFi
     assert run(*arguments) == 0
     out = capsys.readouterr().out
     assert "target: label\nrows count by: n\n" in out  # the last column is not the target
-    assert final(out) >= 0.95  # rows that lie count for nothing; all alike it is 0.5
+    assert final(out) >= 0.9  # rows that lie count for nothing; all alike it is 0.5
     model = tmp_path / "model.safetensors"
     net = Network.load(model, backend="numpy")
     assert net.preprocessing is not None
@@ -418,7 +418,7 @@ def test_weights_in_a_sweep(
     assert run("sweep", "--grid", grid, *arguments) == 0
     capsys.readouterr()
     (row,) = json.loads(table.read_text())["rows"]
-    assert row["val_accuracy"] >= 0.95
+    assert row["val_accuracy"] >= 0.9
     data = datasets.load(counted, shuffle=0, table=Options(sample_weight="n"))
     net = Network([1, 30, 2], cost="binary_cross_entropy", backend="numpy", seed=0)
     net.fit(

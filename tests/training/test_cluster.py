@@ -646,7 +646,11 @@ def test_a_client_without_workers() -> None:
 
 def test_without_dask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    refused(ImportError, r"^client needs Dask.*backprop_gpu\[dask\]", object())
+    refused(
+        ImportError,
+        r"^client: the package distributed is not installed.*backprop_gpu\[dask\]",
+        object(),
+    )
 
 
 def test_what_has_no_place_on_a_worker(client: Client, tmp_path: Path) -> None:
