@@ -1,0 +1,168 @@
+"""The site: ``python -m sphinx -W docs build/site`` in an environment with the extra ``docs``.
+
+Beside the guides it shows what it makes here from the library itself: the gallery and the notes, which
+run; the reference, of the names in reference.toml; and the benchmarks, of the records.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+from sphinx.application import Sphinx
+
+import backprop_gpu
+from backprop_gpu import records
+from backprop_gpu.benchmarks import report
+
+os.environ["TQDM_DISABLE"] = "1"  # bars are not for pages
+HERE = Path(__file__).parent
+MADE = HERE / "made"  # all that is written here; git does not have it
+
+project = "backprop_gpu"
+version = release = backprop_gpu.__version__
+copyright = "the authors of backprop_gpu, MIT licence"
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["made/gallery/*.py", "made/notes/*.py", "**/GALLERY_HEADER.rst", "gallery/*", "notes/*", "templates/*"]
+suppress_warnings = ["config.cache"]  # sphinx_gallery_conf holds a function
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+
+# -- the reference --------------------------------------------------------------------
+
+autosummary_generate = True
+autodoc_typehints = "none"  # numpydoc's sections have them
+autodoc_default_options = {"member-order": "bysource"}
+numpydoc_class_members_toctree = False
+numpydoc_show_inherited_class_members = {"backprop_gpu": True}
+numpydoc_show_class_members = True
+default_role = "code"
+
+
+#: scikit-learn's docstrings, where they are ours, too, point to pages of its own.
+_THEIRS = re.compile(r":(?:ref|term):`~?([^`<]+?)(?:\s*<[^>]*>)?`")
+
+
+def plain(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Of a docstring: |x| and (n, *shape) are as they stand."""
+    lines[:] = [
+        _THEIRS.sub(r"\1", line).replace("|", r"\|").replace(", *", r", \*") for line in lines
+    ]
+
+
+def write_reference() -> None:
+    """A page for each section of reference.toml."""
+    (MADE / "reference").mkdir(parents=True, exist_ok=True)
+    sections = tomllib.loads((HERE / "reference.toml").read_text(encoding="utf-8"))["section"]
+    lines = ["# Reference", "", "```{toctree}", ":maxdepth: 1", ""]
+    for section in sections:
+        title: str = section["title"]
+        page = title.lower().replace(" ", "-").replace(",", "")
+        lines.append(page)
+        names = "\n".join(f"   {name}" for name in section["names"])
+        write(
+            MADE / "reference" / f"{page}.rst",
+            f"{title}\n{'=' * len(title)}\n\n"
+            f".. autosummary::\n   :toctree: names\n   :nosignatures:\n\n{names}\n",
+        )
+    write(MADE / "reference" / "index.md", "\n".join([*lines, "```", ""]))
+
+
+# -- the benchmarks -------------------------------------------------------------------
+
+
+def write_benchmarks() -> None:
+    """The tables of README, of all records, and the page of plots that `bench report` writes."""
+    found = records.read(records.RESULTS / records.BENCH)
+    gpu = records.read(records.RESULTS / records.GPU)
+    steps = [record for record in gpu if record.get("op") == "training"]
+    text = (HERE / "templates" / "benchmarks.md").read_text(encoding="utf-8")
+    text = text.replace("{{cpu}}", report.markdown(found))
+    text = text.replace(
+        "{{gpu}}", report.markdown(steps, "python -m backprop_gpu.benchmarks.gpu_record")
+    )
+    write(MADE / "benchmarks.md", text)
+    (MADE / "extra").mkdir(parents=True, exist_ok=True)
+    write(MADE / "extra" / "plots.html", report.page([*found, *steps]))
+
+
+def write(path: Path, text: str) -> None:
+    """Only where it changes something, for Sphinx builds anew what is newer."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+write_reference()
+write_benchmarks()
+html_extra_path = ["made/extra"]
+
+# -- the gallery and the notes --------------------------------------------------------
+
+
+def quiet(*_: Any) -> None:
+    """Before an example: what a warning says is for those who run it."""
+    warnings.filterwarnings("ignore", category=UserWarning, module="sklearn")
+
+
+sphinx_gallery_conf = {
+    "examples_dirs": ["gallery", "notes"],
+    "gallery_dirs": ["made/gallery", "made/notes"],
+    "filename_pattern": r"/[a-z]\w*\.py$",  # each runs
+    "ignore_pattern": r"/_",
+    "within_subsection_order": "FileNameSortKey",
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "show_memory": False,
+    "plot_gallery": True,
+    "abort_on_example_error": True,
+    "reset_modules": ("matplotlib", "seaborn", quiet),
+    "image_scrapers": ("matplotlib",),
+    "matplotlib_animations": False,
+    "min_reported_time": 0,
+    "show_signature": False,
+    "capture_repr": ("_repr_html_", "__repr__"),
+    "nested_sections": False,
+}
+
+# -- how it looks ---------------------------------------------------------------------
+
+html_theme = "pydata_sphinx_theme"
+html_title = "backprop_gpu"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_copy_source = False
+html_theme_options = {
+    "navigation_with_keys": False,
+    "show_toc_level": 2,
+    "navbar_align": "left",
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+    "show_prev_next": False,
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+}
+html_sidebars = {"index": []}
+
+
+
+
+def setup(app: Sphinx) -> None:
+    """Sphinx calls it."""
+    app.connect("autodoc-process-docstring", plain, priority=300)  # before numpydoc's
