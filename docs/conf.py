@@ -1,18 +1,19 @@
 """The site: ``python -m sphinx -W docs build/site`` in an environment with the extra ``docs``.
 
-Beside the guides it shows what it makes here from the library itself: the gallery and the notes, which
-run; the reference, of the names in reference.toml; and the benchmarks, of the records.
+Beside the guides it shows what is made here of the library itself: the gallery and the notes,
+which run; the reference, of the names in reference.toml; and the benchmarks, of the records.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
+import sys
 import tomllib
 import warnings
 from pathlib import Path
 from typing import Any
-
 
 from sphinx.application import Sphinx
 
@@ -22,6 +23,9 @@ from backprop_gpu.benchmarks import report
 
 os.environ["TQDM_DISABLE"] = "1"  # bars are not for pages
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tests" / "support"))
+import public_names  # noqa: E402
+
 MADE = HERE / "made"  # all that is written here; git does not have it
 
 project = "backprop_gpu"
@@ -36,7 +40,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["made/gallery/*.py", "made/notes/*.py", "**/GALLERY_HEADER.rst", "gallery/*", "notes/*", "templates/*"]
+exclude_patterns = ["gallery/*", "notes/*", "templates/*", "**/GALLERY_HEADER.rst"]
 suppress_warnings = ["config.cache"]  # sphinx_gallery_conf holds a function
 
 myst_enable_extensions = ["colon_fence"]
@@ -44,14 +48,11 @@ myst_heading_anchors = 3
 
 # -- the reference --------------------------------------------------------------------
 
-autosummary_generate = True
+autosummary_generate = False  # a page of each name is written below
 autodoc_typehints = "none"  # numpydoc's sections have them
-autodoc_default_options = {"member-order": "bysource"}
-numpydoc_class_members_toctree = False
-numpydoc_show_inherited_class_members = {"backprop_gpu": True}
-numpydoc_show_class_members = True
+autodoc_member_order = "bysource"
+numpydoc_show_class_members = False
 default_role = "code"
-
 
 #: scikit-learn's docstrings, where they are ours, too, point to pages of its own.
 _THEIRS = re.compile(r":(?:ref|term):`~?([^`<]+?)(?:\s*<[^>]*>)?`")
@@ -65,11 +66,10 @@ def plain(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list
 
 
 def write_reference() -> None:
-    """A page for each section of reference.toml."""
-    (MADE / "reference").mkdir(parents=True, exist_ok=True)
-    sections = tomllib.loads((HERE / "reference.toml").read_text(encoding="utf-8"))["section"]
+    """A page for each section of reference.toml, and one for each of its names."""
     lines = ["# Reference", "", "```{toctree}", ":maxdepth: 1", ""]
-    for section in sections:
+    listed = tomllib.loads((HERE / "reference.toml").read_text(encoding="utf-8"))
+    for section in listed["section"]:
         title: str = section["title"]
         page = title.lower().replace(" ", "-").replace(",", "")
         lines.append(page)
@@ -79,7 +79,21 @@ def write_reference() -> None:
             f"{title}\n{'=' * len(title)}\n\n"
             f".. autosummary::\n   :toctree: names\n   :nosignatures:\n\n{names}\n",
         )
+        for name in section["names"]:
+            write(MADE / "reference" / "names" / f"{name}.rst", page_of(name))
     write(MADE / "reference" / "index.md", "\n".join([*lines, "```", ""]))
+
+
+def page_of(name: str) -> str:
+    """The page of a name: of a class with all members that are documented."""
+    found = public_names.find(name)
+    short = name.rpartition(".")[2]
+    if not inspect.isclass(found):
+        directive = f".. autofunction:: {name}\n"
+    else:
+        members = ", ".join(public_names.members(found))
+        directive = f".. autoclass:: {name}\n" + (f"   :members: {members}\n" if members else "")
+    return f"{short}\n{'=' * len(short)}\n\n{directive}"
 
 
 # -- the benchmarks -------------------------------------------------------------------
@@ -159,8 +173,6 @@ html_theme_options = {
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
 html_sidebars = {"index": []}
-
-
 
 
 def setup(app: Sphinx) -> None:

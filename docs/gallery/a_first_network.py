@@ -7,16 +7,15 @@ Handwritten digits, six lines, a second.
 
 from backprop_gpu import Network, datasets
 
-X, y = datasets.digits()
-X = X / 16
+data = datasets.load()  # 1,797 handwritten digits of 8×8 pixels
 net = Network([64, 30, 10], cost="binary_cross_entropy", seed=1)
 history = net.fit(
-    X[:1400],
-    y[:1400],
+    data.X,
+    data.y,
     epochs=30,
     batch_size=10,
     learning_rate=0.5,
-    validation_data=(X[1400:], y[1400:]),
+    validation_data=(data.X_val, data.y_val),
 )
 history.plot()
 
@@ -27,4 +26,4 @@ print(net.plan)
 
 # %%
 # Of rows that it has not seen it knows
-print(f"{net.accuracy(X[1400:], y[1400:]):.1%}")
+print(f"{net.accuracy(data.X_val, data.y_val):.1%}")

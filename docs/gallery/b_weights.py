@@ -2,8 +2,8 @@
 What a layer has learned
 ========================
 
-The weights that lead to a neuron of the first layer are an image of the input. Before training they are noise; after it,
-strokes, and their absence.
+The weights that lead to a neuron of the first layer are an image of the input. Before training
+they are noise; after it, strokes, and their absence.
 """
 
 import matplotlib.pyplot as plt

@@ -2,16 +2,15 @@
 Vanishing gradients
 ===================
 
-In a deep sigmoid network the first layers learn last: BP2 multiplies by σ' ≤ 1/4 at each layer, and δ fades on its way
-back. ``DeltaNorms`` keeps the size of δ in each layer, epoch by epoch.
+In a deep sigmoid network the first layers learn last: BP2 multiplies by σ' ≤ 1/4 at each layer,
+and δ fades on its way back. ``DeltaNorms`` keeps the size of δ in each layer, epoch by epoch.
 """
 
 import matplotlib.pyplot as plt
 
 from backprop_gpu import DeltaNorms, Network, datasets
 
-X, y = datasets.digits()
-X = X[:1000] / 16, y[:1000]
+data = datasets.load()
 figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
 for axis, activation in zip(axes, ("sigmoid", "relu")):
     net = Network(
@@ -20,8 +19,8 @@ for axis, activation in zip(axes, ("sigmoid", "relu")):
         cost="categorical_cross_entropy",
         seed=1,
     )
-    norms = DeltaNorms(X[0][:200], X[1][:200])
-    net.fit(*X, epochs=20, batch_size=10, learning_rate=0.05, callbacks=[norms])
+    norms = DeltaNorms(data.X[:200], data.y[:200])
+    net.fit(data.X, data.y, epochs=20, batch_size=10, learning_rate=0.05, callbacks=[norms])
     norms.plot(axis)
     axis.set_title(activation)
 plt.show()

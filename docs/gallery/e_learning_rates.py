@@ -2,8 +2,9 @@
 Sixteen learning rates at once
 ==============================
 
-Networks of one shape are a population: they train together, on all cores or in one launch, and each gets the bits it
-would get alone. So a scan over learning rates costs little more than one training.
+Networks of one shape are a population: they train together, on all cores or in one launch, and
+each gets the bits it would get alone. So a scan over learning rates costs little more than one
+training.
 """
 
 import matplotlib.pyplot as plt
@@ -11,13 +12,12 @@ import numpy as np
 
 from backprop_gpu import Population, datasets
 
-X, y = datasets.digits()
-X = X / 16
+data = datasets.load()
 rates = np.geomspace(0.01, 30, 16)
 population = Population([64, 30, 10], members=16, cost="binary_cross_entropy", seed=0)
 histories = population.fit(
-    X[:1400], y[:1400], epochs=10, batch_size=10, learning_rate=rates,
-    validation_data=(X[1400:], y[1400:]),
+    data.X, data.y, epochs=10, batch_size=10, learning_rate=rates,
+    validation_data=(data.X_val, data.y_val),
 )  # fmt: skip
 population.plot()
 

@@ -7,11 +7,10 @@ A sweep over shapes and rates
 
 from backprop_gpu import datasets, sweep
 
-X, y = datasets.digits()
-X = X / 16
+data = datasets.load()
 result = sweep(
-    X[:1400],
-    y[:1400],
+    data.X,
+    data.y,
     grid={
         "sizes": [[64, 10], [64, 30, 10], [64, 100, 10]],
         "learning_rate": [0.03, 0.1, 0.3, 1.0, 3.0],
@@ -19,7 +18,7 @@ result = sweep(
     cost="binary_cross_entropy",
     epochs=8,
     batch_size=10,
-    validation_data=(X[1400:], y[1400:]),
+    validation_data=(data.X_val, data.y_val),
     seed=0,
 )
 result.plot()

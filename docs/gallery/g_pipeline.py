@@ -2,8 +2,8 @@
 In a scikit-learn pipeline
 ==========================
 
-``MLPClassifier`` is scikit-learn's, trained by this library: the same parameters, attributes and, from the same
-``random_state``, the same numbers.
+``MLPClassifier`` is scikit-learn's, trained by this library: the same parameters, attributes and,
+from the same ``random_state``, the same numbers.
 """
 
 import matplotlib.pyplot as plt
@@ -17,9 +17,7 @@ from backprop_gpu import MLPClassifier
 
 X, y = load_digits(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)
-model = make_pipeline(
-    StandardScaler(), MLPClassifier((64,), early_stopping=True, random_state=0)
-)
+model = make_pipeline(StandardScaler(), MLPClassifier((64,), early_stopping=True, random_state=0))
 model.fit(X_train, y_train)
 print(f"{model.score(X_test, y_test):.1%}")
 

@@ -2,8 +2,8 @@
 Quantiles, and noise that grows
 ===============================
 
-The mean is half of the story. With the pinball loss of three quantiles a network learns a band; with a Gaussian's
-likelihood, a mean and a deviation.
+The mean is half of the story. With the pinball loss of three quantiles a network learns a band;
+with a Gaussian's likelihood, a mean and a deviation.
 """
 
 import matplotlib.pyplot as plt
@@ -18,11 +18,13 @@ y = np.sin(2 * x) + rng.normal(size=2000) * 0.1 * np.exp(0.5 * x)
 grid = np.linspace(-3, 3, 200)
 
 how = {"epochs": 60, "batch_size": 50, "learning_rate": 0.005, "optimizer": "adam"}
-band = Network([1, 64, 64, 3], activation=["tanh", "tanh", "identity"],
-               cost=Quantile((0.1, 0.5, 0.9)), seed=0)
+band = Network(
+    [1, 64, 64, 3], activation=["tanh", "tanh", "identity"], cost=Quantile((0.1, 0.5, 0.9)), seed=0
+)
 band.fit(x[:, None], y, **how)
-gaussian = Network([1, 64, 64, 2], activation=["tanh", "tanh", "identity"],
-                   cost="gaussian_nll", seed=0)
+gaussian = Network(
+    [1, 64, 64, 2], activation=["tanh", "tanh", "identity"], cost="gaussian_nll", seed=0
+)
 gaussian.fit(x[:, None], y, **how)
 
 figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")

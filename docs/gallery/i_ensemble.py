@@ -2,8 +2,8 @@
 An ensemble knows what it does not know
 =======================================
 
-Members of an ensemble agree where there are data and part where there are none. They are one population, trained at
-once.
+Members of an ensemble agree where there are data and part where there are none. They are one
+population, trained at once.
 """
 
 import matplotlib.pyplot as plt
@@ -25,7 +25,9 @@ mean, deviation = ensemble.predict(grid[:, None]), ensemble.predict_std(grid[:, 
 figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
 axis.plot(x, y, ".", color="gray", label="data")
 axis.plot(grid, mean, label="mean of the members")
-axis.fill_between(grid, mean - 2 * deviation, mean + 2 * deviation, alpha=0.3, label="± 2 deviations")
+axis.fill_between(
+    grid, mean - 2 * deviation, mean + 2 * deviation, alpha=0.3, label="± 2 deviations"
+)
 axis.set(xlabel="x", ylabel="y")
 axis.legend(frameon=False)
 plt.show()

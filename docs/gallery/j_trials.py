@@ -2,7 +2,8 @@
 Hyperband with Optuna
 =====================
 
-With ``trials=`` an Optuna sampler draws the settings, and a pruner ends what is behind in mid-training.
+With ``trials=`` an Optuna sampler draws the settings, and a pruner ends what is behind in mid-
+training.
 """
 
 import optuna
@@ -11,11 +12,10 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from backprop_gpu import datasets, sweep
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-X, y = datasets.digits()
-X = X / 16
+data = datasets.load()
 result = sweep(
-    X[:1400],
-    y[:1400],
+    data.X,
+    data.y,
     grid={
         "sizes": [[64, 30, 10]],
         "learning_rate": FloatDistribution(1e-2, 10, log=True),
@@ -26,7 +26,7 @@ result = sweep(
     sampler=optuna.samplers.RandomSampler(seed=0),
     pruner=optuna.pruners.HyperbandPruner(1, 27, 3),
     epochs=27,
-    validation_data=(X[1400:], y[1400:]),
+    validation_data=(data.X_val, data.y_val),
     seed=0,
 )
 result.plot()

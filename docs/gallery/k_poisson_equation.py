@@ -2,8 +2,8 @@
 A differential equation
 =======================
 
-A network can be made to solve Δu = f: its Laplacian with respect to the inputs is a cost like any other. Here f is that
-of u = sin πx sin πy on the unit square, with u = 0 on the edge.
+A network can be made to solve Δu = f: its Laplacian with respect to the inputs is a cost like any
+other. Here f is that of u = sin πx sin πy on the unit square, with u = 0 on the edge.
 """
 
 import matplotlib.pyplot as plt
@@ -15,7 +15,9 @@ from backprop_gpu import Network
 rng = np.random.default_rng(0)
 inside = rng.uniform(size=(1000, 2))
 t, zero = rng.uniform(size=(100, 1)), np.zeros((100, 1))
-edge = np.concatenate([np.hstack(side) for side in ((t, zero), (t, zero + 1), (zero, t), (zero + 1, t))])
+edge = np.concatenate(
+    [np.hstack(side) for side in ((t, zero), (t, zero + 1), (zero, t), (zero + 1, t))]
+)
 
 
 def u(x):

@@ -2,8 +2,8 @@
 An activation of your own
 =========================
 
-Written in Python, compiled into the CUDA kernels and, where Numba is installed, into the CPU engine: ``net.plan``
-says whether it was.
+Written in Python, compiled into the CUDA kernels and, where Numba is installed, into the CPU
+engine: ``net.plan`` says whether it was.
 """
 
 import matplotlib.pyplot as plt
@@ -18,7 +18,14 @@ y = np.sin(3 * x) * np.exp(-0.1 * x**2)
 grid = np.linspace(-10, 10, 500)[:, None]
 
 figure, axis = plt.subplots(figsize=(8, 3.5), layout="constrained")
-axis.plot(grid, np.sin(3 * grid) * np.exp(-0.1 * grid**2), color="gray", linewidth=4, alpha=0.4, label="to learn")
+axis.plot(
+    grid,
+    np.sin(3 * grid) * np.exp(-0.1 * grid**2),
+    color="gray",
+    linewidth=4,
+    alpha=0.4,
+    label="to learn",
+)
 for activation in (sine, "tanh"):
     net = Network([1, 64, 64, 1], activation=[activation, activation, "identity"], seed=0)
     net.fit(x, y, epochs=100, batch_size=20, learning_rate=0.002, optimizer="adam")

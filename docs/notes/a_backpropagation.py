@@ -2,9 +2,9 @@ r"""
 Backpropagation
 ===============
 
-How the gradient of the cost is computed: the notation, two assumptions about the cost, the Hadamard
-product, the demon who nudges z, and the four equations, each derived and then run. It follows
-chapter 2 of Michael Nielsen's *Neural Networks and Deep Learning*, in our words.
+How the gradient of the cost is computed: the notation, two assumptions about the cost, the
+Hadamard product, the demon who nudges z, and the four equations, each derived and then run. It
+follows chapter 2 of Michael Nielsen's *Neural Networks and Deep Learning*, in our words.
 """
 
 # %%
@@ -13,8 +13,9 @@ chapter 2 of Michael Nielsen's *Neural Networks and Deep Learning*, in our words
 #
 # Layers are counted from 0, the inputs, to L, the outputs. Layer l has n_l neurons.
 #
-# * ``w[l]`` is the matrix of weights that lead to layer l: w_jk leads **from neuron k of layer l-1 to neuron
-#   j of layer l**. In this order of indices it is (n_l, n_{l-1}), and needs no transpose in the equation below.
+# * ``w[l]`` is the matrix of weights that lead to layer l: w_jk leads **from neuron k of layer l-1
+#   to neuron j of layer l**. In this order of indices it is (n_l, n_{l-1}), and needs no transpose
+#   in the equation below.
 # * ``b[l]`` are the biases of layer l, (n_l,).
 # * ``z[l]`` are its weighted inputs and ``a[l]`` its activations, both (n_l,).
 #
@@ -61,11 +62,12 @@ print("a of the outputs:", a[-1].round(3))
 # Two assumptions about the cost
 # ------------------------------
 #
-# **C is a mean over samples**, C = 1/n Σ_x C_x. Then so is its gradient, and it is enough to find that of one
-# sample: a mini-batch adds them up.
+# **C is a mean over samples**, C = 1/n Σ_x C_x. Then so is its gradient, and it is enough to find
+# that of one sample: a mini-batch adds them up.
 #
-# **C_x is a function of the outputs a^L**, and of nothing else in the network. The target y is a constant, for
-# it is the network that learns. The quadratic cost, for one, is C_x = ½ Σ_j (a_j - y_j)².
+# **C_x is a function of the outputs a^L**, and of nothing else in the network. The target y is a
+# constant, for it is the network that learns. The quadratic cost, for one, is C_x = ½ Σ_j (a_j -
+# y_j)².
 
 
 def cost(a_L):
@@ -76,8 +78,8 @@ def cost(a_L):
 # The Hadamard product
 # --------------------
 #
-# s ⊙ t multiplies element by element: (s ⊙ t)_j = s_j t_j. It is what the chain rule makes of an elementwise
-# function: a change dz of z changes a by da = σ'(z) ⊙ dz.
+# s ⊙ t multiplies element by element: (s ⊙ t)_j = s_j t_j. It is what the chain rule makes of an
+# elementwise function: a change dz of z changes a by da = σ'(z) ⊙ dz.
 from backprop_gpu import equations
 
 print(equations.hadamard(np.array([1.0, 2.0]), np.array([3.0, 4.0])))
@@ -86,11 +88,12 @@ print(equations.hadamard(np.array([1.0, 2.0]), np.array([3.0, 4.0])))
 # The demon
 # ---------
 #
-# A demon sits at neuron j of layer l. As the weighted input z_j comes by, it adds a little Δz to it. The
-# neuron then puts out σ(z_j + Δz), that goes on through the layers above, and in the end C has changed by about
-# ∂C/∂z_j Δz. A kind demon looks for a Δz that makes C smaller. If the derivative is large it finds one: a nudge
-# the other way. If it is near zero, the neuron is about as good as it can be. So the derivative tells how wrong
-# the neuron is, and is called its **error**
+# A demon sits at neuron j of layer l. As the weighted input z_j comes by, it adds a little Δz to
+# it. The neuron then puts out σ(z_j + Δz), that goes on through the layers above, and in the end C
+# has changed by about ∂C/∂z_j Δz. A kind demon looks for a Δz that makes C smaller. If the
+# derivative is large it finds one: a nudge the other way. If it is near zero, the neuron is about
+# as good as it can be. So the derivative tells how wrong the neuron is, and is called its
+# **error**
 #
 # .. code-block:: text
 #
@@ -111,13 +114,15 @@ print("δ as measured, layer 1:", measured[0].round(4))
 print("δ as measured, layer 2:", measured[1].round(4))
 
 # %%
-# That took two forward passes a neuron, and two more for each weight: a network of a million weights would
-# need two million passes for one step. The four equations need one pass forward and one back.
+# That took two forward passes a neuron, and two more for each weight: a network of a million
+# weights would need two million passes for one step. The four equations need one pass forward and
+# one back.
 #
 # BP1: the error of the outputs
 # -----------------------------
 #
-# C depends on z_j^L only through a_j^L = σ(z_j^L). By the chain rule ∂C/∂z_j = ∂C/∂a_j σ'(z_j), for all j at once
+# C depends on z_j^L only through a_j^L = σ(z_j^L). By the chain rule ∂C/∂z_j = ∂C/∂a_j σ'(z_j),
+# for all j at once
 #
 # .. code-block:: text
 #
@@ -131,14 +136,15 @@ print("δ by BP1, layer 2:     ", delta[2].round(4))
 # BP2: the error of a layer, from that of the next
 # ------------------------------------------------
 #
-# z_j^l reaches C only by way of the z_k^{l+1}, which all depend on it: z_k^{l+1} = Σ_j w_kj σ(z_j^l) + b_k. So
+# z_j^l reaches C only by way of the z_k^{l+1}, which all depend on it: z_k^{l+1} = Σ_j w_kj
+# σ(z_j^l) + b_k. So
 #
 # .. code-block:: text
 #
 #     δ_j^l = Σ_k ∂C/∂z_k^{l+1} ∂z_k^{l+1}/∂z_j^l = Σ_k δ_k^{l+1} w_kj^{l+1} σ'(z_j^l)
 #
-# The sum over k runs over the *rows* of w, which makes it a product with the transpose: the error walks back
-# through the weights, and through σ'.
+# The sum over k runs over the *rows* of w, which makes it a product with the transpose: the error
+# walks back through the weights, and through σ'.
 #
 # .. code-block:: text
 #
@@ -150,17 +156,18 @@ print("δ by BP2, layer 1:     ", delta[1].round(4))
 # BP3 and BP4: what is wanted
 # ---------------------------
 #
-# A bias is added to z_j, so that ∂z_j/∂b_j = 1; a weight multiplies a_k, so that ∂z_j/∂w_jk = a_k. Both reach C
-# through z_j alone.
+# A bias is added to z_j, so that ∂z_j/∂b_j = 1; a weight multiplies a_k, so that ∂z_j/∂w_jk = a_k.
+# Both reach C through z_j alone.
 #
 # .. code-block:: text
 #
 #     ∂C/∂b_j^l = δ_j^l                                                                        (BP3)
 #     ∂C/∂w_jk^l = a_k^{l-1} δ_j^l                                                             (BP4)
 #
-# BP4 is an outer product. Two things can be read from it: a weight from a neuron that is hardly active, a_k ≈ 0,
-# learns slowly, and so does one into a neuron that is saturated, σ'(z_j) ≈ 0, unless the cost makes up for it. The
-# cross-entropy does: its ∇_a C has σ' in the denominator, and δ^L is a^L - y.
+# BP4 is an outer product. Two things can be read from it: a weight from a neuron that is hardly
+# active, a_k ≈ 0, learns slowly, and so does one into a neuron that is saturated, σ'(z_j) ≈ 0,
+# unless the cost makes up for it. The cross-entropy does: its ∇_a C has σ' in the denominator, and
+# δ^L is a^L - y.
 gradient_b = [None, delta[1], delta[2]]
 gradient_w = [None, np.outer(delta[1], a[0]), np.outer(delta[2], a[1])]
 
@@ -168,8 +175,8 @@ gradient_w = [None, np.outer(delta[1], a[0]), np.outer(delta[2], a[1])]
 # The demon's experiment
 # ----------------------
 #
-# Nudge one z of layer 1, by more and more: C follows its curve, and δ Δz is the line that touches it. The demon's
-# promise holds for small nudges, and that is all that gradient descent asks of it.
+# Nudge one z of layer 1, by more and more: C follows its curve, and δ Δz is the line that touches
+# it. The demon's promise holds for small nudges, and that is all that gradient descent asks of it.
 nudges = np.linspace(-4, 4, 81)
 figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True, layout="constrained")
 for j, axis in enumerate(axes):
@@ -188,8 +195,8 @@ plt.show()
 # A batch
 # -------
 #
-# Samples are rows. With m of them a[l], z[l] and δ[l] become matrices (m, n_l), which the notes write as capitals, and
-# each equation a matrix product or an elementwise map:
+# Samples are rows. With m of them a[l], z[l] and δ[l] become matrices (m, n_l), which the notes
+# write as capitals, and each equation a matrix product or an elementwise map:
 #
 # .. code-block:: text
 #
@@ -199,8 +206,8 @@ plt.show()
 #     BP3       ∂C/∂b = the mean of Δ over its rows
 #     BP4       ∂C/∂w = Δᵀ A' / m
 #
-# That is all there is to do, and why a GPU is good at it. ``backprop_gpu.equations`` has these as functions, of one
-# sample or a batch, of NumPy's arrays or a GPU's.
+# That is all there is to do, and why a GPU is good at it. ``backprop_gpu.equations`` has these as
+# functions, of one sample or a batch, of NumPy's arrays or a GPU's.
 m = 1000
 X, Y = rng.uniform(size=(m, 4)), np.eye(3)[rng.integers(0, 3, m)]
 z1, a1 = equations.forward(w[1], b[1], X)
@@ -213,7 +220,8 @@ by_equations = equations.weight_gradient(delta1, X)
 # The kernels
 # -----------
 #
-# A ``Network`` of these weights runs them in the compiled library of the CPU, several equations at a time.
+# A ``Network`` of these weights runs them in the compiled library of the CPU, several equations at
+# a time.
 from backprop_gpu import Network
 
 net = Network(sizes, cost="quadratic", dtype="float64", seed=0)
@@ -222,8 +230,8 @@ by_library = net.gradients(X, Y)[0][0]
 print("compiled library:", abs(by_library - by_equations).max())
 
 # %%
-# The CUDA C++ kernels need a GPU or, to see that they compute the same, a stand-in for one: a driver that runs each
-# kernel, compiled by g++, thread by thread.
+# The CUDA C++ kernels need a GPU or, to see that they compute the same, a stand-in for one: a
+# driver that runs each kernel, compiled by g++, thread by thread.
 from backprop_gpu import testing
 
 try:
@@ -236,5 +244,6 @@ except (ImportError, RuntimeError) as error:
     print("not run here:", error)
 
 # %%
-# And the demon once more, now as a tool: ``check_gradients`` nudges every z, and weights and biases, and compares.
+# And the demon once more, now as a tool: ``check_gradients`` nudges every z, and weights and
+# biases, and compares.
 print(net.check_gradients(X[:20], Y[:20]))

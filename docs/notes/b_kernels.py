@@ -2,18 +2,19 @@ r"""
 From an equation to a kernel
 ============================
 
-What a GPU has to do for one step of training, where the time goes, and what a tile is for. All figures are
-the planner's own, for an H200: **predicted**, not measured. What was measured is on the page of benchmarks.
+What a GPU has to do for one step of training, where the time goes, and what a tile is for. All
+figures are the planner's own, for an H200: **predicted**, not measured. What was measured is on
+the page of benchmarks.
 """
 
 # %%
 # Work and traffic
 # ----------------
 #
-# An equation has operations, and bytes that it has to move. A product of (m, k) and (k, n) has 2 m n k operations
-# and, if each number travels once, m k + k n + m n numbers to move. Whichever takes longer at the rates of the
-# device is the least time it can take: the *floor*, or roofline. Below are the equations of a step of
-# two networks, [784, 30, 10] and five layers of 4,096 neurons.
+# An equation has operations, and bytes that it has to move. A product of (m, k) and (k, n) has 2 m
+# n k operations and, if each number travels once, m k + k n + m n numbers to move. Whichever takes
+# longer at the rates of the device is the least time it can take: the *floor*, or roofline. Below
+# are the equations of a step of two networks, [784, 30, 10] and five layers of 4,096 neurons.
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -21,7 +22,13 @@ from backprop_gpu import planning
 from backprop_gpu.planning import H200
 from backprop_gpu.planning.plan import least_bytes, step_work
 
-COLORS = {"forward": "#1f5fa8", "BP1": "#8a9a2f", "BP2": "#d1602b", "BP3": "#9c755f", "BP4": "#2a8050"}
+COLORS = {
+    "forward": "#1f5fa8",
+    "BP1": "#8a9a2f",
+    "BP2": "#d1602b",
+    "BP3": "#9c755f",
+    "BP4": "#2a8050",
+}
 
 
 def plan_of(sizes, batch, engine):
@@ -55,17 +62,18 @@ axes[0].legend([unique[name] for name in names], names, frameon=False)
 plt.show()
 
 # %%
-# The wide network's products are far to the right: arithmetic limits them, and the question is how near to its peak
-# a product comes. In the small one nothing is: a step is all traffic and waiting. So the two want different
-# kernels.
+# The wide network's products are far to the right: arithmetic limits them, and the question is how
+# near to its peak a product comes. In the small one nothing is: a step is all traffic and waiting.
+# So the two want different kernels.
 #
 # A tile
 # ------
 #
-# ``gemm.cuh`` divides the result of a product into tiles of BM × BN, one a block of threads. For its tile a block reads
-# BM rows of one factor and BN columns of the other, a slice of BK at a time, through shared memory. A row is read
-# by every block to its right, so that the factors travel N/BN and M/BM times: **the larger the tile, the less
-# traffic**. The smaller, the more blocks there are to share the work.
+# ``gemm.cuh`` divides the result of a product into tiles of BM × BN, one a block of threads. For
+# its tile a block reads BM rows of one factor and BN columns of the other, a slice of BK at a
+# time, through shared memory. A row is read by every block to its right, so that the factors
+# travel N/BN and M/BM times: **the larger the tile, the less traffic**. The smaller, the more
+# blocks there are to share the work.
 from matplotlib.patches import Rectangle
 
 tile = next(tile for tile in planning.TILES if tile.bm == 64)
@@ -100,7 +108,8 @@ axes[1].legend(frameon=False)
 plt.show()
 
 # %%
-# The planner predicts what each tile takes, and cuBLAS with the map it needs behind it, and takes the least:
+# The planner predicts what each tile takes, and cuBLAS with the map it needs behind it, and takes
+# the least:
 for label, product in plan_of((4096, 4096, 4096, 4096, 4096), 8192, "layered").products[:2]:
     print(f"{label}: {product.reason}")
 
@@ -108,9 +117,10 @@ for label, product in plan_of((4096, 4096, 4096, 4096, 4096), 8192, "layered").p
 # What stays on the chip
 # ----------------------
 #
-# The layered engine runs one kernel an equation. Whatever an equation leaves for the next goes to memory and comes
-# back. The engines that run a whole step, or an epoch, in one launch keep it on the chip: of a small
-# network the weights as well, so that a step moves the rows of its batch and nothing else.
+# The layered engine runs one kernel an equation. Whatever an equation leaves for the next goes to
+# memory and comes back. The engines that run a whole step, or an epoch, in one launch keep it on
+# the chip: of a small network the weights as well, so that a step moves the rows of its batch and
+# nothing else.
 small = (784, 30, 10)
 work = step_work(small, 10, 4, 0, plan_of(small, 10, "layered"))
 layered = {}
@@ -132,5 +142,5 @@ plt.show()
 print(plan_of(small, 10, "auto"))
 
 # %%
-# Each ``.cu`` in ``kernels/cuda`` begins with its equation, its shapes, its tiling and the time it should take;
-# ``kernels/README.md`` has the table.
+# Each ``.cu`` in ``kernels/cuda`` begins with its equation, its shapes, its tiling and the time it
+# should take; ``kernels/README.md`` has the table.
