@@ -652,7 +652,10 @@ class Exponential(BuiltinActivation):
 
 
 class Softmax(BuiltinActivation):
-    """Probabilities a_j = e^z_j / Σ_k e^z_k over a row; output layers only."""
+    """Probabilities a_j = e^z_j / Σ_k e^z_k over a row; output layers only.
+
+    Its Jacobian ∂a_k/∂z_j = a_k ([j = k] - a_j) couples the outputs of a sample.
+    """
 
     name = "softmax"
     interval = (0.0, 1.0)

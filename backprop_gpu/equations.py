@@ -109,6 +109,8 @@ def output_error(
 ) -> Array:
     """Compute BP1, δ^L = ∇_a C ⊙ σ'(z^L); a - y where cost and activation collapse.
 
+    With a built-in cost an a of 0 or 1 is moved to the nearest float inside (`costs` has the rule).
+
     Parameters
     ----------
     z, a : (m, n) or (n,) arrays

@@ -548,6 +548,9 @@ class Network:
     def gradient_norms(self, X: Any, Y: Any, *, of: str = "layers") -> np.ndarray:
         """Compute the norm of each row's own gradient, layer by layer.
 
+        ∂C_x/∂w = δ a'ᵀ has the norm ‖δ‖ ‖a'‖, and ∂C_x/∂b = δ has ‖δ‖, so that no gradient is
+        formed (Goodfellow 2015, arXiv:1510.01799).
+
         Parameters
         ----------
         X : (m, n_0) array
@@ -629,6 +632,8 @@ class Network:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Compute H v, H being the mean cost's second derivatives by w and b (Pearlmutter 1994).
 
+        It takes about as long as two passes of `gradients`; H itself is never formed.
+
         Parameters
         ----------
         X : (m, n_0) array
@@ -674,6 +679,9 @@ class Network:
 
     def laplacian(self, X: Any) -> np.ndarray:
         """Compute Σ_k ∂²a^L_j/∂x_k² of every row.
+
+        Forward through the layers, a, its derivatives along each input and the sum of the second
+        ones go together (forward Laplacian; Li et al. 2023, arXiv:2307.08214).
 
         Parameters
         ----------

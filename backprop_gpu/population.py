@@ -125,6 +125,9 @@ class Population:
     def from_networks(cls, networks: Iterable[Network]) -> Population:
         """Make a population of copies of networks; the networks themselves stay as they are.
 
+        A copy has the weights, and shuffles as its network would have: trained with the same
+        arguments, both end at the same weights.
+
         Parameters
         ----------
         networks : iterable of Network

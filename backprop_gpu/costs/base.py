@@ -297,6 +297,9 @@ class Cost:
     def curvature(self, a: np.ndarray, y: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Compute ∇²_a C_x v, row by row: how ∇_a C_x changes as a does by v.
 
+        A cost of this library defines this, or where C_x = Σ_j c(a_j, y_j) `BuiltinCost.bend`, from
+        which this follows. At a kink it is 0, as beside it.
+
         Parameters
         ----------
         a, y, v : (m, n_L) arrays

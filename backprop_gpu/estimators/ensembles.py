@@ -506,6 +506,8 @@ class _Ensemble(BaseEstimator):
     def load(cls, path: Any, *, backend: str = "auto") -> Self:
         """Load the ensemble in a file written by `save`: it predicts the same, to the bit.
 
+        Nothing in the file is executed. On another backend or machine rounding may differ.
+
         Parameters
         ----------
         path : str or path-like
@@ -689,6 +691,8 @@ class EnsembleClassifier(ClassifierMixin, _Ensemble):
     def predict_std(self, X: Any) -> Any:
         """Compute the standard deviation of the members' probabilities: their disagreement.
 
+        It is that of the members that there are, Σ / n, and 0 of one.
+
         Parameters
         ----------
         X : (n, n_0) array
@@ -822,6 +826,8 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
 
     def predict_std(self, X: Any, noise: bool = False) -> Any:
         """Compute the standard deviation of the members' outputs: their disagreement.
+
+        It is that of the members that there are, Σ / n, and 0 of one.
 
         Parameters
         ----------
