@@ -173,14 +173,14 @@ SEARCHES = (GridSearchCV, RandomizedSearchCV, HalvingGridSearchCV, HalvingRandom
 
 
 def install(verbose: bool = False, search: bool = False) -> None:
-    """From now on, ``sklearn.neural_network`` has our perceptrons.
+    """Put our perceptrons into ``sklearn.neural_network``, from now on.
 
     Parameters
     ----------
     verbose : bool
         Print to stderr what trains each network and why, and what is handed back.
     search : bool
-        ``sklearn.model_selection`` has our searches, too.
+        Put our searches into ``sklearn.model_selection``, too.
     """
     global _verbose
     _verbose = verbose

@@ -57,6 +57,7 @@ class Activation:
 
     Examples
     --------
+    >>> from backprop_gpu import Activation
     >>> square = Activation("square", lambda z: z * z, lambda z: 2 * z)
     >>> square.function(3.0), square.derivative(3.0)
     (9.0, 6.0)

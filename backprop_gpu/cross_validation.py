@@ -205,6 +205,7 @@ def cross_validate(
     Examples
     --------
     >>> import numpy as np
+    >>> from backprop_gpu import cross_validate
     >>> rng = np.random.default_rng(0)
     >>> X = rng.standard_normal((60, 2)); y = (X[:, 0] > 0).astype(int)
     >>> found = cross_validate(

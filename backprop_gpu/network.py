@@ -85,6 +85,7 @@ class Network:
     Examples
     --------
     >>> import numpy as np
+    >>> from backprop_gpu import Network
     >>> X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]); Y = np.array([0, 1, 1, 0])
     >>> net = Network([2, 8, 1], cost="binary_cross_entropy", seed=1, backend="numpy")
     >>> history = net.fit(X, Y, epochs=500, batch_size=4, learning_rate=2.0)

@@ -151,6 +151,7 @@ class SGD(Optimizer):
 
     Examples
     --------
+    >>> from backprop_gpu import SGD
     >>> SGD(momentum=0.9, l2=1e-4)
     SGD(l2=0.0001, momentum=0.9)
     """

@@ -78,6 +78,7 @@ class Population:
     Examples
     --------
     >>> import numpy as np
+    >>> from backprop_gpu import Population
     >>> X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]); Y = np.array([0, 1, 1, 0])
     >>> population = Population(
     ...     [2, 8, 1], members=3, cost="binary_cross_entropy", seed=1, backend="numpy"

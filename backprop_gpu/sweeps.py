@@ -240,6 +240,7 @@ def sweep(
     Examples
     --------
     >>> import numpy as np
+    >>> from backprop_gpu import sweep
     >>> X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]); Y = np.array([0, 1, 1, 0])
     >>> result = sweep(
     ...     X, Y, grid={"sizes": [[2, 3, 1], [2, 8, 1]], "learning_rate": [0.001, 2.0]}, seed=1,

@@ -55,8 +55,15 @@ class Cost:
 
     Examples
     --------
-    >>> quartic = Cost("quartic", lambda a, y: ((a - y) ** 4).sum(axis=1),
-    ...                 lambda a, y: 4 * (a - y) ** 3)
+    >>> import numpy as np
+    >>> from backprop_gpu import Cost
+    >>> quartic = Cost(
+    ...     "quartic",
+    ...     lambda a, y: ((a - y) ** 4).sum(axis=1),
+    ...     lambda a, y: 4 * (a - y) ** 3,
+    ... )
+    >>> quartic.samples(np.array([[3.0, 1.0]]), np.array([[1.0, 1.0]]))
+    array([16.])
     """
 
     #: The open interval in which outputs must lie, and the closed one for targets.

@@ -579,8 +579,11 @@ class EnsembleClassifier(ClassifierMixin, _Ensemble):
     >>> from sklearn.datasets import load_iris
     >>> from sklearn.pipeline import make_pipeline
     >>> from sklearn.preprocessing import StandardScaler
+    >>> from backprop_gpu import EnsembleClassifier
     >>> X, y = load_iris(return_X_y=True)
-    >>> ensemble = EnsembleClassifier(n_members=8, learning_rate_init=0.01, random_state=0)
+    >>> ensemble = EnsembleClassifier(
+    ...     n_members=16, learning_rate_init=0.01, max_iter=500, early_stopping=True, random_state=0
+    ... )
     >>> model = make_pipeline(StandardScaler(), ensemble).fit(X, y)
     >>> model[-1].oob_score_ > 0.9
     True
@@ -721,8 +724,11 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
     Examples
     --------
     >>> import numpy as np
+    >>> from backprop_gpu import EnsembleRegressor
     >>> X = np.linspace(-1, 1, 200)[:, None]
-    >>> ensemble = EnsembleRegressor(n_members=4, batch_size=20, max_iter=50, random_state=0)
+    >>> ensemble = EnsembleRegressor(
+    ...     n_members=16, batch_size=20, max_iter=500, early_stopping=True, random_state=0
+    ... )
     >>> ensemble.fit(X, np.sin(3 * X[:, 0])).score(X, np.sin(3 * X[:, 0])) > 0.9
     True
     """

@@ -1046,8 +1046,9 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     Examples
     --------
     >>> from sklearn.datasets import load_iris
+    >>> from backprop_gpu import MLPClassifier
     >>> X, y = load_iris(return_X_y=True)
-    >>> MLPClassifier(random_state=1, max_iter=300).fit(X, y).score(X, y) > 0.95
+    >>> MLPClassifier(random_state=1, max_iter=1000).fit(X, y).score(X, y) > 0.95
     True
     """
 
@@ -1258,6 +1259,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     Examples
     --------
     >>> import numpy as np
+    >>> from backprop_gpu import MLPRegressor
     >>> X = np.linspace(-1, 1, 200)[:, None]
     >>> net = MLPRegressor(hidden_layer_sizes=(20,), solver="lbfgs", random_state=1)
     >>> net.fit(X, np.sin(3 * X[:, 0])).score(X, np.sin(3 * X[:, 0])) > 0.99

@@ -563,12 +563,12 @@ class PopulationSearchCV(CandidatesTogether, AnySearch):
     Examples
     --------
     >>> from sklearn.datasets import load_iris
+    >>> from backprop_gpu import MLPClassifier, PopulationSearchCV
     >>> X, y = load_iris(return_X_y=True)
-    >>> search = PopulationSearchCV(
-    ...     MLPClassifier(max_iter=300, random_state=0), {"learning_rate_init": [1e-4, 1e-2]}, cv=3
-    ... )
+    >>> net = MLPClassifier(max_iter=1000, learning_rate_init=0.01, random_state=0)
+    >>> search = PopulationSearchCV(net, {"alpha": [1e-4, 100.0]}, cv=3)
     >>> search.fit(X, y).best_params_
-    {'learning_rate_init': 0.01}
+    {'alpha': 0.0001}
     """
 
     __module__ = __package__  # where users import it from, and pickles look for it

@@ -84,6 +84,8 @@ class MLP(nn.Sequential):
 
     Examples
     --------
+    >>> import torch
+    >>> from backprop_gpu.torch import MLP
     >>> mlp = MLP([784, 30, 10], seed=1)
     >>> mlp(torch.zeros(5, 784)).shape
     torch.Size([5, 10])
