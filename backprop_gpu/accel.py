@@ -1,4 +1,4 @@
-"""An unchanged script gets this library's perceptrons where it asks for scikit-learn's.
+"""An unchanged script gets this library's perceptrons where it asks for scikit-learn's::
 
     python -m backprop_gpu.accel [--verbose] [--search] script.py [arguments]
     python -m backprop_gpu.accel [--verbose] [--search] -m module [arguments]

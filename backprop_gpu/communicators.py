@@ -49,6 +49,10 @@ class Communicator:
     patience : float
         Seconds that a rank waits for another elsewhere: before the first step, and between two
         epochs, where a callback may take long on one of them.
+    devices : bool
+        Whether `exchange` takes arrays of a CUDA device, too.
+    parting : bool
+        Whether all ranks have agreed to end what they do `together`, by an exception of each.
     """
 
     rank: int = 0
@@ -120,7 +124,7 @@ class Communicator:
 
         Returns
         -------
-        (size, *shape) array
+        (size, …) array
             The arrays, in the order of the ranks.
         """
         everyone = np.empty((self.size, *array.shape), array.dtype)

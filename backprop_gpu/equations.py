@@ -6,7 +6,7 @@ library out (CuPy, PyTorch, JAX, Numba, or any other with ``__cuda_array_interfa
 or DLPack, which gets a `backprop_gpu.cuda.arrays.DeviceArray`), computed by the
 kernels in ``kernels/cuda`` on the library's current stream, without copies of what is
 C-contiguous. With ``out`` the result is written there. Arrays must be float32 or
-float64, all of one kind and dtype.
+float64, all of one kind and dtype::
 
     forward          z = w a + b,  a = σ(z)
     output_error     δ^L = ∇_a C ⊙ σ'(z^L)                          BP1

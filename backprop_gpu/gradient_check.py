@@ -68,9 +68,9 @@ class GradientReport:
 
     Notes
     -----
-    ``error`` of a comparison is |predicted - measured| relative to the largest of the two
+    ``error`` of a comparison is abs(predicted - measured) relative to the largest of the two
     and of the mean size, over the samples and the layer, of what predictions are made of:
-    |δ_xj|, and |δ_xj a_xk| for a weight. So a derivative that is near zero, or cancels
+    abs(δ_xj), and abs(δ_xj a_xk) for a weight. So a derivative that is near zero, or cancels
     over the samples, is held against its neighbours, and one that is lost in the rounding
     of C (`RESOLUTION`) against what float64 can tell. At a kink ``measured`` is the slope
     nearest to the predicted one; where a number is NaN, ``error`` is inf.

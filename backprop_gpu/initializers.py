@@ -1,6 +1,6 @@
 """Initial weights. Every one draws all weights first, layer by layer, then the biases.
 
-`fan_in` is n_{l-1}, `fan_out` is n_l; N(0, s²) is the normal distribution.
+`fan_in` is n_{l-1}, `fan_out` is n_l; N(0, s²) is the normal distribution::
 
     book      w ~ N(0, 1/fan_in), b ~ N(0, 1)     Nielsen, chapter 3
     book_large  w ~ N(0, 1), b ~ N(0, 1)          Nielsen, chapter 1

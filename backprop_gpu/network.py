@@ -288,8 +288,9 @@ class Network:
             (pyarrow) whose columns are numbers, or an object with ``shape``, ``dtype`` and
             ``__getitem__`` for ascending row numbers. Y, too, where it is not an array.
         Y : (n, n_L) array, or (n,) int array of labels
-            Targets y; labels where the outputs are classes. A NaN is a missing label: that output
-            of that row counts neither in C nor in a gradient.
+            Targets y; labels where the outputs are classes. Costs that predict more than one number
+            of a target have fewer columns (`Cost.targets_of`). A NaN is a missing label: that
+            output of that row counts neither in C nor in a gradient.
         batches : iterable of (X, Y), optional
             In place of X and Y, chunks of rows as they come, from a stream for example. A pass goes
             through it once, on another thread; each chunk's rows are taken in a random order, and
@@ -454,7 +455,7 @@ class Network:
         Returns
         -------
         float
-            C.
+            The mean cost C.
 
         Raises
         ------
@@ -743,7 +744,7 @@ class Network:
         Parameters
         ----------
         X : (m, n_0) array
-            Rows x; twenty are enough, for each neuron is nudged on its own.
+            Rows x; a few, as the time that it takes grows with them.
         Y : (m, n_L) array, or (m,) int array of labels
             Targets, as in `fit`.
         tolerance : float
@@ -828,17 +829,17 @@ class Network:
     def save(self, path: Any) -> None:
         """Write the network to a safetensors file, replacing what is there in one step.
 
+        Its header describes sizes, activations, cost, dtype, precision and preprocessing; its
+        tensors are w and b. Activations and costs of your own are there by name alone: `load` finds
+        those that are registered.
+
         Parameters
         ----------
         path : str or path-like
-            The file. Its header describes sizes, activations, cost, dtype and precision; the
-            tensors are w and b.
+            The file.
 
         Raises
         ------
-        ValueError
-            For an activation or a cost of your own that is not registered: `load` finds it by its
-            name.
         OSError
             If the file cannot be written; an older one is then as it was.
         """

@@ -6,11 +6,11 @@ and the step number; `kernels/*/update` and the NumPy backend apply a row to all
 parameters in one pass. So a schedule costs a device nothing, and no engine
 needs to know what Adam's bias correction is.
 
-With g the gradient, clipped, with noise n of N(0, 1), and after the penalties (weights only)
+With g the gradient, clipped, with noise n of N(0, 1), and after the penalties (weights only)::
 
     g ← g + σ n,  g ← g + l2 w + l1 sign(w)
 
-the five rules are, c0 … c3, l2 and σ being the row:
+the five rules are, c0 … c3, l2 and σ being the row::
 
     sgd        p ← p - c0 g
     momentum   v ← μ v - c0 g,  p ← p + v
@@ -18,7 +18,7 @@ the five rules are, c0 … c3, l2 and σ being the row:
     adam       m ← β1 m + (1-β1) g,  v ← β2 v + (1-β2) g²,  p ← p - c1 m / (√v c2 + ε)
     adamw      adam, after w ← w - c3 w
 
-and where the norm of a neuron's weights, a row of w, has a limit
+and where the norm of a neuron's weights, a row of w, has a limit::
 
     w_j ← w_j min(1, max_norm / ‖w_j‖)
 """

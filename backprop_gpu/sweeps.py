@@ -179,7 +179,9 @@ def sweep(
     client : distributed.Client, optional
         Train on the workers of a Dask cluster, the networks of all shapes at once; see
         `Population.fit`. Data are sent once, however many shapes there are.
-    sample_weight, class_weight : optional
+    sample_weight : (n,) array, optional
+        As in `Network.fit`.
+    class_weight : "balanced" or dict of class numbers to weights, optional
         As in `Network.fit`.
     trials : int, optional
         How many settings to draw from the grid, with Optuna (extra ``optuna``).

@@ -88,7 +88,9 @@ def is_excused(value: Any, code: str, text: str) -> bool:
     if code == "PR01":
         # A dataclass's own fields; and a Protocol is not called.
         missing = ast.literal_eval(text.removeprefix("Parameters ").removesuffix(" not documented"))
-        return all(name.startswith("_") for name in missing) or hasattr(value, "_is_protocol")
+        return all(name.startswith("_") for name in missing) or getattr(
+            value, "_is_protocol", False
+        )
     if code == "PR03":
         # Those that are given by name alone may come in the order of their importance.
         parameters = inspect.signature(value).parameters.values()

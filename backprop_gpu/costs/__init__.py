@@ -7,7 +7,7 @@ is saturated. The cost of such a pair is computed from z^L for the same reason.
 
 For all other pairs of a cost of means this is BP1, in every engine and kernel.
 ∂C/∂a = r / V(a), with V the variance that the cost's distribution has at mean a
-(McCullagh & Nelder 1989, section 2.2):
+(McCullagh & Nelder 1989, section 2.2)::
 
     quadratic                  r = a - y   V = 1
     binary_cross_entropy       r = a - y   V = a (1 - a)

@@ -233,12 +233,12 @@ class Cost:
         scratch : (array, array)
             Two of a's shape and dtype, which are overwritten.
         weights : (m,) array, optional
-            Weights w_x, of mean 1.
+            Weights w_x, whose mean over all rows of the data is 1.
 
         Returns
         -------
         float
-            C.
+            The mean cost C.
         """
         samples = self.samples(a, y)
         return float(np.mean(samples if weights is None else samples * weights))
@@ -632,7 +632,7 @@ class BuiltinCost(Cost):
         Parameters
         ----------
         a : (m, n_L) or (n_L,) array
-            Outputs, moved inside the cost's domain.
+            Outputs; one at an edge of the cost's domain is moved inside.
         y : (m, n_L) or (n_L,) array
             Targets, as `prepare` returns them; NaN for a missing one, whose gradient is 0.
 

@@ -12,7 +12,7 @@ from .base import BuiltinCost, Cost, CostOfRows, number
 
 
 class AbsoluteError(BuiltinCost):
-    """C_x = Σ_j |a_j - y_j|,  ∂C_x/∂a_j = sign(a_j - y_j), and 0 where they are equal."""
+    """C_x = Σ_j abs(a_j - y_j),  ∂C_x/∂a_j = sign(a_j - y_j), and 0 where they are equal."""
 
     name = "absolute_error"
     default_output = "identity"
@@ -36,7 +36,7 @@ class AbsoluteError(BuiltinCost):
 
 
 class Huber(BuiltinCost):
-    """C_x = Σ_j h(a_j - y_j) with h(r) = ½ r² up to |r| = δ, and δ (|r| - ½ δ) beyond it.
+    """C_x = Σ_j h(a_j - y_j) with h(r) = ½ r² up to abs(r) = δ, δ (abs(r) - ½ δ) beyond.
 
     ∂C_x/∂a_j = a_j - y_j, kept within [-δ, δ] (Huber 1964).
 

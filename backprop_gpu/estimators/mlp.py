@@ -1182,7 +1182,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         ValueError
             For data that do not fit, or a first call without `classes`.
         AttributeError
-            With solver "lbfgs", which has no epochs.
+            With solver "lbfgs": then there is no such method.
         """
         if not hasattr(self, "classes_") and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit.")
@@ -1430,7 +1430,7 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         ValueError
             For data that do not fit.
         AttributeError
-            With solver "lbfgs", which has no epochs.
+            With solver "lbfgs": then there is no such method.
         """
         return self._fit(X, y, sample_weight, incremental=True)
 

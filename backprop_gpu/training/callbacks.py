@@ -26,6 +26,8 @@ class Callback:
         With 1 Python has to come between any two steps, which takes time and rules out engines
         that run a whole epoch on a device. With more an engine runs so many steps at a time, and
         the weights it trains are the same, to the bit.
+    leaves_weights : bool, default False
+        Whether it may leave other weights in the network than those of the last epoch.
     """
 
     interval: int = 1
@@ -38,7 +40,7 @@ class Callback:
         Parameters
         ----------
         validation_data : (X, Y) or None
-            The checked arrays, (n, n_0) and (n, n_L).
+            The checked arrays, (n, n_0) and (n, targets).
 
         Raises
         ------
