@@ -1,4 +1,4 @@
-"""An unchanged script gets this library's perceptrons where it asks for scikit-learn's.
+"""An unchanged script gets this library's perceptrons where it asks for scikit-learn's::
 
     python -m backprop_gpu.accel [--verbose] [--search] script.py [arguments]
     python -m backprop_gpu.accel [--verbose] [--search] -m module [arguments]
@@ -173,14 +173,14 @@ SEARCHES = (GridSearchCV, RandomizedSearchCV, HalvingGridSearchCV, HalvingRandom
 
 
 def install(verbose: bool = False, search: bool = False) -> None:
-    """From now on, ``sklearn.neural_network`` has our perceptrons.
+    """Put our perceptrons into ``sklearn.neural_network``, from now on.
 
     Parameters
     ----------
     verbose : bool
         Print to stderr what trains each network and why, and what is handed back.
     search : bool
-        ``sklearn.model_selection`` has our searches, too.
+        Put our searches into ``sklearn.model_selection``, too.
     """
     global _verbose
     _verbose = verbose

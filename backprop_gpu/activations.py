@@ -33,19 +33,33 @@ class Activation:
     name : str
         What ``Network(activation=...)`` and saved models call it.
     function, derivative : callable
-        σ and σ', each taking z and returning an array of the same shape. On the
+        The two σ and σ', each taking z and returning an array of the same shape. On the
         CUDA backends Numba compiles both for one scalar, so write them with
         arithmetic and NumPy's elementwise functions.
     range : (float, float), optional
         The open interval in which a lies. Given, costs that need another one are
         refused; left out, every cost is allowed.
     second_derivative, third_derivative : callable, optional
-        σ'' and σ''', like the two before: what Hessians and Laplacians, and what gradients of a
-        Laplacian, need besides. The CUDA backends evaluate them on whole arrays, CuPy's or, without
-        CuPy and on numba_cuda, copies on the host.
+        The two σ'' and σ''', like the two before: what Hessians and Laplacians, and what gradients
+        of a Laplacian, need besides. The CUDA backends evaluate them on whole arrays, CuPy's or,
+        without CuPy and on numba_cuda, copies on the host.
+
+    Attributes
+    ----------
+    elementwise : bool
+        Whether a_j depends on z_j alone; softmax's does not.
+    derivative_from : {"a", "z"}
+        What σ' is computed from: "a" spares storing z, "z" needs it.
+    builtin : bool
+        Whether it is one of this library's.
+    rectifier : bool
+        Whether it passes about half of what comes in, which He's wider initial weights make up for.
+    piecewise_linear : bool
+        Whether σ' is a constant on either side of 0.
 
     Examples
     --------
+    >>> from backprop_gpu import Activation
     >>> square = Activation("square", lambda z: z * z, lambda z: 2 * z)
     >>> square.function(3.0), square.derivative(3.0)
     (9.0, 6.0)
@@ -100,17 +114,44 @@ class Activation:
         return super().__reduce_ex__(protocol)
 
     def evaluate(self, z: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
-        """out = σ(z). z and out may be the same array; scratch has their shape."""
+        """Write σ(z) into `out`.
+
+        Parameters
+        ----------
+        z : (m, n) array
+            Weighted inputs.
+        out : (m, n) array
+            Where the result is written; it may be z itself.
+        scratch : (m, n) array
+            Overwritten.
+        """
         out[...] = _same_shape(self.function(z), z, f"function of activation {self.name!r}")
 
     def evaluate_derivative(
         self, z: np.ndarray, a: np.ndarray, out: np.ndarray, scratch: np.ndarray
     ) -> None:
-        """out = σ'(z). Built-ins read z or a, whichever `derivative_from` names."""
+        """Write σ'(z) into `out`.
+
+        Built-ins read z or a, whichever `derivative_from` names.
+
+        Parameters
+        ----------
+        z, a : (m, n) arrays
+            Weighted inputs and a = σ(z).
+        out : (m, n) array
+            Where the result is written.
+        scratch : (m, n) array
+            Overwritten.
+        """
         out[...] = _same_shape(self.derivative(z), z, f"derivative of activation {self.name!r}")
 
     def check_order(self, order: int) -> None:
         """Refuse what needs a derivative that this σ has not.
+
+        Parameters
+        ----------
+        order : {1, 2, 3}
+            Which derivative is needed.
 
         Raises
         ------
@@ -133,9 +174,27 @@ class Activation:
         out: np.ndarray,
         scratch: np.ndarray,
     ) -> None:
-        """out = σ''(z) or σ'''(z), by order, 2 or 3. At a kink it is 0, as beside it.
+        """Write σ''(z) or σ'''(z) into `out`. At a kink it is 0, as beside it.
 
-        Built-ins read z or a, whichever `derivative_from` names; `first` is σ'(z).
+        Built-ins read z or a, whichever `derivative_from` names.
+
+        Parameters
+        ----------
+        order : {2, 3}
+            Which derivative.
+        z, a : (m, n) arrays
+            Weighted inputs and a = σ(z).
+        first : (m, n) array
+            The first derivative, σ'(z).
+        out : (m, n) array
+            Where the result is written.
+        scratch : (m, n) array
+            Overwritten.
+
+        Raises
+        ------
+        ValueError
+            If a σ of your own has no such derivative.
         """
         self.check_order(order)
         function = self.higher[order]
@@ -150,7 +209,17 @@ class Activation:
         a: np.ndarray,
         scratch: tuple[np.ndarray, np.ndarray],
     ) -> None:
-        """error ← error ⊙ σ'(z): from ∂C/∂a to δ = ∂C/∂z, in place."""
+        """Multiply `error` by σ'(z) in place: from ∂C/∂a to δ = ∂C/∂z.
+
+        Parameters
+        ----------
+        error : (m, n) array
+            The derivatives ∂C/∂a, which δ replaces.
+        z, a : (m, n) arrays
+            Weighted inputs and a = σ(z).
+        scratch : (array, array)
+            Two of z's shape and dtype, which are overwritten.
+        """
         self.evaluate_derivative(z, a, scratch[0], scratch[1])
         np.multiply(error, scratch[0], out=error)
 
@@ -175,6 +244,8 @@ def _same_shape(result: Any, z: np.ndarray, what: str) -> Any:
 
 
 class BuiltinActivation(Activation):
+    """An activation of this library: a class, whose functions write into buffers they are given."""
+
     builtin = True
     name: str
     interval: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
@@ -184,7 +255,18 @@ class BuiltinActivation(Activation):
 
     @_quiet
     def function(self, z: Array) -> np.ndarray:
-        """σ(z) in a new array of z's shape."""
+        """Compute σ(z) in a new array of z's shape.
+
+        Parameters
+        ----------
+        z : array
+            Of any shape; softmax's rows are the last axis of (m, n) or (n,).
+
+        Returns
+        -------
+        array
+            Of z's dtype, if that is a float's, else float64.
+        """
         z = _as_float(z)
         out: np.ndarray = np.empty_like(z)
         self.evaluate(z, out, np.empty_like(z))
@@ -192,7 +274,23 @@ class BuiltinActivation(Activation):
 
     @_quiet
     def derivative(self, z: Array) -> np.ndarray:
-        """σ'(z) in a new array of z's shape."""
+        """Compute σ'(z) in a new array of z's shape.
+
+        Parameters
+        ----------
+        z : array
+            Of any shape.
+
+        Returns
+        -------
+        array
+            Of z's dtype, if that is a float's, else float64.
+
+        Raises
+        ------
+        TypeError
+            Of softmax, which has a Jacobian.
+        """
         z = _as_float(z)
         out: np.ndarray = np.empty_like(z)
         self.evaluate_derivative(z, self.function(z), out, np.empty_like(z))
@@ -216,7 +314,7 @@ def _as_float(z: Array) -> np.ndarray:
 
 
 class Sigmoid(BuiltinActivation):
-    """σ(z) = 1 / (1 + e^-z),  σ' = a (1 - a)."""
+    """The logistic function σ(z) = 1 / (1 + e^-z),  σ' = a (1 - a)."""
 
     name = "sigmoid"
     interval = (0.0, 1.0)
@@ -251,7 +349,7 @@ class Sigmoid(BuiltinActivation):
 
 
 class Tanh(BuiltinActivation):
-    """σ(z) = tanh z,  σ' = 1 - a²."""
+    """The hyperbolic tangent σ(z) = tanh z,  σ' = 1 - a²."""
 
     name = "tanh"
     interval = (-1.0, 1.0)
@@ -285,7 +383,7 @@ class Tanh(BuiltinActivation):
 
 
 class Relu(BuiltinActivation):
-    """σ(z) = max(z, 0),  σ' = [a > 0]."""
+    """The rectifier σ(z) = max(z, 0),  σ' = [a > 0]."""
 
     name = "relu"
     rectifier = True
@@ -303,7 +401,7 @@ class Relu(BuiltinActivation):
 
 
 class LeakyRelu(BuiltinActivation):
-    """σ(z) = max(z, 0.01 z),  σ' = 1 where a > 0, else 0.01."""
+    """The leaky rectifier σ(z) = max(z, 0.01 z),  σ' = 1 where a > 0, else 0.01."""
 
     name = "leaky_relu"
     rectifier = True
@@ -323,7 +421,10 @@ class LeakyRelu(BuiltinActivation):
 
 
 class Elu(BuiltinActivation):
-    """σ(z) = z where z > 0, else e^z - 1;  σ' = 1 where z > 0, else a + 1."""
+    """Exponential linear unit: σ(z) = z where z > 0, else e^z - 1.
+
+    σ' = 1 where z > 0, else a + 1 (Clevert et al. 2016).
+    """
 
     name = "elu"
     rectifier = True
@@ -358,7 +459,10 @@ class Elu(BuiltinActivation):
 
 
 class Gelu(BuiltinActivation):
-    """σ(z) = z Φ(z),  σ' = Φ(z) + z φ(z), with the exact normal Φ (Hendrycks & Gimpel 2016)."""
+    """Gaussian error linear unit σ(z) = z Φ(z) (Hendrycks & Gimpel 2016).
+
+    σ' = Φ(z) + z φ(z), with the exact normal distribution Φ and its density φ.
+    """
 
     name = "gelu"
     rectifier = True
@@ -411,7 +515,7 @@ class Gelu(BuiltinActivation):
 
 
 class Silu(BuiltinActivation):
-    """σ(z) = z s(z) with s the sigmoid,  σ' = s + a (1 - s)."""
+    """Sigmoid linear unit σ(z) = z s(z) with s the sigmoid,  σ' = s + a (1 - s)."""
 
     name = "silu"
     rectifier = True
@@ -452,7 +556,7 @@ class Silu(BuiltinActivation):
 
 
 class Softplus(BuiltinActivation):
-    """σ(z) = ln(1 + e^z),  σ' = 1 - e^-a."""
+    """The smooth rectifier σ(z) = ln(1 + e^z),  σ' = 1 - e^-a."""
 
     name = "softplus"
     rectifier = True
@@ -488,7 +592,7 @@ class Softplus(BuiltinActivation):
 
 
 class Identity(BuiltinActivation):
-    """σ(z) = z,  σ' = 1."""
+    """A linear layer's σ(z) = z,  σ' = 1."""
 
     name = "identity"
     derivative_from = "a"
@@ -510,11 +614,21 @@ class Identity(BuiltinActivation):
         a: np.ndarray,
         scratch: tuple[np.ndarray, np.ndarray],
     ) -> None:
-        """Nothing: σ' is 1."""
+        """Do nothing: σ' is 1.
+
+        Parameters
+        ----------
+        error : (m, n) array
+            The derivatives ∂C/∂a, which are δ already.
+        z, a : (m, n) arrays
+            Not read.
+        scratch : (array, array)
+            Not touched.
+        """
 
 
 class Exponential(BuiltinActivation):
-    """σ(z) = e^z,  σ' = a: the output whose Poisson cost has δ = a - y."""
+    """The output σ(z) = e^z,  σ' = a, whose Poisson cost has δ = a - y."""
 
     name = "exponential"
     interval = (0.0, math.inf)
@@ -541,7 +655,7 @@ class Exponential(BuiltinActivation):
 
 
 class Softmax(BuiltinActivation):
-    """a_j = e^z_j / Σ_k e^z_k over a row; output layers only.
+    """Probabilities a_j = e^z_j / Σ_k e^z_k over a row; output layers only.
 
     Its Jacobian ∂a_k/∂z_j = a_k ([j = k] - a_j) couples the outputs of a sample.
     """
@@ -566,7 +680,19 @@ class Softmax(BuiltinActivation):
         a: np.ndarray,
         scratch: tuple[np.ndarray, np.ndarray],
     ) -> None:
-        """error_j ← a_j (error_j - Σ_k error_k a_k)."""
+        """Replace error_j by a_j (error_j - Σ_k error_k a_k).
+
+        Parameters
+        ----------
+        error : (m, n) array
+            The derivatives ∂C/∂a, which δ replaces.
+        z : (m, n) array
+            Not read.
+        a : (m, n) array
+            The probabilities.
+        scratch : (array, array)
+            Two of a's shape and dtype, which are overwritten.
+        """
         product, column = scratch[0], scratch[1][:, :1]
         np.multiply(error, a, out=product)
         np.sum(product, axis=1, keepdims=True, out=column)
@@ -600,12 +726,36 @@ REGISTRY: dict[str, Activation] = {activation.name: activation for activation in
 
 
 def names() -> tuple[str, ...]:
-    """The names `get` knows: the built-ins and what `register` added."""
+    """List the names that `get` knows: the built-ins and what `register` added.
+
+    Returns
+    -------
+    tuple of str
+        In the order of their registration.
+    """
     return tuple(REGISTRY)
 
 
 def get(activation: str | Activation) -> Activation:
-    """The activation of that name, or the `Activation` itself."""
+    """Return the activation of that name, or the `Activation` itself.
+
+    Parameters
+    ----------
+    activation : str or Activation
+        One of `names`, or an object.
+
+    Returns
+    -------
+    Activation
+        The registered one, or the object.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    TypeError
+        For anything but a name or an Activation.
+    """
     if isinstance(activation, Activation):
         return activation
     if not isinstance(activation, str):
@@ -629,10 +779,22 @@ def check_name(name: str) -> None:
 def register(activation: Activation) -> Activation:
     """Make an activation known by its name, to `Network` and to `Network.load`.
 
+    Parameters
+    ----------
+    activation : Activation
+        One of your own; another of the same name is replaced.
+
+    Returns
+    -------
+    Activation
+        The same.
+
     Raises
     ------
     ValueError
         If the name is a built-in's, or a function does not keep its argument's shape.
+    TypeError
+        For anything but an Activation.
     """
     if not isinstance(activation, Activation):
         raise TypeError(f"register takes an Activation, got {activation!r}")

@@ -30,7 +30,7 @@ class Exchange(Protocol):
     """Messages on their way."""
 
     def wait(self) -> None:
-        """Until all have arrived: arrays that were sent may change again."""
+        """Wait until all have arrived: arrays that were sent may change again."""
 
 
 class Communicator:
@@ -49,6 +49,10 @@ class Communicator:
     patience : float
         Seconds that a rank waits for another elsewhere: before the first step, and between two
         epochs, where a callback may take long on one of them.
+    devices : bool
+        Whether `exchange` takes arrays of a CUDA device, too.
+    parting : bool
+        Whether all ranks have agreed to end what they do `together`, by an exception of each.
     """
 
     rank: int = 0
@@ -70,31 +74,58 @@ class Communicator:
 
         Parameters
         ----------
+        outgoing : sequence of (int, array)
+            Which rank gets what; C-contiguous arrays, that must not change until all have arrived.
+        incoming : sequence of (int, array)
+            Which rank's message fills which C-contiguous array.
         seconds : float, optional
             In place of `timeout`. A rank that another has waited for so long ends the job.
+
+        Returns
+        -------
+        Exchange
+            Whose `wait` returns when all have arrived.
         """
         if outgoing or incoming:
             raise ValueError("there is no other rank")
         return _ARRIVED
 
     def abort(self, reason: str) -> NoReturn:
-        """Say why on standard error, and end all ranks at once."""
+        """Say why on standard error, and end all ranks at once.
+
+        Parameters
+        ----------
+        reason : str
+            What to say.
+
+        Raises
+        ------
+        RuntimeError
+            Of a rank that is alone, which does not end the process.
+        """
         raise RuntimeError(reason)
 
     # -- what is made of these ------------------------------------------------------------------
 
     @property
     def others(self) -> list[int]:
-        """All ranks but this one."""
+        """Numbers of all ranks but this one."""
         return [rank for rank in range(self.size) if rank != self.rank]
 
     def allgather(self, array: np.ndarray, seconds: float | None = None) -> np.ndarray:
-        """The arrays of all ranks, of one shape and dtype: (size, *shape).
+        """Gather the arrays of all ranks, of one shape and dtype.
 
         Parameters
         ----------
+        array : array
+            This rank's.
         seconds : float, optional
             In place of `patience`.
+
+        Returns
+        -------
+        (size, …) array
+            The arrays, in the order of the ranks.
         """
         everyone = np.empty((self.size, *array.shape), array.dtype)
         everyone[self.rank] = array
@@ -107,20 +138,50 @@ class Communicator:
         return everyone
 
     def broadcast(self, array: np.ndarray, root: int = 0) -> None:
-        """Fill the array with that of the root's."""
+        """Fill the array with that of the root's.
+
+        Parameters
+        ----------
+        array : array
+            Of one shape and dtype on all ranks; C-contiguous.
+        root : int
+            Whose array all get.
+        """
         out = [(rank, array) for rank in self.others] if self.rank == root else []
         self.exchange(out, [] if self.rank == root else [(root, array)], self.patience).wait()
 
     def barrier(self) -> None:
-        """Until all ranks have come here."""
+        """Wait until all ranks have come here."""
         self.any(False)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag of any rank is set."""
+        """Tell whether the flag of any rank is set.
+
+        Parameters
+        ----------
+        flag : bool
+            This rank's.
+
+        Returns
+        -------
+        bool
+            The same on all ranks.
+        """
         return flag if self.size == 1 else bool(self.allgather(np.array(flag)).any())
 
     def allgather_text(self, text: str) -> list[str]:
-        """The texts of all ranks."""
+        """Gather the texts of all ranks.
+
+        Parameters
+        ----------
+        text : str
+            This rank's, of any length.
+
+        Returns
+        -------
+        list of str
+            The texts, in the order of the ranks.
+        """
         own = np.frombuffer(text.encode(), np.uint8)
         lengths = self.allgather(np.array(len(own)))
         padded = np.zeros(int(lengths.max()), np.uint8)
@@ -129,7 +190,17 @@ class Communicator:
         return [row[:length].tobytes().decode() for row, length in zip(texts, lengths, strict=True)]
 
     def agree(self, check: Callable[[], Found]) -> Found:
-        """What `check` returns, if it raises nothing on any rank.
+        """Return what `check` returns, if it raises nothing on any rank.
+
+        Parameters
+        ----------
+        check : callable
+            Called without arguments, on every rank.
+
+        Returns
+        -------
+        object
+            This rank's result.
 
         Raises
         ------
@@ -152,7 +223,13 @@ class Communicator:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Around what all ranks do in step: an exception on one of them ends the job."""
+        """Surround what all ranks do in step: an exception on one of them ends the job.
+
+        Yields
+        ------
+        None
+            Once; a context manager.
+        """
         if self.size == 1:
             yield
             return

@@ -28,16 +28,16 @@ class Fold(NamedTuple):
 class CrossValidation:
     """What `cross_validate` found, a row for each setting. ``print`` it for a table, best first.
 
-    Attributes
+    Parameters
     ----------
     rows : list of dict
         In the order of the settings: each setting with its seed, then the means over the folds,
         ``loss`` and, where the targets are classes, ``accuracy``, with their standard deviations
         ``loss_std`` and ``accuracy_std``; ``failed`` says what went wrong in which fold, or None.
     folds : list of Fold
-        (train, test) of each.
+        Pairs (train, test), the numbers of their rows.
     networks : list of list of Network
-        networks[s][k] is that of setting s, trained on fold k, with its ``history``.
+        That of setting s, trained on fold k, is networks[s][k], with its ``history``.
     losses, accuracies : (settings, folds) arrays
         Of each network on the fold's test rows: C without penalties, and the share of rows whose
         class is right (NaN where the targets are no classes). NaN, too, of one that failed.
@@ -46,6 +46,11 @@ class CrossValidation:
         several were, NaN where none was or it failed.
     metric : {"accuracy", "loss"}
         By which rows are ranked.
+
+    Attributes
+    ----------
+    rows, folds, networks, losses, accuracies, predictions, metric
+        As above.
     ranking : list of int
         Numbers of the settings, best first; those with a network that failed come last.
     """
@@ -73,13 +78,13 @@ class CrossValidation:
 
     @property
     def best(self) -> Best:
-        """(setting, network of its first fold) of the best row; train it anew on all rows."""
+        """Pair (setting, network of its first fold) of the best row; train it anew on all rows."""
         first = self.ranking[0]
         return Best(self.rows[first], self.networks[first][0])
 
     @property
     def histories(self) -> list[list[History]]:
-        """Of each setting and fold."""
+        """Histories of each setting and fold, as `networks`."""
         return [[_history(network) for network in networks] for networks in self.networks]
 
     def __len__(self) -> int:
@@ -89,7 +94,13 @@ class CrossValidation:
         return iter(self.rows)
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """The columns of the table, in the order of `rows`: what ``pandas.DataFrame`` takes."""
+        """Return the columns of the table, in the order of `rows`: what ``pandas.DataFrame`` takes.
+
+        Returns
+        -------
+        dict of str to list
+            Settings first, then results; a key that a row lacks is None there.
+        """
         names = dict.fromkeys(name for row in self.rows for name in row)
         order = [*(name for name in names if name not in _RESULTS)]
         order += [name for name in _RESULTS if name in names]
@@ -137,32 +148,41 @@ def cross_validate(
     ----------
     X : (n, n_0) array
         In memory once, whatever the number of folds.
-    Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
+    Y : (n, n_L) array, or (n,) int array of labels
+        Targets y; labels where the outputs are classes.
     cv : int, splitter or iterable of (train, test)
         So many folds, at least 2, of rows in a random order that the `seed` decides, each with its
         share of every class where the targets are classes; or an object with scikit-learn's
         ``split(X, y, groups)``; or the numbers of the rows themselves, (k,) int arrays or masks.
     groups : (n,) array, optional
         For the splitter.
-    grid, settings, **shared
+    grid : dict of str to values, or a list of such dicts, optional
         As in `sweep`; without grid and settings the shared arguments are the one setting.
+    settings : iterable of dict, optional
+        As in `sweep`.
     validation_data : (X, Y), optional
         The same for all networks, for callbacks such as `EarlyStopping`; rows of no fold.
-    callbacks, progress, engine, client
+    callbacks : iterable of Callback or function (network, history) -> bool
         As in `Population.fit`.
-    sample_weight, class_weight : optional
-        As in `Network.fit`, for training; the rows of a test count alike.
     metric : {"accuracy", "loss"}, optional
         What settings are ranked by; by default accuracy where the targets are classes.
+    progress : bool
+        Show a progress bar over networks and epochs.
+    engine : {"auto", "layered", "resident", "fused", "persistent"}
+        As in `Population.fit`.
+    client : distributed.Client, optional
+        As in `Population.fit`.
+    sample_weight : (n,) array, optional
+        As in `Network.fit`, for training; the rows of a test count alike.
+    class_weight : "balanced" or dict of class numbers to weights, optional
+        As in `Network.fit`, for training.
+    **shared
+        As in `sweep`.
 
     Returns
     -------
     CrossValidation
-
-    Warns
-    -----
-    RuntimeWarning
-        If the cost of some networks turned NaN or infinite; the others are not disturbed.
+        One row per setting. ``print`` it for a table, best first.
 
     Raises
     ------
@@ -170,6 +190,11 @@ def cross_validate(
         For arguments that do not fit, before anything is trained.
     FloatingPointError
         If all networks failed.
+
+    Warns
+    -----
+    RuntimeWarning
+        If the cost of some networks turned NaN or infinite; the others are not disturbed.
 
     Notes
     -----
@@ -180,6 +205,7 @@ def cross_validate(
     Examples
     --------
     >>> import numpy as np
+    >>> from backprop_gpu import cross_validate
     >>> rng = np.random.default_rng(0)
     >>> X = rng.standard_normal((60, 2)); y = (X[:, 0] > 0).astype(int)
     >>> found = cross_validate(

@@ -34,7 +34,18 @@ DIGITS_ORDER = 2
 class Table:
     """Rows as a file holds them, features scaled, labels untouched.
 
-    ``test`` is the pair (features, labels) that the data itself sets apart.
+    Parameters
+    ----------
+    X : (n, n_0) array
+        Features; of a store, rows that stay on the disk.
+    y : (n,) array or None
+        Labels, if there are any.
+    test : (array, array or None) or None
+        Features and labels that the data itself sets apart.
+    description : str
+        Where they are from.
+    scaled : str
+        How features were scaled.
     """
 
     X: Any
@@ -48,10 +59,25 @@ class Table:
 class Dataset:
     """Rows to train on and rows to validate with, ready for `Network.fit`.
 
-    ``y`` and ``y_val`` are class numbers (n,), or targets (n, k) where ``classes`` is None;
-    ``classes`` names what the outputs stand for, in order. ``preprocessing`` is what the rows of
-    a table have been through, or names the classes of other data; None where there is nothing
-    to keep. ``weights`` (n,) and ``weights_val`` are what each row counts, where a table says so.
+    Parameters
+    ----------
+    X : (n, n_0) array
+        Rows to train on.
+    y : (n,) or (n, k) array
+        Class numbers (n,), or targets where ``classes`` is None.
+    X_val : (n_val, n_0) array
+        Rows to validate with.
+    y_val : (n_val,) or (n_val, k) array
+        As y.
+    description : str
+        Where they are from, how they were scaled and split.
+    classes : tuple of str or None
+        Names of what the outputs stand for, in order.
+    preprocessing : Preprocessing or None
+        What the rows of a table have been through, or names the classes of other data; None where
+        there is nothing to keep.
+    weights, weights_val : (n,) and (n_val,) arrays, or None
+        What each row counts, where a table says so.
     """
 
     X: Any
@@ -66,16 +92,27 @@ class Dataset:
 
     @property
     def n_outputs(self) -> int:
-        """How many outputs a network for this data needs."""
+        """Number of outputs that a network for this data needs."""
         return self.y.shape[1] if self.classes is None else len(self.classes)
 
     @property
     def named(self) -> bool:
-        """Whether the classes have names of their own, rather than 0, 1, 2, …"""
+        """Whether the classes have names of their own, rather than 0, 1, 2 and so on."""
         return self.classes is not None and self.classes != numbered(len(self.classes))
 
     def standardize_target(self) -> Dataset:
-        """The target of a table, with mean 0 and deviation 1 over the training rows."""
+        """Give the target of a table mean 0 and deviation 1 over the training rows.
+
+        Returns
+        -------
+        Dataset
+            A new one, whose ``preprocessing`` leads back.
+
+        Raises
+        ------
+        ValueError
+            If the target is no column of numbers in a table, or they are too large.
+        """
         if self.preprocessing is None or not isinstance(self.preprocessing.target, Number):
             raise ValueError("only the numbers in a table's column can be standardised")
         mean, deviation = (float(moment[0]) for moment in moments(self.y))
@@ -129,7 +166,17 @@ def load(
     table : Options, optional
         How the columns of a table are used.
     max_bytes : int
-        What the data in the file may take.
+        What the data in the file may take, in bytes.
+
+    Returns
+    -------
+    Dataset
+        Rows to train on and to validate with.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Naming the file and what is wrong with it, or the option that does not suit it.
     """
     table = Options() if table is None else table
     if path is not None and tables.is_table(Path(path)) and Path(path).is_file():
@@ -322,7 +369,7 @@ def read(
     features: int | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Table:
-    """The rows of a file or folder, as a network without a `Preprocessing` takes them.
+    """Read the rows of a file or folder, as a network without a `Preprocessing` takes them.
 
     Parameters
     ----------
@@ -337,7 +384,12 @@ def read(
         How many features a network takes: a table of just as many columns is then
         one without labels.
     max_bytes : int
-        What the data in each file may take.
+        What the data in each file may take, in bytes.
+
+    Returns
+    -------
+    Table
+        Features, labels and test rows, as far as there are any.
 
     Raises
     ------
@@ -619,7 +671,27 @@ _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0
 
 
 def read_idx(path: str | Path, *, max_bytes: int = MAX_BYTES) -> np.ndarray:
-    """The array in an IDX file, plain or gzipped (told by its content, not its name)."""
+    """Read the array in an IDX file, plain or gzipped (told by its content, not its name).
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    max_bytes : int
+        What its data may take, in bytes.
+
+    Returns
+    -------
+    array
+        Of the shape and type that the file declares, in the machine's byte order.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is no IDX file, is cut short, goes on after its end, or holds too much.
+    """
     path = Path(path)
     with reading.open_file(path) as file:
         declared = _idx_header(file, path)

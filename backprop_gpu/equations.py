@@ -6,7 +6,7 @@ library out (CuPy, PyTorch, JAX, Numba, or any other with ``__cuda_array_interfa
 or DLPack, which gets a `backprop_gpu.cuda.arrays.DeviceArray`), computed by the
 kernels in ``kernels/cuda`` on the library's current stream, without copies of what is
 C-contiguous. With ``out`` the result is written there. Arrays must be float32 or
-float64, all of one kind and dtype.
+float64, all of one kind and dtype::
 
     forward          z = w a + b,  a = σ(z)
     output_error     δ^L = ∇_a C ⊙ σ'(z^L)                          BP1
@@ -46,21 +46,40 @@ def forward(
     *,
     out: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
-    """z = w a + b and σ(z), one layer on.
+    """Compute z = w a + b and σ(z), one layer on.
 
     Parameters
     ----------
     w : (n, k) array
+        Weights of the layer.
     b : (n,) array
+        Biases of the layer.
     a : (m, k) or (k,) array
         Activations of the layer before.
     activation : str or Activation
+        The layer's σ.
     out : (z, a), optional
-        Arrays of the results' shape.
+        Arrays of the results' shape, which the results are written to.
 
     Returns
     -------
-    z, a : (m, n) or (n,) arrays
+    z : (m, n) or (n,) array
+        Weighted inputs; ``out[0]``, where it is given.
+    a : (m, n) or (n,) array
+        Activations; ``out[1]``, where it is given.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arrays of different kinds or dtypes, or shapes that do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from backprop_gpu.equations import forward
+    >>> w, b = np.array([[1.0, -1.0]]), np.array([0.5])
+    >>> forward(w, b, np.array([2.0, 1.0]), "relu")
+    (array([1.5]), array([1.5]))
     """
     activation = _activations.get(activation)
     given = (None, None) if out is None else out
@@ -88,7 +107,7 @@ def output_error(
     *,
     out: Array | None = None,
 ) -> Array:
-    """BP1: δ^L = ∇_a C ⊙ σ'(z^L); a - y where cost and activation collapse.
+    """Compute BP1, δ^L = ∇_a C ⊙ σ'(z^L); a - y where cost and activation collapse.
 
     With a built-in cost an a of 0 or 1 is moved to the nearest float inside (`costs` has the rule).
 
@@ -96,15 +115,35 @@ def output_error(
     ----------
     z, a : (m, n) or (n,) arrays
         Weighted inputs and activations of the output layer, as `forward` gives them.
-    y : array of the same shape
+    y : (m, n) or (n,) array
         Targets.
     activation : str or Activation
+        The output layer's σ.
     cost : str or Cost
-    out : array of the same shape, optional
+        The cost C.
+    out : (m, n) or (n,) array, optional
+        Where the result is written.
 
     Returns
     -------
-    δ^L, of the same shape; row x is ∂C_x/∂z, not divided by m.
+    (m, n) or (n,) array
+        Errors δ^L; row x is ∂C_x/∂z, not divided by m.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arrays of different kinds or dtypes, shapes that do not fit, or a σ whose values the
+        cost is not defined for.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from backprop_gpu.equations import output_error
+    >>> z = np.array([0.0]); a = np.array([0.5]); y = np.array([1.0])
+    >>> output_error(z, a, y, "sigmoid", "quadratic")  # (a - y) a (1 - a)
+    array([-0.125])
+    >>> output_error(z, a, y, "sigmoid", "binary_cross_entropy")  # a - y
+    array([-0.5])
     """
     activation, cost = _activations.get(activation), _costs.get(cost)
     _costs.check_pair(activation, cost)
@@ -126,20 +165,38 @@ def hidden_error(
     *,
     out: Array | None = None,
 ) -> Array:
-    """BP2: δ^l = (w^{l+1}ᵀ δ^{l+1}) ⊙ σ'(z^l).
+    """Compute BP2, δ^l = (w^{l+1}ᵀ δ^{l+1}) ⊙ σ'(z^l).
 
     Parameters
     ----------
     w_next : (n_{l+1}, n_l) array
+        Weights of the layer after.
     delta_next : (m, n_{l+1}) or (n_{l+1},) array
+        Errors of the layer after.
     z, a : (m, n_l) or (n_l,) arrays
+        Weighted inputs and activations of layer l.
     activation : str or Activation
-        Of layer l.
-    out : array shaped like z, optional
+        The σ of layer l.
+    out : (m, n_l) or (n_l,) array, optional
+        Where the result is written.
 
     Returns
     -------
-    δ^l, shaped like z.
+    (m, n_l) or (n_l,) array
+        Errors δ^l.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arrays of different kinds or dtypes, or shapes that do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from backprop_gpu.equations import hidden_error
+    >>> w_next = np.array([[1.0, 2.0]]); z = a = np.array([3.0, 4.0])
+    >>> hidden_error(w_next, np.array([0.5]), z, a, "identity")
+    array([0.5, 1. ])
     """
     activation = _activations.get(activation)
     with _Call(w_next=w_next, delta_next=delta_next, z=z, a=a) as call:
@@ -155,7 +212,32 @@ def hidden_error(
 
 
 def bias_gradient(delta: Array, *, out: Array | None = None) -> Array:
-    """BP3: ∂C/∂b = mean of δ over the rows. delta is (m, n) or (n,); returns (n,)."""
+    """Compute BP3, ∂C/∂b, the mean of δ over the rows.
+
+    Parameters
+    ----------
+    delta : (m, n) or (n,) array
+        Errors of the layer.
+    out : (n,) array, optional
+        Where the result is written.
+
+    Returns
+    -------
+    (n,) array
+        The gradient.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For no rows, or an `out` that does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from backprop_gpu.equations import bias_gradient
+    >>> bias_gradient(np.array([[1.0, 2.0], [3.0, 6.0]]))
+    array([2., 4.])
+    """
     with _Call(delta=delta) as call:
         rows = _mean_of("delta", call.rows("delta"))
         call.single = False
@@ -165,7 +247,35 @@ def bias_gradient(delta: Array, *, out: Array | None = None) -> Array:
 
 
 def weight_gradient(delta: Array, a_prev: Array, *, out: Array | None = None) -> Array:
-    """BP4: ∂C/∂w = δᵀ a_prev / m. delta (m, n) or (n,), a_prev (m, k) or (k,); returns (n, k)."""
+    """Compute BP4, ∂C/∂w = δᵀ a_prev / m, the mean of δ_j a_k over the rows.
+
+    Parameters
+    ----------
+    delta : (m, n) or (n,) array
+        Errors of the layer.
+    a_prev : (m, k) or (k,) array
+        Activations of the layer before.
+    out : (n, k) array, optional
+        Where the result is written.
+
+    Returns
+    -------
+    (n, k) array
+        The gradient.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For no rows, arrays of different kinds or dtypes, or shapes that do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from backprop_gpu.equations import weight_gradient
+    >>> weight_gradient(np.array([1.0, 2.0]), np.array([3.0, 4.0]))
+    array([[3., 4.],
+           [6., 8.]])
+    """
     with _Call(delta=delta, a_prev=a_prev) as call:
         delta_rows = _mean_of("delta", call.rows("delta"))
         a_rows = call.rows("a_prev", (len(delta_rows), None))
@@ -176,7 +286,32 @@ def weight_gradient(delta: Array, a_prev: Array, *, out: Array | None = None) ->
 
 
 def hadamard(s: Array, t: Array, *, out: Array | None = None) -> Array:
-    """s ⊙ t, the elementwise product of two arrays of one shape."""
+    """Compute s ⊙ t, the elementwise product of two arrays of one shape.
+
+    Parameters
+    ----------
+    s, t : arrays
+        Of one shape, kind and dtype.
+    out : array, optional
+        Where the result is written; it may be s or t itself.
+
+    Returns
+    -------
+    array
+        The product, of their shape.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arrays of different kinds, dtypes or shapes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from backprop_gpu.equations import hadamard
+    >>> hadamard(np.array([1.0, 2.0]), np.array([3.0, 4.0]))
+    array([3., 8.])
+    """
     with _Call(s=s, t=t) as call:
         if s.shape != t.shape:
             raise ValueError(f"s and t must have one shape, got {s.shape} and {t.shape}")

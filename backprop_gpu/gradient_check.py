@@ -52,11 +52,25 @@ class Nudge:
 
 @dataclass(frozen=True)
 class GradientReport:
-    """What the demon found.
+    """What the demon of `Network.check_gradients` found; ``print`` it.
 
-    ``error`` of a comparison is |predicted - measured| relative to the largest of the two
+    Parameters
+    ----------
+    worst_neuron, worst_weight, worst_bias : Nudge
+        The comparisons of ∂C/∂z, ∂C/∂w and ∂C/∂b with the largest error: each has ``quantity``,
+        ``predicted``, ``measured`` and ``error``.
+    comparisons : int
+        How many nudges there were.
+    tolerance : float
+        The largest error that counts as agreement.
+    left_out : int
+        Rows of which C cannot be told: an output of theirs is at an edge of the cost's domain.
+
+    Notes
+    -----
+    ``error`` of a comparison is abs(predicted - measured) relative to the largest of the two
     and of the mean size, over the samples and the layer, of what predictions are made of:
-    |δ_xj|, and |δ_xj a_xk| for a weight. So a derivative that is near zero, or cancels
+    abs(δ_xj), and abs(δ_xj a_xk) for a weight. So a derivative that is near zero, or cancels
     over the samples, is held against its neighbours, and one that is lost in the rounding
     of C (`RESOLUTION`) against what float64 can tell. At a kink ``measured`` is the slope
     nearest to the predicted one; where a number is NaN, ``error`` is inf.

@@ -1,6 +1,6 @@
 """Initial weights. Every one draws all weights first, layer by layer, then the biases.
 
-`fan_in` is n_{l-1}, `fan_out` is n_l; N(0, s²) is the normal distribution.
+`fan_in` is n_{l-1}, `fan_out` is n_l; N(0, s²) is the normal distribution::
 
     book      w ~ N(0, 1/fan_in), b ~ N(0, 1)     Nielsen, chapter 3
     book_large  w ~ N(0, 1), b ~ N(0, 1)          Nielsen, chapter 1
@@ -39,14 +39,37 @@ _INITIALIZERS: dict[str, tuple[Draw, bool]] = {
 
 
 def names() -> tuple[str, ...]:
-    """The initial weights that `draw` knows."""
+    """List the initial weights that `draw` knows.
+
+    Returns
+    -------
+    tuple of str
+        Without "auto", which `rules` resolves.
+    """
     return tuple(_INITIALIZERS)
 
 
 def draw(
     chosen: Sequence[str], sizes: Sequence[int], rng: np.random.Generator
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Weights (n_l, n_{l-1}) and biases (n_l,) in float64, `chosen` naming one per layer."""
+    """Draw initial weights and biases, in float64.
+
+    Parameters
+    ----------
+    chosen : sequence of str
+        One of `names` per layer after the input.
+    sizes : sequence of int
+        Neurons per layer, (n_0, …, n_L).
+    rng : numpy.random.Generator
+        Gives all weights, layer by layer, and then the biases.
+
+    Returns
+    -------
+    weights : list of (n_l, n_{l-1}) arrays
+        Weights w[1] … w[L].
+    biases : list of (n_l,) arrays
+        Biases b[1] … b[L].
+    """
     kinds = [_INITIALIZERS[name] for name in chosen]
     weights = [
         weight(rng, n, fan_in)
@@ -60,7 +83,20 @@ def draw(
 
 
 def rules(name: str, activations: Sequence[Activation]) -> list[str]:
-    """One per layer: `name`, or for "auto" he where σ is a rectifier and book elsewhere."""
+    """Name the initial weights of each layer.
+
+    Parameters
+    ----------
+    name : str
+        One of `names`, or "auto": he where σ is a rectifier and book elsewhere.
+    activations : sequence of Activation
+        One per layer after the input.
+
+    Returns
+    -------
+    list of str
+        One of `names` per layer.
+    """
     if name != "auto":
         return [name] * len(activations)
     return ["he" if each.rectifier else "book" for each in activations]

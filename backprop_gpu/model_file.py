@@ -50,7 +50,7 @@ def metadata_of(model: Model, preprocessing: Preprocessing | None) -> dict[str, 
     Raises
     ------
     ValueError
-        For an activation or a cost that is not registered.
+        For an activation or a cost with a name that no user's can have.
     """
     for activation in model.activations:
         if not activation.builtin:

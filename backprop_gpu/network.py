@@ -29,14 +29,15 @@ class Network:
     Parameters
     ----------
     sizes : sequence of int
-        (n_0, …, n_L): neurons per layer, input first.
+        Neurons per layer, (n_0, …, n_L), input first.
     activation : str, Activation or a sequence of them, default "sigmoid"
-        σ of every layer after the input, or one per layer. A name: sigmoid, tanh, relu,
+        Activation σ of every layer after the input, or one per layer. A name: sigmoid, tanh, relu,
         leaky_relu, elu, gelu, silu, softplus, identity, exponential, softmax (output
         layer only), or one that `activations.register` added.
     cost : str or Cost, default "quadratic"
-        "quadratic" (½‖y - a‖²), "binary_cross_entropy", "categorical_cross_entropy",
-        "poisson", or one that `costs.register` added.
+        Cost C: "quadratic" (½‖y - a‖²), "binary_cross_entropy", "categorical_cross_entropy",
+        "poisson", any other of `costs.names`, with its parameters if it has some
+        ("huber(delta=2.0)"), or one that `costs.register` added.
     dtype : {"float32", "float64"}
         Of parameters and arithmetic. float32 is strict: no TF32.
     precision : {"float32", "tf32", "bf16"}, optional
@@ -84,6 +85,7 @@ class Network:
     Examples
     --------
     >>> import numpy as np
+    >>> from backprop_gpu import Network
     >>> X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]); Y = np.array([0, 1, 1, 0])
     >>> net = Network([2, 8, 1], cost="binary_cross_entropy", seed=1, backend="numpy")
     >>> history = net.fit(X, Y, epochs=500, batch_size=4, learning_rate=2.0)
@@ -130,7 +132,22 @@ class Network:
 
     @classmethod
     def of(cls, model: Model, flat: Any, generator: np.random.Generator) -> Network:
-        """A network of a model, whose parameters are a flat array of the backend's."""
+        """Make a network of a model, with parameters that the backend holds already.
+
+        Parameters
+        ----------
+        model : Model
+            What sizes, σ, C, dtype, precision and backend are.
+        flat : (length,) array of the backend's
+            All w and b, as `parameters.Layout` lays them out. It is kept, not copied.
+        generator : numpy.random.Generator
+            Draws the order of the rows.
+
+        Returns
+        -------
+        Network
+            One without a history.
+        """
         network = object.__new__(cls)
         network._start(model, flat)
         network.generator = generator
@@ -165,7 +182,7 @@ class Network:
 
     @property
     def activations(self) -> tuple[Activation, ...]:
-        """σ of layers 1 … L."""
+        """Activations σ of layers 1 … L."""
         return self.model.activations
 
     @property
@@ -182,7 +199,11 @@ class Network:
 
     @property
     def weights(self) -> tuple[np.ndarray, ...]:
-        """w[1] … w[L], each (n_l, n_{l-1}): read-only copies. Assign a sequence to replace them."""
+        """Weights w[1] … w[L], each (n_l, n_{l-1}): read-only copies.
+
+        Assign a sequence of such arrays to replace them; one that does not fit raises, and replaces
+        none.
+        """
         return _read_only(self._views()[0])
 
     @weights.setter
@@ -191,7 +212,11 @@ class Network:
 
     @property
     def biases(self) -> tuple[np.ndarray, ...]:
-        """b[1] … b[L], each (n_l,): read-only copies. Assign a sequence to replace them."""
+        """Biases b[1] … b[L], each (n_l,): read-only copies.
+
+        Assign a sequence of such arrays to replace them; one that does not fit raises, and replaces
+        none.
+        """
         return _read_only(self._views()[1])
 
     @biases.setter
@@ -250,20 +275,22 @@ class Network:
         dropout: float | Sequence[float] = 0.0,
         mixup: float = 0.0,
     ) -> History:
-        """Mini-batch gradient descent from the current weights.
+        """Run mini-batch gradient descent from the current weights.
 
         Parameters
         ----------
         X : (n, n_0) array
-            Of uint8 it means its numbers, 0 to 255, and trains to the same bits as
+            Rows x. Of uint8 it means its numbers, 0 to 255, and trains to the same bits as
             ``X.astype(dtype)``; on a GPU the resident engine keeps and reads it as the
             bytes it is, a quarter of float32's.
             Rows that stay on a disk are read as they are needed, in another thread: a NumPy memory
             map, an array of HDF5 (h5py), Zarr or Dask, a table of Arrow's or a ParquetFile
             (pyarrow) whose columns are numbers, or an object with ``shape``, ``dtype`` and
             ``__getitem__`` for ascending row numbers. Y, too, where it is not an array.
-        Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
-            A NaN is a missing label: that output of that row counts neither in C nor in a gradient.
+        Y : (n, n_L) array, or (n,) int array of labels
+            Targets y; labels where the outputs are classes. Costs that predict more than one number
+            of a target have fewer columns (`Cost.targets_of`). A NaN is a missing label: that
+            output of that row counts neither in C nor in a gradient.
         batches : iterable of (X, Y), optional
             In place of X and Y, chunks of rows as they come, from a stream for example. A pass goes
             through it once, on another thread; each chunk's rows are taken in a random order, and
@@ -273,13 +300,14 @@ class Network:
             Passes over the rows, each in a new random order; the last mini-batch of a
             pass may be shorter than the rest.
         batch_size : int
-            m, in [1, n].
+            Rows m of a mini-batch, in [1, n].
         learning_rate : float or callable
-            η, or a schedule (see `schedules`) of the time in epochs.
+            Rate η, or a schedule (see `schedules`) of the time in epochs.
         optimizer : str or Optimizer
             "sgd", "momentum", "nesterov", "adam", "adamw", or one of `optimizers`' classes
             with its settings, penalties and clipping. It starts afresh in every `fit`.
         validation_data : (X, Y), optional
+            Rows whose loss, and accuracy where they are classes, are taken after every epoch.
         callbacks : iterable of Callback or function (network, history) -> bool
             A true result stops training after that epoch.
         progress : bool
@@ -308,8 +336,8 @@ class Network:
             epoch. By default what 256 MiB hold, and of arrays in memory all; with all rows the
             order is the same for both.
         sample_weight : (n,) array, optional
-            w_x >= 0, by which C of a mini-batch is the weighted mean Σ w_x C_x / Σ w_x: 0 leaves
-            a row out, and 2 counts it twice.
+            Weights w_x >= 0, by which C of a mini-batch is the weighted mean Σ w_x C_x / Σ w_x: 0
+            leaves a row out, and 2 counts it twice.
         class_weight : "balanced" or dict of class numbers to weights, optional
             Multiplies the weights of a class's rows. "balanced" is n / (classes · rows of the
             class), so that all classes count alike.
@@ -320,15 +348,16 @@ class Network:
             What is left out is drawn from the network's generator by counters (`philox`): the
             same on every engine, and for any number of threads, ranks and members.
         mixup : float >= 0, default 0
-            α > 0: a step trains on mixtures of its rows, x and targets, each with the next of its
-            mini-batch, by shares λ and 1 - λ, λ ~ Beta(α, α) being one number a mini-batch (Zhang
-            et al. 2018, who take 0.1 to 0.4 for images); ``loss`` in the history is of mixtures.
-            Weights are mixed likewise; a target that is missing in either is missing. Not with a
-            hinge cost, whose targets are classes.
+            With α > 0 a step trains on mixtures of its rows, x and targets, each with the next of
+            its mini-batch, by shares λ and 1 - λ, λ ~ Beta(α, α) being one number a mini-batch
+            (Zhang et al. 2018, who take 0.1 to 0.4 for images); ``loss`` in the history is of
+            mixtures. Weights are mixed likewise; a target that is missing in either is missing. Not
+            with a hinge cost, whose targets are classes.
 
         Returns
         -------
         History
+            Loss and seconds of every epoch; also ``network.history``.
 
         Raises
         ------
@@ -385,7 +414,22 @@ class Network:
     # -- without training -------------------------------------------------------------
 
     def predict(self, X: Any) -> np.ndarray:
-        """a^L of every row of X: (n, n_0) -> (n, n_L).
+        """Compute the outputs a^L of every row of X.
+
+        Parameters
+        ----------
+        X : (m, n_0) array
+            Rows of finite numbers, converted to the network's dtype.
+
+        Returns
+        -------
+        (m, n_L) array
+            Outputs, of the network's dtype.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For an X that does not fit layer 0, or is not finite.
 
         Warns
         -----
@@ -397,14 +441,54 @@ class Network:
         return validation.warn_of_nan(outputs)
 
     def loss(self, X: Any, Y: Any, sample_weight: Any = None) -> float:
-        """C, the mean cost over the rows, by their weights if they have some; without penalties."""
+        """Compute C, the mean cost over the rows, without penalties.
+
+        Parameters
+        ----------
+        X : (m, n_0) array
+            Rows x.
+        Y : (m, n_L) array, or (m,) int array of labels
+            Targets, as in `fit`.
+        sample_weight : (m,) array, optional
+            Weights w_x >= 0: C is then Σ w_x C_x / Σ w_x.
+
+        Returns
+        -------
+        float
+            The mean cost C.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arrays that do not fit the network or each other.
+        """
         X, Y, weights = self._checked(X, Y, sample_weight)
         return self.model.passes().evaluate(self.parameters, X, Y, weights)[0]
 
     def accuracy(self, X: Any, labels: Any, sample_weight: Any = None) -> float:
-        """The share of rows whose largest output is the label's; with one output, a >= ½ is 1.
+        """Compute the share of rows whose largest output is the label's.
 
-        With a hinge cost it is 1 where a >= 0. A row with an output that is NaN is never right.
+        With one output the class is 1 where a >= ½, with a hinge cost where a >= 0. A row with an
+        output that is NaN is never right.
+
+        Parameters
+        ----------
+        X : (m, n_0) array
+            Rows x.
+        labels : (m,) array, or (m, n_L) array
+            Class numbers, or one-hot rows of them.
+        sample_weight : (m,) array, optional
+            Weights of the rows.
+
+        Returns
+        -------
+        float
+            The share, in [0, 1].
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arrays that do not fit the network or each other.
         """
         X = validation.inputs(X, self.sizes[0], self.dtype)
         classes = validation.labels(labels, len(X), self.sizes[-1])
@@ -415,9 +499,31 @@ class Network:
     def gradients(
         self, X: Any, Y: Any, sample_weight: Any = None, *, per_sample: bool = False
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """[(∂C/∂w[1], ∂C/∂b[1]), …] of the mean cost over all rows (BP1–BP4), as in `loss`.
+        """Compute the gradients of the mean cost over all rows (BP1–BP4), as of `loss`.
 
-        With `per_sample` those of every row's own C_x, (m, n_l, n_{l-1}) and (m, n_l).
+        Parameters
+        ----------
+        X : (m, n_0) array
+            Rows x.
+        Y : (m, n_L) array, or (m,) int array of labels
+            Targets, as in `fit`.
+        sample_weight : (m,) array, optional
+            Weights of the rows, as in `loss`; not with `per_sample`.
+        per_sample : bool
+            Whether to return those of every row's own C_x.
+
+        Returns
+        -------
+        list of (array, array)
+            Pairs (∂C/∂w[l], ∂C/∂b[l]), layer by layer, of shapes (n_l, n_{l-1}) and (n_l,); with
+            `per_sample` (m, n_l, n_{l-1}) and (m, n_l).
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arrays that do not fit the network or each other.
+        MemoryError
+            If the gradients of all rows would not fit into memory.
         """
         X, Y, weights = self._checked(X, Y, sample_weight)
         if validation.boolean("per_sample", per_sample):
@@ -442,17 +548,24 @@ class Network:
     # -- derivatives beyond those -------------------------------------------------------
 
     def gradient_norms(self, X: Any, Y: Any, *, of: str = "layers") -> np.ndarray:
-        """The norm of each row's own gradient, layer by layer: (m, L).
+        """Compute the norm of each row's own gradient, layer by layer.
 
         ∂C_x/∂w = δ a'ᵀ has the norm ‖δ‖ ‖a'‖, and ∂C_x/∂b = δ has ‖δ‖, so that no gradient is
         formed (Goodfellow 2015, arXiv:1510.01799).
 
         Parameters
         ----------
-        X, Y
-            As in `fit`.
+        X : (m, n_0) array
+            Rows x.
+        Y : (m, n_L) array, or (m,) int array of labels
+            Targets, as in `fit`.
         of : {"layers", "weights", "biases"}
             Of w and b together, √(‖δ‖² ‖a'‖² + ‖δ‖²), or of one of them.
+
+        Returns
+        -------
+        (m, L) array
+            Norms, one column a layer.
         """
         validation.one_of("of", of, ("layers", "weights", "biases"))
         X, Y, _ = self._checked(X, Y)
@@ -463,14 +576,27 @@ class Network:
         return norms
 
     def input_gradients(self, X: Any, Y: Any = None, *, output: int | None = None) -> np.ndarray:
-        """∂C_x/∂x of each row's own cost, or ∂a^L_j/∂x of an output j: (m, n_0).
+        """Compute ∂C_x/∂x of each row's own cost, or ∂a^L_j/∂x of an output j.
 
         Parameters
         ----------
         X : (m, n_0) array
-        Y : as in `fit`, optional
+            Rows x.
+        Y : (m, n_L) array, or (m,) int array of labels, optional
+            Targets, as in `fit`, for the cost.
         output : int, optional
-            j, in [0, n_L), in place of Y. With neither, the one output of a network that has one.
+            Number j of an output, in [0, n_L), in place of Y. With neither, the one output of a
+            network that has one.
+
+        Returns
+        -------
+        (m, n_0) array
+            Derivatives, row by row.
+
+        Raises
+        ------
+        ValueError
+            If both Y and `output` are given, or neither of a network with several outputs.
         """
         if Y is not None and output is not None:
             raise ValueError("input_gradients takes Y, for the cost, or output: not both")
@@ -486,21 +612,36 @@ class Network:
         return self.model.derivatives.jacobian(self.parameters, X, j)[:, 0]
 
     def jacobian(self, X: Any) -> np.ndarray:
-        """∂a^L_j/∂x_k of every row: (m, n_L, n_0). At a kink of σ the slope is that beside it."""
+        """Compute ∂a^L_j/∂x_k of every row.
+
+        At a kink of σ the slope is that beside it.
+
+        Parameters
+        ----------
+        X : (m, n_0) array
+            Rows x.
+
+        Returns
+        -------
+        (m, n_L, n_0) array
+            The Jacobian of each row.
+        """
         X = validation.inputs(X, self.sizes[0], self.dtype)
         return self.model.derivatives.jacobian(self.parameters, X)
 
     def hessian_vector_product(
         self, X: Any, Y: Any, v: Sequence[tuple[Any, Any]]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """H v, with H the second derivatives of the mean cost by w and b (Pearlmutter 1994).
+        """Compute H v, H being the mean cost's second derivatives by w and b (Pearlmutter 1994).
 
-        The cost of about two passes of `gradients`; H itself is never formed.
+        It takes about as long as two passes of `gradients`; H itself is never formed.
 
         Parameters
         ----------
-        X, Y
-            As in `fit`.
+        X : (m, n_0) array
+            Rows x.
+        Y : (m, n_L) array, or (m,) int array of labels
+            Targets, as in `fit`.
         v : [(v_w, v_b), …]
             As `gradients` returns them: (n_l, n_{l-1}) and (n_l,) for each layer.
 
@@ -539,10 +680,20 @@ class Network:
         return layout.flat(*found, self.dtype)
 
     def laplacian(self, X: Any) -> np.ndarray:
-        """Σ_k ∂²a^L_j/∂x_k² of every row: (m, n_L).
+        """Compute Σ_k ∂²a^L_j/∂x_k² of every row.
 
         Forward through the layers, a, its derivatives along each input and the sum of the second
         ones go together (forward Laplacian; Li et al. 2023, arXiv:2307.08214).
+
+        Parameters
+        ----------
+        X : (m, n_0) array
+            Rows x.
+
+        Returns
+        -------
+        (m, n_L) array
+            The Laplacian of each output.
 
         Raises
         ------
@@ -555,18 +706,23 @@ class Network:
     def laplacian_gradients(
         self, X: Any, loss: Loss
     ) -> tuple[float, list[tuple[np.ndarray, np.ndarray]]]:
-        """A loss of outputs and their Laplacians, and its gradients: a step of a PINN.
+        """Compute a loss of outputs and their Laplacians, and its gradients: a step of a PINN.
 
         Parameters
         ----------
         X : (m, n_0) array
+            Rows x.
         loss : callable
-            (rows, a, s), a slice of X's rows, their a^L and `laplacian`, (r, n_L) each ->
-            (L, ∂L/∂a, ∂L/∂s). The whole L is the sum over such slices; several threads call it.
+            Called as (rows, a, s), a slice of X's rows, their a^L and `laplacian`, (r, n_L) each,
+            it returns (L, ∂L/∂a, ∂L/∂s). The whole L is the sum over such slices; several threads
+            call it.
 
         Returns
         -------
-        L, [(∂L/∂w[1], ∂L/∂b[1]), …]
+        L : float
+            The whole loss.
+        gradients : list of (array, array)
+            Pairs (∂L/∂w[l], ∂L/∂b[l]), layer by layer.
 
         Raises
         ------
@@ -585,7 +741,26 @@ class Network:
 
         So it tests the equations, and not what `precision` makes of them.
 
-        See `gradient_check.check_gradients`.
+        Parameters
+        ----------
+        X : (m, n_0) array
+            Rows x; a few, as the time that it takes grows with them.
+        Y : (m, n_L) array, or (m,) int array of labels
+            Targets, as in `fit`.
+        tolerance : float
+            The largest relative error that counts as agreement, > 0.
+        max_weights : int
+            Weights, and biases, nudged in each layer, spread evenly; z is nudged for every neuron.
+
+        Returns
+        -------
+        GradientReport
+            Whether they agree, and the worst neuron, weight and bias. ``print`` it.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arguments that do not fit, or if there is no row of which C can be told.
         """
         X, Y = self.model.check_data(X, Y)
         from . import gradient_check
@@ -604,17 +779,21 @@ class Network:
         engine: str = "auto",
         dropout: float | Sequence[float] = 0.0,
     ) -> Explanation:
-        """What `fit` would run for a step, and how near that comes to what the machine allows.
+        """Tell what `fit` would run for a step, and how near that comes to what the machine allows.
 
         Parameters
         ----------
         batch_size : int
-            m, in [1, rows].
+            Rows m of a mini-batch, in [1, rows].
         optimizer : str or Optimizer
+            As in `fit`.
         rows, epochs : int
             Of the training in mind, by default the book's: the choice of an engine depends on
             how long it takes.
-        engine, dropout : as in `fit`
+        engine : {"auto", "layered", "resident", "fused", "persistent"}
+            As in `fit`.
+        dropout : float, or a sequence of float
+            As in `fit`.
 
         Returns
         -------
@@ -648,19 +827,48 @@ class Network:
     # -- files and copies -------------------------------------------------------------
 
     def save(self, path: Any) -> None:
-        """Write the network to a safetensors file, replacing what is there in one step."""
+        """Write the network to a safetensors file, replacing what is there in one step.
+
+        Its header describes sizes, activations, cost, dtype, precision and preprocessing; its
+        tensors are w and b. Activations and costs of your own are there by name alone: `load` finds
+        those that are registered.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; an older one is then as it was.
+        """
         from . import model_file
 
         model_file.save(path, self.model, self.parameters, self.preprocessing)
 
     @classmethod
     def load(cls, path: Any, *, backend: str = "auto", seed: int | None = None) -> Network:
-        """The network in a file written by `save`. Nothing in the file is executed.
+        """Load the network in a file written by `save`. Nothing in the file is executed.
 
-        `seed` makes the shuffling of further training repeatable.
+        Parameters
+        ----------
+        path : str or path-like
+            The file; that of a network's `Checkpoint`, too.
+        backend : {"auto", "numpy", "cuda", "numba_cuda"}
+            As in `Network`.
+        seed : int, optional
+            Makes the shuffling of further training repeatable.
+
+        Returns
+        -------
+        Network
+            One with the weights of the file.
 
         Raises
         ------
+        FileNotFoundError
+            If there is no such file.
         ValueError
             If the file is cut short, is no model of this library, has another version,
             or names an activation or cost that is not registered.

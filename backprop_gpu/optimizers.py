@@ -6,11 +6,11 @@ and the step number; `kernels/*/update` and the NumPy backend apply a row to all
 parameters in one pass. So a schedule costs a device nothing, and no engine
 needs to know what Adam's bias correction is.
 
-With g the gradient, clipped, with noise n of N(0, 1), and after the penalties (weights only)
+With g the gradient, clipped, with noise n of N(0, 1), and after the penalties (weights only)::
 
     g ← g + σ n,  g ← g + l2 w + l1 sign(w)
 
-the five rules are, c0 … c3, l2 and σ being the row:
+the five rules are, c0 … c3, l2 and σ being the row::
 
     sgd        p ← p - c0 g
     momentum   v ← μ v - c0 g,  p ← p + v
@@ -18,7 +18,7 @@ the five rules are, c0 … c3, l2 and σ being the row:
     adam       m ← β1 m + (1-β1) g,  v ← β2 v + (1-β2) g²,  p ← p - c1 m / (√v c2 + ε)
     adamw      adam, after w ← w - c3 w
 
-and where the norm of a neuron's weights, a row of w, has a limit
+and where the norm of a neuron's weights, a row of w, has a limit::
 
     w_j ← w_j min(1, max_norm / ‖w_j‖)
 """
@@ -87,27 +87,40 @@ class Optimizer:
 
     @property
     def options(self) -> frozenset[str]:
-        """What it asks for beside its rule that not every engine does."""
+        """Names of what it asks for beside its rule that not every engine does."""
         names = ("clip_norm", "max_norm", "gradient_noise")
         return frozenset(name for name in names if getattr(self, name))
 
     @property
     def slots(self) -> int:
-        """How many arrays of the parameters' size the rule keeps between steps."""
+        """Number of arrays of the parameters' size that the rule keeps between steps."""
         return 0
 
     @property
     def constants(self) -> tuple[float, float, float]:
-        """(μ, 0, 0) or (β1, β2, ε)."""
+        """The rule's constants: (μ, 0, 0) or (β1, β2, ε)."""
         return (0.0, 0.0, 0.0)
 
     @property
     def kernel_constants(self) -> tuple[float, float, float]:
-        """`constants` as the CUDA C++ kernels take them: (μ, 0, 0) or (1-β1, 1-β2, ε)."""
+        """The constants as the CUDA C++ kernels take them: (μ, 0, 0) or (1-β1, 1-β2, ε)."""
         return self.constants
 
     def coefficients(self, learning_rates: np.ndarray, first_step: int) -> np.ndarray:
-        """One row (c0, c1, c2, c3, l2, σ) per step, float64; `first_step` steps were before."""
+        """Compute one row (c0, c1, c2, c3, l2, σ) per step.
+
+        Parameters
+        ----------
+        learning_rates : (steps,) array
+            Rates η of the steps.
+        first_step : int
+            How many steps there were before.
+
+        Returns
+        -------
+        (steps, 6) float64 array
+            Coefficients, as the module's equations name them.
+        """
         rows = np.zeros((len(learning_rates), COEFFICIENTS))
         rows[:, 0], rows[:, 4] = learning_rates, self.l2
         if self.gradient_noise:
@@ -122,11 +135,25 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    momentum : float
-        μ in [0, 1).
-    nesterov : bool
+    momentum : float, default 0
+        Share μ of the last step that is taken again, in [0, 1).
+    nesterov : bool, default False
         Take the gradient step from where the momentum would lead (Nesterov 1983,
         in the form of Sutskever et al. 2013).
+    l1, l2 : float, default 0
+        Penalties l1 Σ|w| + ½ l2 Σw², as in `Optimizer`.
+    clip_norm, clip_value : float, optional
+        Limits of the gradient, as in `Optimizer`.
+    max_norm : float, optional
+        Limit of the norm of a neuron's weights, as in `Optimizer`.
+    gradient_noise, noise_decay : float, default 0, 0.55
+        Noise that joins the gradient, as in `Optimizer`.
+
+    Examples
+    --------
+    >>> from backprop_gpu import SGD
+    >>> SGD(momentum=0.9, l2=1e-4)
+    SGD(l2=0.0001, momentum=0.9)
     """
 
     momentum: float = 0.0
@@ -158,10 +185,18 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    beta1, beta2 : float
+    beta1, beta2 : float, default 0.9, 0.999
         Decay of the running mean of g and of g², in [0, 1).
-    epsilon : float
+    epsilon : float, default 1e-8
         Added to the root of the second moment.
+    l1, l2 : float, default 0
+        Penalties l1 Σ|w| + ½ l2 Σw², as in `Optimizer`; their gradient joins g.
+    clip_norm, clip_value : float, optional
+        Limits of the gradient, as in `Optimizer`.
+    max_norm : float, optional
+        Limit of the norm of a neuron's weights, as in `Optimizer`.
+    gradient_noise, noise_decay : float, default 0, 0.55
+        Noise that joins the gradient, as in `Optimizer`.
     """
 
     beta1: float = 0.9
@@ -200,7 +235,25 @@ class Adam(Optimizer):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AdamW(Adam):
-    """Adam with decoupled weight decay, w ← w - η λ w (Loshchilov & Hutter 2019)."""
+    """Adam with decoupled weight decay, w ← w - η λ w (Loshchilov & Hutter 2019).
+
+    Parameters
+    ----------
+    weight_decay : float, default 0.01
+        Decay λ of the weights, >= 0; biases do not decay.
+    beta1, beta2 : float, default 0.9, 0.999
+        As in `Adam`.
+    epsilon : float, default 1e-8
+        As in `Adam`.
+    l1, l2 : float, default 0
+        Penalties l1 Σ|w| + ½ l2 Σw², as in `Optimizer`; their gradient joins g.
+    clip_norm, clip_value : float, optional
+        Limits of the gradient, as in `Optimizer`.
+    max_norm : float, optional
+        Limit of the norm of a neuron's weights, as in `Optimizer`.
+    gradient_noise, noise_decay : float, default 0, 0.55
+        Noise that joins the gradient, as in `Optimizer`.
+    """
 
     weight_decay: float = 0.01
 
@@ -230,12 +283,36 @@ KINDS = tuple(dict.fromkeys(map(type, _NAMED.values())))
 
 
 def names() -> tuple[str, ...]:
-    """The names `get` knows."""
+    """List the names that `get` knows.
+
+    Returns
+    -------
+    tuple of str
+        "sgd" and so on; "momentum" and "nesterov" are SGD with μ = 0.9.
+    """
     return tuple(_NAMED)
 
 
 def get(optimizer: str | Optimizer) -> Optimizer:
-    """The optimizer of that name with its usual settings, or the `Optimizer` itself."""
+    """Return the optimizer of that name with its usual settings, or the `Optimizer` itself.
+
+    Parameters
+    ----------
+    optimizer : str or Optimizer
+        One of `names`, or an object.
+
+    Returns
+    -------
+    Optimizer
+        An immutable description, which trainings may share.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    TypeError
+        For anything but a name or an Optimizer.
+    """
     if isinstance(optimizer, Optimizer):
         return optimizer
     if not isinstance(optimizer, str):

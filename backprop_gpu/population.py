@@ -42,13 +42,23 @@ class Population:
     Parameters
     ----------
     sizes : sequence of int
-        (n_0, …, n_L), of every member.
+        Neurons per layer, (n_0, …, n_L), of every member.
     members : int
         How many networks, at least 1.
-    activation, cost, dtype, precision, backend, initial_weights
+    activation : str, Activation or a sequence of them, default "sigmoid"
         As in `Network`, for all members.
+    cost : str or Cost, default "quadratic"
+        As in `Network`.
+    dtype : {"float32", "float64"}
+        Of parameters and arithmetic.
+    precision : {"float32", "tf32", "bf16"}, optional
+        As in `Network`.
+    backend : {"auto", "numpy", "cuda", "numba_cuda"}
+        As in `Network`.
     seed : int or sequence of int, optional
         Member i has the seed ``seed + i``, or the i-th of a sequence with one per member.
+    initial_weights : str, default "auto"
+        As in `Network`.
 
     Attributes
     ----------
@@ -68,6 +78,7 @@ class Population:
     Examples
     --------
     >>> import numpy as np
+    >>> from backprop_gpu import Population
     >>> X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]); Y = np.array([0, 1, 1, 0])
     >>> population = Population(
     ...     [2, 8, 1], members=3, cost="binary_cross_entropy", seed=1, backend="numpy"
@@ -113,7 +124,7 @@ class Population:
 
     @classmethod
     def from_networks(cls, networks: Iterable[Network]) -> Population:
-        """A population of copies of networks; the networks themselves stay as they are.
+        """Make a population of copies of networks; the networks themselves stay as they are.
 
         A copy has the weights, and shuffles as its network would have: trained with the same
         arguments, both end at the same weights.
@@ -122,6 +133,11 @@ class Population:
         ----------
         networks : iterable of Network
             At least one; all of the same sizes, activations, cost, dtype, precision and backend.
+
+        Returns
+        -------
+        Population
+            One with a member per network, in their order.
 
         Raises
         ------
@@ -164,22 +180,22 @@ class Population:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """(n_0, …, n_L)."""
+        """Neurons per layer, (n_0, …, n_L)."""
         return self.model.sizes
 
     @property
     def activations(self) -> tuple[Activation, ...]:
-        """σ of layers 1 … L."""
+        """Activations σ of layers 1 … L."""
         return self.model.activations
 
     @property
     def cost(self) -> Cost:
-        """C."""
+        """The cost C."""
         return self.model.cost
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of parameters and arithmetic."""
+        """The dtype of parameters and arithmetic."""
         return self.model.dtype
 
     @property
@@ -227,16 +243,24 @@ class Population:
         mixup: Any = 0.0,
         rows: Sequence[Any] | np.ndarray | None = None,
     ) -> list[History]:
-        """Mini-batch gradient descent of every member from its current weights.
+        """Run mini-batch gradient descent of every member from its current weights.
 
         Parameters
         ----------
         X : (n, n_0) array
-            Also of uint8, as in `Network.fit`.
-        Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
-        epochs, batch_size, learning_rate, optimizer
-            As in `Network.fit`: one value for all, or a list, tuple or 1-d array with one per
-            member. A member with fewer epochs is ready sooner and keeps its weights.
+            Rows x; also of uint8, as in `Network.fit`.
+        Y : (n, n_L) array, or (n,) int array of labels
+            Targets y; labels where the outputs are classes.
+        epochs : int, or one per member
+            Passes over the rows. One value for all, or a list, tuple or 1-d array with one per
+            member, as of the three that follow. A member with fewer epochs is ready sooner and
+            keeps its weights.
+        batch_size : int, or one per member
+            Rows m of a mini-batch.
+        learning_rate : float or callable, or one per member
+            Rate η, or a schedule of the time in epochs.
+        optimizer : str or Optimizer, or one per member
+            As in `Network.fit`.
         validation_data : (X, Y), optional
             The same for all members.
         callbacks : iterable of Callback or function (network, history) -> bool
@@ -248,7 +272,9 @@ class Population:
             Show a progress bar over members and epochs.
         engine : {"auto", "layered", "resident", "fused", "persistent"}
             What runs an epoch of all members; ``population.plan`` says which and why.
-        plan, resume_from : optional
+        plan : planning.Plan, optional
+            As in `Network.fit`.
+        resume_from : path, optional
             As in `Network.fit`. A checkpoint's file has all members.
         client : distributed.Client, optional
             Train on the workers of a Dask cluster, to the bits that one process on a machine of
@@ -258,7 +284,9 @@ class Population:
             ``population.plan`` is what a worker would plan for all of them. Callbacks run on the
             workers, on copies: what they write to variables or objects stays there. No
             `Checkpoint`, and no `resume_from`.
-        sample_weight, class_weight : optional
+        sample_weight : (n,) array, optional
+            As in `Network.fit`, the same for all members.
+        class_weight : "balanced" or dict of class numbers to weights, optional
             As in `Network.fit`, the same for all members.
         dropout : float, optional
             As in `Network.fit`: one for all, or a list or array with one per member, each a number
@@ -279,12 +307,6 @@ class Population:
         list of History
             One per member; also ``members[i].history``.
 
-        Warns
-        -----
-        RuntimeWarning
-            If the cost of some members turned NaN or infinite. Such a member stops alone, with
-            the weights at the end of its last good epoch, and is listed in `failed`.
-
         Raises
         ------
         ValueError, TypeError
@@ -294,6 +316,12 @@ class Population:
         RuntimeError
             If the population, or one of its members, is being trained already; with a client, if
             a worker cannot train them, or all have died.
+
+        Warns
+        -----
+        RuntimeWarning
+            If the cost of some members turned NaN or infinite. Such a member stops alone, with
+            the weights at the end of its last good epoch, and is listed in `failed`.
 
         Notes
         -----
@@ -365,7 +393,27 @@ class Population:
         beginning: Beginning,
         bar: Progress,
     ) -> list[History]:
-        """`fit` of checked arguments, one of `settings` a member; what failed is in `failed`."""
+        """Do what `fit` does, with checked arguments; what failed is in `failed`.
+
+        Parameters
+        ----------
+        data : training.settings.Data
+            X, Y, weights of the rows and validation data, as `training.settings.check_data` returns
+            them.
+        settings : sequence of training.settings.Settings
+            Hyperparameters, one of them a member.
+        hooks : sequence of Callback
+            As `training.callbacks.check_callbacks` returns them.
+        beginning : training.fitting.Beginning
+            The plan, and where each member goes on from.
+        bar : training.progress.Progress
+            Hears of every epoch.
+
+        Returns
+        -------
+        list of History
+            One per member.
+        """
         backend, shape = self.model.backend, tuple(self._rows.shape)
         own = [for_member(hooks, member) for member in self.members]
         slots = [
@@ -401,7 +449,20 @@ class Population:
     # -- on a cluster -------------------------------------------------------------------
 
     def share(self, numbers: Sequence[int]) -> tuple[np.ndarray, list[np.random.Generator]]:
-        """Parameters and generators of some members, on the host."""
+        """Read parameters and generators of some members, for another process.
+
+        Parameters
+        ----------
+        numbers : sequence of int
+            Which members.
+
+        Returns
+        -------
+        rows : (len(numbers), length) array
+            Parameters, on the host, one member a row.
+        generators : list of numpy.random.Generator
+            The members' own, not copies.
+        """
         chosen = [self.members[i] for i in numbers]
         rows = np.stack([self.model.read(member.parameters) for member in chosen])
         return rows, [member.generator for member in chosen]
@@ -410,13 +471,34 @@ class Population:
     def of_share(
         cls, model: Model, rows: np.ndarray, generators: Sequence[np.random.Generator]
     ) -> Population:
-        """A population that trains on independently of where its `share` came from."""
+        """Make a population that trains on independently of where its `share` came from.
+
+        Parameters
+        ----------
+        model : Model
+            Sizes, σ, C, dtype, precision and backend.
+        rows : (members, length) array
+            Parameters, as `share` returns them.
+        generators : sequence of numpy.random.Generator
+            One per member; copied.
+
+        Returns
+        -------
+        Population
+            One with a member per row.
+        """
         population = cls.__new__(cls)
         population._assemble(model, rows, copy.deepcopy(generators))  # noqa: SLF001
         return population
 
     def outcomes(self) -> list[MemberOutcome]:
-        """What has become of the members."""
+        """Describe what has become of the members, for `adopt` of another process.
+
+        Returns
+        -------
+        list of training.member_tasks.MemberOutcome
+            Parameters, history, generator, plan and failure of each member.
+        """
         return [
             MemberOutcome(
                 self.model.read(member.parameters),
@@ -429,7 +511,20 @@ class Population:
         ]
 
     def adopt(self, outcomes: Mapping[int, MemberOutcome], plan: planning.Plan) -> list[History]:
-        """Make what has become of copies of all members elsewhere their own."""
+        """Make what has become of copies of all members elsewhere their own.
+
+        Parameters
+        ----------
+        outcomes : mapping of int to training.member_tasks.MemberOutcome
+            By the numbers of the members, every one of them.
+        plan : planning.Plan
+            What `plan` is from then on.
+
+        Returns
+        -------
+        list of History
+            One per member.
+        """
         self.plan = plan
         self.failed = {
             i: each.failure for i, each in sorted(outcomes.items()) if each.failure is not None
@@ -445,11 +540,12 @@ class Population:
     # -- without training -------------------------------------------------------------
 
     def predict(self, X: Any, combine: str | None = None) -> np.ndarray:
-        """a^L of every row of X: of each member, or of all together.
+        """Compute the outputs a^L of every row of X: of each member, or of all together.
 
         Parameters
         ----------
         X : (n, n_0) array
+            Rows x.
         combine : {None, "mean", "vote"}
             "mean" is the mean of the members' outputs; "vote" the class that most members name,
             the lowest of equals. Members that failed in the last `fit` have no part in either,
@@ -489,18 +585,58 @@ class Population:
         return winners
 
     def loss(self, X: Any, Y: Any, sample_weight: Any = None) -> np.ndarray:
-        """C of each member, (members,): the mean cost over the rows, without penalties."""
+        """Compute C of each member: the mean cost over the rows, without penalties.
+
+        Parameters
+        ----------
+        X : (n, n_0) array
+            Rows x.
+        Y : (n, n_L) array, or (n,) int array of labels
+            Targets y.
+        sample_weight : (n,) array, optional
+            Weights of the rows, as in `Network.loss`.
+
+        Returns
+        -------
+        (members,) array
+            C of each; NaN of one whose outputs are.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arrays that do not fit the members or each other.
+        """
         X, Y = self.model.check_data(X, Y)
         return self._evaluate(X, Y, None, sample_weight)[0]
 
     def accuracy(self, X: Any, labels: Any, sample_weight: Any = None) -> np.ndarray:
-        """Of each member, (members,), the share of rows whose class is right; as in `Network`."""
+        """Compute each member's share of rows whose class is right, as in `Network.accuracy`.
+
+        Parameters
+        ----------
+        X : (n, n_0) array
+            Rows x.
+        labels : (n,) array, or (n, n_L) array
+            Class numbers, or one-hot rows of them.
+        sample_weight : (n,) array, optional
+            Weights of the rows.
+
+        Returns
+        -------
+        (members,) array
+            Shares, in [0, 1].
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arrays that do not fit the members or each other.
+        """
         X = validation.inputs(X, self.sizes[0], self.dtype)
         classes = validation.labels(labels, len(X), self.sizes[-1])
         return self._evaluate(X, None, classes, sample_weight)[1]
 
     def ranking(self, X: Any = None, Y: Any = None, *, metric: str | None = None) -> list[int]:
-        """The numbers of the members, best first; those that failed are left out.
+        """Rank the members, best first; those that failed are left out.
 
         Parameters
         ----------
@@ -515,8 +651,8 @@ class Population:
         Returns
         -------
         list of int
-            Of members of equal accuracy the one with the smaller loss comes first, and of
-            members equal in that too, the lower number.
+            Numbers of the members. Of members of equal accuracy the one with the smaller loss comes
+            first, and of members equal in that too, the lower number.
 
         Raises
         ------
@@ -545,7 +681,25 @@ class Population:
         return [i for _, i in sorted(zip(keys, sound, strict=True))]
 
     def best(self, X: Any = None, Y: Any = None, *, metric: str | None = None) -> Network:
-        """The first member of `ranking`, which has the parameters."""
+        """Return the first member of `ranking`, which has the parameters.
+
+        Parameters
+        ----------
+        X, Y : arrays, optional
+            As in `ranking`.
+        metric : str, optional
+            As in `ranking`.
+
+        Returns
+        -------
+        Network
+            The member itself, not a copy.
+
+        Raises
+        ------
+        ValueError
+            If every member has failed, or the histories do not hold what is asked for.
+        """
         return self.members[self.ranking(X, Y, metric=metric)[0]]
 
     def _sound(self) -> list[int]:

@@ -56,7 +56,17 @@ class Options:
 
 @dataclass(frozen=True)
 class Number:
-    """A column of numbers, which becomes (x - mean) / deviation; `fill` stands for a gap."""
+    """A column of numbers, which becomes (x - mean) / deviation; `fill` stands for a gap.
+
+    Parameters
+    ----------
+    name : str
+        Of the column, or its number.
+    mean, deviation : float
+        What standardises it.
+    fill : float or None
+        What stands for a gap; None where gaps are refused.
+    """
 
     name: str
     mean: float = 0.0
@@ -65,12 +75,23 @@ class Number:
 
     @property
     def width(self) -> int:
+        """Number of inputs that it makes: 1."""
         return 1
 
 
 @dataclass(frozen=True)
 class Category:
-    """A column of texts, which becomes one-hot; a text that is no level becomes zeros."""
+    """A column of texts, which becomes one-hot; a text that is no level becomes zeros.
+
+    Parameters
+    ----------
+    name : str
+        Of the column, or its number.
+    levels : tuple of str
+        Texts, in the order of the inputs.
+    fill : str or None
+        What stands for a gap; None where gaps are refused.
+    """
 
     name: str
     levels: tuple[str, ...]
@@ -78,6 +99,7 @@ class Category:
 
     @property
     def width(self) -> int:
+        """Number of inputs that it makes: one a level."""
         return len(self.levels)
 
 
@@ -85,11 +107,11 @@ class Category:
 class Preprocessing:
     """What stands between data and a network; all of it is learned from rows that train.
 
-    Attributes
+    Parameters
     ----------
     columns : tuple of Number and Category, or None
         Of a table, in the order of the network's inputs. None: rows are taken as they are.
-    target : Number or Category, optional
+    target : Number, Category or None
         What the outputs stand for: a Category's levels are the names of the classes, a Number's
         mean and deviation lead from outputs to what was to be predicted.
     file : tuple of str
@@ -105,11 +127,29 @@ class Preprocessing:
 
     @property
     def width(self) -> int:
-        """How many inputs the columns make."""
+        """Number of inputs that the columns make."""
         return sum(column.width for column in self.columns or ())
 
     def transform(self, frame: Frame) -> tuple[np.ndarray, list[str]]:
-        """The network's inputs, (n, width), and what there is to say about them."""
+        """Make the network's inputs of a table.
+
+        Parameters
+        ----------
+        frame : tables.Frame
+            One with the columns that were learnt.
+
+        Returns
+        -------
+        X : (n, width) float64 array
+            Inputs.
+        notes : list of str
+            What there is to say about them, such as texts that are no level.
+
+        Raises
+        ------
+        ValueError
+            For a missing column, or a cell that does not fit, naming its place.
+        """
         X, notes, at = np.zeros((len(frame), self.width)), [], 0
         for column, j in zip(self.columns or (), self.match(frame), strict=True):
             gaps = frame.missing(j)
@@ -132,7 +172,23 @@ class Preprocessing:
         return X, notes
 
     def match(self, frame: Frame) -> list[int]:
-        """Where each column stands in a frame: by name, or by order where there are no names."""
+        """Find where each column stands in a table: by name, or by order where there are no names.
+
+        Parameters
+        ----------
+        frame : tables.Frame
+            The table.
+
+        Returns
+        -------
+        list of int
+            Columns of the table, in the order of `columns`.
+
+        Raises
+        ------
+        ValueError
+            If one is missing, or the number of columns does not fit.
+        """
         wanted = [column.name for column in self.columns or ()]
         if self.header and frame.header:
             if absent := [name for name in wanted if name not in frame.names]:
@@ -154,7 +210,18 @@ class Preprocessing:
         )
 
     def labels(self, frame: Frame) -> np.ndarray | None:
-        """What is known of the target: numbers, or texts; None where a cell is missing."""
+        """Return what a table knows of the target.
+
+        Parameters
+        ----------
+        frame : tables.Frame
+            The table.
+
+        Returns
+        -------
+        (n,) array or None
+            Numbers, or texts; None where there is no such column, or a cell is missing.
+        """
         if self.target is None:
             return None
         if self.header and frame.header:
@@ -173,7 +240,18 @@ class Preprocessing:
         return np.asarray(np.array(texts)[codes])
 
     def to_json(self) -> str:
-        """For a model file."""
+        """Write it as a text, for a model file.
+
+        Returns
+        -------
+        str
+            JSON, with the version of its format.
+
+        Raises
+        ------
+        ValueError
+            If that would be longer than a model file may hold.
+        """
         text = json.dumps({"version": 1, **asdict(self)}, ensure_ascii=False, allow_nan=False)
         if len(text) > JSON:
             raise ValueError(
@@ -184,7 +262,25 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, text: str, sizes: Sequence[int]) -> Preprocessing:
-        """What `to_json` wrote, checked: it fits a network of these sizes, or ValueError."""
+        """Read what `to_json` wrote, and check it. Nothing in the text is executed.
+
+        Parameters
+        ----------
+        text : str
+            JSON.
+        sizes : sequence of int
+            Neurons per layer of the network that it has to fit.
+
+        Returns
+        -------
+        Preprocessing
+            One that is equal to it.
+
+        Raises
+        ------
+        ValueError
+            If it is no such text, or does not fit the network.
+        """
         if len(text) > JSON:
             raise ValueError(f"it takes {len(text):,} characters, more than {JSON:,}")
         try:
@@ -275,7 +371,16 @@ def _one_hot(out: np.ndarray, column: Category, frame: Frame, j: int) -> str | N
 class Roles:
     """Which column is the target, which are features, and what to say about it.
 
-    ``weight`` is the column of what each row counts, or None.
+    Parameters
+    ----------
+    target : int
+        Column of the target, counted from 0.
+    features : list of int
+        Columns of the features.
+    notes : list of str
+        What there is to say.
+    weight : int or None
+        Column of what each row counts.
     """
 
     target: int
@@ -285,7 +390,25 @@ class Roles:
 
 
 def roles(frame: Frame, options: Options) -> Roles:
-    """What each column is for."""
+    """Tell what each column is for.
+
+    Parameters
+    ----------
+    frame : tables.Frame
+        The table.
+    options : Options
+        What the user says about it.
+
+    Returns
+    -------
+    Roles
+        By the numbers of the columns.
+
+    Raises
+    ------
+    ValueError
+        For a column that is not there, options that contradict each other, or no feature.
+    """
     count = len(frame.names)
     weight = None if options.sample_weight is None else frame.find(options.sample_weight)
     if options.target is not None:
@@ -342,9 +465,30 @@ def _counts_rows(frame: Frame, j: int) -> bool:
 def learn(
     frame: Frame, roles: Roles, rows: np.ndarray, options: Options, scale: float | None
 ) -> Preprocessing:
-    """The preprocessing of the features by these rows; the target is yet to be set.
+    """Learn the preprocessing of the features from some rows; the target is yet to be set.
 
-    With `scale`, numbers are multiplied by it instead of standardised.
+    Parameters
+    ----------
+    frame : tables.Frame
+        The table.
+    roles : Roles
+        What each column is for.
+    rows : (k,) int array
+        Numbers of the rows that train.
+    options : Options
+        What the user says about the columns.
+    scale : float or None
+        What numbers are multiplied by instead of being standardised.
+
+    Returns
+    -------
+    Preprocessing
+        Of the features; its target is the column's name alone.
+
+    Raises
+    ------
+    ValueError
+        For a column that cannot be used so, naming it and the place of the first wrong cell.
     """
     if scale is not None and not (scale > 0.0 and math.isfinite(1.0 / scale)):
         raise ValueError(f"the columns of a table need a --scale above 0, got {scale:g}")

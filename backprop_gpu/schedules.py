@@ -20,7 +20,22 @@ Schedule = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class ExponentialDecay:
-    """η(t) = initial · decay^t."""
+    """Exponential decay, η(t) = initial · decay^t.
+
+    Parameters
+    ----------
+    initial : float
+        Rate at t = 0, >= 0.
+    decay : float
+        Factor an epoch, >= 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from backprop_gpu.schedules import ExponentialDecay
+    >>> ExponentialDecay(1.0, 0.5)(np.array([0.0, 1.0, 2.0]))
+    array([1.  , 0.5 , 0.25])
+    """
 
     initial: float
     decay: float
@@ -35,7 +50,17 @@ class ExponentialDecay:
 
 @dataclass(frozen=True)
 class StepDecay:
-    """η(t) = initial · factor^⌊t / every⌋."""
+    """Decay in steps, η(t) = initial · factor^⌊t / every⌋.
+
+    Parameters
+    ----------
+    initial : float
+        Rate at t = 0, >= 0.
+    every : float
+        Epochs between two steps, > 0.
+    factor : float, default 0.5
+        What each step multiplies by, >= 0.
+    """
 
     initial: float
     every: float
@@ -50,7 +75,19 @@ class StepDecay:
 
 @dataclass(frozen=True)
 class CosineDecay:
-    """From initial to final over `epochs` along half a cosine (Loshchilov & Hutter 2017)."""
+    """Half a cosine, from `initial` to `final` over `epochs` (Loshchilov & Hutter 2017, eq. 5).
+
+    The rate stays `final` from then on; there are no restarts.
+
+    Parameters
+    ----------
+    initial : float
+        Rate at t = 0, >= 0.
+    epochs : float
+        Epochs until the end of the decay, > 0.
+    final : float, default 0
+        Rate from then on, >= 0.
+    """
 
     initial: float
     epochs: float
@@ -66,7 +103,15 @@ class CosineDecay:
 
 @dataclass(frozen=True)
 class Warmup:
-    """A straight rise from 0 over the first `epochs`, times the schedule or rate that follows."""
+    """A straight rise from 0 over the first `epochs`, times the schedule or rate that follows.
+
+    Parameters
+    ----------
+    epochs : float
+        Epochs of the rise, > 0.
+    then : float or callable
+        The rate, or the schedule, whose time counts from the start of the rise, too.
+    """
 
     epochs: float
     then: float | Schedule
@@ -87,7 +132,19 @@ def _check(schedule: Any, **spans: str) -> None:
 
 
 def evaluate(learning_rate: float | Schedule, t: np.ndarray) -> np.ndarray:
-    """The rates at times t, checked.
+    """Compute the rates at times t, and check them.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        A rate, or a schedule.
+    t : array
+        Times, in epochs since the start of `fit`.
+
+    Returns
+    -------
+    float64 array
+        Rates, of t's shape.
 
     Raises
     ------

@@ -48,7 +48,7 @@ class Best(NamedTuple):
 class SweepResult:
     """What a `sweep` found, one row per network. ``print`` it for a table, best first.
 
-    Attributes
+    Parameters
     ----------
     rows : list of dict
         In the order of the settings: each setting with its seed, then what came of it. ``loss``,
@@ -57,13 +57,18 @@ class SweepResult:
         ``epochs_trained`` says how many epochs there were, ``failed`` what went wrong, or None.
         Of trials ``trial`` is the number in the study, and ``pruned`` whether it was.
     networks : list of Network
-        networks[i] is that of rows[i], with its ``history``.
+        The network of rows[i] is networks[i], with its ``history``.
     metric : str
-        "val_accuracy", "val_loss" or "loss", by which rows are ranked.
+        What rows are ranked by: "val_accuracy", "val_loss" or "loss".
+    study : optuna.Study, optional
+        Whose trials these are.
+
+    Attributes
+    ----------
+    rows, networks, metric, study
+        As above.
     ranking : list of int
         Numbers of the rows, best first; then come those that were pruned, then those that failed.
-    study : optuna.Study or None
-        Whose trials these are.
     """
 
     def __init__(
@@ -78,7 +83,7 @@ class SweepResult:
 
     @property
     def best(self) -> Best:
-        """(setting, network) of the best row; the setting is as in `rows`."""
+        """Pair (setting, network) of the best row; the setting is as in `rows`."""
         first = self.ranking[0]
         return Best(self.rows[first], self.networks[first])
 
@@ -89,9 +94,12 @@ class SweepResult:
         return iter(self.rows)
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """The columns of the table, in the order of `rows`: what ``pandas.DataFrame`` takes.
+        """Return the columns of the table, in the order of `rows`: what ``pandas.DataFrame`` takes.
 
-        A key that a row lacks is None there.
+        Returns
+        -------
+        dict of str to list
+            Settings first, then results; a key that a row lacks is None there.
         """
         names = dict.fromkeys(name for row in self.rows for name in row)
         results = [name for name in _RESULTS if name in names]
@@ -148,15 +156,18 @@ def sweep(
     Parameters
     ----------
     X : (n, n_0) array
-    Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
+        Rows x, as in `Network.fit`.
+    Y : (n, n_L) array, or (n,) int array of labels
+        Targets y; labels where the outputs are classes.
     grid : dict of str to values, or a list of such dicts
         Every combination of the values is a setting; of a list, the combinations of each dict.
         With `trials` one dict, in which an optuna distribution may stand in place of values.
     settings : iterable of dict
         The settings themselves, instead of a grid.
     seeds : int
-        Networks a setting: their seeds are ``seed``, ``seed + 1``, …
+        Networks a setting, whose seeds are ``seed``, ``seed + 1`` and so on.
     validation_data : (X, Y), optional
+        Rows whose loss, and accuracy where they are classes, are taken after every epoch.
     callbacks : iterable
         As in `Population.fit`; give `EarlyStopping` here.
     metric : {"val_accuracy", "val_loss", "loss"}, optional
@@ -164,10 +175,13 @@ def sweep(
     progress : bool
         Show a progress bar over networks and epochs.
     engine : {"auto", "layered", "resident", "fused", "persistent"}
+        As in `Population.fit`.
     client : distributed.Client, optional
         Train on the workers of a Dask cluster, the networks of all shapes at once; see
         `Population.fit`. Data are sent once, however many shapes there are.
-    sample_weight, class_weight : optional
+    sample_weight : (n,) array, optional
+        As in `Network.fit`.
+    class_weight : "balanced" or dict of class numbers to weights, optional
         As in `Network.fit`.
     trials : int, optional
         How many settings to draw from the grid, with Optuna (extra ``optuna``).
@@ -190,11 +204,7 @@ def sweep(
     Returns
     -------
     SweepResult
-
-    Warns
-    -----
-    RuntimeWarning
-        If the cost of some networks turned NaN or infinite; the others are not disturbed.
+        One row per network. ``print`` it for a table, best first.
 
     Raises
     ------
@@ -206,6 +216,11 @@ def sweep(
         If a worker cannot train them, or all have died.
     ImportError
         If there are trials, and no Optuna.
+
+    Warns
+    -----
+    RuntimeWarning
+        If the cost of some networks turned NaN or infinite; the others are not disturbed.
 
     Notes
     -----
@@ -227,6 +242,7 @@ def sweep(
     Examples
     --------
     >>> import numpy as np
+    >>> from backprop_gpu import sweep
     >>> X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]); Y = np.array([0, 1, 1, 0])
     >>> result = sweep(
     ...     X, Y, grid={"sizes": [[2, 3, 1], [2, 8, 1]], "learning_rate": [0.001, 2.0]}, seed=1,

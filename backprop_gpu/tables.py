@@ -38,22 +38,26 @@ _BLOCK = 2**16  # cells parsed at once
 class Frame:
     """The cells of a table: a number, a text, or missing.
 
-    Attributes
+    Parameters
     ----------
+    path : path
+        The file.
     names : tuple of str
-        Of the columns; one without a name is called by its number, counted from 1.
+        Names of the columns; one without a name is called by its number, counted from 1.
     header : bool
         Whether the file has names.
-    numbers : (n, k) float64
+    numbers : (n, k) float64 array
         NaN where a cell is a text or missing.
-    codes : dict of column -> (n,) int32
+    codes : dict of int to (n,) int32 array
         Of the columns with texts: the place of each in ``levels``, -1 where there is none.
-    levels : dict of column -> list of str
-    unusable : dict of column -> str
+    levels : dict of int to list of str
+        Texts of these columns.
+    unusable : dict of int to str
         Why a column cannot be used at all.
-    places : (n,) int
+    places : (n,) int array
         Where each row stands in the file: the number of a line, or of a row.
     unit : {"line", "row"}
+        What `places` count.
     """
 
     path: Path
@@ -70,7 +74,23 @@ class Frame:
         return len(self.numbers)
 
     def find(self, wanted: str) -> int:
-        """The column of that name, or else of that number, counted from 1."""
+        """Find the column of that name, or else of that number, counted from 1.
+
+        Parameters
+        ----------
+        wanted : str
+            Name or number.
+
+        Returns
+        -------
+        int
+            The column, counted from 0.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
         if wanted in self.names:
             return self.names.index(wanted)
         if re.fullmatch(r"[0-9]{1,9}", wanted) and 1 <= int(wanted) <= len(self.names):
@@ -78,22 +98,68 @@ class Frame:
         raise ValueError(f"{self.path} has no column {wanted!r}: it has {listed(self.names)}")
 
     def place(self, row: int, column: int) -> str:
-        """As the file has it: "data.csv: line 7, column 'age'"."""
+        """Say where a cell stands in the file.
+
+        Parameters
+        ----------
+        row, column : int
+            Counted from 0.
+
+        Returns
+        -------
+        str
+            As in "data.csv: line 7, column 'age'".
+        """
         name = self.names[column]
         shown = repr(name) if self.header else name
         return f"{self.path}: {self.unit} {self.places[row]}, column {shown}"
 
     def missing(self, column: int) -> np.ndarray:
+        """Tell which cells of a column are empty.
+
+        Parameters
+        ----------
+        column : int
+            Counted from 0.
+
+        Returns
+        -------
+        (n,) bool array
+            True where there is neither a number nor a text.
+        """
         gaps: np.ndarray = np.isnan(self.numbers[:, column])
         if column in self.codes:
             gaps &= self.codes[column] == -1
         return gaps
 
     def mixed(self, column: int) -> bool:
-        """Whether there are both numbers and texts."""
+        """Tell whether a column has both numbers and texts.
+
+        Parameters
+        ----------
+        column : int
+            Counted from 0.
+
+        Returns
+        -------
+        bool
+            Whether it has.
+        """
         return column in self.codes and not np.isnan(self.numbers[:, column]).all()
 
     def check_usable(self, column: int) -> None:
+        """Refuse a column that cannot be used at all.
+
+        Parameters
+        ----------
+        column : int
+            Counted from 0.
+
+        Raises
+        ------
+        ValueError
+            With the reason.
+        """
         if column in self.unusable:
             raise ValueError(
                 f"{self.path}: column {self.names[column]!r} {self.unusable[column]}: "
@@ -101,7 +167,23 @@ class Frame:
             )
 
     def numeric(self, column: int) -> np.ndarray:
-        """The numbers of a column, (n,), NaN where missing; no texts, nothing infinite."""
+        """Return the numbers of a column.
+
+        Parameters
+        ----------
+        column : int
+            Counted from 0.
+
+        Returns
+        -------
+        (n,) float64 array
+            NaN where missing.
+
+        Raises
+        ------
+        ValueError
+            If there are texts or infinite numbers, naming the place of the first.
+        """
         self.check_usable(column)
         if column in self.codes:
             row = int(np.argmax(self.codes[column] >= 0))
@@ -119,7 +201,25 @@ class Frame:
         return values
 
     def categorical(self, column: int) -> tuple[np.ndarray, list[str]]:
-        """(codes, texts): the cells of a column as texts, numbers too; -1 where missing."""
+        """Return the cells of a column as texts, numbers too.
+
+        Parameters
+        ----------
+        column : int
+            Counted from 0.
+
+        Returns
+        -------
+        codes : (n,) int array
+            Places in `texts`; -1 where missing.
+        texts : list of str
+            The texts that there are.
+
+        Raises
+        ------
+        ValueError
+            If the column cannot be used at all.
+        """
         self.check_usable(column)
         codes = np.full(len(self), -1)
         texts = list(self.levels.get(column, ()))
@@ -149,7 +249,7 @@ def read(
     header: bool | None = None,
     known: Sequence[str] = (),
 ) -> Frame:
-    """The cells of a csv, tsv or parquet file.
+    """Read the cells of a csv, tsv or parquet file.
 
     Parameters
     ----------
@@ -161,6 +261,11 @@ def read(
         Whether the first line has the names of the columns; default: found out.
     known : sequence of str
         Names of which the first line has one if it is a header.
+
+    Returns
+    -------
+    Frame
+        All of them.
 
     Raises
     ------

@@ -32,7 +32,18 @@ In Python: from backprop_gpu import Network; help(Network)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with these arguments, or with those of the process."""
+    """Run the command with these arguments, or with those of the process.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        In place of those of the process.
+
+    Returns
+    -------
+    int
+        The exit status, as the module's documentation lists it.
+    """
     name = "backprop-gpu"
     if not launched_rank():
         return _run(name, argv)

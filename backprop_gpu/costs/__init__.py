@@ -7,7 +7,7 @@ is saturated. The cost of such a pair is computed from z^L for the same reason.
 
 For all other pairs of a cost of means this is BP1, in every engine and kernel.
 ∂C/∂a = r / V(a), with V the variance that the cost's distribution has at mean a
-(McCullagh & Nelder 1989, section 2.2):
+(McCullagh & Nelder 1989, section 2.2)::
 
     quadratic                  r = a - y   V = 1
     binary_cross_entropy       r = a - y   V = a (1 - a)
@@ -88,14 +88,35 @@ REGISTRY.update(
 
 
 def names() -> tuple[str, ...]:
-    """The names `get` knows: the built-ins and what `register` added."""
+    """List the names that `get` knows: the built-ins and what `register` added.
+
+    Returns
+    -------
+    tuple of str
+        In the order of their registration.
+    """
     return tuple(REGISTRY)
 
 
 def get(cost: str | Cost) -> Cost:
-    """The cost of that name, or the `Cost` itself.
+    """Return the cost of that name, or the `Cost` itself.
 
-    A built-in one's parameters may stand behind its name: "huber(delta=2.0)".
+    Parameters
+    ----------
+    cost : str or Cost
+        A name, behind which a built-in one's parameters may stand: "huber(delta=2.0)".
+
+    Returns
+    -------
+    Cost
+        The registered one, or a new one with these parameters.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, or parameters that do not fit.
+    TypeError
+        For anything but a name or a Cost.
     """
     if isinstance(cost, Cost):
         return cost
@@ -125,7 +146,25 @@ def get(cost: str | Cost) -> Cost:
 
 
 def register(cost: Cost) -> Cost:
-    """Make a cost known by its name, to `Network` and to `Network.load`."""
+    """Make a cost known by its name, to `Network` and to `Network.load`.
+
+    Parameters
+    ----------
+    cost : Cost
+        One of your own; another of the same name is replaced.
+
+    Returns
+    -------
+    Cost
+        The same.
+
+    Raises
+    ------
+    ValueError
+        If the name is a built-in's, or no Python identifier.
+    TypeError
+        For anything but a Cost.
+    """
     if not isinstance(cost, Cost):
         raise TypeError(f"register takes a Cost, got {cost!r}")
     check_name(cost.name)

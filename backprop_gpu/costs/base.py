@@ -22,19 +22,48 @@ class Cost:
     name : str
         What ``Network(cost=...)`` and saved models call it.
     function : callable
-        (a, y), both (m, n_L) -> (m,): C_x of every sample.
+        Called as (a, y), both (m, n_L), it returns (m,): C_x of every sample.
     gradient : callable
-        (a, y), both (m, n_L) -> (m, n_L): ∂C_x/∂a_j. The cuda backend calls both with
-        CuPy arrays, so write them with operators and NumPy functions; without CuPy, and on
+        Called as (a, y), both (m, n_L), it returns (m, n_L): ∂C_x/∂a_j. The cuda backend calls both
+        with CuPy arrays, so write them with operators and NumPy functions; without CuPy, and on
         numba_cuda, a and y are copied to the host for them.
     curvature : callable, optional
-        (a, y, v), each (m, n_L) -> (m, n_L): ∇²_a C_x v, what Hessians need besides. It is given
-        NumPy's arrays on every backend.
+        Called as (a, y, v), each (m, n_L), it returns (m, n_L): ∇²_a C_x v, what Hessians need
+        besides. It is given NumPy's arrays on every backend.
+
+    Attributes
+    ----------
+    domain : (float, float)
+        The open interval in which outputs must lie.
+    targets : (float, float)
+        The closed interval in which targets must lie.
+    distribution : bool
+        Whether the targets of a sample must sum to 1.
+    partner : str or None
+        The output activation with which BP1 collapses to a - y.
+    default_output : str or None
+        The output activation where none is named; with None, sigmoid for classes, identity for
+        numbers.
+    takes_labels : bool
+        Whether int labels (n,) mean one-hot rows.
+    takes_mixtures : bool
+        Whether targets between two classes mean what lies between them.
+    threshold : float
+        With one output, the a from which on the class is 1.
+    builtin : bool
+        Whether it is one of this library's.
 
     Examples
     --------
-    >>> quartic = Cost("quartic", lambda a, y: ((a - y) ** 4).sum(axis=1),
-    ...                 lambda a, y: 4 * (a - y) ** 3)
+    >>> import numpy as np
+    >>> from backprop_gpu import Cost
+    >>> quartic = Cost(
+    ...     "quartic",
+    ...     lambda a, y: ((a - y) ** 4).sum(axis=1),
+    ...     lambda a, y: 4 * (a - y) ** 3,
+    ... )
+    >>> quartic.samples(np.array([[3.0, 1.0]]), np.array([[1.0, 1.0]]))
+    array([16.])
     """
 
     #: The open interval in which outputs must lie, and the closed one for targets.
@@ -86,23 +115,92 @@ class Cost:
         return super().__reduce_ex__(protocol)
 
     def targets_of(self, outputs: int) -> int:
-        """How many targets a sample has, for so many outputs."""
+        """Return how many targets a sample has, for so many outputs.
+
+        Parameters
+        ----------
+        outputs : int
+            Neurons n_L of the output layer.
+
+        Returns
+        -------
+        int
+            Columns of Y.
+
+        Raises
+        ------
+        ValueError
+            For a number of outputs that the cost cannot have.
+        """
         return outputs
 
     def outputs_of(self, targets: int) -> int:
-        """How many outputs so many targets need."""
+        """Return how many outputs so many targets need.
+
+        Parameters
+        ----------
+        targets : int
+            Columns of Y.
+
+        Returns
+        -------
+        int
+            Neurons n_L of the output layer.
+        """
         return targets
 
     def predictions(self, a: np.ndarray) -> np.ndarray:
-        """(n, n_L) outputs -> (n, targets): what is predicted of each target."""
+        """Return what is predicted of each target.
+
+        Parameters
+        ----------
+        a : (n, n_L) array
+            Outputs.
+
+        Returns
+        -------
+        (n, targets) array
+            One column a target: of most costs, `a` itself.
+        """
         return a
 
     def prepare(self, Y: np.ndarray, outputs: int) -> np.ndarray:
-        """(n, targets) -> (n, n_L): the targets as kernels take them."""
+        """Return the targets as kernels take them.
+
+        Parameters
+        ----------
+        Y : (n, targets) array
+            Targets as the user gives them.
+        outputs : int
+            Neurons n_L of the output layer.
+
+        Returns
+        -------
+        (n, n_L) array
+            One number an output: of most costs, `Y` itself.
+        """
         return Y
 
     def samples(self, a: Array, y: Array) -> Array:
-        """C_x of every sample, (m,)."""
+        """Compute C_x of every sample.
+
+        Parameters
+        ----------
+        a : (m, n_L) array
+            Outputs.
+        y : (m, n_L) array
+            Targets, as `prepare` returns them.
+
+        Returns
+        -------
+        (m,) array
+            C_x of each row.
+
+        Raises
+        ------
+        ValueError
+            If `function` does not return one number a sample.
+        """
         value = self.function(a, y)
         if np.shape(value) != (a.shape[0],):
             raise ValueError(
@@ -120,14 +218,52 @@ class Cost:
         scratch: tuple[np.ndarray, np.ndarray],
         weights: np.ndarray | None = None,
     ) -> float:
-        """C, the mean of C_x over the rows; of w_x C_x, where rows have weights (m,)."""
+        """Compute C, the mean of C_x over the rows; of w_x C_x, where rows have weights.
+
+        Parameters
+        ----------
+        z : (m, n_L) array or None
+            Weighted inputs of the output layer, where they are kept.
+        a : (m, n_L) array
+            Outputs.
+        y : (m, n_L) array
+            Targets, as `prepare` returns them.
+        activation : Activation
+            The output layer's σ.
+        scratch : (array, array)
+            Two of a's shape and dtype, which are overwritten.
+        weights : (m,) array, optional
+            Weights w_x, whose mean over all rows of the data is 1.
+
+        Returns
+        -------
+        float
+            The mean cost C.
+        """
         samples = self.samples(a, y)
         return float(np.mean(samples if weights is None else samples * weights))
 
     def evaluate_gradient(
         self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
     ) -> None:
-        """out = ∇_a C_x, row by row."""
+        """Write ∇_a C_x into `out`, row by row.
+
+        Parameters
+        ----------
+        a : (m, n_L) array
+            Outputs.
+        y : (m, n_L) array
+            Targets, as `prepare` returns them.
+        out : (m, n_L) array
+            Where the result is written.
+        scratch : (m, n_L) array
+            Overwritten.
+
+        Raises
+        ------
+        ValueError
+            If `gradient` does not return an array of a's shape.
+        """
         value = self.gradient(a, y)
         if np.shape(value) != np.shape(a):
             raise ValueError(
@@ -145,12 +281,28 @@ class Cost:
         out: np.ndarray,
         scratch: tuple[np.ndarray, np.ndarray],
     ) -> None:
-        """BP1, out = δ^L, for a pair that does not collapse."""
+        """Write BP1's δ^L into `out`, for a pair that does not collapse.
+
+        Parameters
+        ----------
+        z : (m, n_L) array
+            Weighted inputs of the output layer; a, where σ' is computed from a.
+        a : (m, n_L) array
+            Outputs.
+        y : (m, n_L) array
+            Targets, as `prepare` returns them.
+        activation : Activation
+            The output layer's σ.
+        out : (m, n_L) array
+            Where the result is written.
+        scratch : (array, array)
+            Two of a's shape and dtype, which are overwritten.
+        """
         self.evaluate_gradient(a, y, out, scratch[0])
         activation.pull_back(out, z, a, scratch)
 
     def curvature(self, a: np.ndarray, y: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """∇²_a C_x v, row by row: how ∇_a C_x changes as a does by v.
+        """Compute ∇²_a C_x v, row by row: how ∇_a C_x changes as a does by v.
 
         A cost of this library defines this, or where C_x = Σ_j c(a_j, y_j) `BuiltinCost.bend`, from
         which this follows. At a kink it is 0, as beside it.
@@ -191,10 +343,32 @@ class Cost:
         activation: Activation,
         tangent: np.ndarray,
     ) -> np.ndarray:
-        """How BP1's δ^L changes as z^L does by `tangent`, of a pair that does not collapse.
+        """Compute how BP1's δ^L changes as z^L does by `tangent`, of a pair that does not collapse.
 
-        It is (∂²C_x/∂z²) tangent, row by row; all arrays are (m, n_L), on the host. z is a where σ'
-        is computed from a.
+        It is (∂²C_x/∂z²) tangent, row by row; all arrays are on the host.
+
+        Parameters
+        ----------
+        z : (m, n_L) array
+            Weighted inputs of the output layer; a, where σ' is computed from a.
+        a : (m, n_L) array
+            Outputs.
+        y : (m, n_L) array
+            Targets, as `prepare` returns them.
+        activation : Activation
+            The output layer's σ.
+        tangent : (m, n_L) array
+            How z^L changes.
+
+        Returns
+        -------
+        (m, n_L) array
+            How δ^L changes.
+
+        Raises
+        ------
+        ValueError
+            If σ has no second derivative, or C no curvature.
         """
         scratch = np.empty_like(a), np.empty_like(a)
         da = tangent.copy()
@@ -253,35 +427,94 @@ class BuiltinCost(Cost):
             self.name = f"{type(self).name}({given})"
 
     def limits(self, dtype: np.dtype[Any]) -> tuple[float, float]:
-        """The interval that C moves a into before it takes logarithms: ā's, unless overridden.
+        """Return the interval that C moves a into before it takes logarithms.
 
-        A CUDA device takes ā all the same.
+        It is ā's, unless overridden. A CUDA device takes ā all the same.
+
+        Parameters
+        ----------
+        dtype : numpy.dtype
+            Of a, float32 or float64.
+
+        Returns
+        -------
+        (float, float)
+            The smallest and the largest a.
         """
         return limits(self.interior, dtype)
 
     def terms(self, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> None:
-        """out = c(a_j, y_j)."""
+        """Write c(a_j, y_j) into `out`.
+
+        Parameters
+        ----------
+        a : (m, n_L) array
+            Outputs.
+        y : (m, n_L) array
+            Targets, as `prepare` returns them.
+        out : (m, n_L) array
+            Where the result is written.
+        scratch : (m, n_L) array
+            Overwritten.
+        """
         raise NotImplementedError
 
     def terms_from_z(
         self, z: np.ndarray, a: np.ndarray, y: np.ndarray, out: np.ndarray, scratch: np.ndarray
     ) -> None:
-        """out = c(σ(z_j), y_j) for the partner σ, without the rounding of a."""
+        """Write c(σ(z_j), y_j) into `out`, for the partner σ, without the rounding of a.
+
+        Parameters
+        ----------
+        z : (m, n_L) array
+            Weighted inputs of the output layer.
+        a : (m, n_L) array
+            Outputs.
+        y : (m, n_L) array
+            Targets, as `prepare` returns them.
+        out : (m, n_L) array
+            Where the result is written.
+        scratch : (m, n_L) array
+            Overwritten.
+        """
         raise NotImplementedError
 
     def error(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
-        """slope ← r · slope / V at ā: δ of σ'(z), q of ā. `inside` is ā; scratch has its shape."""
+        """Multiply `slope` by r / V at ā: it becomes δ of σ'(z), q of ā (see `backprop_gpu.costs`).
+
+        Parameters
+        ----------
+        inside : (m, n_L) array
+            The outputs ā, moved inside the cost's domain.
+        y : (m, n_L) array
+            Targets, as `prepare` returns them.
+        slope : (m, n_L) array
+            Factors σ'(z) or ā, which the result replaces.
+        scratch : (m, n_L) array
+            Overwritten.
+        """
         raise NotImplementedError
 
     def bend(
         self, inside: np.ndarray, y: np.ndarray, slope: np.ndarray, scratch: np.ndarray
     ) -> None:
-        """slope ← c''(ā) · slope², the quotient first. `inside` is ā; scratch has its shape.
+        """Replace `slope` by c''(ā) · slope², the quotient first.
 
         For C_x = Σ_j c(a_j, y_j). A cost that is no such sum leaves this as it is and overrides
         `curvature`.
+
+        Parameters
+        ----------
+        inside : (m, n_L) array
+            The outputs ā, moved inside the cost's domain.
+        y : (m, n_L) array
+            Targets, as `prepare` returns them.
+        slope : (m, n_L) array
+            Factors, which the result replaces.
+        scratch : (m, n_L) array
+            Overwritten.
         """
         raise NotImplementedError
 
@@ -373,6 +606,20 @@ class BuiltinCost(Cost):
         return float(np.add.reduce(scratch[0], axis=None)) / len(a)
 
     def function(self, a: Array, y: Array) -> np.ndarray:
+        """Compute C_x of every sample.
+
+        Parameters
+        ----------
+        a : (m, n_L) or (n_L,) array
+            Outputs.
+        y : (m, n_L) or (n_L,) array
+            Targets, as `prepare` returns them; NaN for a missing one, which does not count.
+
+        Returns
+        -------
+        (m,) array
+            C_x of each row; (1,) of a single sample.
+        """
         a, y = _rows(a, y)
         out = np.empty_like(a)
         self.terms(a, y, out, np.empty_like(a))
@@ -380,6 +627,20 @@ class BuiltinCost(Cost):
         return np.asarray(out.sum(axis=1))
 
     def gradient(self, a: Array, y: Array) -> np.ndarray:
+        """Compute ∂C_x/∂a_j of every sample.
+
+        Parameters
+        ----------
+        a : (m, n_L) or (n_L,) array
+            Outputs; one at an edge of the cost's domain is moved inside.
+        y : (m, n_L) or (n_L,) array
+            Targets, as `prepare` returns them; NaN for a missing one, whose gradient is 0.
+
+        Returns
+        -------
+        (m, n_L) array
+            The gradient of each row; (1, n_L) of a single sample.
+        """
         a, y = _rows(a, y)
         out: np.ndarray = np.ones_like(a)
         inside = np.empty_like(a)
@@ -397,7 +658,22 @@ class CostOfRows(BuiltinCost):
     default_output = "identity"
 
     def evaluate(self, a: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(C_x, ∇_a C_x), (m,) and (m, n_L)."""
+        """Compute C_x and its gradient of every sample.
+
+        Parameters
+        ----------
+        a : (m, n_L) array
+            Outputs.
+        y : (m, n_L) array
+            Targets, as `prepare` returns them; NaN for a missing one.
+
+        Returns
+        -------
+        costs : (m,) array
+            C_x of each row.
+        gradients : (m, n_L) array
+            ∇_a C_x of each row.
+        """
         raise NotImplementedError
 
     def mean(

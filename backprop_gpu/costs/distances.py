@@ -12,7 +12,7 @@ from .base import BuiltinCost, Cost, CostOfRows, number
 
 
 class AbsoluteError(BuiltinCost):
-    """C_x = Σ_j |a_j - y_j|,  ∂C_x/∂a_j = sign(a_j - y_j), and 0 where they are equal."""
+    """C_x = Σ_j abs(a_j - y_j),  ∂C_x/∂a_j = sign(a_j - y_j), and 0 where they are equal."""
 
     name = "absolute_error"
     default_output = "identity"
@@ -36,14 +36,14 @@ class AbsoluteError(BuiltinCost):
 
 
 class Huber(BuiltinCost):
-    """C_x = Σ_j h(a_j - y_j) with h(r) = ½ r² up to |r| = δ, and δ (|r| - ½ δ) beyond it.
+    """C_x = Σ_j h(a_j - y_j) with h(r) = ½ r² up to abs(r) = δ, δ (abs(r) - ½ δ) beyond.
 
     ∂C_x/∂a_j = a_j - y_j, kept within [-δ, δ] (Huber 1964).
 
     Parameters
     ----------
     delta : float > 0, default 1
-        δ, in the unit of the outputs.
+        Residual δ where the square becomes a line, in the unit of the outputs.
     """
 
     name = "huber"
@@ -81,9 +81,9 @@ class Huber(BuiltinCost):
 
 
 class Quantile(BuiltinCost):
-    """The pinball loss C_x = Σ_j max(q (y_j - a_j), (q - 1) (y_j - a_j)): a_j learns the q-th
-    quantile of y_j (Koenker & Bassett 1978).
+    """The pinball loss C_x = Σ_j max(q (y_j - a_j), (q - 1) (y_j - a_j)).
 
+    With it a_j learns the q-th quantile of y_j (Koenker & Bassett 1978).
     ∂C_x/∂a_j = 1 - q where a_j > y_j, -q where a_j < y_j, and 0 where they are equal.
 
     Parameters
@@ -122,7 +122,18 @@ class Quantile(BuiltinCost):
         return targets * len(self.constants)
 
     def predictions(self, a: np.ndarray) -> np.ndarray:
-        """The quantile nearest to ½."""
+        """Return the outputs of the quantile nearest to ½.
+
+        Parameters
+        ----------
+        a : (n, n_L) array
+            Outputs.
+
+        Returns
+        -------
+        (n, targets) array
+            One column a target.
+        """
         nearest = min(range(len(self.constants)), key=lambda i: abs(self.constants[i] - 0.5))
         return a[:, nearest :: len(self.constants)]
 
@@ -166,7 +177,6 @@ class Cosine(CostOfRows):
     takes_labels = True
 
     def evaluate(self, a: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(C_x, ∇_a C_x)."""
         missing = y != y
         if missing.any():
             a, y = np.where(missing, 0, a), np.where(missing, 0, y)

@@ -105,7 +105,7 @@ class BinaryCrossEntropy(_Smoothed):
     Parameters
     ----------
     smoothing : float in [0, 1), default 0
-        ε of label smoothing: y is replaced by (1 - ε) y + ε / 2 (Szegedy et al. 2016, section 7).
+        Label smoothing ε: y is replaced by (1 - ε) y + ε / 2 (Szegedy et al. 2016, section 7).
     """
 
     name = "binary_cross_entropy"
@@ -220,7 +220,7 @@ class CategoricalCrossEntropy(_Smoothed):
     Parameters
     ----------
     smoothing : float in [0, 1), default 0
-        ε of label smoothing: y is replaced by (1 - ε) y + ε / n_L (Szegedy et al. 2016, section 7).
+        Label smoothing ε: y is replaced by (1 - ε) y + ε / n_L (Szegedy et al. 2016, section 7).
     """
 
     name = "categorical_cross_entropy"
@@ -273,7 +273,7 @@ class Focal(BuiltinCost):
     Parameters
     ----------
     gamma : float >= 0, default 2
-        γ; with 0 it is the cross-entropy.
+        Exponent γ; with 0 it is the cross-entropy.
     """
 
     name = "focal"
@@ -334,7 +334,7 @@ class CategoricalFocal(Focal):
     Parameters
     ----------
     gamma : float >= 0, default 2
-        γ; with 0 it is the cross-entropy.
+        Exponent γ; with 0 it is the cross-entropy.
     """
 
     name = "categorical_focal"
@@ -372,8 +372,9 @@ def _power(ln: np.ndarray, exponent: float) -> np.ndarray:
 
 
 class Poisson(BuiltinCost):
-    """C_x = Σ_j (a_j - y_j ln a_j),  ∂C_x/∂a_j = 1 - y_j / a_j: the negative log-likelihood
-    of counts y with mean a, less ln y!. With exponential, c = a - y z.
+    """C_x = Σ_j (a_j - y_j ln a_j),  ∂C_x/∂a_j = 1 - y_j / a_j.
+
+    The negative log-likelihood of counts y with mean a, less ln y!. With exponential, c = a - y z.
     """
 
     name = "poisson"
@@ -408,12 +409,13 @@ class Poisson(BuiltinCost):
 
 
 class GaussianNLL(CostOfRows):
-    """The negative log-likelihood of y_j under N(μ_j, e^s_j), where the first half of the outputs
-    are the means μ and the second half the logarithms s of the variances (Nix & Weigend 1994).
+    """The negative log-likelihood of y_j under N(μ_j, e^s_j) (Nix & Weigend 1994).
+
+    The first half of the outputs are the means μ, the second half the logarithms s of the
+    variances; Y has half as many columns as there are outputs.
 
     C_x = ½ Σ_j [s_j + (y_j - μ_j)² e^(-s_j)], without the constant ½ ln 2π. With r = μ - y,
-    ∂C_x/∂μ_j = r_j e^(-s_j) and ∂C_x/∂s_j = ½ (1 - r_j² e^(-s_j)). Y has half as many columns as
-    there are outputs.
+    ∂C_x/∂μ_j = r_j e^(-s_j) and ∂C_x/∂s_j = ½ (1 - r_j² e^(-s_j)).
     """
 
     name = "gaussian_nll"
@@ -431,18 +433,39 @@ class GaussianNLL(CostOfRows):
         return 2 * targets
 
     def predictions(self, a: np.ndarray) -> np.ndarray:
-        """The means."""
+        """Return the means μ.
+
+        Parameters
+        ----------
+        a : (n, n_L) array
+            Outputs.
+
+        Returns
+        -------
+        (n, n_L / 2) array
+            One column a target.
+        """
         return a[:, : a.shape[1] // 2]
 
     def deviations(self, a: np.ndarray) -> np.ndarray:
-        """(n, n_L) outputs -> (n, targets): the standard deviations."""
+        """Return the standard deviations e^(s / 2).
+
+        Parameters
+        ----------
+        a : (n, n_L) array
+            Outputs.
+
+        Returns
+        -------
+        (n, n_L / 2) array
+            One column a target, in the unit of y.
+        """
         return np.asarray(np.exp(0.5 * a[:, a.shape[1] // 2 :]))
 
     def prepare(self, Y: np.ndarray, outputs: int) -> np.ndarray:
         return np.concatenate([Y, Y], axis=1)
 
     def evaluate(self, a: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(C_x, ∇_a C_x)."""
         half = a.shape[1] // 2
         mean, log_variance, y = a[:, :half], a[:, half:], y[:, :half]
         with np.errstate(all="ignore"):

@@ -40,14 +40,16 @@ _PARAMETERS = """
     hidden_layer_sizes : int or sequence of int, default (100,)
         Neurons of each hidden layer; ``()`` makes linear models.
     activation : str or sequence of str, default "relu"
-        σ of the hidden layers, as in `MLPClassifier`.
+        Activation σ of the hidden layers, as in `MLPClassifier`.
     solver : {"adam", "sgd"}, default "adam"
+        The rule of a step.
     alpha : float, default 0.0001
-        α of the penalty ½ α Σw², which is divided by the rows of a mini-batch, as in
+        Strength α of the penalty ½ α Σw², which is divided by the rows of a mini-batch, as in
         `MLPClassifier`: the optimizer's l2 is α / ``batch_size``.
     batch_size : int or "auto", default "auto"
         "auto" is min(200, rows of the member).
     learning_rate_init : float, default 0.001
+        Rate η, constant.
     max_iter : int, default 200
         Epochs at most.
     momentum : float in [0, 1), default 0.9
@@ -68,7 +70,11 @@ _PARAMETERS = """
         A member stops after so many epochs without an improvement by more than `tol`.
     random_state : int, RandomState or None
         Of initial weights (Glorot & Bengio's), order, bootstraps and folds.
-    backend, engine, precision
+    backend : {"auto", "numpy", "cuda", "numba_cuda"}, default "auto"
+        As in `MLPClassifier`.
+    engine : {"auto", "layered", "resident", "fused", "persistent"}, default "auto"
+        As in `MLPClassifier`.
+    precision : {"float32", "tf32", "bf16"}, optional
         As in `MLPClassifier`.
 """
 
@@ -287,13 +293,22 @@ class _Ensemble(BaseEstimator):
         ----------
         X : (n, n_0) array
             Of numbers, dense. float32 trains in float32, all else in float64.
-        y : (n,) array of labels or numbers; of a regressor also (n, k)
+        y : (n,) or (n, k) array
+            Labels, (n,), or numbers.
         sample_weight : (n,) array or number, optional
             What each row counts in the costs and in ``oob_score_``.
 
         Returns
         -------
         self
+            This estimator, fitted.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For parameters and data that do not fit. The estimator then stays as it was.
+        FloatingPointError
+            If all members failed.
 
         Warns
         -----
@@ -303,13 +318,6 @@ class _Ensemble(BaseEstimator):
             If some members failed (see ``population_``).
         UserWarning
             If rows were left out of no member's training, and have no part in ``oob_score_``.
-
-        Raises
-        ------
-        ValueError, TypeError
-            For parameters and data that do not fit. The estimator then stays as it was.
-        FloatingPointError
-            If all members failed.
         """
         with threads.alone("estimator", self):
             fitted = self._fit(X, y, sample_weight)
@@ -436,7 +444,7 @@ class _Ensemble(BaseEstimator):
 
     @property
     def estimators_samples_(self) -> list[np.ndarray]:
-        """The numbers of the rows that each member has trained on."""
+        """Numbers of the rows that each member has trained on."""
         check_is_fitted(self, "population_")
         rows = getattr(self, "_rows", None)
         if rows is None:
@@ -479,23 +487,43 @@ class _Ensemble(BaseEstimator):
         `random_state`, `cv` or `class_weight` that is an object stays behind, and so do members
         that failed, histories and rows.
 
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+
         Raises
         ------
         ValueError
             For class labels that are neither numbers nor texts.
+        OSError
+            If the file cannot be written; an older one is then as it was.
         """
         check_is_fitted(self, "population_")
         ensemble_file.save(path, self)
 
     @classmethod
     def load(cls, path: Any, *, backend: str = "auto") -> Self:
-        """The ensemble in a file written by `save`: it predicts the same, to the bit.
+        """Load the ensemble in a file written by `save`: it predicts the same, to the bit.
 
         Nothing in the file is executed. On another backend or machine rounding may differ.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+        backend : {"auto", "numpy", "cuda", "numba_cuda"}
+            As in `Network`.
+
+        Returns
+        -------
+        EnsembleClassifier or EnsembleRegressor
+            One that is fitted.
 
         Raises
         ------
         FileNotFoundError
+            If there is no such file.
         ValueError
             If the file is cut short, damaged, of another version or of another kind of estimator.
         """
@@ -542,6 +570,7 @@ class EnsembleClassifier(ClassifierMixin, _Ensemble):
         As of scikit-learn's linear classifiers: multiplies the samples' weights.
 {_ATTRIBUTES.rstrip()}
     classes_ : (classes,) array
+        The labels, in order.
     oob_decision_function_ : (n, classes) array
         The mean probabilities behind ``oob_score_``; NaN where no member has left a row out.
 {_NOTES}
@@ -550,8 +579,11 @@ class EnsembleClassifier(ClassifierMixin, _Ensemble):
     >>> from sklearn.datasets import load_iris
     >>> from sklearn.pipeline import make_pipeline
     >>> from sklearn.preprocessing import StandardScaler
+    >>> from backprop_gpu import EnsembleClassifier
     >>> X, y = load_iris(return_X_y=True)
-    >>> ensemble = EnsembleClassifier(n_members=8, learning_rate_init=0.01, random_state=0)
+    >>> ensemble = EnsembleClassifier(
+    ...     n_members=16, learning_rate_init=0.01, max_iter=500, early_stopping=True, random_state=0
+    ... )
     >>> model = make_pipeline(StandardScaler(), ensemble).fit(X, y)
     >>> model[-1].oob_score_ > 0.9
     True
@@ -613,23 +645,66 @@ class EnsembleClassifier(ClassifierMixin, _Ensemble):
         return {"oob_decision_function_": mean, "oob_score_": float(score)}
 
     def predict(self, X: Any) -> Any:
-        """The label of the largest mean probability of each row, the first of equals: (n,)."""
+        """Predict the label of the largest mean probability of each row, the first of equals.
+
+        Parameters
+        ----------
+        X : (n, n_0) array
+            Rows x.
+
+        Returns
+        -------
+        (n,) array
+            Labels.
+        """
         best = self._mean(X).argmax(axis=1)
         return as_given(self.classes_[best], X)
 
     def predict_proba(self, X: Any) -> Any:
-        """The mean of the members' probabilities, (n, classes), in the order of ``classes_``."""
+        """Compute the mean of the members' probabilities.
+
+        Parameters
+        ----------
+        X : (n, n_0) array
+            Rows x.
+
+        Returns
+        -------
+        (n, classes) array
+            Probabilities, in the order of ``classes_``.
+        """
         return as_given(self._mean(X), X)
 
     def predict_log_proba(self, X: Any) -> Any:
-        """The logarithm of `predict_proba`."""
+        """Compute the logarithm of `predict_proba`.
+
+        Parameters
+        ----------
+        X : (n, n_0) array
+            Rows x.
+
+        Returns
+        -------
+        (n, classes) array
+            Logarithms, -inf of a probability of 0.
+        """
         with np.errstate(divide="ignore"):
             return np.log(self.predict_proba(X))
 
     def predict_std(self, X: Any) -> Any:
-        """The standard deviation of the members' probabilities, (n, classes): their disagreement.
+        """Compute the standard deviation of the members' probabilities: their disagreement.
 
         It is that of the members that there are, Σ / n, and 0 of one.
+
+        Parameters
+        ----------
+        X : (n, n_0) array
+            Rows x.
+
+        Returns
+        -------
+        (n, classes) array
+            Deviations, in the order of ``classes_``.
         """
         return as_given(self._deviation(X), X)
 
@@ -637,7 +712,6 @@ class EnsembleClassifier(ClassifierMixin, _Ensemble):
 class EnsembleRegressor(RegressorMixin, _Ensemble):
     __module__ = __package__
     __doc__ = f"""Perceptrons whose outputs are averaged, one number a sample or several.
-
 {_PARAMETERS.rstrip()}
     loss : str or Cost, default "squared_error"
         As in `MLPRegressor`: "squared_error" (half of it), "poisson", "absolute_error", "huber",
@@ -650,8 +724,11 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
     Examples
     --------
     >>> import numpy as np
+    >>> from backprop_gpu import EnsembleRegressor
     >>> X = np.linspace(-1, 1, 200)[:, None]
-    >>> ensemble = EnsembleRegressor(n_members=4, batch_size=20, max_iter=50, random_state=0)
+    >>> ensemble = EnsembleRegressor(
+    ...     n_members=16, batch_size=20, max_iter=500, early_stopping=True, random_state=0
+    ... )
     >>> ensemble.fit(X, np.sin(3 * X[:, 0])).score(X, np.sin(3 * X[:, 0])) > 0.9
     True
     """
@@ -714,15 +791,32 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
         return {"oob_prediction_": _columns(mean), "oob_score_": float(score)}
 
     def predict(self, X: Any) -> Any:
-        """The mean of the members' outputs of each row: (n,), or (n, k)."""
+        """Predict the mean of the members' outputs of each row.
+
+        Parameters
+        ----------
+        X : (n, n_0) array
+            Rows x.
+
+        Returns
+        -------
+        (n,) or (n, k) array
+            Numbers.
+        """
         return as_given(_columns(self._mean(X)), X)
 
     def predict_quantiles(self, X: Any) -> Any:
-        """The means of the members' quantiles, in the order of the loss's ``q``.
+        """Predict the means of the members' quantiles, in the order of the loss's ``q``.
+
+        Parameters
+        ----------
+        X : (n, n_0) array
+            Rows x.
 
         Returns
         -------
         (n, quantiles) array, or (n, k, quantiles) of several numbers
+            Each is learnt for itself: where there is little data they may cross.
 
         Raises
         ------
@@ -737,15 +831,22 @@ class EnsembleRegressor(RegressorMixin, _Ensemble):
         return as_given(a if a.shape[1] == count else a.reshape(len(a), -1, count), X)
 
     def predict_std(self, X: Any, noise: bool = False) -> Any:
-        """The standard deviation of the members' outputs, (n,) or (n, k): their disagreement.
+        """Compute the standard deviation of the members' outputs: their disagreement.
 
         It is that of the members that there are, Σ / n, and 0 of one.
 
         Parameters
         ----------
+        X : (n, n_0) array
+            Rows x.
         noise : bool, default False
             With loss "gaussian_nll", that of a new y: √(mean of the variances that the members
             predict + variance of their means).
+
+        Returns
+        -------
+        (n,) or (n, k) array
+            Deviations, in the unit of y.
 
         Raises
         ------

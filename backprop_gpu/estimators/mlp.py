@@ -81,26 +81,30 @@ from .perceptron import (
 )
 from .scikit_learn import CallbackSupportMixin, Hooks, flattened, warn, with_callbacks
 
-_PARAMETERS = """
-    Parameters
-    ----------
+#: The parameters' descriptions, as far as classifier and regressor share them.
+_PARAMETERS = """\
     hidden_layer_sizes : int or sequence of int, default (100,)
-        Neurons of each hidden layer.
+        Neurons of each hidden layer; ``()``, beyond scikit-learn, makes a linear model.
     activation : {"identity", "logistic", "tanh", "relu"}, default "relu"
-        σ of the hidden layers.
+        Activation σ of the hidden layers. Beyond scikit-learn a sequence, one for each of them, and
+        ours for hidden layers, such as "gelu" (see `Network`).
     solver : {"lbfgs", "sgd", "adam"}, default "adam"
+        What minimises the loss: SciPy's L-BFGS-B over all rows, or steps on mini-batches.
     alpha : float, default 0.0001
-        α of the penalty ½ α Σw², which is divided by the rows of a mini-batch.
+        Strength α of the penalty ½ α Σw², which is divided by the rows of a mini-batch.
     batch_size : int or "auto", default "auto"
-        "auto" is min(200, n).
+        Rows of a mini-batch; "auto" is min(200, n).
     learning_rate : {"constant", "invscaling", "adaptive"}, default "constant"
         Of "sgd": how η goes on from ``learning_rate_init``; "invscaling" divides by t^power_t,
         "adaptive" by 5 where two epochs have not improved.
     learning_rate_init : float, default 0.001
+        Rate η of "sgd" and "adam" at the beginning.
     power_t : float, default 0.5
+        Of "invscaling".
     max_iter : int, default 200
-        Epochs, or iterations of "lbfgs".
+        Epochs, or iterations of "lbfgs", at most.
     shuffle : bool, default True
+        Whether each epoch takes the rows in a new random order.
     random_state : int, RandomState or None
         Of initial weights, order and split, drawn as scikit-learn draws them.
     tol : float, default 1e-4
@@ -109,25 +113,23 @@ _PARAMETERS = """
         Print what scikit-learn prints, and to stderr where the time went.
     warm_start : bool, default False
         Go on from the last solution in `fit`.
-    momentum, nesterovs_momentum : float in [0, 1], default 0.9; bool, default True
+    momentum : float in [0, 1], default 0.9
         Of "sgd".
+    nesterovs_momentum : bool, default True
+        Of "sgd" with a momentum.
     early_stopping : bool, default False
         Hold out ``validation_fraction`` of the rows and stop by their score.
     validation_fraction : float, default 0.1
+        Share of the rows that is held out.
     beta_1, beta_2, epsilon : float, default 0.9, 0.999, 1e-8
         Of "adam".
     n_iter_no_change : int or inf, default 10
+        Epochs without an improvement before training stops.
     max_fun : int, default 15000
         Of "lbfgs": evaluations of the loss.
-
-    Beyond scikit-learn, all keyword-only:
-
-    hidden_layer_sizes=()
-        No hidden layer: a linear model.
-    activation : sequence of str
-        One for each hidden layer; also ours for hidden layers, such as "gelu" (see `Network`).
     backend : {"auto", "numpy", "cuda", "numba_cuda"}, default "auto"
-        As in `Network`. ``plan_`` says what ran, and why.
+        As in `Network`. ``plan_`` says what ran, and why. This and all that follow are beyond
+        scikit-learn.
     engine : {"auto", "layered", "resident", "fused", "persistent"}, default "auto"
         As in `Network.fit`; not of "lbfgs".
     precision : {"float32", "tf32", "bf16"}, optional
@@ -150,18 +152,20 @@ _PARAMETERS = """
         quarter of ``max_iter`` epochs (`StochasticWeightAverage`). Losses are of the weights that
         train. Not with early stopping, which leaves the weights of the best epoch.
     mixup : float >= 0, default 0
-        α > 0: a step of "sgd" or "adam" trains on mixtures of its rows and targets, by shares drawn
-        from Beta(α, α) (Zhang et al. 2018; see `Network.fit`). Not with a sparse X. Losses are of
-        mixtures.
+        With α > 0 a step of "sgd" or "adam" trains on mixtures of its rows and targets, by shares
+        drawn from Beta(α, α) (Zhang et al. 2018; see `Network.fit`). Not with a sparse X. Losses
+        are of mixtures.
 """
 
-_ATTRIBUTES = """
+_ATTRIBUTES = """\
     Attributes
     ----------
     coefs_ : list of (n_{l-1}, n_l) arrays
-        w^l, transposed, in the dtype of X: float32 stays float32.
+        Weights w^l, transposed, in the dtype of X: float32 stays float32.
     intercepts_ : list of (n_l,) arrays
+        Biases b^l.
     loss_, best_loss_ : float
+        The loss of the last epoch, and the smallest; the latter is None with early stopping.
     loss_curve_ : list of float
         The mean loss of every epoch, each mini-batch before its update, penalty included.
     validation_scores_, best_validation_score_ : list of float, float
@@ -349,13 +353,16 @@ class _Perceptron(
         Parameters
         ----------
         X : (n, n_0) array or sparse matrix
+            Rows x. float32 trains in float32, all else in float64.
         y : (n,) or (n, n_L) array
             Labels, label indicators or numbers.
         sample_weight : (n,) array, optional
+            What each row counts in the loss.
 
         Returns
         -------
         self
+            This estimator, fitted.
 
         Raises
         ------
@@ -878,23 +885,34 @@ class _Perceptron(
         return validate_data(self, host(X), accept_sparse=["csr", "csc"], reset=False)
 
     def predict(self, X: Any) -> Any:
-        """Labels (n,) or label indicators (n, n_L); of a regressor the values of the outputs.
+        """Predict labels or, of a regressor, numbers.
 
         Parameters
         ----------
         X : (n, n_0) array or sparse matrix
-            A CuPy array gives a CuPy array, where the answer is numbers.
+            Rows x. A CuPy array gives a CuPy array, where the answer is numbers.
+
+        Returns
+        -------
+        (n,) or (n, n_L) array
+            Labels or label indicators; of a regressor the values of the outputs.
         """
         return as_given(self._from_outputs(self._outputs(self._checked(X))), X)
 
     def transform(self, X: Any, layer: int = -1) -> Any:
-        """The activations of a hidden layer, by default the last: (n, n_l).
+        """Compute the activations of a hidden layer, by default the last.
 
         Parameters
         ----------
         X : (n, n_0) array or sparse matrix
+            Rows x.
         layer : int
             Which of the hidden layers, counted from 0, or from the last with -1.
+
+        Returns
+        -------
+        (n, n_l) array
+            Activations a^l.
 
         Raises
         ------
@@ -946,7 +964,12 @@ class _Perceptron(
     # -- to scikit-learn ------------------------------------------------------------------------
 
     def to_sklearn(self) -> Any:
-        """The same estimator as a genuine one of scikit-learn, fitted if this one is.
+        """Return the same estimator as a genuine one of scikit-learn, fitted if this one is.
+
+        Returns
+        -------
+        sklearn.neural_network.MLPClassifier or MLPRegressor
+            With copies of the weights.
 
         Raises
         ------
@@ -1008,19 +1031,24 @@ _FITTED = (
 
 class MLPClassifier(ClassifierMixin, _Perceptron):
     __module__ = __package__  # where users import it from, and pickles look for it
-    __doc__ = f"""scikit-learn's `MLPClassifier`, trained by this library.
+    __doc__ = f"""Drop-in for scikit-learn's `MLPClassifier`, trained by this library.
 
     One label a sample (softmax, or one sigmoid for two classes) or many (a sigmoid each), by
     cross-entropy.
-{_PARAMETERS}
+
+    Parameters
+    ----------
+{_PARAMETERS}\
     class_weight : dict, list of dict or "balanced", optional
         As of scikit-learn's linear classifiers: multiplies the samples' weights.
+
 {_ATTRIBUTES}
     Examples
     --------
     >>> from sklearn.datasets import load_iris
+    >>> from backprop_gpu import MLPClassifier
     >>> X, y = load_iris(return_X_y=True)
-    >>> MLPClassifier(random_state=1, max_iter=300).fit(X, y).score(X, y) > 0.95
+    >>> MLPClassifier(random_state=1, max_iter=1000).fit(X, y).score(X, y) > 0.95
     True
     """
 
@@ -1131,13 +1159,30 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
     @available_if(lambda estimator: estimator._check_solver())  # noqa: SLF001
     @with_callbacks
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> Any:
-        """One epoch more over X and y, as `fit`.
+        """Train one epoch more over X and y, as `fit`.
 
         Parameters
         ----------
-        X, y, sample_weight : as in `fit`
+        X : (n, n_0) array or sparse matrix
+            Rows x.
+        y : (n,) or (n, n_L) array
+            Labels or label indicators.
+        sample_weight : (n,) array, optional
+            What each row counts in the loss.
         classes : array, optional
             All labels that there will be; needed in the first call.
+
+        Returns
+        -------
+        self
+            This estimator.
+
+        Raises
+        ------
+        ValueError
+            For data that do not fit, or a first call without `classes`.
+        AttributeError
+            With solver "lbfgs": then there is no such method.
         """
         if not hasattr(self, "classes_") and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit.")
@@ -1155,14 +1200,36 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         return self._fit(X, y, sample_weight, incremental=True)
 
     def predict_proba(self, X: Any) -> Any:
-        """The probability of each class, (n, classes), in the order of ``classes_``."""
+        """Compute the probability of each class.
+
+        Parameters
+        ----------
+        X : (n, n_0) array or sparse matrix
+            Rows x.
+
+        Returns
+        -------
+        (n, classes) array
+            Probabilities, in the order of ``classes_``.
+        """
         a = self._outputs(self._checked(X))
         if self.n_outputs_ == 1:
             a = np.hstack([1 - a, a])
         return as_given(a, X)
 
     def predict_log_proba(self, X: Any) -> Any:
-        """The logarithm of `predict_proba`."""
+        """Compute the logarithm of `predict_proba`.
+
+        Parameters
+        ----------
+        X : (n, n_0) array or sparse matrix
+            Rows x.
+
+        Returns
+        -------
+        (n, classes) array
+            Logarithms, -inf of a probability of 0.
+        """
         with np.errstate(divide="ignore"):
             return np.log(self.predict_proba(X))
 
@@ -1174,21 +1241,25 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
 
 class MLPRegressor(RegressorMixin, _Perceptron):
     __module__ = __package__  # where users import it from, and pickles look for it
-    __doc__ = f"""scikit-learn's `MLPRegressor`, trained by this library.
+    __doc__ = f"""Drop-in for scikit-learn's `MLPRegressor`, trained by this library.
 
     One number per sample or several, by half the squared error, half the Poisson deviance (with an
     exponential output) or, beyond scikit-learn, the absolute error and other costs.
 
-    ``loss``, the first parameter, is "squared_error", the default, "poisson", "absolute_error"; or
-    a cost of `backprop_gpu.costs`, by its name or itself: "huber(delta=2.0)", ``Huber(2.0)``;
-    "quantile(q=0.9)", or of several quantiles, ``Quantile((0.1, 0.5, 0.9))``, whose middle one
-    `predict` gives, and `predict_quantiles` all; "gaussian_nll", a mean and a variance for each
-    number, of which ``predict(X, return_std=True)`` gives the standard deviation, too.
+    Parameters
+    ----------
+    loss : str or Cost, default "squared_error"
+        Either "squared_error" or "poisson"; or, beyond scikit-learn, "absolute_error" or another
+        cost of `backprop_gpu.costs`, by its name or itself: "huber(delta=2.0)", ``Huber(2.0)``;
+        "quantile(q=0.9)", or of several quantiles, ``Quantile((0.1, 0.5, 0.9))``, whose middle one
+        `predict` gives, and `predict_quantiles` all; "gaussian_nll", a mean and a variance for each
+        number, of which ``predict(X, return_std=True)`` gives the standard deviation, too.
 {_PARAMETERS}
 {_ATTRIBUTES}
     Examples
     --------
     >>> import numpy as np
+    >>> from backprop_gpu import MLPRegressor
     >>> X = np.linspace(-1, 1, 200)[:, None]
     >>> net = MLPRegressor(hidden_layer_sizes=(20,), solver="lbfgs", random_state=1)
     >>> net.fit(X, np.sin(3 * X[:, 0])).score(X, np.sin(3 * X[:, 0])) > 0.99
@@ -1278,14 +1349,19 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         return a.ravel() if a.shape[1] == 1 else np.ascontiguousarray(a)
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
-        """The numbers for every row, (n,) or (n, outputs).
+        """Predict the numbers for every row.
 
         Parameters
         ----------
         X : (n, n_0) array or sparse matrix
-            A CuPy array gives a CuPy array.
+            Rows x. A CuPy array gives a CuPy array.
         return_std : bool, default False
             Give the standard deviations, too, of the same shape: of loss "gaussian_nll" alone.
+
+        Returns
+        -------
+        (n,) or (n, outputs) array
+            Numbers; with `return_std` a pair of such arrays.
 
         Raises
         ------
@@ -1306,11 +1382,12 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         return as_given(self._from_outputs(a), X), as_given(deviations, X)
 
     def predict_quantiles(self, X: Any) -> Any:
-        """All quantiles that were learnt, in the order of the loss's ``q``.
+        """Predict all quantiles that were learnt, in the order of the loss's ``q``.
 
         Parameters
         ----------
         X : (n, n_0) array or sparse matrix
+            Rows x.
 
         Returns
         -------
@@ -1332,7 +1409,29 @@ class MLPRegressor(RegressorMixin, _Perceptron):
     @available_if(lambda estimator: estimator._check_solver())  # noqa: SLF001
     @with_callbacks
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
-        """One epoch more over X and y, as `fit`."""
+        """Train one epoch more over X and y, as `fit`.
+
+        Parameters
+        ----------
+        X : (n, n_0) array or sparse matrix
+            Rows x.
+        y : (n,) or (n, n_L) array
+            Numbers.
+        sample_weight : (n,) array, optional
+            What each row counts in the loss.
+
+        Returns
+        -------
+        self
+            This estimator.
+
+        Raises
+        ------
+        ValueError
+            For data that do not fit.
+        AttributeError
+            With solver "lbfgs": then there is no such method.
+        """
         return self._fit(X, y, sample_weight, incremental=True)
 
 

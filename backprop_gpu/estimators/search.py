@@ -448,18 +448,21 @@ class AnySearch(BaseSuccessiveHalving):
         self.n_iter = n_iter
 
     def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
-        """Search.
+        """Search, and fit the best estimator again where ``refit`` says so.
 
         Parameters
         ----------
         X : (n, n_0) array
+            Rows x.
         y : (n,) or (n, n_L) array
+            Labels, label indicators or numbers.
         **params
             As of `GridSearchCV`: ``groups``, ``sample_weight``, and what is routed.
 
         Returns
         -------
         self
+            This search.
         """
         if self.factor is None:
             return BaseSearchCV.fit(self, X, y, **params)
@@ -471,7 +474,7 @@ class AnySearch(BaseSuccessiveHalving):
 
     @property
     def param_distributions(self) -> Any:
-        """`param_grid`, by the name that `RandomizedSearchCV` has for it."""
+        """Grid or distributions: `param_grid`, by the name that `RandomizedSearchCV` has for it."""
         return self.param_grid
 
     @property
@@ -498,7 +501,7 @@ class AnySearch(BaseSuccessiveHalving):
 
 
 class PopulationSearchCV(CandidatesTogether, AnySearch):
-    """scikit-learn's searches over an `MLPClassifier` or `MLPRegressor`, candidates all at once.
+    """A search over an `MLPClassifier` or `MLPRegressor`, all candidates at once.
 
     All candidates of one shape (sizes, activations, loss, dtype), on all folds, train as a
     population that reads one X. Scores are to the bit those of `GridSearchCV`,
@@ -515,14 +518,29 @@ class PopulationSearchCV(CandidatesTogether, AnySearch):
     factor : float > 1, optional
         Successive halving: the best 1 / factor of the candidates go on, with factor times the
         resource; see `HalvingGridSearchCV`.
-    resource, min_resources, max_resources, aggressive_elimination
-        Of the halving, as in `HalvingGridSearchCV`; without a `factor` they are not used.
-    scoring, refit, cv, verbose, error_score, return_train_score
-        As in `GridSearchCV`; several metrics, but for halving, and any splitter.
+    resource : str, default "n_samples"
+        What halving multiplies, as in `HalvingGridSearchCV`; this and the three that follow are not
+        used without a `factor`.
+    min_resources, max_resources : int or str, default "exhaust", "auto"
+        As in `HalvingGridSearchCV`.
+    aggressive_elimination : bool, default False
+        As in `HalvingGridSearchCV`.
+    scoring : str, callable, list or dict, optional
+        As in `GridSearchCV`; several metrics, but for halving.
     n_jobs : int, optional
         Processes for what is fitted one by one. A population uses all cores whatever it says.
+    refit : bool, str or callable, default True
+        As in `GridSearchCV`.
+    cv : int, splitter or iterable, optional
+        As in `GridSearchCV`: any splitter.
+    verbose : int, default 0
+        As in `GridSearchCV`.
     random_state : int, RandomState or None
         Of what is drawn, and of the rows that halving takes.
+    error_score : "raise" or number, default nan
+        As in `GridSearchCV`.
+    return_train_score : bool, default False
+        As in `GridSearchCV`.
 
     Attributes
     ----------
@@ -545,12 +563,12 @@ class PopulationSearchCV(CandidatesTogether, AnySearch):
     Examples
     --------
     >>> from sklearn.datasets import load_iris
+    >>> from backprop_gpu import MLPClassifier, PopulationSearchCV
     >>> X, y = load_iris(return_X_y=True)
-    >>> search = PopulationSearchCV(
-    ...     MLPClassifier(max_iter=300, random_state=0), {"learning_rate_init": [1e-4, 1e-2]}, cv=3
-    ... )
+    >>> net = MLPClassifier(max_iter=1000, learning_rate_init=0.01, random_state=0)
+    >>> search = PopulationSearchCV(net, {"alpha": [1e-4, 100.0]}, cv=3)
     >>> search.fit(X, y).best_params_
-    {'learning_rate_init': 0.01}
+    {'alpha': 0.0001}
     """
 
     __module__ = __package__  # where users import it from, and pickles look for it

@@ -20,12 +20,9 @@ class Network(BookNetwork):
     Parameters
     ----------
     sizes : sequence of int
-        n_0 … n_L: neurons per layer, input first.
+        Neurons per layer, n_0 … n_L, input first.
     backend : {"auto", "numpy", "cuda", "numba_cuda"}, keyword only
         As in `backprop_gpu.Network`.
-
-    Weights and biases are drawn from N(0, 1) by ``numpy.random.randn``, all biases first:
-    `numpy.random.seed` and `random.seed` together repeat a training.
 
     Attributes
     ----------
@@ -36,6 +33,11 @@ class Network(BookNetwork):
     ------
     ValueError, TypeError
         For sizes or a backend that are none; nothing is drawn then.
+
+    Notes
+    -----
+    Weights and biases are drawn from N(0, 1) by ``numpy.random.randn``, all biases first:
+    `numpy.random.seed` and `random.seed` together repeat a training.
     """
 
     def __init__(self, sizes: Sequence[int], *, backend: str = "auto") -> None:
@@ -50,20 +52,22 @@ class Network(BookNetwork):
         eta: float,
         test_data: Iterable[Any] | None = None,
     ) -> None:
-        """Mini-batch gradient descent; prints a line per epoch, with `test_data` the number right.
+        """Run mini-batch gradient descent, and print a line per epoch.
+
+        With `test_data` the line says how many of them are right.
 
         Parameters
         ----------
         training_data : list or iterator of (x, y)
-            x (n_0, 1) and y (n_L, 1), one-hot for a class. A list is shuffled in place.
+            Columns x (n_0, 1) and y (n_L, 1), one-hot for a class. A list is shuffled in place.
         epochs : int
             Or a whole float, which is what ``1500000 / size`` is in Python 3.
         mini_batch_size : int
-            m >= 1; the last mini-batch of an epoch may be shorter.
+            Samples m >= 1 of a step; the last mini-batch of an epoch may be shorter.
         eta : float
-            η, the learning rate.
+            The learning rate η.
         test_data : list or iterator of (x, label), optional
-            x (n_0, 1) and an integer in [0, n_L).
+            Columns x (n_0, 1) and an int in [0, n_L).
 
         Raises
         ------
@@ -87,13 +91,14 @@ class Network(BookNetwork):
         )  # fmt: skip
 
     def update_mini_batch(self, mini_batch: Iterable[Any], eta: float) -> None:
-        """One step, w ← w - η/m Σ_x ∂C_x/∂w and the same for b (chapter 1, eqs. 20 and 21).
+        """Take one step, w ← w - η/m Σ_x ∂C_x/∂w and the same for b (chapter 1, eqs. 20 and 21).
 
         Parameters
         ----------
-        mini_batch : list or iterator of (x, y), as in `SGD`
+        mini_batch : list or iterator of (x, y)
+            As in `SGD`.
         eta : float
-            η.
+            The learning rate η.
 
         Raises
         ------
@@ -103,11 +108,17 @@ class Network(BookNetwork):
         self._update(mini_batch, eta, 1.0)
 
     def evaluate(self, test_data: Iterable[Any]) -> int:
-        """How many of the (x, label) pairs have their largest output at the label.
+        """Count the (x, label) pairs that have their largest output at the label.
 
         Parameters
         ----------
-        test_data : list or iterator of (x, label), as in `SGD`
+        test_data : list or iterator of (x, label)
+            As in `SGD`.
+
+        Returns
+        -------
+        int
+            How many are right.
 
         Raises
         ------
@@ -117,7 +128,20 @@ class Network(BookNetwork):
         return self._hits(self._read(test_data, "test_data", "labels"))
 
     def cost_derivative(self, output_activations: Any, y: Any) -> Any:
-        """∇_a C_x = a^L - y of the quadratic cost, in the shape of both (chapter 2, BP1)."""
+        """Compute ∇_a C_x = a^L - y of the quadratic cost (chapter 2, BP1).
+
+        Parameters
+        ----------
+        output_activations : (n_L, m) array
+            Outputs a^L.
+        y : (n_L, m) array
+            Targets.
+
+        Returns
+        -------
+        (n_L, m) array
+            The gradient.
+        """
         return np.subtract(output_activations, y)
 
     def _cost_name(self) -> str | None:

@@ -35,13 +35,39 @@ class QuadraticCost:
 
     @staticmethod
     def fn(a: Any, y: Any) -> float:
-        """C_x of a column a (n_L, 1) and its target y."""
+        """Compute C_x of an output and its target.
+
+        Parameters
+        ----------
+        a : (n_L, 1) array
+            Output.
+        y : (n_L, 1) array
+            Target.
+
+        Returns
+        -------
+        float
+            C_x.
+        """
         difference = np.subtract(a, y)
         return float(0.5 * np.vdot(difference, difference))
 
     @staticmethod
     def delta(z: Any, a: Any, y: Any) -> Any:
-        """BP1: δ^L = (a - y) ⊙ σ'(z), of the shape of z, a and y."""
+        """Compute BP1, δ^L = (a - y) ⊙ σ'(z).
+
+        Parameters
+        ----------
+        z, a : (n_L, m) arrays
+            Weighted inputs and activations of the output layer.
+        y : (n_L, m) array
+            Targets.
+
+        Returns
+        -------
+        (n_L, m) array
+            Errors δ^L.
+        """
         return np.subtract(a, y) * sigmoid_prime(z)
 
 
@@ -50,12 +76,40 @@ class CrossEntropyCost:
 
     @staticmethod
     def fn(a: Any, y: Any) -> float:
-        """C_x of a column a (n_L, 1) and its target y; 0 ln 0 is 0, -ln 0 the largest number."""
+        """Compute C_x of an output and its target; 0 ln 0 is 0, -ln 0 the largest number.
+
+        Parameters
+        ----------
+        a : (n_L, 1) array
+            Output.
+        y : (n_L, 1) array
+            Target.
+
+        Returns
+        -------
+        float
+            C_x.
+        """
         return float(_cross_entropy(np.asarray(a), np.asarray(y), None))
 
     @staticmethod
     def delta(z: Any, a: Any, y: Any) -> Any:
-        """BP1: δ^L = a - y, of the shape of both; z is not needed."""
+        """Compute BP1, δ^L = a - y.
+
+        Parameters
+        ----------
+        z : (n_L, m) array
+            Not needed.
+        a : (n_L, m) array
+            Outputs.
+        y : (n_L, m) array
+            Targets.
+
+        Returns
+        -------
+        (n_L, m) array
+            Errors δ^L.
+        """
         return np.subtract(a, y)
 
 
@@ -83,7 +137,7 @@ class Network(BookNetwork):
     Parameters
     ----------
     sizes : sequence of int
-        n_0 … n_L: neurons per layer, input first.
+        Neurons per layer, n_0 … n_L, input first.
     cost : class, default CrossEntropyCost
         `QuadraticCost`, `CrossEntropyCost`, or any with static ``fn(a, y)``, a number, and
         ``delta(z, a, y)``, δ^L, of columns (n_L, 1). With another than those two an epoch is a
@@ -145,35 +199,43 @@ class Network(BookNetwork):
         monitor_training_accuracy: bool = False,
         early_stopping_n: int = 0,
     ) -> tuple[list[float], list[int], list[float], list[int]]:
-        """Mini-batch gradient descent; prints and returns what is monitored after each epoch.
+        """Run mini-batch gradient descent; print and return what is monitored after each epoch.
 
         As in the book a blank line ends what an epoch prints.
 
         Parameters
         ----------
         training_data : list or iterator of (x, y)
-            x (n_0, 1) and y (n_L, 1), one-hot for a class. A list is shuffled in place.
+            Columns x (n_0, 1) and y (n_L, 1), one-hot for a class. A list is shuffled in place.
         epochs : int
             Or a whole float, which is what ``1500000 / size`` is in Python 3.
         mini_batch_size : int
-            m >= 1; the last mini-batch of an epoch may be shorter.
+            Samples m >= 1 of a step; the last mini-batch of an epoch may be shorter.
         eta : float
-            η, the learning rate.
+            The learning rate η.
         lmbda : float
-            λ >= 0 of the penalty λ/2n Σ w² (eq. 87), n being the number of training samples.
+            Strength λ >= 0 of the penalty λ/2n Σ w² (eq. 87), n being the number of training
+            samples.
         evaluation_data : list or iterator of (x, label), optional
-            x (n_0, 1) and an integer in [0, n_L).
+            Columns x (n_0, 1) and an int in [0, n_L).
         monitor_evaluation_cost, monitor_evaluation_accuracy : bool
+            What to print and return of the evaluation data.
         monitor_training_cost, monitor_training_accuracy : bool
+            What to print and return of the training data.
         early_stopping_n : int
             Stop after this many epochs in a row without a new best accuracy, of the evaluation
             data if that is monitored, else of the training data; 0 never stops.
 
         Returns
         -------
-        evaluation_cost, evaluation_accuracy, training_cost, training_accuracy : lists
-            One number per epoch, costs of `total_cost`, accuracies in samples; empty where not
-            monitored.
+        evaluation_cost : list of float
+            As `total_cost` of each epoch; this list and the others are empty where not monitored.
+        evaluation_accuracy : list of int
+            Samples that are right, of each epoch.
+        training_cost : list of float
+            As `total_cost` of each epoch.
+        training_accuracy : list of int
+            Samples that are right, of each epoch.
 
         Raises
         ------
@@ -232,13 +294,16 @@ class Network(BookNetwork):
     def update_mini_batch(
         self, mini_batch: Iterable[Any], eta: float, lmbda: float, n: int
     ) -> None:
-        """One step, w ← (1 - ηλ/n) w - η/m Σ_x ∂C_x/∂w; b without the decay (chapter 3, eq. 93).
+        """Take one step, w ← (1 - ηλ/n) w - η/m Σ_x ∂C_x/∂w (chapter 3, eq. 93).
+
+        Biases take it without the decay.
 
         Parameters
         ----------
-        mini_batch : list or iterator of (x, y), as in `SGD`
+        mini_batch : list or iterator of (x, y)
+            As in `SGD`.
         eta, lmbda : float
-            η and λ.
+            The learning rate η and the penalty's λ.
         n : int
             The number of all training samples.
 
@@ -251,13 +316,19 @@ class Network(BookNetwork):
         self._update(mini_batch, eta, 1.0 - eta * lmbda / validation.integer("n", n, 1))
 
     def accuracy(self, data: Iterable[Any], convert: bool = False) -> int:
-        """How many samples of `data` have their largest output at their class.
+        """Count the samples of `data` that have their largest output at their class.
 
         Parameters
         ----------
-        data : list or iterator of (x, label), or of (x, y) with `convert`, as in `SGD`
+        data : list or iterator of (x, label), or of (x, y) with `convert`
+            As in `SGD`.
         convert : bool
             Whether y is a one-hot column (n_L, 1), as in training data.
+
+        Returns
+        -------
+        int
+            How many are right.
 
         Raises
         ------
@@ -267,15 +338,23 @@ class Network(BookNetwork):
         return self._hits(self._read(data, "data", "vectors" if convert else "labels"))
 
     def total_cost(self, data: Iterable[Any], lmbda: float, convert: bool = False) -> float:
-        """C: the mean of C_x over `data`, and what λ adds as `penalty` says (chapter 3, eq. 87).
+        """Compute C: the mean of C_x over `data`, and what λ adds (chapter 3, eq. 87).
+
+        What λ adds, `penalty` says.
 
         Parameters
         ----------
-        data : list or iterator of (x, y), or of (x, label) with `convert`, as in `SGD`
+        data : list or iterator of (x, y), or of (x, label) with `convert`
+            As in `SGD`.
         lmbda : float
-            λ >= 0.
+            Strength λ >= 0.
         convert : bool
-            Whether y is an integer label, as in evaluation data.
+            Whether y is an int label, as in evaluation data.
+
+        Returns
+        -------
+        float
+            C with the penalty.
 
         Raises
         ------
@@ -303,6 +382,11 @@ class Network(BookNetwork):
         """Write a JSON file ``{"sizes", "weights", "biases", "cost"}``, replacing one in one step.
 
         Numbers are written so that `load` gives the same bits; the cost is its class's name.
+
+        Parameters
+        ----------
+        filename : path
+            The file.
 
         Raises
         ------
@@ -333,18 +417,28 @@ class Network(BookNetwork):
 
 
 def load(filename: Any, *, cost: Any = None, backend: str = "auto") -> Network:
-    """The network in a file written by `Network.save` or by the book. Nothing in it is executed.
+    """Load the network in a file written by `Network.save` or by the book.
+
+    Nothing in the file is executed.
 
     Parameters
     ----------
     filename : path
+        The file.
     cost : class, optional
         The user's own cost that the file names; the two built-in ones are known by name.
-    backend : as in `Network`
+    backend : {"auto", "numpy", "cuda", "numba_cuda"}
+        As in `Network`.
+
+    Returns
+    -------
+    Network
+        With the weights, biases and cost of the file.
 
     Raises
     ------
     FileNotFoundError
+        If there is no such file.
     ValueError
         Naming the file and what was expected: JSON with sizes, weights, biases of matching
         shapes, all finite numbers, and the name of a cost.
@@ -436,14 +530,19 @@ def _check_cost(cost: Any) -> Any:
 
 
 def vectorized_result(j: int, classes: int = 10) -> np.ndarray:
-    """The target of class j: a column (classes, 1), 1 at j and 0 elsewhere.
+    """Return the target of class j: 1 at j and 0 elsewhere.
 
     Parameters
     ----------
     j : int
         In [0, classes).
     classes : int
-        n_L, the size of the output layer.
+        Neurons n_L of the output layer.
+
+    Returns
+    -------
+    (classes, 1) array
+        A column of float64.
 
     Raises
     ------

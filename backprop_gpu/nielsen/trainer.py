@@ -30,16 +30,37 @@ _FLOAT64 = np.dtype(np.float64)
 
 
 def sigmoid(z: Any) -> Any:
-    """σ(z) = 1 / (1 + e^-z) of a number or of every element of an array (chapter 1, eq. 3).
+    """Compute σ(z) = 1 / (1 + e^-z) (chapter 1, eq. 3).
 
     Where e^-z overflows σ is 0, without a warning.
+
+    Parameters
+    ----------
+    z : array or number
+        Of any shape.
+
+    Returns
+    -------
+    array
+        Of the same shape.
     """
     with np.errstate(over="ignore"):
         return 1.0 / (1.0 + np.exp(np.negative(z)))
 
 
 def sigmoid_prime(z: Any) -> Any:
-    """σ'(z) = σ(z) (1 - σ(z)), of the shape of z."""
+    """Compute σ'(z) = σ(z) (1 - σ(z)).
+
+    Parameters
+    ----------
+    z : array or number
+        Of any shape.
+
+    Returns
+    -------
+    array
+        Of the same shape.
+    """
     a = sigmoid(z)
     return a * (1.0 - a)
 
@@ -179,15 +200,17 @@ class BookNetwork:
     # -- one sample or a batch of columns -------------------------------------------
 
     def feedforward(self, a: Any) -> np.ndarray:
-        """a^L of the input `a` (chapter 1, eq. 22).
+        """Compute the outputs a^L of the input `a` (chapter 1, eq. 22).
 
         Parameters
         ----------
         a : (n_0, 1) array, or (n_0, m) for m inputs at once
+            Columns x.
 
         Returns
         -------
         (n_L, 1) or (n_L, m) array
+            Columns a^L.
 
         Raises
         ------
@@ -210,17 +233,21 @@ class BookNetwork:
         return found
 
     def backprop(self, x: Any, y: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """(∇_b C_x, ∇_w C_x) of one sample by BP1–BP4 (chapter 2).
+        """Compute (∇_b C_x, ∇_w C_x) of one sample by BP1–BP4 (chapter 2).
 
         Parameters
         ----------
         x : (n_0, 1) array
+            The input.
         y : (n_L, 1) array
+            The target.
 
         Returns
         -------
-        list of (n_l, 1) arrays, list of (n_l, n_{l-1}) arrays
-            Layer by layer, as `biases` and `weights` are.
+        nabla_b : list of (n_l, 1) arrays
+            Layer by layer, as `biases`.
+        nabla_w : list of (n_l, n_{l-1}) arrays
+            Layer by layer, as `weights`.
 
         Raises
         ------

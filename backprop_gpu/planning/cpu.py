@@ -14,7 +14,7 @@ from . import residency
 class CpuWork:
     """How the CPU's resident engine divides a mini-batch. Its bits depend on none of this.
 
-    Attributes
+    Parameters
     ----------
     block : int
         Rows that a thread takes through the network, and back, at a time.
@@ -32,7 +32,18 @@ class CpuWork:
     by_inputs: bool = False
 
     def obstacle(self, rows: int) -> str | None:
-        """Why a mini-batch of so many rows cannot be divided so, if it cannot."""
+        """Tell why a mini-batch cannot be divided so.
+
+        Parameters
+        ----------
+        rows : int
+            Rows m of the mini-batch.
+
+        Returns
+        -------
+        str or None
+            The obstacle, if there is one.
+        """
         fits = 1 <= self.threads <= 4096 and 1 <= self.block <= rows
         if fits and (self.in_place or not self.by_inputs):
             return None

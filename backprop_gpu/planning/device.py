@@ -9,7 +9,29 @@ from dataclasses import dataclass
 class Device:
     """What the planner needs to know of a CUDA device.
 
-    ``clock`` is in Hz, ``bandwidth`` in bytes/s, ``shared_memory`` in bytes per block.
+    Parameters
+    ----------
+    name : str
+        As the driver has it.
+    compute_capability : (int, int)
+        Major and minor.
+    multiprocessors : int
+        How many there are.
+    clock : float
+        In Hz.
+    bandwidth : float
+        Of the device's memory, in bytes/s.
+    shared_memory : int
+        In bytes per block, the most that a kernel may ask for.
+    library : bool
+        Whether cuBLAS is installed.
+    epilogues : bool
+        Whether cuBLAS's products may do more than multiply.
+    tensor_cores : bool
+        Whether our kernels may use the tensor cores, where there are any.
+    clusters : tuple of (int, int)
+        Pairs (blocks of a cluster, such clusters at once) where each block has all of
+        `shared_memory`. Of sizes that are not listed, as many as the multiprocessors have room for.
     """
 
     name: str
@@ -29,19 +51,54 @@ class Device:
     clusters: tuple[tuple[int, int], ...] = ()
 
     def clusters_at_once(self, size: int) -> int:
-        """How many clusters of `size` blocks the device holds, each with a block's whole memory."""
+        """Return how many clusters of blocks the device holds, each block with its whole memory.
+
+        Parameters
+        ----------
+        size : int
+            Blocks of a cluster.
+
+        Returns
+        -------
+        int
+            Clusters that run at once.
+        """
         return dict(self.clusters).get(size, self.multiprocessors // size)
 
     def rate(self, itemsize: int) -> float:
-        """Multiply-adds on the plain cores, in FLOP/s, for 4- or 8-byte floats."""
+        """Compute the rate of multiply-adds on the plain cores.
+
+        Parameters
+        ----------
+        itemsize : {4, 8}
+            Bytes of a number.
+
+        Returns
+        -------
+        float
+            In FLOP/s, two a multiply-add.
+        """
         single, double = _of_capability(_LANES, self.compute_capability)
         lanes = single if itemsize == 4 else double
         return 2.0 * lanes * self.multiprocessors * self.clock
 
     def library_rate(self, itemsize: int, precision: str | None = None) -> float:
-        """What cuBLAS can reach: as `rate`, but on tensor cores for TF32 and bf16, and for float64.
+        """Compute the rate that cuBLAS can reach.
 
-        float64 has them on 8.0, 9.0 and 10.0.
+        As `rate`, but on tensor cores for TF32 and bf16, and for float64, which has them on 8.0,
+        9.0 and 10.0.
+
+        Parameters
+        ----------
+        itemsize : {4, 8}
+            Bytes of a number.
+        precision : {"float32", "float64", "tf32", "bf16"}, optional
+            What factors are rounded to.
+
+        Returns
+        -------
+        float
+            In FLOP/s.
         """
         if precision in _PER_TF32:
             return self._tensor_rate(_of_capability(_TENSOR, self.compute_capability)[1], precision)
@@ -49,7 +106,22 @@ class Device:
         return self.rate(itemsize) * (2.0 if tensor else 1.0)
 
     def peak_rate(self, itemsize: int, precision: str) -> float:
-        """The most that anything reaches: float32 on tensor cores is three products of TF32."""
+        """Compute the rate that nothing exceeds.
+
+        Of float32 on tensor cores each product is three of TF32.
+
+        Parameters
+        ----------
+        itemsize : {4, 8}
+            Bytes of a number.
+        precision : {"float32", "float64", "tf32", "bf16"}
+            What factors are rounded to.
+
+        Returns
+        -------
+        float
+            In FLOP/s.
+        """
         peak = self.library_rate(itemsize, precision)
         three = precision == "float32" and self.multiplies_rounded and self.tensor_cores
         return max(peak, self.library_rate(itemsize, "tf32") / 3) if three else peak
@@ -60,7 +132,18 @@ class Device:
         return self.compute_capability >= (8, 0)
 
     def mma_rate(self, precision: str) -> float:
-        """FLOP/s of products of a precision by mma.sync; "float32" is three products of TF32."""
+        """Compute the rate of products by mma.sync.
+
+        Parameters
+        ----------
+        precision : {"float32", "tf32", "bf16"}
+            What factors are rounded to; of "float32" each product is three of TF32.
+
+        Returns
+        -------
+        float
+            In FLOP/s.
+        """
         return self._tensor_rate(_of_capability(_TENSOR, self.compute_capability)[0], precision)
 
     def _tensor_rate(self, tf32: int, precision: str) -> float:

@@ -21,7 +21,19 @@ from .plan import Plan, Work, least_bytes, step_work
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOP/s, bytes/s, and bytes that stay on the chip; ``source`` says where these come from."""
+    """What a machine can do at most.
+
+    Parameters
+    ----------
+    product : float
+        Of a large matrix product, in FLOP/s.
+    bandwidth : float
+        Of a large copy, in bytes/s.
+    on_chip : int
+        Bytes that stay on the chip.
+    source : str
+        Where these come from.
+    """
 
     product: float
     bandwidth: float
@@ -33,17 +45,26 @@ class Rates:
 class Explanation:
     """The work of one step, equation by equation; ``str`` of it is meant to be read.
 
-    Attributes
+    Parameters
     ----------
+    sizes : tuple of int
+        Neurons per layer, (n_0, …, n_L).
+    batch_size : int
+        Rows m of the mini-batch.
+    dtype : {"float32", "float64"}
+        Of parameters and arithmetic.
     plan : Plan
+        What runs, and why.
     work : tuple of Work
         Each equation's kernel, operations and bytes.
     flops, bytes : int
         Of the step: operations of its products, bytes that it has to move.
-    floor : float or None
-        Seconds that a step takes at least; None where this machine's rates are not known.
+    rates : Rates or None
+        Of this machine, where they are known.
     measured : float or None
         Seconds a step in the newest record of this shape and engine on such a machine.
+    measured_when : str or None
+        The day of that record.
     last_fit : str or None
         Where the time of the network's last `fit` went.
     """
@@ -62,13 +83,14 @@ class Explanation:
 
     @property
     def floor(self) -> float | None:
+        """Seconds that a step takes at least; None where this machine's rates are not known."""
         if self.rates is None:
             return None
         return max(self.flops / self.rates.product, self.bytes / self.rates.bandwidth)
 
     @property
     def share(self) -> float | None:
-        """The share of the floor that was reached: 1 is as fast as this machine can be."""
+        """Share of the floor that was reached: 1 is as fast as this machine can be."""
         if self.floor is None or self.measured is None:
             return None
         return self.floor / self.measured

@@ -191,11 +191,22 @@ def choose_backend(requested: str, obstacles: Mapping[str, str | None]) -> Choic
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a step with a batch of ``rows`` runs; which of the parts there are depends on the engine.
+    """How a step with a mini-batch of ``rows`` runs; which parts there are depends on the engine.
 
-    ``products`` are those of the layered engine on a device, by equation; ``work`` is how the
-    resident engine of a CPU divides a batch; ``cuts`` are the forms of the resident kernel, for one
-    network and for all; ``fusion`` is that of the fused kernel, ``persistence`` of the persistent.
+    Parameters
+    ----------
+    rows : int
+        Rows m of the mini-batch.
+    products : tuple of (str, Product)
+        Kernels of the layered engine on a device, by equation.
+    work : CpuWork or None
+        How the resident engine of a CPU divides a batch.
+    cuts : tuple of Residency
+        Forms of the resident kernel, for one network and for all.
+    fusion : Fusion or None
+        The form of the fused kernel.
+    persistence : Persistence or None
+        The form of the persistent kernel.
     """
 
     rows: int
@@ -207,7 +218,7 @@ class BatchPlan:
 
     @property
     def forms(self) -> tuple[Residency | Fusion | Persistence, ...]:
-        """Those of kernels that are cut to a network."""
+        """Forms of the kernels that are cut to a network."""
         others = (form for form in (self.fusion, self.persistence) if form is not None)
         return (*self.cuts, *others)
 
@@ -221,22 +232,43 @@ class Plan:
     `to_json` wrote. Plans are equal if they run the same; reasons and predicted times are no part
     of that.
 
-    Attributes
+    Parameters
     ----------
-    backend, engine : str
-    backend_reason, engine_reason : str
+    backend : {"numpy", "cuda", "numba_cuda"}
+        What computes.
+    backend_reason : str
+        Why that backend.
+    engine : {"layered", "resident", "fused", "persistent"}
+        What runs an epoch.
+    engine_reason : str
+        Why that engine.
     captured : bool
         Whether whole steps are captured in a CUDA graph.
-    sizes, dtype, precision
-        Of the networks that it is for; sizes are () where no training is planned.
+    sizes : tuple of int
+        Of the networks that it is for; () where no training is planned.
+    dtype : {"float32", "float64"}
+        Of parameters and arithmetic.
     threads : int
         Of a CPU, for networks that train side by side.
     batches : tuple of BatchPlan
         The first is that of the largest mini-batch.
     notes : tuple of str
+        What else there is to say.
+    precision : {"float32", "float64", "tf32", "bf16"}
+        What the factors of products are rounded to.
     shards : int
         Into how many a mini-batch is cut, each summing its gradient, so that ranks may share them:
         1, or a power of two, and then the bits are the same for any number of ranks up to it.
+
+    Examples
+    --------
+    >>> from backprop_gpu import Network
+    >>> from backprop_gpu.planning import Plan
+    >>> plan = Network([784, 30, 10], backend="numpy").plan
+    >>> plan.backend, plan.backend_reason
+    ('numpy', 'asked for')
+    >>> Plan.from_json(plan.to_json()) == plan
+    True
     """
 
     backend: str
@@ -254,25 +286,77 @@ class Plan:
 
     @property
     def products(self) -> tuple[tuple[str, Product], ...]:
-        """The kernel of each equation's product, for the largest mini-batch."""
+        """Kernels of each equation's product, for the largest mini-batch."""
         return self.batches[0].products if self.batches else ()
 
     def batch(self, rows: int) -> BatchPlan:
-        """What is planned for a mini-batch of so many rows."""
+        """Return what is planned for a mini-batch.
+
+        Parameters
+        ----------
+        rows : int
+            Rows m of the mini-batch.
+
+        Returns
+        -------
+        BatchPlan
+            That of just so many rows.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
         for planned in self.batches:
             if planned.rows == rows:
                 return planned
         raise ValueError(f"the plan has no mini-batch of {rows} rows")
 
     def work(self, rows: int) -> CpuWork:
-        """How the CPU's resident engine divides a mini-batch."""
+        """Return how the CPU's resident engine divides a mini-batch.
+
+        Parameters
+        ----------
+        rows : int
+            Rows m of the mini-batch.
+
+        Returns
+        -------
+        CpuWork
+            The blocks and threads of it.
+
+        Raises
+        ------
+        ValueError
+            If that is not planned.
+        """
         work = self.batch(rows).work
         if work is None:
             raise ValueError(f"the plan does not divide a mini-batch of {rows} rows")
         return work
 
     def cut(self, rows: int, slots: int, members: int) -> Residency:
-        """The form of the resident kernel for so many networks: the fastest of those planned."""
+        """Return the form of the resident kernel for so many networks: the fastest that is planned.
+
+        Parameters
+        ----------
+        rows : int
+            Rows m of the mini-batch.
+        slots : int
+            Numbers of optimizer state per parameter.
+        members : int
+            Networks that train at once.
+
+        Returns
+        -------
+        Residency
+            The form.
+
+        Raises
+        ------
+        ValueError
+            If none is planned.
+        """
         cuts = [cut for cut in self.batch(rows).cuts if cut.slots == slots]
         if not cuts:
             raise ValueError(
@@ -282,28 +366,85 @@ class Plan:
         return min(cuts, key=lambda cut: cut.seconds_for(members))
 
     def fusion(self, rows: int) -> Fusion:
-        """The form of the fused kernel for mini-batches of so many rows."""
+        """Return the form of the fused kernel.
+
+        Parameters
+        ----------
+        rows : int
+            Rows m of the mini-batch.
+
+        Returns
+        -------
+        Fusion
+            The form.
+
+        Raises
+        ------
+        ValueError
+            If none is planned.
+        """
         found = self.batch(rows).fusion
         if found is None:
             raise ValueError(f"the plan has no fused kernel for {rows} rows")
         return found
 
     def persistence(self, rows: int) -> Persistence:
-        """The form of the persistent kernel for mini-batches of so many rows."""
+        """Return the form of the persistent kernel.
+
+        Parameters
+        ----------
+        rows : int
+            Rows m of the mini-batch.
+
+        Returns
+        -------
+        Persistence
+            The form.
+
+        Raises
+        ------
+        ValueError
+            If none is planned.
+        """
         found = self.batch(rows).persistence
         if found is None:
             raise ValueError(f"the plan has no persistent kernel for {rows} rows")
         return found
 
     def products_of(self, rows: int) -> dict[str, Product]:
-        """The kernel of each equation's product for so many rows, of what is planned."""
+        """Return the kernel of each equation's product.
+
+        Parameters
+        ----------
+        rows : int
+            Rows m of the mini-batch.
+
+        Returns
+        -------
+        dict of str to Product
+            By equation; empty where nothing is planned for so many rows.
+        """
         return next((dict(each.products) for each in self.batches if each.rows == rows), {})
 
     def obstacle(self, run: Run, itemsize: int, device: Device | None) -> str | None:
-        """What a training run needs and the plan, or the device, does not have, if anything.
+        """Tell what a training run needs and the plan, or the device, does not have.
 
         Kernels do not check what they are told, and a plan may come from a damaged file: none
         passes that could not be the planner's.
+
+        Parameters
+        ----------
+        run : Run
+            The training.
+        itemsize : int
+            Bytes of a number.
+        device : Device or None
+            The CUDA device, if that is to run it.
+
+        Returns
+        -------
+        str or None
+            The obstacle, if there is one.
         """
         if self.threads < 1:
             return f"it has {self.threads} threads"
@@ -363,12 +504,28 @@ class Plan:
         return next((obstacle for obstacle in found if obstacle is not None), None)
 
     def to_json(self) -> str:
-        """A text that `from_json` reads."""
+        """Write the plan as a text that `from_json` reads.
+
+        Returns
+        -------
+        str
+            JSON, with the version of its format.
+        """
         return json.dumps({"format": _FORMAT, "version": _VERSION, "plan": asdict(self)})
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan that `to_json` wrote. Nothing in the text is executed.
+        """Read the plan that `to_json` wrote. Nothing in the text is executed.
+
+        Parameters
+        ----------
+        text : str
+            JSON.
+
+        Returns
+        -------
+        Plan
+            One that is equal to it.
 
         Raises
         ------
@@ -405,7 +562,19 @@ _FORMAT, _VERSION = "backprop_gpu plan", 7
 
 @dataclass(frozen=True)
 class Work:
-    """What one equation of a step asks of the machine."""
+    """What one equation of a step asks of the machine.
+
+    Parameters
+    ----------
+    label : str
+        Which equation, of which layer.
+    kernel : str
+        What carries it out.
+    flops : int
+        Floating-point operations, a σ or c counted as one.
+    bytes : int
+        Read and written, if nothing stays on the chip from the equation before.
+    """
 
     label: str
     kernel: str
@@ -478,7 +647,41 @@ def least_bytes(sizes: Sequence[int], batch: int, itemsize: int, on_chip: int = 
 
 @dataclass(frozen=True)
 class Run:
-    """A training run, as far as its plan depends on it."""
+    """A training run, as far as its plan depends on it.
+
+    Parameters
+    ----------
+    rows : int
+        Rows n to train on.
+    epochs : int
+        Passes over them.
+    batch_size : int
+        Rows m of the largest mini-batch.
+    engine : {"auto", "layered", "resident", "fused", "persistent"}
+        What is asked for.
+    members : int
+        Networks that train at once.
+    step_callbacks : bool
+        Whether Python is called after every step.
+    slots : int
+        The most numbers of optimizer state per parameter.
+    others : tuple of (int, int)
+        Pairs (batch size, slots) that some members have in place of these.
+    rules : frozenset of str
+        The optimizers' rules, as far as they are known.
+    options : frozenset of str
+        What `Optimizer.options` names, of all.
+    bytes : bool
+        Whether X is stored as uint8.
+    squares : bool
+        Whether Σ w² is wanted before every step.
+    drops : bool
+        Whether activations are dropped out.
+    ranks : int
+        Processes that share each mini-batch; 0 where that is not asked for.
+    short : tuple of int
+        Rows of short last mini-batches of members that have fewer rows than these.
+    """
 
     rows: int
     epochs: int
@@ -509,12 +712,12 @@ class Run:
 
     @property
     def kinds(self) -> tuple[tuple[int, int], ...]:
-        """(batch size, slots) of all members, the largest first."""
+        """Pairs (batch size, slots) of all members, the largest first."""
         return tuple(dict.fromkeys(((self.batch_size, self.slots), *self.others)))
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """The rows of every mini-batch that there is, short last ones too, the largest first."""
+        """Rows of every mini-batch that there is, short last ones too, the largest first."""
         sizes = {m for m, _ in self.kinds} | {self.rows % m for m, _ in self.kinds}
         sizes.update(self.short)
         return tuple(sorted(sizes - {0}, reverse=True))

@@ -109,7 +109,23 @@ TENSOR_SUM_STEP = 0.2e-6
 
 @dataclass(frozen=True)
 class Product:
-    """How one matrix product of the equations is carried out."""
+    """How one matrix product of the equations is carried out.
+
+    Parameters
+    ----------
+    kernel : {"tiled", "cublas"}
+        Ours, or cuBLAS's.
+    tile : Tile or None
+        What a block of ours computes.
+    splits : int
+        Into how many parts the sum is cut, which are added up afterwards.
+    seconds : float
+        What it is expected to take.
+    reason : str
+        Why it was chosen.
+    epilogue : str
+        What cuBLAS does to the result before it is written; "" for nothing.
+    """
 
     kernel: Literal["tiled", "cublas"]
     tile: Tile | None
@@ -121,7 +137,26 @@ class Product:
     def obstacle(
         self, layout: Transposes, k: int, itemsize: int, device: Device, precision: str | None
     ) -> str | None:
-        """Why a product summed over k cannot be carried out so, if it cannot."""
+        """Tell why a product summed over k cannot be carried out so.
+
+        Parameters
+        ----------
+        layout : {"NT", "NN", "TN"}
+            Of the forward pass, BP2 or BP4.
+        k : int
+            Terms of a sum.
+        itemsize : int
+            Bytes of a number.
+        device : Device
+            Where it is to run.
+        precision : str or None
+            What factors are rounded to, if they are.
+
+        Returns
+        -------
+        str or None
+            The obstacle, if there is one.
+        """
         if self.kernel == "cublas":
             fits = self.epilogue in EPILOGUES[layout] and not (
                 self.epilogue == "BGRADB" and rounds(precision)

@@ -27,10 +27,28 @@ def start(card: str = "H100", seed: int = 0, **options: object) -> Standin:
 
     As `standin.start`, with the package's kernels built by g++ from here on.
 
+    Parameters
+    ----------
+    card : {"H100", "A100", "RTX 4090", "T4"}
+        Whose limits there are.
+    seed : int
+        Of ``order="random"``.
+    **options
+        ``devices``, ``order``, ``sanitizer``, as in `standin.start`.
+
+    Returns
+    -------
+    standin.Standin
+        As `stand_in` yields.
+
     Raises
     ------
     ImportError
         If cuda.core is not installed.
+    build.CompilerMissing
+        If there is no C++ compiler.
+    RuntimeError
+        If this process has loaded a CUDA driver already, or a stand-in for another card.
     """
     global _users
     started = _start(card, seed, **options)
@@ -41,7 +59,7 @@ def start(card: str = "H100", seed: int = 0, **options: object) -> Standin:
 
 @contextmanager
 def stand_in(card: str = "H100", seed: int = 0, **options: object) -> Iterator[Standin]:
-    """CUDA is there in a ``with`` block: ``Network(backend="cuda")`` trains, without a GPU.
+    """Put CUDA there in a ``with`` block: ``Network(backend="cuda")`` trains, without a GPU.
 
     It is slow, and computes what a GPU would. Behind the block, new networks do without CUDA
     again; those made inside go on working. The driver itself stays in the process, which can
@@ -91,21 +109,38 @@ def stand_in(card: str = "H100", seed: int = 0, **options: object) -> Iterator[S
 
 
 def running() -> Standin | None:
-    """The stand-in of this process, if there is one and it is in use."""
+    """Return the stand-in of this process, if there is one and it is in use.
+
+    Returns
+    -------
+    standin.Standin or None
+        What `start` returned.
+    """
     standin = sys.modules.get(f"{__name__}.standin")  # not imported: not running
     return standin.running() if standin is not None and _users else None
 
 
 def is_over() -> bool:
-    """Whether this process's driver is a stand-in that is no longer in use."""
+    """Tell whether this process's driver is a stand-in that is no longer in use.
+
+    Returns
+    -------
+    bool
+        Whether it is.
+    """
     standin = sys.modules.get(f"{__name__}.standin")
     return standin is not None and standin.running() is not None and not _users
 
 
 def blocks_at_once() -> int | None:
-    """How many blocks that wait for each other the stand-in runs, if it is this process's driver.
+    """Tell how many blocks that wait for each other the stand-in runs.
 
     Fewer than the card that it stands for: `emulator/fibers.h` has as many, as `blocks_of_cluster`.
+
+    Returns
+    -------
+    int or None
+        None where it is not this process's driver.
     """
     standin = sys.modules.get(f"{__name__}.standin")
     return 16 if standin is not None and standin.running() is not None else None

@@ -34,13 +34,21 @@ DRIVER = "libcuda.so.1"
 class Standin:
     """The driver that runs in this process; `start` makes it.
 
+    Parameters
+    ----------
+    library : ctypes.CDLL
+        The driver.
+    card : {"H100", "A100", "RTX 4090", "T4"}
+        Whose limits there are.
+    devices : int
+        How many of that card there are.
+    sanitizer : {"plain", "asan", "tsan"}
+        What the kernels that it runs are built with.
+
     Attributes
     ----------
-    card : str
-        One of `CARDS`.
-    devices : int
-    sanitizer : {"plain", "asan", "tsan"}
-        Of the kernels that it runs.
+    card, devices, sanitizer
+        As above.
     """
 
     def __init__(self, library: ctypes.CDLL, card: str, devices: int, sanitizer: Sanitizer) -> None:
@@ -51,7 +59,13 @@ class Standin:
         library.standin_order.argtypes = [ctypes.c_char_p, ctypes.c_uint64]
 
     def reason(self) -> str:
-        """Why the last call that failed did: the call, the rule and what broke it."""
+        """Say why the last call that failed did: the call, the rule and what broke it.
+
+        Returns
+        -------
+        str
+            Empty where none has failed.
+        """
         reason: bytes = self._library.standin_reason()
         return reason.decode()
 
@@ -60,6 +74,20 @@ class Standin:
 
         An error after which a context is of no use (LAUNCH_FAILED, ILLEGAL_ADDRESS, …) stays
         until `reset`.
+
+        Parameters
+        ----------
+        what : {"any", "allocation", "launch", "copy", "synchronization", "other", "release"}
+            The sort.
+        n : int
+            Which call, from 1.
+        error : int
+            The CUresult.
+
+        Raises
+        ------
+        ValueError
+            For an `n` below 1.
         """
         if n < 1:
             raise ValueError(f"the next call is 1, got {n}")
@@ -70,12 +98,29 @@ class Standin:
         self._library.standin_fail(b"any", 0, 0)
 
     def count(self, what: What) -> int:
-        """How many calls of a sort there have been."""
+        """Return how many calls of a sort there have been.
+
+        Parameters
+        ----------
+        what : {"any", "allocation", "launch", "copy", "synchronization", "other", "release"}
+            The sort.
+
+        Returns
+        -------
+        int
+            Since the driver was loaded.
+        """
         count: int = self._library.standin_count(what.encode())
         return count
 
     def live(self) -> dict[str, int]:
-        """How many objects of each of `KINDS` were made and not given back."""
+        """Count the objects that were made and not given back.
+
+        Returns
+        -------
+        dict of str to int
+            By `KINDS`.
+        """
         return {kind: self._library.standin_live(kind.encode()) for kind in KINDS}
 
     def order(self, order: Order, seed: int = 0) -> None:
@@ -83,11 +128,23 @@ class Standin:
 
         "late" runs only what somebody waits for; "others" first everything that does not wait
         for that; "random" draws by `seed`.
+
+        Parameters
+        ----------
+        order : {"late", "others", "random"}
+            Which order.
+        seed : int
+            Of "random".
+
+        Raises
+        ------
+        ValueError
+            For another order.
         """
         self._library.standin_order(_order(order), seed)
 
     def reset(self) -> None:
-        """After an error that stays: drop what was submitted, end captures, begin anew.
+        """Begin anew after an error that stays: drop what was submitted, end captures.
 
         Memory and handles stay as they are.
         """

@@ -1,4 +1,4 @@
-"""PyTorch's models as ours and ours as PyTorch's, and our equations as a layer of PyTorch's.
+"""PyTorch's models as ours and ours as PyTorch's, and our equations as a layer of PyTorch's::
 
     from_torch, to_torch    a module as a `Network`, and back as an nn.Sequential: the same numbers
     MLP                     an nn.Sequential whose forward pass and gradients are one function, the

@@ -46,7 +46,7 @@ def from_torch(
     backend: str = "auto",
     seed: int | None = None,
 ) -> Network:
-    """The network that computes what a module does, with a copy of its parameters.
+    """Make the network that computes what a module does, with a copy of its parameters.
 
     Parameters
     ----------
@@ -56,7 +56,9 @@ def from_torch(
         Dropout in eval mode is left out, and so is a Flatten at the beginning, for X has one
         sample per row. Parameters all float32 or all float64, on any device.
     cost : str or Cost
-    backend : as in `Network`
+        As in `Network`.
+    backend : {"auto", "numpy", "cuda", "numba_cuda"}
+        As in `Network`.
     seed : int, optional
         Makes the shuffling of training repeatable.
 
@@ -127,7 +129,7 @@ def from_torch(
 
 
 def to_torch(net: Network) -> Any:
-    """The nn.Sequential that computes what a network does, with a copy of its parameters.
+    """Make the nn.Sequential that computes what a network does, with a copy of its parameters.
 
     Parameters
     ----------

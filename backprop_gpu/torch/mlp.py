@@ -44,10 +44,11 @@ class MLP(nn.Sequential):
     Parameters
     ----------
     sizes : sequence of int
-        (n_0, …, n_L): neurons per layer, input first.
+        Neurons per layer, (n_0, …, n_L), input first.
     activation : str, Activation or a sequence of them
         As in `Network`.
     dtype : torch.float32 or torch.float64
+        Of the parameters.
     device : torch.device, optional
         PyTorch's default device unless given.
     seed : int, optional
@@ -83,6 +84,8 @@ class MLP(nn.Sequential):
 
     Examples
     --------
+    >>> import torch
+    >>> from backprop_gpu.torch import MLP
     >>> mlp = MLP([784, 30, 10], seed=1)
     >>> mlp(torch.zeros(5, 784)).shape
     torch.Size([5, 10])
@@ -125,13 +128,17 @@ class MLP(nn.Sequential):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """(n_0, …, n_L)."""
+        """Neurons per layer, (n_0, …, n_L)."""
         linears = self.linears
         return (linears[0].in_features, *(linear.out_features for linear in linears))
 
     @property
     def activations(self) -> tuple[Activation, ...]:
-        """σ of layers 1 … L."""
+        """Activations σ of layers 1 … L.
+
+        Reading them raises ValueError where the modules are no longer Linear and activations in
+        turn.
+        """
         found = self._layers()
         if isinstance(found, str):
             raise ValueError(f"the modules are no longer Linear and activations in turn: {found}")
@@ -188,6 +195,13 @@ class MLP(nn.Sequential):
         return self[:]
 
     def extra_repr(self) -> str:
+        """Return what ``repr`` shows besides the modules.
+
+        Returns
+        -------
+        str
+            The precision, where one was given.
+        """
         return "" if self.precision is None else f"precision={self.precision!r}"
 
     def _one_by_one(self, x: Tensor, why: str) -> Tensor:
@@ -203,7 +217,17 @@ class MLP(nn.Sequential):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """a^L of every sample: (…, n_0) -> (…, n_L).
+        """Compute the outputs a^L of every sample.
+
+        Parameters
+        ----------
+        x : (…, n_0) tensor
+            Samples, in the parameters' dtype and on their device.
+
+        Returns
+        -------
+        (…, n_L) tensor
+            Outputs, which autograd can differentiate.
 
         Raises
         ------

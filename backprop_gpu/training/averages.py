@@ -40,14 +40,33 @@ class WeightAverage(Callback):
         self._average += step
 
     def epoch_is_over(self, network: Any, epochs: int) -> None:
-        """So many epochs have gone well."""
+        """Take note that so many epochs have gone well.
+
+        Parameters
+        ----------
+        network : Network
+            The one that trains.
+        epochs : int
+            How many there were.
+        """
         raise NotImplementedError
 
     def on_epoch_end(self, network: Any, history: History) -> None:
         self.epoch_is_over(network, len(history))
 
     def leave(self, network: Any) -> bool:
-        """Leave the average in the network, if it has begun."""
+        """Leave the average in the network, if it has begun.
+
+        Parameters
+        ----------
+        network : Network
+            Whose parameters are overwritten.
+
+        Returns
+        -------
+        bool
+            Whether it had begun.
+        """
         average, self._average, self._of_whole_epochs = self._of_whole_epochs, None, None
         if average is not None:
             network.model.write(average.astype(network.model.dtype), network.parameters)

@@ -26,6 +26,8 @@ class Callback:
         With 1 Python has to come between any two steps, which takes time and rules out engines
         that run a whole epoch on a device. With more an engine runs so many steps at a time, and
         the weights it trains are the same, to the bit.
+    leaves_weights : bool, default False
+        Whether it may leave other weights in the network than those of the last epoch.
     """
 
     interval: int = 1
@@ -33,38 +35,109 @@ class Callback:
     leaves_weights: bool = False
 
     def check_fit(self, validation_data: tuple[np.ndarray, np.ndarray] | None) -> None:
-        """Before anything changes; raise where the validated data lack what is needed."""
+        """Look at what `fit` was given, before anything changes.
+
+        Parameters
+        ----------
+        validation_data : (X, Y) or None
+            The checked arrays, (n, n_0) and (n, targets).
+
+        Raises
+        ------
+        ValueError
+            Where they lack what the callback needs.
+        """
 
     def on_fit_start(self, network: Any) -> None:
-        """Before the first epoch."""
+        """Hear that training begins, before the first epoch.
+
+        Parameters
+        ----------
+        network : Network
+            The one that trains.
+        """
 
     def on_batch_end(self, network: Any, batch: int) -> None:
-        """After a mini-batch's update, as often as `interval` says; they are counted from 0."""
+        """Hear that a mini-batch's update is done, as often as `interval` says.
+
+        Parameters
+        ----------
+        network : Network
+            The one that trains, with the weights after the update.
+        batch : int
+            Number of the mini-batch in its epoch, counted from 0.
+        """
 
     def on_epoch_end(self, network: Any, history: History) -> bool | None:
-        """After each epoch; return True to stop training."""
+        """Hear that an epoch is over, and validated; return True to stop training.
+
+        Parameters
+        ----------
+        network : Network
+            The one that trains.
+        history : History
+            With the values of this epoch.
+
+        Returns
+        -------
+        bool or None
+            Whether to stop.
+        """
 
     def on_fit_end(self, network: Any, history: History) -> None:
-        """After the last epoch."""
+        """Hear that training is over, after the last epoch.
+
+        Parameters
+        ----------
+        network : Network
+            The one that has been trained.
+        history : History
+            Of all epochs.
+        """
 
     def state_dict(self) -> dict[str, Any]:
-        """What it must know to go on after an epoch, for a `Checkpoint`.
+        """Return what it must know to go on after an epoch, for a `Checkpoint`.
 
-        Values are those of JSON, or NumPy arrays.
+        Returns
+        -------
+        dict
+            Values are those of JSON, or NumPy arrays.
         """
         return {}
 
     def on_resume(self, network: Any, state: dict[str, Any]) -> None:
-        """After `on_fit_start`, where `fit` goes on from a checkpoint: what `state_dict` gave then.
+        """Take up what `state_dict` gave, where `fit` goes on from a checkpoint.
 
-        The file may have been written by anybody: raise ValueError for what cannot be.
+        It is called after `on_fit_start`.
+
+        Parameters
+        ----------
+        network : Network
+            The one that trains, with the weights of the checkpoint.
+        state : dict
+            What `state_dict` gave then. The file may have been written by anybody.
+
+        Raises
+        ------
+        ValueError
+            For a state that cannot be.
         """
 
     def for_member(self, network: Any) -> Callback:
-        """The callback that hears of one member of a `Population`.
+        """Return the callback that hears of one member of a `Population`.
 
         A shallow copy, so that what the hooks assign belongs to that member. Override it to
         return ``self`` for one object that hears of all members.
+
+        Parameters
+        ----------
+        network : Network
+            The member.
+
+        Returns
+        -------
+        Callback
+            Whose hooks are called for the member.
         """
         return copy.copy(self)
 
@@ -109,6 +182,28 @@ class EarlyStopping(Callback):
     restore_best : bool
         Leave the weights of the best epoch rather than of the last, however
         training ended.
+
+    Attributes
+    ----------
+    best : float
+        The best value so far, ``val_accuracy`` negated.
+    best_epoch : int
+        The epoch of the best value, counted from 0; -1 before there is one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from backprop_gpu import EarlyStopping, Network
+    >>> X = np.random.default_rng(0).standard_normal((40, 2)); Y = np.sign(X[:, :1])
+    >>> net = Network([2, 4, 1], activation="tanh", seed=1, backend="numpy")
+    >>> history = net.fit(
+    ...     X[:30], Y[:30], epochs=1000, batch_size=10, learning_rate=1.0,
+    ...     validation_data=(X[30:], Y[30:]), callbacks=[EarlyStopping(patience=5)],
+    ... )
+    >>> len(history) < 1000
+    True
+    >>> history.final("val_loss") == min(history.val_loss)
+    True
     """
 
     def __init__(

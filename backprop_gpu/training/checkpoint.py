@@ -68,6 +68,28 @@ class Checkpoint(Callback):
         population, and ranks whose rows are in memory, are written between two epochs alone.
     keep : int, default 1
         How many files stay.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> import numpy as np
+    >>> from backprop_gpu import Checkpoint, Network
+    >>> X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]); Y = np.array([0, 1, 1, 0])
+    >>> def train(path, epochs, resume_from=None):
+    ...     net = Network([2, 8, 1], seed=1, backend="numpy")
+    ...     net.fit(
+    ...         X, Y, epochs=epochs, batch_size=2, learning_rate=1.0,
+    ...         callbacks=[Checkpoint(path)], resume_from=resume_from,
+    ...     )
+    ...     return net
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "net.safetensors")
+    ...     _ = train(path, 10)
+    ...     resumed = train(path, 30, resume_from=path)
+    ...     whole = train(Path(folder, "whole.safetensors"), 30)
+    >>> len(resumed.history), bool((resumed.weights[0] == whole.weights[0]).all())
+    (30, True)
     """
 
     def __init__(self, path: Any, *, every: int | timedelta = 1, keep: int = 1) -> None:
@@ -95,7 +117,13 @@ class Checkpoint(Callback):
             raise PermissionError(f"Checkpoint: cannot write to {folder}")
 
     def check_new(self) -> None:
-        """Refuse to start a training beside the files of another, which would be the newest."""
+        """Refuse to start a training beside the files of another, which would be the newest.
+
+        Raises
+        ------
+        FileExistsError
+            Where the path holds the epoch's number, and there is such a file.
+        """
         files = self._name.files() if self._name.numbered else {}
         if files:
             raise FileExistsError(
@@ -104,17 +132,56 @@ class Checkpoint(Callback):
             )
 
     def is_due(self, epoch: int, since: float) -> bool:
-        """Whether to write after this epoch, `since` seconds after the last writing."""
+        """Tell whether to write after this epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            How many epochs there were.
+        since : float
+            Seconds since the last writing.
+
+        Returns
+        -------
+        bool
+            Whether it is time, by `every`.
+        """
         if isinstance(self.every, timedelta):
             return since >= self.every.total_seconds()
         return epoch % self.every == 0
 
     def is_due_within(self, since: float) -> bool:
-        """The same, in the midst of an epoch."""
+        """Tell whether to write in the midst of an epoch.
+
+        Parameters
+        ----------
+        since : float
+            Seconds since the last writing.
+
+        Returns
+        -------
+        bool
+            Whether it is time; never where `every` counts epochs.
+        """
         return isinstance(self.every, timedelta) and since >= self.every.total_seconds()
 
     def write(self, tensors: dict[str, np.ndarray], metadata: dict[str, str], epoch: int) -> None:
-        """Write the file of this epoch, and remove those that are too many."""
+        """Write the file of this epoch, and remove those that are too many.
+
+        Parameters
+        ----------
+        tensors : dict of str to array
+            What the file holds.
+        metadata : dict of str to str
+            What its header holds.
+        epoch : int
+            How many epochs there were, for a path that holds their number.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; an older one is then as it was.
+        """
         model_file.write(self._name.of(epoch), tensors, metadata)
         if self._name.numbered:
             files = self._name.files()

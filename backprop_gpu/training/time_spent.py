@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 class TimeSpent:
     """Seconds of a training since it began, by what they went into; ``str`` is meant to be read.
 
-    Attributes
+    Parameters
     ----------
     data : float
-        Checks, conversion, the plan, and what is set up by it.
+        Seconds of checks, conversion, the plan, and what is set up by it.
     orders : float
-        What each epoch needs besides: the order of the rows, rates, coefficients.
+        Seconds of what each epoch needs besides: the order of the rows, rates, coefficients.
     engine : float
-        Gradient descent.
+        Seconds of gradient descent.
     validation : float
-        The validation data, or held-out rows.
+        Seconds of the validation data, or held-out rows.
     callbacks : float
-        Users' functions, and the history.
+        Seconds of users' functions, and the history.
     """
 
     data: float = 0.0
@@ -32,13 +32,20 @@ class TimeSpent:
     _last: float = field(default_factory=time.perf_counter, repr=False, compare=False)
 
     def add(self, part: str) -> None:
-        """Count the time since the last call, or the beginning, as a part's."""
+        """Count the time since the last call, or the beginning, as a part's.
+
+        Parameters
+        ----------
+        part : {"data", "orders", "engine", "validation", "callbacks"}
+            Whose seconds grow.
+        """
         now = time.perf_counter()
         setattr(self, part, getattr(self, part) + now - self._last)
         self._last = now
 
     @property
     def total(self) -> float:
+        """Seconds of all parts."""
         return self.data + self.orders + self.engine + self.validation + self.callbacks
 
     def __str__(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import doctest
 import json
 import pickle
 import warnings
@@ -687,15 +686,6 @@ def test_pipelines_and_searches(iris: Any) -> None:
         warnings.simplefilter("ignore", UserWarning)  # rows that one member has all seen
         search.fit(*iris)
     assert set(search.best_params_) == {"alpha", "n_members"}
-
-
-@pytest.mark.parametrize("kind", [EnsembleClassifier, EnsembleRegressor])
-def test_the_docstring(kind: Any) -> None:
-    finder = doctest.DocTestFinder(recurse=False)
-    (examples,) = finder.find(kind, kind.__name__, module=False, globs={kind.__name__: kind})
-    found = doctest.DocTestRunner().run(examples)
-    assert found.attempted
-    assert not found.failed
 
 
 def test_it_learns() -> None:
