@@ -12,7 +12,7 @@ from html import escape
 #: Characters of a table, after which it is cut.
 ROOM = 3500
 #: Rows that are not folded away.
-MOST_ROWS = 10
+MOST_ROWS = 12
 #: Characters of a cell, or of a line.
 CELL, LINE = 48, 300
 
@@ -23,9 +23,15 @@ _TABLE = (
 
 
 def text(value: object, length: int = CELL) -> str:
-    """A value as escaped text of so many characters at most."""
+    """A value as escaped text of so many characters at most; fewer where many are escaped."""
     shown = str(value)
-    return escape(shown if len(shown) <= length else f"{shown[: length - 1]}…")
+    kept = escape(shown[:length])
+    if len(shown) <= length and len(kept) <= 2 * length:
+        return kept
+    cut = length - 1
+    while len(kept := escape(shown[:cut])) > 2 * length:
+        cut -= max(1, cut // 8)
+    return f"{kept}…"
 
 
 def line(value: object) -> str:

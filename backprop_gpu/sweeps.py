@@ -196,8 +196,9 @@ class SweepResult:
 
 
 def _number_or_text(value: Any) -> float | str | None:
-    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
-        return float(value) if np.isfinite(value) else shown(value)
+    number = isinstance(value, int | float | np.integer | np.floating)
+    if number and not isinstance(value, bool) and abs(value) < 1e300:  # a NaN is text
+        return float(value)
     return None if value is None else shown(value)
 
 

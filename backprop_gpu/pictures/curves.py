@@ -117,6 +117,8 @@ def members(
         row[: len(curve)] = curve
     table[~np.isfinite(table)] = np.nan
     epochs = np.flatnonzero(np.isfinite(table).any(axis=0))
+    if not epochs.size:
+        raise ValueError(f"{caller}: no {name} is a finite number")
     if len(curves) >= 10:
         low, middle, high = np.nanpercentile(table[:, epochs], (10, 50, 90), axis=0)
         band = "80% of them"

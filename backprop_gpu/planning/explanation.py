@@ -184,7 +184,7 @@ class Explanation:
         return html.block(
             f"{list(self.sizes)}, batch {self.batch_size}, {self.dtype}: engine {self.plan.engine}",
             html.line(f"{self._whole_step()}{found}"),
-            html.table(["equation", "kernel", "MFLOP", "MB"], rows),
+            html.long_table(["equation", "kernel", "MFLOP", "MB"], rows),
             *map(html.line, last),
             html.details("plan", html.pre(self.plan, 1000)),
         )

@@ -483,7 +483,7 @@ class Plan:
             headings = ["equation", "kernel", "predicted µs", "why"]
             parts.append(html.details("products", html.table(headings, rows)))
         if self.notes:
-            parts.append(html.details("notes", html.pre("\n".join(self.notes))))
+            parts.append(html.details("notes", html.pre("\n".join(self.notes), 600)))
         return html.block(f"Plan{sizes}", *parts)
 
 

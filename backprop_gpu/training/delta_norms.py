@@ -141,10 +141,13 @@ class DeltaNorms(Callback):
         return {"norms": self.norms}
 
     def on_resume(self, network: Any, state: dict[str, Any]) -> None:
-        layers = len(network.model.sizes) - 1
-        norms = validation.numbers("DeltaNorms' norms", state.get("norms"), np.dtype(np.float64))
-        if norms.ndim != 2 or (norms.size and norms.shape[1] != layers):
-            raise ValueError(f"DeltaNorms' norms must be of shape (epochs, {layers})")
+        layers, norms = len(network.model.sizes) - 1, state.get("norms")
+        if (
+            not isinstance(norms, np.ndarray)
+            or (norms.dtype, norms.ndim) != (np.float64, 2)
+            or (norms.size and norms.shape[1] != layers)
+        ):
+            raise ValueError(f"DeltaNorms' norms must be of shape (epochs, {layers}) and float64")
         self._norms = list(norms)
 
     def plot(self, ax: Any = None) -> Axes | np.ndarray:

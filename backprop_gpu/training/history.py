@@ -98,7 +98,9 @@ class History:
             return html.block(f"History: {self.summary()}")
         names, kept = self._held(), len(self) if self.restored is None else self.restored + 1
         some = sorted({0, kept - 1, *range(max(0, len(self) - 10), len(self))})
-        rows = [[i + 1, *(f"{getattr(self, name)[i]:.6g}" for name in names)] for i in some]
+        # Of an epoch that Ctrl-C has cut short there may be no validation.
+        columns = [[f"{value:.6g}" for value in getattr(self, name)] for name in names]
+        rows = [[i + 1, *("".join(each[i : i + 1]) for each in columns)] for i in some]
         return html.block(
             f"History: {self.summary()}",
             html.details("the last epochs", html.table(["epoch", *names], rows, len(self))),
