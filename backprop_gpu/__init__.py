@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .training import (
         Callback,
         Checkpoint,
+        DeltaNorms,
         EarlyStopping,
         ExponentialAverage,
         History,
@@ -58,6 +59,7 @@ __all__ = [
     "Checkpoint",
     "Cost",
     "CrossValidation",
+    "DeltaNorms",
     "EarlyStopping",
     "EnsembleClassifier",
     "EnsembleRegressor",
@@ -87,7 +89,7 @@ __all__ = [
 _MODULES = {
     "SGD": "optimizers", "Activation": "activations", "Adam": "optimizers", "AdamW": "optimizers",
     "Callback": "training", "Checkpoint": "training", "Cost": "costs",
-    "CrossValidation": "cross_validation", "EarlyStopping": "training",
+    "CrossValidation": "cross_validation", "DeltaNorms": "training", "EarlyStopping": "training",
     "EnsembleClassifier": "estimators", "EnsembleRegressor": "estimators",
     "ExponentialAverage": "training", "GradientReport": "gradient_check", "History": "training",
     "MLPClassifier": "estimators", "MLPRegressor": "estimators", "Network": "network",

@@ -15,7 +15,8 @@ for, C is flat and δ is not (`costs` says why): such a row is left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from .backends.numpy import NumpyBackend
 from .engines.passes import Batch, Passes
 from .model import Model
 from .parameters import Parameters
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Nudges, relative to 1 + |value|; the best of them counts. Large ones drown in curvature
 #: and meet kinks, small ones drown in rounding.
@@ -74,6 +78,9 @@ class GradientReport:
     over the samples, is held against its neighbours, and one that is lost in the rounding
     of C (`RESOLUTION`) against what float64 can tell. At a kink ``measured`` is the slope
     nearest to the predicted one; where a number is NaN, ``error`` is inf.
+
+    ``deltas`` and ``errors`` are of single neurons, an (n_l,) array for each of the layers
+    1 … L: the mean of |δ_xj| over the samples, and the error of the worst of them.
     """
 
     worst_neuron: Nudge
@@ -83,6 +90,34 @@ class GradientReport:
     tolerance: float
     #: Rows of which C cannot be told: an output of theirs is at an edge of the cost's domain.
     left_out: int = 0
+    deltas: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
+    errors: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
+
+    def plot(self, ax: Any = None) -> Axes | np.ndarray:
+        """Draw |δ_j^l|, and the error of its check, of every neuron, on logarithmic scales.
+
+        Each is ``deltas`` and ``errors`` of a neuron; all layers are as wide. What is 0 lies at the
+        lower edge, hollow, and an infinite error at the upper.
+
+        Parameters
+        ----------
+        ax : two matplotlib.axes.Axes, optional
+            To draw into; by default those of a new figure.
+
+        Returns
+        -------
+        array of two matplotlib.axes.Axes
+
+        Raises
+        ------
+        ValueError
+            If the report has no figures of neurons, since it was not made by `check_gradients`.
+        ImportError
+            If there is no matplotlib (extra ``plot``).
+        """
+        from . import pictures
+
+        return pictures.gradient_report(ax, self.deltas, self.errors, self.tolerance)
 
     @property
     def ok(self) -> bool:
@@ -153,16 +188,25 @@ def check_gradients(
     max_weights = validation.integer("max_weights", max_weights, 1)
     demon = _Demon(model, model.read(parameters), X, Y, tolerance)
     layers = range(1, len(model.sizes))
+    of_neurons = [list(demon.nudge_neurons(l)) for l in layers]
     neurons, weights, biases = (
-        max((nudge for l in layers for nudge in nudges(l)), key=lambda nudge: nudge.error)
-        for nudges in (
-            demon.nudge_neurons,
-            lambda l: demon.nudge_parameters("w", l, max_weights),
-            lambda l: demon.nudge_parameters("b", l, max_weights),
+        max((nudge for nudges in found for nudge in nudges), key=lambda nudge: nudge.error)
+        for found in (
+            of_neurons,
+            (demon.nudge_parameters("w", l, max_weights) for l in layers),
+            (demon.nudge_parameters("b", l, max_weights) for l in layers),
         )
     )
-    left_out = len(X) - len(demon.rows)
-    return GradientReport(neurons, weights, biases, demon.comparisons, tolerance, left_out)
+    return GradientReport(
+        neurons,
+        weights,
+        biases,
+        demon.comparisons,
+        tolerance,
+        left_out=len(X) - len(demon.rows),
+        deltas=tuple(np.abs(np.asarray(delta)).mean(axis=0) for delta in demon.batch.delta[1:]),
+        errors=tuple(np.array([nudge.error for nudge in nudges]) for nudges in of_neurons),
+    )
 
 
 class _Demon:

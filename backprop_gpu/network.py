@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import communicators, initializers, optimizers, planning, threads, validation
+from . import communicators, html, initializers, optimizers, planning, threads, validation
 from .activations import Activation
 from .costs import Cost
 from .model import Model
@@ -17,6 +17,8 @@ from .schedules import Schedule
 from .training import Callback, History, fitting
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from .engines.derivatives import Loss
     from .gradient_check import GradientReport
     from .planning.explanation import Explanation
@@ -161,6 +163,24 @@ class Network:
         return (
             f"Network({list(self.sizes)}, activation={shown!r}, cost={self.cost.name!r}, "
             f"dtype={self.dtype.name!r}, {precision}backend={self.backend!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the layers, the plan, and what training has come to."""
+        layers = zip(self.sizes[1:], self.sizes, self.activations, strict=False)
+        rows: list[list[object]] = [[0, self.sizes[0], "", "", ""]]
+        rows += [
+            [l, n, sigma.name, f"{n} × {k}", f"{n * (k + 1):,}"]
+            for l, (n, k, sigma) in enumerate(layers, start=1)
+        ]
+        rounded = f", precision {self.precision}" if self.precision != self.dtype.name else ""
+        history = self.history
+        return html.block(
+            f"Network {list(self.sizes)}: {self.model.layout.count:,} parameters",
+            html.line(f"cost {self.cost.name}, {self.dtype.name}{rounded}, backend {self.backend}"),
+            html.table(["layer", "neurons", "σ", "w", "parameters"], rows),
+            html.line("not trained yet" if not history else f"trained: {history.summary()}"),
+            html.details("plan", html.pre(self.plan)),
         )
 
     # -- what it shares with others of its shape ------------------------------------
@@ -823,6 +843,88 @@ class Network:
             optimizer.slots,
             last_fit=None if self.history is None else str(self.history.time_spent),
         )  # fmt: skip
+
+    # -- pictures ---------------------------------------------------------------------
+
+    def plot(
+        self,
+        ax: Any = None,
+        *,
+        image_shape: tuple[int, int] | bool | None = None,
+        neurons: int = 25,
+    ) -> Axes | np.ndarray:
+        """Draw the weights: those of layer 1 as images, or w and b of all layers as heat maps.
+
+        Red is above 0 and blue below, on one scale.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, or L of them for heat maps, optional
+            To draw into; by default those of a new figure.
+        image_shape : (height, width) or False, optional
+            Of an input that is an image, row by row, or False if it is none. By default an input of
+            a square number of values, 16 or more, is a square image.
+        neurons : int, default 25
+            How many images at most; the title says of how many.
+
+        Returns
+        -------
+        matplotlib.axes.Axes, or array of L
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the arguments do not fit the network.
+        ImportError
+            If there is no matplotlib (extra ``plot``).
+        """
+        from . import pictures
+
+        return pictures.weights(ax, self.weights, self.biases, image_shape, neurons)
+
+    def plot_confusion(
+        self, X: Any, y: Any, ax: Any = None, *, normalize: str | None = None
+    ) -> Axes | np.ndarray:
+        """Draw how many rows of each class are taken for which.
+
+        Classes are those of `accuracy`. Of an estimator
+        ``sklearn.metrics.ConfusionMatrixDisplay.from_estimator`` draws the same.
+
+        Parameters
+        ----------
+        X : (n, n_0) array
+        y : (n,) int array, or one-hot (n, n_L)
+            The classes.
+        ax : matplotlib.axes.Axes, optional
+            To draw into; by default one of a new figure.
+        normalize : {"true", "pred", "all"}, optional
+            Shares of the true classes, of the predicted ones or of all, in place of counts.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ValueError
+            If X and y do not fit, or outputs are NaN, naming the row.
+        ImportError
+            If there is no matplotlib (extra ``plot``) or scikit-learn (extra ``sklearn``).
+        """
+        from . import pictures
+
+        classes, predicted = self._classes(X, y)
+        return pictures.confusion(ax, classes, predicted, max(2, self.sizes[-1]), normalize)
+
+    def _classes(self, X: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The classes of rows: those that are right, and those that are predicted."""
+        X = validation.inputs(X, self.sizes[0], self.dtype)
+        classes = validation.labels(labels, len(X), self.sizes[-1], "y")
+        outputs = self.model.passes().predict(self.parameters, X)
+        wrong = np.flatnonzero(validation.nan_rows(outputs))
+        if wrong.size:
+            raise ValueError(f"outputs of {wrong.size} rows are NaN, first of row {wrong[0]}")
+        return classes, validation.predicted(outputs, self.cost.threshold)
 
     # -- files and copies -------------------------------------------------------------
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import initializers, optimizers, planning, threads, validation
+from . import html, initializers, optimizers, planning, threads, validation
 from .activations import Activation
 from .costs import Cost
 from .model import Model, losses_and_accuracies
@@ -24,6 +24,9 @@ from .training.fitting import Beginning, FitCourse, begin, run_session
 from .training.member_tasks import ClusterPart, MemberOutcome, train_on_cluster
 from .training.progress import Progress, ProgressBar
 from .training.settings import Data, Settings, check_data, check_settings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Bytes of a member besides its parameters: the network, its generator and so on.
 _OBJECT_BYTES = 2000
@@ -219,6 +222,33 @@ class Population:
         sizes = str(list(self.sizes))
         return f"Population({sizes}, members={len(self)}{shown.removeprefix(sizes)}"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the members, best first where they have been trained."""
+        numbers = list(range(len(self)))
+        histories = [member.history for member in self.members]
+        trained = [i for i in numbers if histories[i] and i not in self.failed]
+        if trained and len(trained) == len(self) - len(self.failed):
+            first = self.ranking()
+            numbers = [*first, *(i for i in numbers if i not in set(first))]
+        names = [
+            name
+            for name in ("loss", "val_loss", "val_accuracy")
+            if any(history and getattr(history, name) for history in histories)
+        ]
+        rows = []
+        for i in numbers:
+            history = histories[i] or History()
+            values = [f"{history.final(name):.6g}" for name in names]
+            rows.append([i, len(history), *values, self.failed.get(i, "")])
+        headings = ["member", "epochs", *names, *(["failed"] if self.failed else [])]
+        shown = [row[: len(headings)] for row in rows]
+        return html.block(
+            f"Population of {len(self)} networks {list(self.sizes)}",
+            html.line(f"{self.members[0]!r}"),
+            html.details("plan", html.pre(self.plan, 800)),
+            html.long_table(headings, shown),
+        )
+
     # -- training -------------------------------------------------------------------
 
     def fit(
@@ -347,7 +377,7 @@ class Population:
                 "mixup", mixup, len(self), lambda value: validation.mixup(value, self.cost)
             ),
         )  # fmt: skip
-        hooks = check_callbacks(callbacks, data.validation)
+        hooks = check_callbacks(callbacks, self.model, data.validation, data)
         total, done = sum(each.epochs for each in settings), 0
         if cluster is None:
             beginning = begin(
@@ -701,6 +731,44 @@ class Population:
             If every member has failed, or the histories do not hold what is asked for.
         """
         return self.members[self.ranking(X, Y, metric=metric)[0]]
+
+    def plot(self, ax: Any = None, *, metric: str | None = None) -> Axes | np.ndarray:
+        """Draw where the members' curves of the last `fit` lie, with the median and the best.
+
+        The band is from the 10th to the 90th percentile, or all that there is of fewer than ten
+        members. Those that failed are left out, and the title says how many.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            To draw into; by default one of a new figure.
+        metric : {"val_accuracy", "val_loss", "loss"}, optional
+            What is drawn, and by which the best is found; by default "val_loss", or "loss" where
+            there is none, and the best is the first of `ranking`.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ValueError
+            If the members have not been trained, all failed, or the histories do not hold what is
+            asked for.
+        ImportError
+            If there is no matplotlib (extra ``plot``).
+        """
+        best = self.ranking(metric=metric)[0]
+        sound = self._sound()
+        histories = [self.members[i].history or History() for i in sound]
+        if metric is None:
+            metric = history_metric(histories, "val_loss" if histories[0].val_loss else "loss")
+        from . import pictures
+
+        return pictures.members(
+            ax, [getattr(history, metric) for history in histories], sound.index(best), metric,
+            histories[sound.index(best)].restored, len(self) - len(sound),
+        )  # fmt: skip
 
     def _sound(self) -> list[int]:
         """The members that have not failed."""

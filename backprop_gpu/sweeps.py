@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from . import validation
+from . import html, validation
 from .grids import (
     SHAPE,
     Setting,
@@ -36,6 +36,7 @@ from .tuning import OptunaTrials
 
 if TYPE_CHECKING:
     import optuna
+    from matplotlib.axes import Axes
 
 
 class Best(NamedTuple):
@@ -106,12 +107,93 @@ class SweepResult:
         order = [*(name for name in names if name not in _RESULTS), *results]
         return {name: [row.get(name) for row in self.rows] for name in order}
 
-    def __str__(self) -> str:
+    def _shown(self) -> dict[str, list[Any]]:
+        """The columns in which there is something."""
         columns = self.to_dict()
         for name in ("pruned", "failed"):
             if not any(columns.get(name, ["shown"])):
                 del columns[name]
-        return table(columns, self.ranking)
+        return columns
+
+    def __str__(self) -> str:
+        return table(self._shown(), self.ranking)
+
+    def plot(
+        self, kind: str | None = None, ax: Any = None, *, settings: Iterable[str] | None = None
+    ) -> Axes | np.ndarray:
+        """Draw what the settings came to.
+
+        Parameters
+        ----------
+        kind : {"parallel", "heatmap"}, optional
+            "parallel" is a line for each row across all settings, coloured by the metric; rows that
+            were pruned are grey, and those that failed grey and dotted. "heatmap" is the metric by
+            two settings: the mean of those rows of a pair of values that were neither pruned nor
+            failed. By default a heat map where two settings vary and most pairs have a row.
+        ax : matplotlib.axes.Axes, optional
+            To draw into; by default one of a new figure.
+        settings : iterable of str, optional
+            Which; by default all that vary, and seeds if nothing else does.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ValueError
+            If nothing varies, for a setting that no row has, and for a heat map of other than two,
+            or of more values than it has room for.
+        ImportError
+            If there is no matplotlib (extra ``plot``).
+        """
+        columns = self._columns(settings)
+        if kind is None:
+            pairs = {*zip(*columns.values(), strict=True)}
+            whole = np.prod([len(set(column)) for column in columns.values()])
+            kind = "heatmap" if len(columns) == 2 and len(pairs) >= whole / 2 else "parallel"
+        validation.one_of("kind", kind, ("parallel", "heatmap"))
+        if kind == "heatmap" and len(columns) != 2:
+            raise ValueError(
+                f"a heat map shows two settings, and here there are {', '.join(columns)}: give "
+                "settings=(…, …), or kind='parallel'"
+            )
+        from . import pictures
+
+        draw = pictures.heatmap if kind == "heatmap" else pictures.parallel
+        values = [float(row.get(self.metric, np.nan)) for row in self.rows]
+        states = [
+            "failed" if row["failed"] is not None else "pruned" if row.get("pruned") else ""
+            for row in self.rows
+        ]
+        return draw(ax, columns, self.metric, values, states)
+
+    def _columns(self, settings: Iterable[str] | None) -> dict[str, list[float | str | None]]:
+        """The settings to draw, numbers as numbers and all else as text."""
+        columns = {
+            name: [_number_or_text(value) for value in values]
+            for name, values in self.to_dict().items()
+            if name not in (*_RESULTS, "trial")
+        }
+        if settings is None:
+            found = {name: each for name, each in columns.items() if len(set(each)) > 1}
+            if len(found) > 1:
+                found.pop("seed", None)
+            if not found:
+                raise ValueError("SweepResult.plot(): no setting varies")
+            return found
+        if isinstance(settings, str) or not validation.is_iterable(settings):
+            raise TypeError(f"settings must be names of settings, got {settings!r}")
+        names = list(settings)
+        if not names:
+            raise ValueError("settings is empty")
+        return {validation.one_of("settings", name, columns): columns[name] for name in names}
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the table, best first, as far as there is room."""
+        columns = self._shown()
+        rows = [[i, *(shown(each[i]) for each in columns.values())] for i in self.ranking]
+        return html.block(f"{repr(self)[1:-1]}", html.long_table(["", *columns], rows))
 
     def __repr__(self) -> str:
         best = self.best.setting
@@ -119,6 +201,13 @@ class SweepResult:
             f"<SweepResult of {len(self)} networks, best {self.metric} "
             f"{shown(best.get(self.metric))} in row {self.ranking[0]}>"
         )
+
+
+def _number_or_text(value: Any) -> float | str | None:
+    number = isinstance(value, int | float | np.integer | np.floating)
+    if number and not isinstance(value, bool) and abs(value) < 1e300:  # a NaN is text
+        return float(value)
+    return None if value is None else shown(value)
 
 
 #: The columns that `sweep` adds to the settings.
@@ -379,7 +468,7 @@ class Trials:
                     bar.describe(f"shape {k} of {len(self.groups)}, {group.label}")
                 # Checked before, and again now: to keep all groups' data would fill the memory.
                 data = check_data(population.model, *self.data)
-                hooks = check_callbacks(self.callbacks, data.validation)
+                hooks = check_callbacks(self.callbacks, population.model, data.validation, data)
                 population.train(data, group.settings, hooks, group.beginning, bar)
 
     @property
@@ -451,7 +540,7 @@ class _Group:
             **{k: v for k, v in self.shape.items() if k != "initial_weights"}
         )
         data = check_data(model, *rows)
-        self.hooks = check_callbacks(callbacks, data.validation)
+        self.hooks = check_callbacks(callbacks, model, data.validation, data)
         if any(isinstance(hook, Checkpoint) for hook in self.hooks):
             raise ValueError(
                 f"{caller} keeps no Checkpoint: it is for Network.fit and Population.fit"

@@ -428,7 +428,7 @@ class OptunaTrials:
         key = model.sizes[0], model.sizes[-1], model.activations[-1], model.cost, model.dtype
         if key not in self._data:
             data = check_data(model, *self._arguments)
-            hooks = check_callbacks(self._callbacks, data.validation)
+            hooks = check_callbacks(self._callbacks, model, data.validation, data)
             if any(isinstance(hook, Checkpoint) for hook in hooks):
                 raise ValueError(
                     f"{self.caller} keeps no Checkpoint: it is for Network.fit and Population.fit"

@@ -415,48 +415,13 @@ def _write(net: Network, history: History, out: Path) -> Iterator[Path]:
 def draw(net: Network, history: History, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    classes = not np.isnan(history.val_accuracy).any()
-    figure = Figure(figsize=(10.0 if classes else 5.6, 4.2), layout="constrained")
+    count = 2 if np.isfinite(history.val_accuracy).any() else 1
+    figure = Figure(figsize=(10.0 if count == 2 else 5.6, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    axes: list[Any] = list(figure.subplots(1, 2 if classes else 1, squeeze=False)[0])
-
-    def line(axis: Any, values: Sequence[float], color: str, label: str) -> None:
-        marker = "o" if len(values) < 3 else None
-        axis.plot(
-            range(1, len(values) + 1),
-            values,
-            color=color,
-            label=label,
-            marker=marker,
-            linewidth=1.8,
-        )
-
-    line(axes[0], history.loss, "#1f5fa8", "training, during the epoch")
-    line(axes[0], history.val_loss, "#d1602b", "validation, after it")
-    axes[0].set_ylabel(f"mean cost ({net.cost.name.replace('_', ' ')})")
-    axes[0].set_ylim(bottom=min(0.0, *history.loss, *history.val_loss))
-    axes[0].legend(frameon=False)
-    if classes and history.val_accuracy:
-        values = history.val_accuracy
-        line(axes[1], values, "#2a8050", "validation")
-        axes[1].set_ylabel("validation accuracy")
-        axes[1].annotate(
-            f"{values[-1]:.4f}",
-            (len(values), values[-1]),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            annotation_clip=False,
-            color="#2a8050",
-        )
-        axes[1].set_ylim(top=1.0)
-    for axis in axes:
-        axis.set_xlabel("epoch")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        axis.grid(True, color="#dddddd", linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    history.plot(axes)
+    axes[0].set_ylabel(f"mean cost C ({net.cost.name.replace('_', ' ')})")
     names = [activation.name for activation in net.activations]
     shown = names[0] if len(set(names)) == 1 else ", ".join(names)
     figure.suptitle(

@@ -12,11 +12,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from .. import html
 from .cpu import step_flops
 from .device import Device
 from .plan import Plan, Work, least_bytes, step_work
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,82 @@ class Explanation:
         if self.last_fit is not None:
             lines.append(f"the last fit took {self.last_fit}")
         return "\n".join(lines)
+
+    def least(self, work: Work) -> float | None:
+        """Seconds that an equation takes at least, alone; None where rates are not known.
+
+        Of what it reads and writes nothing moves where it fits on the chip, or where one kernel is
+        the whole step.
+        """
+        if self.rates is None:
+            return None
+        together = self.plan.backend != "numpy" and self.plan.engine != "layered"
+        stays = together or work.bytes <= self.rates.on_chip
+        moving = 0.0 if stays else work.bytes / self.rates.bandwidth
+        return max(work.flops / self.rates.product, moving)
+
+    def plot(self, ax: Any = None) -> Axes | np.ndarray:
+        """Draw how long each equation of a step takes, and the share of the floor.
+
+        Predicted are the products that run as CUDA kernels of their own, each with the share of
+        that which it takes at least (see `least`). Where neither a prediction nor the machine's
+        rates are known, operations are drawn, and the axis says so. The title has the floor of
+        the whole step, and the share of it that was measured.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            To draw into; by default one of a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ImportError
+            If there is no matplotlib (extra ``plot``).
+        """
+        from .. import pictures
+
+        predicted = {label: product.seconds for label, product in self.plan.products}
+        title = f"{list(self.sizes)}, batch {self.batch_size}, {self.dtype}, {self.plan.engine}"
+        return pictures.step(
+            ax,
+            [work.label for work in self.work],
+            [work.kernel for work in self.work],
+            [work.flops for work in self.work],
+            [predicted.get(work.label) for work in self.work],
+            [self.least(work) for work in self.work],
+            f"{title}\n{self._whole_step()}",
+            "Explanation.plot()",
+        )
+
+    def _whole_step(self) -> str:
+        """What is known of the whole step's time."""
+        parts = [] if self.floor is None else [f"at least {self.floor * 1e6:,.3g} µs"]
+        if self.plan.one_launch is not None:
+            parts.append(f"predicted {self.plan.one_launch * 1e6:,.3g} µs")
+        if self.measured is not None:
+            share = "" if self.share is None else f", {self.share:.0%} of the floor"
+            parts.append(f"measured {self.measured * 1e6:,.3g} µs{share}")
+        return f"a step: {'; '.join(parts) or 'the rates of this machine are not known'}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the equations of a step, the floor, and the plan."""
+        rows = [
+            [work.label, work.kernel, f"{work.flops / 1e6:,.3f}", f"{work.bytes / 1e6:,.3f}"]
+            for work in self.work
+        ]
+        found = "" if self.rates is None else f" ({self.rates.source})"
+        last = [] if self.last_fit is None else [f"the last fit took {self.last_fit}"]
+        return html.block(
+            f"{list(self.sizes)}, batch {self.batch_size}, {self.dtype}: engine {self.plan.engine}",
+            html.line(f"{self._whole_step()}{found}"),
+            html.long_table(["equation", "kernel", "MFLOP", "MB"], rows),
+            *map(html.line, last),
+            html.details("plan", html.pre(self.plan, 1000)),
+        )
 
 
 def explain(

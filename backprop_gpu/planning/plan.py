@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from .. import validation
+from .. import html, validation
 from . import fusion, persistence, residency
 from .cpu import MOST_SHARDS, CpuWork, cpu_work, shards_of_batch
 from .device import Device
@@ -32,6 +33,10 @@ from .products import (
 )
 from .residency import Residency
 from .restore import restored
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
 
 #: Seconds that building an engine's kernel takes, the first time on a machine.
 BUILDING = {"resident": 1.5, "fused": 5.0, "persistent": 5.0}
@@ -288,6 +293,12 @@ class Plan:
     def products(self) -> tuple[tuple[str, Product], ...]:
         """Kernels of each equation's product, for the largest mini-batch."""
         return self.batches[0].products if self.batches else ()
+
+    @property
+    def one_launch(self) -> float | None:
+        """Seconds predicted of a step of one network in the resident kernel, if it is planned."""
+        cuts = self.batches[0].cuts if self.batches else ()
+        return min((cut.seconds_for(1) for cut in cuts), default=None)
 
     def batch(self, rows: int) -> BatchPlan:
         """Return what is planned for a mini-batch.
@@ -555,6 +566,82 @@ class Plan:
             lines.append(f"  {equation}: {chosen} ({chosen.reason})")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+    def plot(self, ax: Any = None) -> Axes | np.ndarray:
+        """Draw how long each product of a step is predicted to take.
+
+        A plan has times of the products that run as CUDA kernels of their own; of all others, and
+        on a CPU, the operations of each equation are drawn, which the axis says. What a step takes
+        at least on a machine, and the share of that, are ``network.explain(...).plot()``'s.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            To draw into; by default one of a new figure.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        ValueError
+            If no training is planned.
+        ImportError
+            If there is no matplotlib (extra ``plot``).
+        """
+        if not self.sizes or not self.batches:
+            raise ValueError(
+                "Plan.plot(): no training is planned: fit first, or draw "
+                "network.explain(batch_size=…)"
+            )
+        from .. import pictures
+
+        rows, predicted = self.batches[0].rows, {k: v.seconds for k, v in self.products}
+        itemsize = 4 if self.dtype == "float32" else 8
+        work = step_work(self.sizes, rows, itemsize, 0, self)
+        if predicted:
+            work = tuple(each for each in work if each.label in predicted)
+        where = f"{self.backend}, {self.engine}"
+        total = (
+            f"predicted {sum(predicted.values()) * 1e6:,.3g} µs for its products"
+            if predicted
+            else f"{sum(each.flops for each in work) / 1e6:,.3g} MFLOP"
+        )
+        if self.one_launch is not None:
+            total += f", predicted {self.one_launch * 1e6:,.3g} µs"
+        return pictures.step(
+            ax,
+            [each.label for each in work],
+            [each.kernel for each in work],
+            [each.flops for each in work],
+            [predicted.get(each.label) for each in work],
+            [None] * len(work),
+            f"{list(self.sizes)}, batch {rows}, {self.dtype}, {where}\na step: {total}",
+            "Plan.plot()",
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: backend and engine with their reasons, and the products."""
+        sizes = f" of {list(self.sizes)}" if self.sizes else ""
+        parts = [
+            html.line(f"backend {self.backend}: {self.backend_reason}"),
+            html.line(f"engine {self.engine}: {self.engine_reason}"),
+        ]
+        if self.precision != self.dtype:
+            parts.append(
+                html.line(f"precision {self.precision}: factors are rounded, sums are {self.dtype}")
+            )
+        if self.products:
+            rows = [
+                [label, product, f"{product.seconds * 1e6:.1f}", product.reason]
+                for label, product in self.products
+            ]
+            headings = ["equation", "kernel", "predicted µs", "why"]
+            parts.append(html.details("products", html.table(headings, rows)))
+        if self.notes:
+            parts.append(html.details("notes", html.pre("\n".join(self.notes), 600)))
+        return html.block(f"Plan{sizes}", *parts)
 
 
 _FORMAT, _VERSION = "backprop_gpu plan", 7

@@ -3,6 +3,7 @@
 from .averages import ExponentialAverage, StochasticWeightAverage
 from .callbacks import Callback, EarlyStopping
 from .checkpoint import Checkpoint
+from .delta_norms import DeltaNorms
 from .history import History
 from .rows import RowsAtOnce
 from .session import Course, Session
@@ -12,6 +13,7 @@ __all__ = [
     "Callback",
     "Checkpoint",
     "Course",
+    "DeltaNorms",
     "EarlyStopping",
     "ExponentialAverage",
     "History",

@@ -6,12 +6,17 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import validation
 from .history import History
+
+if TYPE_CHECKING:
+    from ..model import Model
+    from .settings import Data, StoredData
 
 
 class Callback:
@@ -46,6 +51,15 @@ class Callback:
         ------
         ValueError
             Where they lack what the callback needs.
+        """
+
+    def check_rows(
+        self, model: Model, first: Callable[[int], tuple[np.ndarray, np.ndarray]] | None
+    ) -> None:
+        """Before anything changes; raise where the rows to train on are not what is needed.
+
+        ``first(k)`` gives the first k rows of X and Y, or as many as there are; None where `fit`
+        has batches.
         """
 
     def on_fit_start(self, network: Any) -> None:
@@ -268,9 +282,14 @@ class EarlyStopping(Callback):
 
 
 def check_callbacks(
-    callbacks: Any, validation_data: tuple[np.ndarray, np.ndarray] | None
+    callbacks: Any,
+    model: Model,
+    validation_data: tuple[np.ndarray, np.ndarray] | None,
+    data: Data | StoredData | None = None,
 ) -> list[Callback]:
     """The callbacks of a `fit`, if they can be called and the data are what they need.
+
+    `data` are the rows to train on, where they are known.
 
     Raises
     ------
@@ -290,6 +309,7 @@ def check_callbacks(
         )
     for hook in hooks:
         hook.check_fit(validation_data)
+        hook.check_rows(model, None if data is None else partial(data.first, model))
     return hooks
 
 
@@ -309,6 +329,7 @@ def _as_callback(callback: Any) -> Callback:
 #: What the hooks are called with.
 _HOOKS = {
     "check_fit": ("validation_data",),
+    "check_rows": ("model", "first"),
     "on_fit_start": ("network",),
     "on_batch_end": ("network", "batch"),
     "on_epoch_end": ("network", "history"),

@@ -22,6 +22,7 @@ from ..planning.tasks import WorkerCapacity
 from ..version import __version__
 from .callbacks import Callback
 from .checkpoint import Checkpoint
+from .delta_norms import DeltaNorms
 from .progress import Progress
 
 #: How often a task that raised is tried again.
@@ -137,6 +138,10 @@ class Cluster:
             raise ValueError(
                 "with a client there is no Checkpoint: what a worker that dies had trained is "
                 "trained again"
+            )
+        if any(isinstance(hook, DeltaNorms) for hook in hooks):
+            raise ValueError(
+                "with a client there is no DeltaNorms: what it records would stay on the workers"
             )
         self.check_sent("callbacks", list(hooks))
 

@@ -557,7 +557,7 @@ def fit(
             )
             if isinstance(data, StoredData) and settings.buffer == settings.rows and size <= 1:
                 data = data.in_memory(model)  # and not anew for each epoch
-            hooks = check_callbacks(callbacks, data.validation)
+            hooks = check_callbacks(callbacks, model, data.validation, data)
             beginning = begin(model, data, [settings], hooks, engine, plan, resume_from, ranks=size)
             return data, settings, hooks, beginning
 
@@ -624,7 +624,7 @@ def fit_batches(
             "list, or an object that makes a new iterator for each epoch"
         )
     validation_data = check_validation(model, validation_data)
-    hooks = check_callbacks(callbacks, validation_data)
+    hooks = check_callbacks(callbacks, model, validation_data)
     if any(isinstance(hook, Checkpoint) for hook in hooks):
         raise ValueError("Checkpoint: nobody could see that batches go on with the same rows")
     network.plan = resolve_plan(model, make_run([settings], hooks, engine, False), plan)

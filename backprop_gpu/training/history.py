@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from .. import html
 from .time_spent import TimeSpent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass
@@ -62,3 +69,60 @@ class History:
         if not values:
             return float("nan")
         return float(values[-1 if self.restored is None else self.restored])
+
+    def summary(self) -> str:
+        """How long it was and what came of it, on a line."""
+        if not self.loss:
+            return "no epoch yet"
+        values = ", ".join(f"{name} {self.final(name):.6g}" for name in self._held())
+        kept = "" if self.restored is None else f"; of epoch {self.restored + 1}, which is kept"
+        of_average = "; the network has an average of weights" if self.averaged else ""
+        return f"{len(self)} epoch{'s' * (len(self) > 1)}{kept}: {values}{of_average}"
+
+    def _held(self) -> list[str]:
+        """What there are values of."""
+        return [name for name in ("loss", "val_loss", "val_accuracy") if getattr(self, name)]
+
+    def plot(self, ax: Any = None) -> Axes | np.ndarray:
+        """Draw C by epoch and, where the validation data have classes, the accuracy.
+
+        The epoch whose weights `EarlyStopping` has restored is marked.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes or two of them, optional
+            To draw into; by default those of a new figure. In one Axes the accuracy has a scale
+            of its own at the right.
+
+        Returns
+        -------
+        matplotlib.axes.Axes, or array of two
+            Of C and of the accuracy, if there is one.
+
+        Raises
+        ------
+        ValueError
+            If there has been no epoch.
+        ImportError
+            If there is no matplotlib (extra ``plot``).
+        """
+        from .. import pictures
+
+        return pictures.history(
+            ax, self.loss, self.val_loss, self.val_accuracy, self.restored, self.averaged
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the values at the end, and those of some epochs."""
+        if not self.loss:
+            return html.block(f"History: {self.summary()}")
+        names, kept = self._held(), len(self) if self.restored is None else self.restored + 1
+        some = sorted({0, kept - 1, *range(max(0, len(self) - 10), len(self))})
+        # Of an epoch that Ctrl-C has cut short there may be no validation.
+        columns = [[f"{value:.6g}" for value in getattr(self, name)] for name in names]
+        rows = [[i + 1, *("".join(each[i : i + 1]) for each in columns)] for i in some]
+        return html.block(
+            f"History: {self.summary()}",
+            html.details("the last epochs", html.table(["epoch", *names], rows, len(self))),
+            html.line(f"It took {self.time_spent}"),
+        )

@@ -33,6 +33,10 @@ class Data:
         """Whether X is of uint8."""
         return self.X.dtype == np.uint8
 
+    def first(self, model: Model, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first rows of X and Y, at most so many."""
+        return self.X[:count], self.Y[:count]
+
     @cached_property
     def fingerprint(self) -> str:
         """Of some of the rows: enough to notice other data, or another order of them."""
@@ -58,6 +62,10 @@ class StoredData:
     def in_memory(self, model: Model) -> Data:
         """All rows."""
         return Data(*self.read(model, np.arange(len(self.X))), self.validation, self.weights)
+
+    def first(self, model: Model, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `Data.first`."""
+        return self.read(model, np.arange(min(count, len(self.X))))
 
     def rows_of(self, size: int, model: Model) -> int:
         """How many rows take so many bytes in memory."""
