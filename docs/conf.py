@@ -149,6 +149,7 @@ sphinx_gallery_conf = {
     "matplotlib_animations": False,
     "min_reported_time": 0,
     "show_signature": False,
+    "write_computation_times": False,
     "capture_repr": ("_repr_html_", "__repr__"),
     "nested_sections": False,
 }
