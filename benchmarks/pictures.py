@@ -34,7 +34,8 @@ def draw_a_training(path: Path, X: Any, y: Any, held_out: Any) -> None:
     )  # fmt: skip
     net.plot(axes[0, 0])
     history.plot(axes[0, 1])
-    net.plot_confusion(*held_out, ax=axes[1, 0])
+    X_test, y_test = held_out
+    net.plot_confusion(X_test, y_test, axes[1, 0])
     result = sweep(
         X, y, validation_data=held_out, epochs=3, batch_size=10, seed=0, backend="numpy",
         grid={"learning_rate": [0.03, 0.1, 0.3, 1.0, 3.0], "sizes": [[64, 10], [64, 30, 10]],

@@ -96,7 +96,8 @@ def frame(ax: Axes, grid: str = "both") -> None:
     """A faint grid, and no lines on top and at the right."""
     ax.grid(True, axis=grid, color=GREY, alpha=0.3, linewidth=0.6)  # type: ignore[arg-type]
     ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    for side in {"top", "right"} & set(ax.spines):  # which polar Axes have not
+        ax.spines[side].set_visible(False)
 
 
 def whole_numbers(ax: Axes) -> None:
@@ -130,6 +131,6 @@ def on_colour(colour: Any) -> str:
 
 
 def largest(*arrays: Any) -> float:
-    """The largest finite |value| of all, or 1 where there is none but 0."""
+    """The largest finite |value| of all, or 1 where there is none but 0: half of a colour scale."""
     sizes = [np.abs(each[np.isfinite(each)]).max(initial=0.0) for each in map(np.asarray, arrays)]
-    return float(max(sizes)) or 1.0
+    return min(float(max(sizes)), 8e307) or 1.0  # twice as much is still a number

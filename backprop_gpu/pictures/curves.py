@@ -73,18 +73,17 @@ def history(
                 label=f"weights kept: epoch {restored + 1}",
             )  # fmt: skip
     kept = "weights kept: an average,\nwhich no curve is of" if averaged else None
-    lines = costs.get_legend_handles_labels()[0]
-    small: dict[str, Any] = {"fontsize": "small", "title_fontsize": "small"}
+    style: dict[str, Any] = {"fontsize": "small", "title_fontsize": "small", "edgecolor": "none"}
     if pair:
-        accuracy.legend(frameon=False, loc="lower right", **small)
+        accuracy.legend(handles=accuracy.lines[:1], loc="lower right", **style)
     if not accurate or pair:
-        costs.legend(handles=lines, frameon=False, title=kept, **small)
+        costs.legend(title=kept, **style)
         return result(drawn)
     accuracy.spines["top"].set_visible(False)
     accuracy.yaxis.label.set_color(GREEN)
     # Of the twin, which is drawn later: its curve must not lie on the legend.
-    lines = lines + accuracy.get_legend_handles_labels()[0]
-    accuracy.legend(handles=lines, title=kept, loc="center right", edgecolor="none", **small)
+    lines = costs.get_legend_handles_labels()[0] + accuracy.lines[:1]
+    accuracy.legend(handles=lines, title=kept, loc="center right", **style)
     return result(drawn)
 
 

@@ -217,14 +217,14 @@ def _scale(column: Column) -> _Scale:
         return _Scale(np.array([spread[known.index(value)] for value in column]), ticks)
     array = np.array([np.nan if value is None else value for value in column], float)
     low, high = np.nanmin(array), np.nanmax(array)
-    logarithmic = bool(low > 0 and high / low >= WIDE)
+    logarithmic = bool(1e-290 < low <= high / WIDE < 1e290)
     if low == high:
         places, marks = np.full(len(array), 0.5), [float(low)]
     else:
 
         def place(value: Any) -> Any:
             if logarithmic:
-                return np.log(value / low) / np.log(high / low)
+                return (np.log(value) - np.log(low)) / (np.log(high) - np.log(low))
             return (value / 2 - low / 2) / (high / 2 - low / 2)
 
         places, marks = place(array), _marks(array, logarithmic)

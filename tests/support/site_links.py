@@ -61,7 +61,7 @@ def faults(site: Path) -> list[str]:
             if not target.is_file():
                 found.append(f"{where} leads to {link}, which is not there")
             elif parts.fragment and target in pages and where.parts[0] != "_modules":
-                # (viewcode leads from a class's source to the right page, but knows one name a module)
+                # viewcode leads from a source to the right page, but knows one name a module
                 anchor = unquote(parts.fragment)
                 if anchor not in pages[target].anchors:
                     found.append(f"{where} leads to {link}: there is no such place on that page")
