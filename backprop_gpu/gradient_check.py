@@ -69,6 +69,10 @@ class GradientReport:
         The largest error that counts as agreement.
     left_out : int
         Rows of which C cannot be told: an output of theirs is at an edge of the cost's domain.
+    deltas : tuple of (n_l,) arrays
+        The mean over the samples of abs(δ_xj), for each of the layers 1 … L.
+    errors : tuple of (n_l,) arrays
+        The error of the worst sample of each neuron.
 
     Notes
     -----
@@ -78,9 +82,6 @@ class GradientReport:
     over the samples, is held against its neighbours, and one that is lost in the rounding
     of C (`RESOLUTION`) against what float64 can tell. At a kink ``measured`` is the slope
     nearest to the predicted one; where a number is NaN, ``error`` is inf.
-
-    ``deltas`` and ``errors`` are of single neurons, an (n_l,) array for each of the layers
-    1 … L: the mean of |δ_xj| over the samples, and the error of the worst of them.
     """
 
     worst_neuron: Nudge
@@ -107,6 +108,7 @@ class GradientReport:
         Returns
         -------
         array of two matplotlib.axes.Axes
+            Of δ, and of the errors.
 
         Raises
         ------

@@ -870,6 +870,7 @@ class Network:
         Returns
         -------
         matplotlib.axes.Axes, or array of L
+            One with all images, or a heat map a layer.
 
         Raises
         ------
@@ -893,6 +894,7 @@ class Network:
         Parameters
         ----------
         X : (n, n_0) array
+            A sample a row.
         y : (n,) int array, or one-hot (n, n_L)
             The classes.
         ax : matplotlib.axes.Axes, optional
@@ -903,6 +905,7 @@ class Network:
         Returns
         -------
         matplotlib.axes.Axes
+            With the matrix, true classes downwards.
 
         Raises
         ------

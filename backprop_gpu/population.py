@@ -749,6 +749,7 @@ class Population:
         Returns
         -------
         matplotlib.axes.Axes
+            With a curve a member.
 
         Raises
         ------

@@ -138,6 +138,7 @@ class SweepResult:
         Returns
         -------
         matplotlib.axes.Axes
+            With a line, or a cell, a setting.
 
         Raises
         ------

@@ -136,10 +136,20 @@ class Explanation:
         return "\n".join(lines)
 
     def least(self, work: Work) -> float | None:
-        """Seconds that an equation takes at least, alone; None where rates are not known.
+        """Find the seconds that an equation takes at least, alone.
 
         Of what it reads and writes nothing moves where it fits on the chip, or where one kernel is
         the whole step.
+
+        Parameters
+        ----------
+        work : Work
+            One of ``self.work``.
+
+        Returns
+        -------
+        float or None
+            None where the rates of the device are not known.
         """
         if self.rates is None:
             return None
@@ -164,6 +174,7 @@ class Explanation:
         Returns
         -------
         matplotlib.axes.Axes
+            With a bar an equation.
 
         Raises
         ------

@@ -582,6 +582,7 @@ class Plan:
         Returns
         -------
         matplotlib.axes.Axes
+            With a bar an equation.
 
         Raises
         ------

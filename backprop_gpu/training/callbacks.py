@@ -56,10 +56,15 @@ class Callback:
     def check_rows(
         self, model: Model, first: Callable[[int], tuple[np.ndarray, np.ndarray]] | None
     ) -> None:
-        """Before anything changes; raise where the rows to train on are not what is needed.
+        """Raise where the rows to train on are not what is needed, before anything changes.
 
-        ``first(k)`` gives the first k rows of X and Y, or as many as there are; None where `fit`
-        has batches.
+        Parameters
+        ----------
+        model : Model
+            What trains: ``sizes``, ``cost`` and so on.
+        first : callable or None
+            ``first(k)`` gives the first k rows of X and Y, or as many as there are; None where
+            `fit` has batches.
         """
 
     def on_fit_start(self, network: Any) -> None:

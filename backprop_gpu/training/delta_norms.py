@@ -84,7 +84,17 @@ class DeltaNorms(Callback):
         return np.array(self._norms) if self._norms else np.empty((0, 0))
 
     def of(self, network: Any) -> DeltaNorms:
-        """What one network of a `Population` or a `sweep` has recorded.
+        """Find what one network of a `Population` or a `sweep` has recorded.
+
+        Parameters
+        ----------
+        network : Network
+            Such as ``population[3]``, or ``result.best.network``.
+
+        Returns
+        -------
+        DeltaNorms
+            With its ``norms``.
 
         Raises
         ------
@@ -161,6 +171,7 @@ class DeltaNorms(Callback):
         Returns
         -------
         matplotlib.axes.Axes
+            With a curve a layer.
 
         Raises
         ------

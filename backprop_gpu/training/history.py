@@ -71,7 +71,13 @@ class History:
         return float(values[-1 if self.restored is None else self.restored])
 
     def summary(self) -> str:
-        """How long it was and what came of it, on a line."""
+        """Say how long it was and what came of it, on a line.
+
+        Returns
+        -------
+        str
+            Such as "30 epochs: loss 0.08, val_loss 0.2".
+        """
         if not self.loss:
             return "no epoch yet"
         values = ", ".join(f"{name} {self.final(name):.6g}" for name in self._held())
