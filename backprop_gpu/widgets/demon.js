@@ -1,8 +1,8 @@
 // The demon of chapter 2 in a browser: neurons to choose from, a slider for Δz, C and its tangent.
 //
-// All numbers come from Python (demon.py): `_numbers` has z, a and δ of each neuron shown, `_curves`
-// its C after the nudges span * i / STEPS, i = -STEPS … STEPS, and `_cost_after` C after `nudge`,
-// which need not be one of those. So a saved page, with no Python behind it, shows the same.
+// All numbers come from Python (demon.py): `_numbers` has z, a and δ of each neuron shown,
+// `_curves` its C after the nudges span * i / STEPS, i = -STEPS … STEPS, and `_cost_after` C after
+// `nudge`, which need not be one of those. So a page without Python behind it shows the same.
 
 const STEPS = 40;
 const ROWS = 10; // neurons on top of each other; a layer of more has several columns
@@ -54,7 +54,7 @@ function ticks(low, high, count) {
 function render({ model, el }) {
   const root = put(el, "div", { class: "backprop-gpu-demon" });
   const title = put(root, "p", { class: "title" });
-  put(root, "p", {}, "While Δz is small, C changes by about ∂C/∂z\u00a0Δz = δ\u00a0Δz.");
+  put(root, "p", { class: "lead" }, "While Δz is small, C changes by about ∂C/∂z\u00a0Δz = δ\u00a0Δz.");
   const stage = put(root, "div", { class: "stage" });
   const left = put(stage, "div");
   const network = put(left, "div", { class: "network", role: "group" });
@@ -153,14 +153,15 @@ function render({ model, el }) {
     });
 
     // Roots tell small δ apart.
-    const largest = Math.max(0, ...neurons.map(({ delta }) => Math.abs(delta)).filter(Number.isFinite));
+    const sizes = neurons.map(({ delta }) => Math.abs(delta));
+    const largest = Math.max(0, ...sizes.filter(Number.isFinite));
     for (const { delta, button } of neurons) {
       const strength = Math.min(1, Math.sqrt(Math.abs(delta) / largest)) || 0;
       button.style.setProperty("--colour", delta < 0 ? "var(--negative)" : "var(--positive)");
       button.style.setProperty("--strength", `${Math.round(100 * strength)}%`);
     }
-    const whole = model.get("_layers").every(({ size, neurons }) => !neurons || neurons.length === size);
-    note.textContent = whole ? "" : "Of a wide layer: the neurons of largest |\u2060δ\u2060|";
+    const parts = model.get("_layers").filter(({ size, neurons }) => neurons?.length < size);
+    note.textContent = parts.length === 0 ? "" : "Of a wide layer: the neurons of largest |\u2060δ\u2060|";
     scale.replaceChildren();
     put(scale, "span", {}, `δ: ${shown(-largest, 2)}`);
     put(scale, "i");
@@ -175,19 +176,19 @@ function render({ model, el }) {
     const i = here.costs.findIndex((_, i) => nudgeOf(i - STEPS) === nudge);
     const cost = here.costs[STEPS];
     const after = i < 0 ? floats(model.get("_cost_after"))[0] : here.costs[i];
-    title.textContent = `A demon at neuron ${here.j} of layer ${here.l} adds Δz to its weighted input z`;
+    const { l, j, z, a, delta, button } = here;
+    title.textContent = `A demon at neuron ${j} of layer ${l} adds Δz to its weighted input z`;
     const chooses = focused();
-    for (const { button } of neurons) {
-      button.setAttribute("aria-pressed", button === here.button);
-      if (!chooses) button.tabIndex = button === here.button ? 0 : -1;
+    for (const other of neurons) {
+      other.button.setAttribute("aria-pressed", other === here);
+      if (!chooses) other.button.tabIndex = other === here ? 0 : -1;
     }
-    const { offsetLeft } = here.button;
-    if (offsetLeft < network.scrollLeft || offsetLeft > network.scrollLeft + network.clientWidth - 24) {
-      network.scrollLeft = offsetLeft - network.clientWidth / 2;
+    const hidden = button.offsetLeft - network.scrollLeft;
+    if (hidden < 0 || hidden > network.clientWidth - button.offsetWidth) {
+      network.scrollLeft = button.offsetLeft - network.clientWidth / 2;
     }
     slider.value = Math.round((nudge / model.get("span")) * STEPS);
     slider.setAttribute("aria-valuetext", `Δz = ${shown(nudge)}, ΔC = ${shown(after - cost)}`);
-    const { z, a, delta } = here;
     [z, a, delta, nudge, cost, after, after - cost, delta * nudge].forEach((value, k) => {
       numbers[k].textContent = shown(value, 7);
     });
@@ -274,8 +275,8 @@ function page(el, state) {
   }
   const nothing = () => {};
   const set = (name, value) => (state[name] = value);
-  const model = { get: (name) => state[name], set, save_changes: nothing, on: nothing, off: nothing };
-  render({ model, el });
+  const get = (name) => state[name];
+  render({ model: { get, set, save_changes: nothing, on: nothing, off: nothing }, el });
 }
 
 export default { render };

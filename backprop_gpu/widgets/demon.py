@@ -29,8 +29,6 @@ SHOWN_OF_LAYER, SHOWN = 30, 60
 #: Nudges of a curve on either side of 0. demon.js has the number too.
 STEPS = 40
 
-_FOLDER = Path(__file__).parent
-
 #: A page by itself. The policy lets it fetch nothing, whatever it holds.
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -92,8 +90,8 @@ class Demon(anywidget.AnyWidget):
 
     Notes
     -----
-    At first the demon sits where |δ| is largest and nudges z downhill by a quarter of `span`: it
-    is a good demon. All is computed in float64, as by `Network.check_gradients`. Of a wide layer the
+    At first the demon sits where |δ| is largest and nudges z downhill by a quarter of `span`: it is
+    a good demon. All is computed in float64, as by `Network.check_gradients`. Of a wide layer the
     neurons of largest |δ| are shown, at most 30, and 60 in all.
 
     Examples
@@ -106,13 +104,10 @@ class Demon(anywidget.AnyWidget):
     True
     """
 
-    _esm = _FOLDER / "demon.js"
-    _css = _FOLDER / "demon.css"
-
-    # Of type Any, since `validation` says better what was expected, and takes NumPy's numbers.
-    layer = traitlets.Any(help="l").tag(sync=True)
-    neuron = traitlets.Any(help="j").tag(sync=True)
-    nudge = traitlets.Any(help="Δz").tag(sync=True)
+    # `validation` says better than a trait's type what was expected, and takes NumPy's numbers.
+    layer: traitlets.TraitType[Any, Any] = traitlets.TraitType(help="l").tag(sync=True)
+    neuron: traitlets.TraitType[Any, Any] = traitlets.TraitType(help="j").tag(sync=True)
+    nudge: traitlets.TraitType[Any, Any] = traitlets.TraitType(help="Δz").tag(sync=True)
     span = traitlets.Float(help="the largest |Δz|", read_only=True).tag(sync=True)
 
     # What the front end draws. Arrays travel as bytes of little-endian float64, since JSON has no
@@ -123,6 +118,9 @@ class Demon(anywidget.AnyWidget):
     _numbers = traitlets.Bytes(help="z, a and δ").tag(sync=True)
     _curves = traitlets.Bytes(help="C after each nudge of the grid").tag(sync=True)
     _cost_after = traitlets.Bytes(help="C after `nudge`, which the grid may lack").tag(sync=True)
+    # Assigned, and not anywidget's defaults, which `ipywidgets.embed` leaves out of a page.
+    _esm = traitlets.Unicode(help="demon.js").tag(sync=True)
+    _css = traitlets.Unicode(help="demon.css").tag(sync=True)
 
     def __init__(self, network: Network, x: Any, y: Any, *, span: float = 2.0) -> None:
         if not isinstance(network, Network):
@@ -132,7 +130,9 @@ class Demon(anywidget.AnyWidget):
             n = network.sizes[0]
             raise ValueError(f"x must be one row of shape ({n},), got shape {x.shape}")
         if y.ndim > 1:
-            raise ValueError(f"y must be one target, a number or a row of them, got {y.shape}")
+            raise ValueError(
+                f"y must be one target, a number or a row of them, got shape {y.shape}"
+            )
         span = validation.number("span", span, "(0, inf)")
         X, Y = network.model.check_data(x[np.newaxis], y[np.newaxis], names=("x", "y"))
         model = network.model
@@ -156,7 +156,10 @@ class Demon(anywidget.AnyWidget):
         j = int(self._ranked[l][0])
         downhill = -STEPS // 4 if self._delta(l)[j] > 0 else STEPS // 4
         self.set_trait("span", span)
-        super().__init__(layer=l, neuron=j, nudge=float(self._grid[STEPS + downhill]))
+        super().__init__(
+            layer=l, neuron=j, nudge=float(self._grid[STEPS + downhill]),
+            _esm=_text("demon.js"), _css=_text("demon.css"),
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return (
@@ -248,8 +251,8 @@ class Demon(anywidget.AnyWidget):
                 state[name] = base64.b64encode(value).decode()
         page = _PAGE.format(
             sizes=", ".join(map(str, self._sizes)),
-            css=(_FOLDER / "demon.css").read_text(encoding="utf-8"),
-            module=(_FOLDER / "demon.js").read_text(encoding="utf-8"),
+            css=self._css,
+            module=self._esm,
             state=json.dumps(state).replace("<", "\\u003c"),  # no name may end the element
         )
         write_whole(path, page.encode())
@@ -327,6 +330,10 @@ class Demon(anywidget.AnyWidget):
             ]
             self._numbers = _bytes([self._numbers_of(l, j) for l, j in places])
             self._curves = _bytes([self._curve_of(l, j) for l, j in places])
+
+
+def _text(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def _bytes(numbers: Any) -> bytes:
