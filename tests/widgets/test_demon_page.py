@@ -117,6 +117,8 @@ def test_the_keyboard_alone_suffices(opens: Opens) -> None:
 
     press("Tab")
     assert focused().startswith("neuron 1 of layer 2,")
+    # Arrows neither scroll the page nor lead to another of a notebook's cells.
+    page.evaluate("addEventListener('keydown', ({ key }) => (document.body.title += key))")
     press("ArrowUp")
     assert focused().startswith("neuron 0 of layer 2,")
     press("ArrowUp")  # there is none above
@@ -142,6 +144,7 @@ def test_the_keyboard_alone_suffices(opens: Opens) -> None:
     assert re.fullmatch(r"Δz = 0\.1, ΔC = −?[0-9.e−]+", text)
     press("Shift+Tab")
     assert focused().startswith("neuron 7 of layer 1,")
+    assert "Arrow" not in page.locator("body").get_attribute("title").split("Tab")[0]
     # One stop for all neurons, and one for the slider.
     assert page.locator('[tabindex="0"]').count() == 1
 
@@ -173,6 +176,7 @@ def test_the_tangent_touches_the_curve(opens: Opens) -> None:
         # In the picture its slope is δ, and it goes through the curve at Δz = 0.
         slope = np.diff(ends[:, 1])[0] / np.diff(ends[:, 0])[0]
         assert slope * x[0] / y[0] == pytest.approx(demon.delta, rel=1e-6)
+        assert points[0, 0] <= ends[0, 0] < ends[1, 0] <= points[80, 0]
         through = ends[0, 1] + slope * (points[40, 0] - ends[0, 0])
         assert through == pytest.approx(points[40, 1], abs=1e-6)
         point = page.locator("circle.point")
@@ -193,13 +197,12 @@ def test_colours_tell_delta(opens: Opens) -> None:
 
 def test_it_fits_windows_and_themes(opens: Opens) -> None:
     net = Network([30, 200, 200, 10], seed=1, backend="numpy")
-    page = opens(Demon(net, np.linspace(-1, 1, 30), 3))
+    page = opens(Demon(net, np.linspace(-1, 1, 30), 3), viewport={"width": 400, "height": 800})
     assert "25 of 200 neurons" in page.locator(".network").text_content()
     assert "largest" in page.locator(".note").text_content()
-    for width, scheme in [(1280, "light"), (400, "dark"), (320, "light"), (1000, "dark")]:
+    for width, scheme in [(400, "light"), (320, "dark"), (1280, "light"), (1000, "dark")]:
         page.set_viewport_size({"width": width, "height": 800})
         page.emulate_media(color_scheme=scheme)
-        neuron(page, 3, 3).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         # The chosen neuron is in view, though the network may scroll.
         box = page.locator('.neuron[aria-pressed="true"]').bounding_box()
