@@ -24,6 +24,7 @@ function floats(view) {
   return Array.from({ length: count }, (_, i) => view.getFloat64(8 * i, true));
 }
 
+const typeset = (text) => text.replace("e+", "e").replaceAll("-", "−");
 const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
 function shown(value, digits = 5) {
@@ -34,7 +35,7 @@ function shown(value, digits = 5) {
     : size < 1e-3 || size >= 1e6
       ? value.toExponential(digits - 1)
       : String(Number(value.toPrecision(digits)));
-  return text.replaceAll("-", "−");
+  return typeset(text);
 }
 
 // Round numbers, about `count` of them, in [low, high]: [value, text] each.
@@ -45,8 +46,10 @@ function ticks(low, high, count) {
   const decimals = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
   const found = [];
   for (let i = Math.ceil(low / step); i * step <= high; i++) {
-    const text = decimals > 12 ? shown(i * step, 3) : (i * step).toFixed(decimals);
-    found.push([i * step, text.replace(/^-(?=0\.?0*$)/, "").replaceAll("-", "−")]);
+    const value = i * step;
+    const plain = decimals <= 15 && Math.abs(value) < 1e15;
+    const text = plain ? value.toFixed(decimals) : String(Number(value.toPrecision(6)));
+    found.push([value, typeset(text)]);
   }
   return found;
 }
@@ -198,9 +201,12 @@ function render({ model, el }) {
 
   function drawCurve({ l, j, costs, delta }, nudge, cost, after) {
     const span = model.get("span");
-    const finite = costs.filter(Number.isFinite);
-    const [least, most] = finite.length ? [Math.min(...finite), Math.max(...finite)] : [0, 1];
-    const room = (most - least) / 5 || Math.abs(most) / 5 || 1;
+    const drawable = (c) => Math.abs(c) < 1e300;
+    const [least, most] = costs.some(drawable)
+      ? [Math.min(...costs.filter(drawable)), Math.max(...costs.filter(drawable))]
+      : [0, 1];
+    const moves = most - least > 1e-12 * Math.abs(most); // and is not rounding
+    const room = (moves ? most - least : Math.abs(most)) / 5 || 1;
     const [low, high] = [least - room, most + room];
     const levels = ticks(low, high, 5);
 
@@ -230,18 +236,18 @@ function render({ model, el }) {
       const c = Math.min(high, Math.max(low, cost + delta * h));
       return [delta ? (c - cost) / delta : h, c];
     });
-    if (Number.isFinite(delta) && Number.isFinite(cost)) {
+    if (drawable(delta) && drawable(cost)) {
       line("tangent", x(ends[0][0]), y(ends[0][1]), x(ends[1][0]), y(ends[1][1]));
     }
     let pen = "M";
     const path = costs.map((c, i) => {
-      const step = Number.isFinite(c) ? `${pen}${x(nudgeOf(i - STEPS))} ${y(c)}` : "";
+      const step = drawable(c) ? `${pen}${x(nudgeOf(i - STEPS))} ${y(c)}` : "";
       pen = step ? "L" : "M";
       return step;
     });
     put(svg, "path", { class: "curve", d: path.join("") });
 
-    if (!Number.isFinite(after) || !Number.isFinite(cost)) return;
+    if (!drawable(after) || !drawable(cost)) return;
     if (delta * nudge + cost >= low && delta * nudge + cost <= high) {
       put(svg, "circle", { class: "predicted", cx: x(nudge), cy: y(cost + delta * nudge), r: 4 });
     }

@@ -221,13 +221,15 @@ class Demon(anywidget.AnyWidget):
         h, costs = self.curve
         finite = costs[np.isfinite(costs)]
         low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-        room = (high - low) / 4 or abs(high) / 4 or 1.0
+        moves = high - low > 1e-12 * abs(high)  # and is not rounding
+        room = (high - low if moves else abs(high)) / 5 or 1.0
         (line,) = ax.plot(h, costs, linewidth=2, label="$C(\\Delta z)$")
         ends = np.array([-self.span, self.span])
         tangent = self.cost + self.delta * ends
         ax.plot(ends, tangent, "--", color="C1", label="$C + \\delta\\,\\Delta z$")
-        ax.plot([0, self.nudge, self.nudge], [self.cost, self.cost, self._after()], ":k")
-        ax.plot([self.nudge], [self._after()], "o", color=line.get_color())
+        after = self._after()
+        ax.plot([0, self.nudge, self.nudge], [self.cost, self.cost, after], ":", color="gray")
+        ax.plot([self.nudge], [after], "o", color=line.get_color())
         ax.set(
             title=f"neuron {self.neuron} of layer {self.layer}", xlabel="$\\Delta z$", ylabel="$C$",
             xlim=(-self.span, self.span), ylim=(low - room, high + room),

@@ -250,5 +250,17 @@ def test_small_changes_of_a_large_cost(opens: Opens) -> None:
     shown = expected(demon)
     assert numbers(page) == pytest.approx(shown, rel=1e-6)
     assert 0 < abs(shown["ΔC"]) < 1e-5
-    texts = page.locator("svg text").all_text_contents()
-    assert len(texts) == len(set(texts))  # its axis tells levels apart
+    levels = page.locator('svg text[text-anchor="end"]').all_text_contents()
+    assert len(levels) == len(set(levels))
+
+
+def test_curves_of_any_size_are_drawn(opens: Opens) -> None:
+    rounding = 0.3 + np.spacing(0.3) * (np.arange(81) % 2)
+    for costs in (rounding, 1e12 * rounding, 1e-200 * rounding, np.geomspace(1e-9, 1e308, 81)):
+        demon = make()
+        demon._curves = np.tile(costs, len(demon._curves) // 648).tobytes()  # noqa: SLF001
+        page = opens(demon)
+        assert numbers(page)["C"] == pytest.approx(costs[40], rel=1e-6)
+        levels = page.locator('svg text[text-anchor="end"]').all_text_contents()
+        assert 3 < len(levels) == len(set(levels)) < 10
+        assert max(map(len, levels)) < 16
