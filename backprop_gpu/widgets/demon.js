@@ -7,6 +7,9 @@
 const STEPS = 40;
 const ROWS = 10; // neurons on top of each other; a layer of more has several columns
 
+// JupyterLab takes arrows as its own, to go to another cell, but where an element bears this name.
+const KEEPS_KEYS = "data-lm-suppress-shortcuts";
+
 function put(parent, tag, attributes = {}, text = null) {
   const svg = parent.namespaceURI.endsWith("svg") || tag === "svg";
   const node = svg
@@ -57,7 +60,8 @@ function ticks(low, high, count) {
 function render({ model, el }) {
   const root = put(el, "div", { class: "backprop-gpu-demon" });
   const title = put(root, "p", { class: "title" });
-  put(root, "p", { class: "lead" }, "While Δz is small, C changes by about ∂C/∂z\u00a0Δz = δ\u00a0Δz.");
+  const lead = "While Δz is small, C changes by about ∂C/∂z\u00a0Δz = δ\u00a0Δz.";
+  put(root, "p", { class: "lead" }, lead);
   const stage = put(root, "div", { class: "stage" });
   const left = put(stage, "div");
   const network = put(left, "div", { class: "network", role: "group" });
@@ -72,6 +76,7 @@ function render({ model, el }) {
   const label = put(right, "label", { class: "slider" });
   const axis = put(label, "span", {}, "Δz");
   const slider = put(label, "input", { type: "range", min: -STEPS, max: STEPS, step: 1 });
+  slider.setAttribute(KEEPS_KEYS, "");
   const list = put(root, "dl", { class: "numbers" });
   const numbers = ["z", "a", "δ", "Δz", "C", "C(Δz)", "ΔC", "δ Δz"].map((name) => {
     const entry = put(list, "div");
@@ -81,7 +86,10 @@ function render({ model, el }) {
 
   let neurons = []; // {l, j, z, a, delta, costs, column, row, button}
   const at = (l, j) => neurons.find((neuron) => neuron.l === l && neuron.j === j);
-  const focused = () => neurons.find(({ button }) => button === document.activeElement);
+  const focused = () => {
+    const active = root.getRootNode().activeElement; // some notebooks draw in a shadow tree
+    return neurons.find(({ button }) => button === active);
+  };
   const nudgeOf = (i) => (model.get("span") * i) / STEPS;
 
   function move(changes) {
@@ -105,7 +113,7 @@ function render({ model, el }) {
     const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     if (!from || !(event.key in steps)) return;
     event.preventDefault();
-    event.stopPropagation(); // a notebook would go to another cell
+    event.stopPropagation();
     const [across, down] = steps[event.key];
     const column = neurons.filter((neuron) => neuron.column === from.column + across);
     const to = column[down ? from.row + down : Math.min(from.row, column.length - 1)];
@@ -132,7 +140,7 @@ function render({ model, el }) {
         place("caption", 1, `x, ${count(size, "input")}`);
         return;
       }
-      place("arrow", 2 * l, "→").ariaHidden = true;
+      place("arrow", 2 * l, "→").setAttribute("aria-hidden", "true");
       const rows = Math.ceil(drawn.length / Math.ceil(drawn.length / ROWS));
       const cells = place("neurons", 2 * l + 1);
       cells.style.gridTemplateRows = `repeat(${rows}, auto)`;
@@ -144,6 +152,7 @@ function render({ model, el }) {
         neuron.costs = curves.slice(points * k, points * (k + 1));
         neuron.column = columns + Math.floor(i / rows);
         neuron.row = i % rows;
+        button.setAttribute(KEEPS_KEYS, "");
         button.title = `neuron ${j} of layer ${l}, δ = ${shown(delta)}`;
         button.setAttribute("aria-label", button.title);
         button.addEventListener("click", () => move({ layer: l, neuron: j }));
@@ -163,8 +172,8 @@ function render({ model, el }) {
       button.style.setProperty("--colour", delta < 0 ? "var(--negative)" : "var(--positive)");
       button.style.setProperty("--strength", `${Math.round(100 * strength)}%`);
     }
-    const parts = model.get("_layers").filter(({ size, neurons }) => neurons?.length < size);
-    note.textContent = parts.length === 0 ? "" : "Of a wide layer: the neurons of largest |\u2060δ\u2060|";
+    const wide = model.get("_layers").some(({ size, neurons }) => neurons?.length < size);
+    note.textContent = wide ? "Of a wide layer: the neurons of largest |\u2060δ\u2060|" : "";
     scale.replaceChildren();
     put(scale, "span", {}, `δ: ${shown(-largest, 2)}`);
     put(scale, "i");
@@ -176,9 +185,9 @@ function render({ model, el }) {
     const here = at(model.get("layer"), model.get("neuron"));
     if (!here) return; // what Python has to say of it is on its way
     const nudge = model.get("nudge");
-    const i = here.costs.findIndex((_, i) => nudgeOf(i - STEPS) === nudge);
+    const known = here.costs.findIndex((_, i) => nudgeOf(i - STEPS) === nudge);
     const cost = here.costs[STEPS];
-    const after = i < 0 ? floats(model.get("_cost_after"))[0] : here.costs[i];
+    const after = known < 0 ? floats(model.get("_cost_after"))[0] : here.costs[known];
     const { l, j, z, a, delta, button } = here;
     title.textContent = `A demon at neuron ${j} of layer ${l} adds Δz to its weighted input z`;
     const chooses = focused();

@@ -68,7 +68,7 @@ class Demon(anywidget.AnyWidget):
     y : number or (n_L,) array
         Its target: an integer may be a label, as in `Network.fit`.
     span : float, default 2.0
-        The largest |Δz|, > 0.
+        The largest |Δz|, in (0, 1e100].
 
     Attributes
     ----------
@@ -133,7 +133,7 @@ class Demon(anywidget.AnyWidget):
             raise ValueError(
                 f"y must be one target, a number or a row of them, got shape {y.shape}"
             )
-        span = validation.number("span", span, "(0, inf)")
+        span = validation.number("span", span, "(0, 1e100]")
         X, Y = network.model.check_data(x[np.newaxis], y[np.newaxis], names=("x", "y"))
         model = network.model
         with np.errstate(all="ignore"):

@@ -178,7 +178,7 @@ def test_what_it_refuses(arguments: tuple[Any, ...], expected: str) -> None:
         Demon(*arguments)
 
 
-@pytest.mark.parametrize("span", [0, -1, np.inf, np.nan, "2", None, True])
+@pytest.mark.parametrize("span", [0, -1, 1e308, np.inf, np.nan, "2", None, True])
 def test_spans_it_refuses(span: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="span must be"):
         Demon(make(), X, Y, span=span)

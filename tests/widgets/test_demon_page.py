@@ -255,11 +255,15 @@ def test_small_changes_of_a_large_cost(opens: Opens) -> None:
 
 
 def test_curves_of_any_size_are_drawn(opens: Opens) -> None:
+    demon = make()
     rounding = 0.3 + np.spacing(0.3) * (np.arange(81) % 2)
-    for costs in (rounding, 1e12 * rounding, 1e-200 * rounding, np.geomspace(1e-9, 1e308, 81)):
-        demon = make()
-        demon._curves = np.tile(costs, len(demon._curves) // 648).tobytes()  # noqa: SLF001
-        page = opens(demon)
+    sizes = [rounding, 1e12 * rounding, 1e-200 * rounding, np.geomspace(1e-9, 1e308, 81)]
+    curves = np.frombuffer(demon._curves).reshape(-1, 81).copy()  # noqa: SLF001
+    curves[: len(sizes)] = sizes
+    demon._curves = curves.tobytes()  # noqa: SLF001
+    page = opens(demon)
+    for j, costs in enumerate(sizes):
+        neuron(page, 1, j).click()
         assert numbers(page)["C"] == pytest.approx(costs[40], rel=1e-6)
         levels = page.locator('svg text[text-anchor="end"]').all_text_contents()
         assert 3 < len(levels) == len(set(levels)) < 10
