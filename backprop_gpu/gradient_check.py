@@ -39,6 +39,9 @@ SIDE_STEP = 1e-7
 #: Slopes of less than this part of C and z^L drown in the rounding of C.
 RESOLUTION = 1e-6
 
+#: By how much every z of the layers above moves besides: a number, or (m, 1).
+Aside = float | np.ndarray
+
 #: (h, aside) -> C_x of every sample, (m,), after a nudge by h and with every z of the
 #: layers above moved by `aside`. Both hold for all samples, or are one number per sample.
 Costs = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -211,27 +214,54 @@ def check_gradients(
     )
 
 
-class _Demon:
-    """Nudges one number at a time, and watches C_x of every sample."""
+class NudgedPass:
+    """A pass over some rows in float64, and what C_x of each becomes when the demon nudges a z.
+
+    Any number of threads may ask it.
+
+    Parameters
+    ----------
+    model : Model
+        Its activations and cost are used, not its backend or dtype.
+    flat : (layout.length,) array
+        The parameters, on the host.
+    X, Y : (n, n_0), (n, targets)
+        As `Model.check_data` returns them.
+    name : str
+        What X is called, for an error.
+
+    Attributes
+    ----------
+    rows : (m,) array of intp
+        Those of X that are passed on; the others have an output at the edge of what the cost is
+        defined for.
+    batch : Batch
+        Their z, a and δ, each (m, n_l).
+    parameters, gradients : Parameters
+        In float64; the gradients are of the mean over `rows`.
+
+    Raises
+    ------
+    ValueError
+        If that leaves no row.
+    """
 
     def __init__(
-        self, model: Model, flat: np.ndarray, X: np.ndarray, Y: np.ndarray, tolerance: float
+        self, model: Model, flat: np.ndarray, X: np.ndarray, Y: np.ndarray, name: str = "X"
     ) -> None:
         self.activations, self.cost = model.activations, model.cost
-        self.tolerance = tolerance
-        self.comparisons = 0
         backend = NumpyBackend(np.float64)
         passes = Passes(backend, model.sizes, self.activations, self.cost)
         self.parameters = Parameters(model.layout, flat.astype(np.float64))
         self.gradients = passes.zeros_like(self.parameters)
         ((_, _, _, outputs),) = passes.outputs([self.parameters], X, None, len(X))
         at_edge = self._at_edge(outputs)
-        #: Those that are nudged.
         self.rows = np.flatnonzero(~at_edge)
         if not self.rows.size:
             raise ValueError(
-                f"X: every row has an output at the edge of what cost {self.cost.name!r} is "
-                f"defined for, where its slope cannot be measured: make X or the weights smaller"
+                f"{name}: every row has an output at the edge of what cost {self.cost.name!r} is "
+                f"defined for, where its slope cannot be measured: make {name} or the weights "
+                "smaller"
             )
         sizes = model.sizes
         self.batch = Batch(backend, sizes, (True,) * len(sizes), len(self.rows))
@@ -239,11 +269,6 @@ class _Demon:
         self.batch.y[...] = self.cost.prepare(Y[self.rows], sizes[-1]).astype(np.float64)
         passes.forward(self.parameters, self.batch)
         passes.backward(self.parameters, self.gradients, self.batch)
-        z = np.asarray(self.batch.z[-1])
-        self.floor = _mean_size(self._costs_from(len(self.activations), z, np.zeros((1, 1))))
-        if self.cost.builtin:  # of order z where σ is saturated; a user's may have any unit
-            self.floor += _mean_size(z)
-        self.floor *= RESOLUTION
 
     def _at_edge(self, a: np.ndarray) -> np.ndarray:
         """(n,), whether an output is where ā ends, or within a nudge of that."""
@@ -259,6 +284,49 @@ class _Demon:
             edge |= a > 1.0 - 4.0 * float(info.eps)
         return np.asarray(edge.any(axis=1))
 
+    def costs_after(self, l: int, j: int, h: np.ndarray, aside: Aside = 0.0) -> np.ndarray:
+        """C_x, (k,), after z_j^l was nudged by each of h, (k,).
+
+        Of several rows each has its own nudge, k = m; one row has them all in turn.
+        """
+        z = np.asarray(self.batch.z[l])
+        nudged = np.array(np.broadcast_to(z, (len(h), z.shape[1])))
+        nudged[:, j] += h
+        return self.costs_from(l, nudged, aside)
+
+    def costs_from(self, l: int, z: np.ndarray, aside: Aside = 0.0) -> np.ndarray:
+        """C_x, (k,), when layer l's weighted input is z, (k, n_l), and those above go `aside`."""
+        a, scratch = np.empty_like(z), np.empty_like(z)
+        self.activations[l - 1].evaluate(z, a, scratch)
+        for k in range(l, len(self.activations)):
+            z = a @ self.parameters.weights[k].T + (self.parameters.biases[k] + aside)
+            a, scratch = np.empty_like(z), np.empty_like(z)
+            self.activations[k].evaluate(z, a, scratch)
+        y = np.broadcast_to(self.batch.y, a.shape)
+        if costs.collapses(self.activations[-1], self.cost):
+            assert isinstance(self.cost, costs.BuiltinCost)
+            out = np.empty_like(z)
+            self.cost.terms_from_z(z, a, y, out, scratch)
+            costs.leave_out(y, out)
+            return np.asarray(out.sum(axis=1))
+        return np.asarray(self.cost.samples(a, y))
+
+
+class _Demon(NudgedPass):
+    """Nudges one number at a time, and compares."""
+
+    def __init__(
+        self, model: Model, flat: np.ndarray, X: np.ndarray, Y: np.ndarray, tolerance: float
+    ) -> None:
+        super().__init__(model, flat, X, Y)
+        self.tolerance = tolerance
+        self.comparisons = 0
+        z = np.asarray(self.batch.z[-1])
+        self.floor = _mean_size(self.costs_from(len(self.activations), z))
+        if self.cost.builtin:  # of order z where σ is saturated; a user's may have any unit
+            self.floor += _mean_size(z)
+        self.floor *= RESOLUTION
+
     def nudge_neurons(self, l: int) -> Iterator[Nudge]:
         """The worst sample of every neuron j of layer l: samples do not meet in C_x."""
         z, delta = np.asarray(self.batch.z[l]), np.asarray(self.batch.delta[l])
@@ -266,9 +334,7 @@ class _Demon:
         for j in range(z.shape[1]):
 
             def costs_of(h: np.ndarray, aside: np.ndarray, j: int = j) -> np.ndarray:
-                nudged = z.copy()
-                nudged[:, j] += h
-                return self._costs_from(l, nudged, aside)
+                return self.costs_after(l, j, h, aside)
 
             unit = 1.0 + np.abs(z[:, j])
             measured, errors = self._compare(delta[:, j], costs_of, unit, scale, np.asarray)
@@ -299,28 +365,12 @@ class _Demon:
                 array[index] = value + h
                 z = a @ w.T + b
                 array[index] = value
-                return self._costs_from(l, z, aside)
+                return self.costs_from(l, z, aside)
 
             predicted, unit = gradient[index], 1.0 + np.abs(value)
             measured, error = self._compare(predicted, costs_of, unit, scale, np.mean)
             name = f"{letter}_{'_'.join(map(str, index))}^{l}"
             yield Nudge(name, float(predicted), float(measured), float(error))
-
-    def _costs_from(self, l: int, z: np.ndarray, aside: np.ndarray) -> np.ndarray:
-        """C_x of every sample, (m,), when layer l's weighted input is z."""
-        a, scratch = np.empty_like(z), np.empty_like(z)
-        self.activations[l - 1].evaluate(z, a, scratch)
-        for k in range(l, len(self.activations)):
-            z = a @ self.parameters.weights[k].T + (self.parameters.biases[k] + aside)
-            a, scratch = np.empty_like(z), np.empty_like(z)
-            self.activations[k].evaluate(z, a, scratch)
-        if costs.collapses(self.activations[-1], self.cost):
-            assert isinstance(self.cost, costs.BuiltinCost)
-            out = np.empty_like(z)
-            self.cost.terms_from_z(z, a, self.batch.y, out, scratch)
-            costs.leave_out(self.batch.y, out)
-            return np.asarray(out.sum(axis=1))
-        return np.asarray(self.cost.samples(a, self.batch.y))
 
     def _compare(
         self,

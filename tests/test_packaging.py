@@ -41,7 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_wheel_holds_every_source(wheel: zipfile.ZipFile) -> None:
     expected = {
         path.relative_to(ROOT).as_posix()
-        for pattern in ("*.py", "py.typed")
+        for pattern in ("*.py", "*.css", "*.js", "py.typed")
         for path in (ROOT / "backprop_gpu").rglob(pattern)
     }
     expected |= {
