@@ -15,45 +15,8 @@ from ..network import Network
 from ..preprocessing import Number
 from ..version import __version__
 
-#: C99's keywords: what stands behind a name makes of no other word one of C++'s.
-_KEYWORDS = frozenset(
-    (
-        "auto",
-        "break",
-        "case",
-        "char",
-        "const",
-        "continue",
-        "default",
-        "do",
-        "double",
-        "else",
-        "enum",
-        "extern",
-        "float",
-        "for",
-        "goto",
-        "if",
-        "inline",
-        "int",
-        "long",
-        "register",
-        "restrict",
-        "return",
-        "short",
-        "signed",
-        "sizeof",
-        "static",
-        "struct",
-        "switch",
-        "typedef",
-        "union",
-        "unsigned",
-        "void",
-        "volatile",
-        "while",
-    )
-)
+#: What stands behind it makes a keyword a name, too; two _ are C++'s own.
+_NAME = r"[A-Za-z](_?[A-Za-z0-9]){0,60}"
 
 #: By the names of activations, the C of σ(z[j]); {f} is the suffix of the type's functions.
 _SIGMAS = {
@@ -99,11 +62,9 @@ def to_c(net: Network, path: Any = None, *, name: str = "network") -> str:
     """
     if not isinstance(net, Network):
         raise TypeError(f"net must be a Network, got {type(net).__name__}")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,60}", name) or (
-        name in _KEYWORDS or "__" in name
-    ):  # fmt: skip
+    if not isinstance(name, str) or not re.fullmatch(_NAME, name):
         raise ValueError(
-            f"name must be an identifier of C, letters, digits and _ after a letter, got {name!r}"
+            f"name must be an identifier of C, letters, digits and single _ after a letter, got {name!r}"
         )
     for l, sigma in enumerate(net.activations, start=1):
         if not sigma.builtin:
@@ -131,8 +92,8 @@ def _lines(net: Network, name: str) -> Iterator[str]:
         yield f"   layer {l}: w ({outputs}, {inputs}), row after row; b ({outputs}); {sigma}"
     target = None if net.preprocessing is None else net.preprocessing.target
     if net.preprocessing is not None and net.preprocessing.columns is not None:
-        yield "   x is a row of a table behind its preprocessing: numbers of mean 0 and deviation 1,"
-        yield "   texts one-hot."
+        yield "   x is a row of a table behind its preprocessing: numbers of mean 0 and"
+        yield "   deviation 1, texts one-hot."
     if isinstance(target, Number):
         mean, deviation = target.mean.hex(), target.deviation.hex()
         yield f"   The target is mean + deviation * a, mean = {mean}, deviation = {deviation}."
