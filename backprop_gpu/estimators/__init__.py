@@ -1,5 +1,8 @@
 """scikit-learn's multi-layer perceptrons, trained by this library, their ensembles and searches."""
 
+from types import ModuleType
+
+from ..imports import when_imported
 from .ensembles import EnsembleClassifier, EnsembleRegressor
 from .mlp import MLPClassifier, MLPRegressor
 from .search import PopulationSearchCV
@@ -11,3 +14,22 @@ __all__ = [
     "MLPRegressor",
     "PopulationSearchCV",
 ]
+
+
+def _tell_skl2onnx(skl2onnx: ModuleType) -> None:
+    try:
+        from . import onnx_converters
+
+        onnx_converters.register()
+    except Exception as error:  # it is somebody else's import that must not fail
+        import warnings
+
+        version = getattr(skl2onnx, "__version__", "")
+        warnings.warn(
+            f"skl2onnx {version} does not know the estimators of backprop_gpu: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+when_imported("skl2onnx", _tell_skl2onnx)

@@ -64,7 +64,8 @@ def to_c(net: Network, path: Any = None, *, name: str = "network") -> str:
         raise TypeError(f"net must be a Network, got {type(net).__name__}")
     if not isinstance(name, str) or not re.fullmatch(_NAME, name):
         raise ValueError(
-            f"name must be an identifier of C, letters, digits and single _ after a letter, got {name!r}"
+            "name must be an identifier of C, letters, digits and single _ after a letter, "
+            f"got {name!r}"
         )
     for l, sigma in enumerate(net.activations, start=1):
         if not sigma.builtin:
