@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +105,14 @@ def _parsed(onnx: Any, path: Path) -> Any:
 class _Rows:
     """A value of the graph: what a chain gives, and a function of each of its numbers, perhaps.
 
-    `curve` has that function's values at `GRID`; `flat`, whether a row is a row of numbers.
+    `curve` has that function's values at `GRID`, and `made` the place of the node that gave them;
+    `flat`: whether a row is a row of numbers.
     """
 
     chain: Chain
     curve: Array | None = None
     flat: bool = True
+    made: str = ""
 
     @property
     def values(self) -> Array:
@@ -342,7 +344,9 @@ class _Reader:
             return rows.chain
         name = known_curve(rows.curve)
         if name is None:
-            raise Unsupported(place, "what comes before it is none of the activations known here")
+            raise Unsupported(
+                rows.made, "what it makes of a layer is none of a Network's activations"
+            )
         return rows.chain.activation(place, name)
 
     def _weights(self, place: str, value: Any) -> Array:
@@ -407,7 +411,7 @@ class _Reader:
     ) -> _Rows:
         rows = values[0]
         if kind == "Flatten" and isinstance(rows, _Rows) and attributes.get("axis", 1) == 1:
-            return _Rows(rows.chain, rows.curve)
+            return replace(rows, flat=True)
         if kind == "Reshape" and isinstance(rows, _Rows) and isinstance(values[1], np.ndarray):
             shape = values[1].ravel().tolist()
             width = rows.chain.width
@@ -415,8 +419,8 @@ class _Reader:
                 shape[1] == width or (shape[0] in (0, 1, -1) and width is None and shape[1] > 0)
                 or (shape == [0, -1])
             ):  # fmt: skip
-                chain = rows.chain if width is not None or shape[1] < 1 else Chain(shape[1])
-                return _Rows(chain, rows.curve)
+                chain = rows.chain if shape[1] < 1 else replace(rows.chain, width=shape[1])
+                return replace(rows, chain=chain, flat=True)
         raise Unsupported(place, "it makes something else than rows (N, n)")
 
     def _pair(self, node: Any) -> _Rows:
@@ -467,7 +471,7 @@ class _Reader:
                 curve = np.asarray(_CURVES[kind](given, attributes))
         except (TypeError, ValueError, IndexError, KeyError):
             raise Unsupported(place, "a Network has nothing like it with these settings") from None
-        return _Rows(rows[0].chain, np.broadcast_to(curve, GRID.shape), rows[0].flat)
+        return _Rows(rows[0].chain, np.broadcast_to(curve, GRID.shape), rows[0].flat, place)
 
     def _affine(self, place: str, kind: str, row: _Rows, constant: Array, first: bool) -> _Rows:
         if constant.ndim > 2 or (constant.ndim == 2 and constant.shape[0] != 1):
