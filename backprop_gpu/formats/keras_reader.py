@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import zipfile
@@ -69,13 +68,15 @@ def from_keras(
         raise FileNotFoundError(f"no file of Keras' at {path}")
     with naming(path), _damage_told():
         if zipfile.is_zipfile(path):
-            config, weights = _unpacked(path)
-            with h5py.File(io.BytesIO(weights), "r") as file:
+            config, data = _unpacked(path)
+            with _hdf5(h5py, data) as file:
                 chain, precise = _read(config, _KerasWeights(h5py, file))
         else:
             if path.stat().st_size > reading.MAX_BYTES:
                 raise ValueError(f"more than the {reading.MAX_BYTES:,} bytes that are read")
-            with h5py.File(path, "r") as file:
+            data = path.read_bytes()
+            _check_heaps(data)
+            with _hdf5(h5py, data) as file:
                 text = _text(file.attrs.get("model_config"), "model_config")
                 chain, precise = _read(_parsed(text), _LegacyWeights(h5py, file))
         return chain.network(cost, backend, seed, precise)
@@ -151,6 +152,38 @@ def _parsed(text: str) -> Config:
     return config
 
 
+# -- HDF5 ---------------------------------------------------------------------------------------
+
+
+def _hdf5(h5py: Any, data: bytes) -> Any:
+    """A file in memory, to read."""
+    return h5py.File(h5py.h5f.open_file_image(data))
+
+
+def _check_heaps(data: bytes) -> None:
+    """Refuse heaps of texts that HDF5's library would go round in for ever.
+
+    A global heap is "GCOL", its version, 1, three zeros and its size, and objects one after
+    another: 8 bytes, the size of what follows and that, filled up to a multiple of 8; the last one
+    has number 0, and its size counts its head (HDF5 File Format Specification, III.E). Attributes
+    of variable length lie there: of a .keras none is read.
+    """
+    head = b"GCOL\x01\0\0\0"
+    start = data.find(head)
+    while start >= 0:
+        end = start + int.from_bytes(data[start + 8 : start + 16], "little")
+        at = start + 16
+        while at + 16 <= end <= len(data):
+            size = int.from_bytes(data[at + 8 : at + 16], "little")
+            is_last = data[at : at + 2] == b"\0\0"
+            if is_last and size < 16:
+                break
+            at += size if is_last else 16 + -(-size // 8) * 8
+        if not end - 16 < at <= end <= len(data):
+            raise ValueError("damaged: a heap in it has no end")
+        start = data.find(head, start + 8)
+
+
 # -- weights ------------------------------------------------------------------------------------
 
 
@@ -198,17 +231,15 @@ class _Weights:
 class _KerasWeights(_Weights):
     """Of model.weights.h5: layers/dense_1/vars/0, the second Dense whatever its name."""
 
-    _counts: dict[str, int]
+    def __init__(self, h5py: Any, file: Any) -> None:
+        super().__init__(h5py, file)
+        self._counts: dict[str, int] = {}
 
     def of(self, kind: str, name: str) -> list[Array]:
-        self._counts = getattr(self, "_counts", {})
         count = self._counts.get(kind, 0)
         self._counts[kind] = count + 1
         place = f"layers/{_GROUPS[kind]}{f'_{count}' if count else ''}/vars"
         group = self._found(self._file, place)
-        told = group.attrs.get("name", name)  # not in all versions
-        if told != name:
-            raise ValueError(f"{place} has the weights of {str(told)[:80]!r}, not of {name[:80]!r}")
         names = sorted(group, key=lambda each: (len(each), each))
         if names != [str(i) for i in range(len(names))] or len(names) > 8:
             raise ValueError(f"{place} has other arrays than 0, 1, …")
@@ -227,16 +258,28 @@ _GROUPS = {
 
 
 class _LegacyWeights(_Weights):
-    """Of a model's .h5: model_weights/<layer>, whose attribute weight_names has the order."""
+    """Of a model's .h5: model_weights/<layer>, and some groups below it kernel, or kernel:0."""
 
     def of(self, kind: str, name: str) -> list[Array]:
         group = self._found(self._file, f"model_weights/{name}")
-        names = [_text(each, "weight_names") for each in group.attrs["weight_names"]]
-        if len(names) > 8:
-            raise ValueError(f"layer {name[:80]!r} has {len(names)} weights")
-        if kind == "Normalization":
-            names = names[:2]
-        return [self._array(self._found(group, each), each[:80]) for each in names]
+        for _ in range(8):
+            parts = list(group)
+            if len(parts) != 1 or not isinstance(self._found(group, parts[0]), self._h5py.Group):
+                break
+            group = self._found(group, parts[0])
+        names = {part.partition(":")[0]: part for part in group}
+        if len(names) < len(group) or set(names) - {*_LEGACY[kind], "count"}:
+            raise ValueError(f"layer {name[:80]!r} has other weights than {_LEGACY[kind]}")
+        found = [names[each] for each in _LEGACY[kind] if each in names]
+        return [self._array(self._found(group, each), f"{name[:80]}/{each}") for each in found]
+
+
+#: How the older files call the weights of each kind of layer, in their order.
+_LEGACY = {
+    "Dense": ("kernel", "bias"),
+    "Normalization": ("mean", "variance"),
+    "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+}
 
 
 # -- layers -------------------------------------------------------------------------------------

@@ -252,6 +252,8 @@ class _Reader:
         """The bytes of a constant that lies in another file of the model's folder."""
         entries = {each.key: each.value for each in tensor.external_data}
         location = entries.get("location", "")
+        if not isinstance(location, str):  # bytes that are no UTF-8
+            raise ValueError(f"{what}: the place of its data is damaged")
         try:
             offset = int(entries.get("offset", "0"))
             length = int(entries.get("length", str(size)))
@@ -318,12 +320,15 @@ class _Reader:
 
     def _attributes(self, node: Any) -> dict[str, Any]:
         kinds = self._onnx.AttributeProto
-        fields = {kinds.FLOAT: "f", kinds.INT: "i", kinds.STRING: "s", kinds.FLOATS: "floats",
-                  kinds.INTS: "ints"}  # fmt: skip
+        types = {"f": kinds.FLOAT, "i": kinds.INT, "s": kinds.STRING, "floats": kinds.FLOATS,
+                 "ints": kinds.INTS}  # fmt: skip
         found = {}
         for each in node.attribute:
-            if each.type in fields:
-                found[each.name] = getattr(each, fields[each.type])
+            field = _ATTRIBUTES.get(each.name)
+            if field is not None:
+                if each.type != types[field]:
+                    raise Unsupported(_place(node), f"its {each.name} is of another type")
+                found[each.name] = getattr(each, field)
         return found
 
     def _constant(self, node: Any) -> Array:
@@ -492,6 +497,14 @@ class _Reader:
         else:
             raise Unsupported(place, "it divides by the rows")
         return _Rows(chain, flat=row.flat)
+
+
+#: The attributes that are read, and the fields that hold them.
+_ATTRIBUTES = {
+    "alpha": "f", "beta": "f", "epsilon": "f", "min": "f", "max": "f", "axis": "i", "transA": "i",
+    "transB": "i", "training_mode": "i", "approximate": "s", "axes": "ints", "perm": "ints",
+    "offset": "floats", "scale": "floats",
+}  # fmt: skip
 
 
 def _place(node: Any) -> str:
