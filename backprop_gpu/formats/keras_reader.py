@@ -147,6 +147,8 @@ def _parsed(text: str) -> Config:
         config = json.loads(text)
     except RecursionError:
         raise ValueError("its description is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"its description is damaged: {error}") from error
     if not isinstance(config, dict):
         raise ValueError("its description is no object")
     return config
@@ -296,7 +298,7 @@ def _read(model: Config, weights: _Weights) -> tuple[Chain, bool]:
         raise ValueError("its description has no list of layers")
     if kind != "Sequential":
         _check_chain(config, layers)
-    reader = _Layers(weights)
+    reader = _LayerReader(weights)
     for layer in layers:
         reader.take(layer)
     return reader.chain, reader.precise
@@ -349,7 +351,7 @@ def _place(layer: Config) -> str:
     return f"layer {str(name)[:60]!r} ({str(layer.get('class_name'))[:40]})"
 
 
-class _Layers:
+class _LayerReader:
     """Takes layer after layer."""
 
     def __init__(self, weights: _Weights) -> None:
@@ -515,16 +517,16 @@ _ACTIVATIONS = {
     "silu": "silu", "swish": "silu", "softplus": "softplus", "exponential": "exponential",
     "softmax": "softmax",
 }  # fmt: skip
-_KINDS: dict[str, Callable[[_Layers, str, Config], None]] = {
-    "InputLayer": _Layers.input,
-    "Dense": _Layers.dense,
-    "Activation": _Layers.activation,
-    "ReLU": _Layers.relu,
-    "LeakyReLU": _Layers.leaky_relu,
-    "ELU": _Layers.elu,
-    "Softmax": _Layers.softmax,
-    "Rescaling": _Layers.rescaling,
-    "Normalization": _Layers.normalization,
-    "BatchNormalization": _Layers.batch_normalization,
+_KINDS: dict[str, Callable[[_LayerReader, str, Config], None]] = {
+    "InputLayer": _LayerReader.input,
+    "Dense": _LayerReader.dense,
+    "Activation": _LayerReader.activation,
+    "ReLU": _LayerReader.relu,
+    "LeakyReLU": _LayerReader.leaky_relu,
+    "ELU": _LayerReader.elu,
+    "Softmax": _LayerReader.softmax,
+    "Rescaling": _LayerReader.rescaling,
+    "Normalization": _LayerReader.normalization,
+    "BatchNormalization": _LayerReader.batch_normalization,
 }
-_SIGMAS = (_Layers.relu, _Layers.leaky_relu, _Layers.elu, _Layers.softmax)
+_SIGMAS = (_LayerReader.relu, _LayerReader.leaky_relu, _LayerReader.elu, _LayerReader.softmax)

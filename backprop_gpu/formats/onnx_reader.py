@@ -446,11 +446,12 @@ class _Reader:
         constants = [value for value in values if isinstance(value, np.ndarray)]
         if kind in ("Add", "Sub", "Mul", "Div") and len(rows) == len(constants) == 1:
             (row,), (constant,) = rows, constants
-            alone = self._consumers[node.input[values.index(row)]] == 1
+            first = values[0] is row
+            alone = self._consumers[node.input[0 if first else 1]] == 1
             pure = row.curve is None and (alone or row.chain.weight is None)
             if constant.size > 1 or pure:
                 self._weights(place, constant)
-                return self._affine(place, kind, row, constant, first=values[0] is row)
+                return self._affine(place, kind, row, constant, first)
         if any(constant.size > 1 for constant in constants):
             raise Unsupported(place, "it takes a vector")
         if any(row.chain is not rows[0].chain for row in rows):
