@@ -58,7 +58,8 @@ def to_c(net: Network, path: Any = None, *, name: str = "network") -> str:
     Raises
     ------
     ValueError
-        For a name that is no identifier of C, and for an activation that is Python of a user's.
+        For a name that is no identifier of C, for an activation that is Python of a user's, and for
+        weights that are not finite.
     """
     if not isinstance(net, Network):
         raise TypeError(f"net must be a Network, got {type(net).__name__}")
@@ -73,6 +74,8 @@ def to_c(net: Network, path: Any = None, *, name: str = "network") -> str:
                 f"activation {sigma.name!r} of layer {l} is Python of your own, and C has none; "
                 f"it has for {', '.join((*_SIGMAS, 'softmax'))}"
             )
+    if not all(np.isfinite(array).all() for array in (*net.weights, *net.biases)):
+        raise ValueError("weights or biases are NaN or infinite, which C has no constant for")
     text = "\n".join(_lines(net, name)) + "\n"
     if path is not None:
         write_whole(Path(path), text.encode())

@@ -365,9 +365,9 @@ class _LayerReader:
         kind, place, config = layer.get("class_name"), _place(layer), layer.get("config")
         if not isinstance(kind, str) or not isinstance(config, dict):
             raise Unsupported(place, "it has no description")
-        module = layer.get("module", "keras.layers")
+        module = str(layer.get("module", "keras"))
         registered = layer.get("registered_name")
-        if registered not in (None, kind) or not str(module).startswith("keras"):
+        if registered not in (None, kind) or module.partition(".")[0] != "keras":
             raise Unsupported(place, "it is a class of somebody's own")
         shape = config.get("batch_shape", config.get("batch_input_shape"))
         if isinstance(shape, list) and not self.chain.layers:

@@ -175,6 +175,12 @@ def test_scikit_learns_regressor() -> None:
             np.exp(Z) / np.exp(Z).sum(axis=1, keepdims=True),
         ),
         (dense(node("Exp", "z", "y")), np.exp(Z)),
+        # which overflows
+        (
+            dense(node("Exp", "z", "e"), node("Add", "e one", "f"), node("Log", "f", "y"),
+                  one=np.float32(1)),
+            np.logaddexp(Z, 0),
+        ),
     ],
 )  # fmt: skip
 def test_nodes(model: Any, expected: np.ndarray) -> None:
@@ -250,6 +256,10 @@ def test_cost_and_seed() -> None:
          "scaled or shifted behind the last activation"),
         (dense(node("Dropout", "z r t", "y"), r=np.float32(0.5), t=np.array(True)), "drops"),
         (dense(node("Concat", "z z", "y", axis=1)), "rows are put together"),
+        (dense(node("Clip", "z low high", "y"), low=np.float32(0), high=np.float32(1e6)),
+         "'Clip_y'.*none of a Network's"),
+        (dense(node("Mul", "z s", "y"), s=np.ones(0, "f4")), "a row has 2 numbers"),
+        (dense(node("Mul", "z s", "y"), s=np.ones(3, "f4")), "a row has 2 numbers"),
         (dense(node("Div", "t z", "y"), t=np.float32([1, 2])), "divides by the rows"),
         (dense(node("Relu", "q", "y"), node("Neg", "z", "q")), "not known before it"),
         (dense(node("Relu", "z", "y"), node("Tanh", "z", "y")), "two nodes make 'y'"),
