@@ -261,10 +261,10 @@ class _Reader:
             raise ValueError(f"{what}: the place of its data is damaged") from None
         if self._folder is None:
             raise ValueError(f"{what} lies in another file: give the path of the model")
-        if not location or "\0" in location or Path(location).is_absolute():
+        if not location or "\0" in location:
             raise ValueError(f"{what} lies in {location!r}, outside of the model's folder")
-        folder = self._folder.resolve()
-        path = (folder / location).resolve()
+        folder = Path(os.path.realpath(self._folder))
+        path = Path(os.path.realpath(folder / location))
         if not path.is_relative_to(folder):
             raise ValueError(f"{what} lies in {location!r}, outside of the model's folder")
         if not path.is_file():
