@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from . import activations, costs, equations, optimizers, schedules
+    from . import activations, costs, equations, formats, optimizers, schedules
     from .activations import Activation
     from .costs import Cost
     from .cross_validation import CrossValidation, cross_validate
@@ -78,6 +78,7 @@ __all__ = [
     "costs",
     "cross_validate",
     "equations",
+    "formats",
     "optimizers",
     "schedules",
     "sweep",

@@ -1,4 +1,4 @@
-"""The command ``backprop-gpu``: train, sweep, predict, info, compile, check, bench.
+"""The command ``backprop-gpu``: train, sweep, predict, export, import, info, compile, check, bench.
 
 Exit status: 0, or 1 where the work failed (training diverged, a kernel does not compile or takes
 what it should not, a check failed, a library could not be timed or got slower), 2 where an argument
@@ -16,7 +16,7 @@ from ..benchmarks import cli as bench
 from ..communicators import launched_rank
 from ..errors import ArgumentError
 from ..version import __version__
-from . import check, compile, info, predict, sweep, train
+from . import check, compile, export, import_, info, predict, sweep, train
 from .arguments import Parser
 
 _FIRST_STEPS = f"""\
@@ -82,6 +82,6 @@ def _parser(name: str) -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"{name} {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
-    for command in (train, sweep, predict, info, compile, check, bench):
+    for command in (train, sweep, predict, export, import_, info, compile, check, bench):
         command.add(commands)
     return parser

@@ -2,7 +2,9 @@
 
 # ruff: noqa: E402
 
-from ..imports import optional
+from types import ModuleType
+
+from ..imports import optional, when_imported
 
 optional("sklearn", "sklearn", __name__)
 
@@ -17,3 +19,22 @@ __all__ = [
     "MLPRegressor",
     "PopulationSearchCV",
 ]
+
+
+def _tell_skl2onnx(skl2onnx: ModuleType) -> None:
+    try:
+        from . import onnx_converters
+
+        onnx_converters.register()
+    except Exception as error:  # it is somebody else's import that must not fail
+        import warnings
+
+        version = getattr(skl2onnx, "__version__", "")
+        warnings.warn(
+            f"skl2onnx {version} does not know the estimators of backprop_gpu: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+when_imported("skl2onnx", _tell_skl2onnx)

@@ -25,7 +25,7 @@ from .. import costs, optimizers, threads, validation
 from ..costs import Cost
 from ..population import Population
 from ..training import Callback, EarlyStopping, History
-from . import ensemble_file
+from . import ensemble_file, ensemble_state
 from .checks import RULES, a_name, a_number, as_given, check_weights, host, invalid, is_flag
 from .perceptron import activation_of
 from .resampling import MemberRows
@@ -478,7 +478,19 @@ class _Ensemble(BaseEstimator):
             found.append(self._from_outputs(a, population.cost).std(axis=0))
         return np.concatenate(found).astype(population.dtype)
 
-    # -- files ----------------------------------------------------------------------------------
+    # -- files and copies -----------------------------------------------------------------------
+
+    def __getstate__(self) -> Any:
+        return ensemble_state.to_plain(super().__getstate__())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(ensemble_state.from_plain(state))
+
+    def __copy__(self) -> Self:
+        """The copy shares what `fit` has left, which another `fit` replaces and never changes."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(vars(self))
+        return copied
 
     def save(self, path: Any) -> None:
         """Write the ensemble to a safetensors file, replacing what is there in one step.
