@@ -89,7 +89,7 @@ class DeltaNorms(Callback):
         Parameters
         ----------
         network : Network
-            Such as ``population[3]``, or ``result.best.network``.
+            Such as ``population.members[3]``, or ``result.best.network``.
 
         Returns
         -------
