@@ -191,10 +191,12 @@ class ResidentCpuEngine(Engine):
     def _template(self, settings: Hyperparameters, slots: int, threads: int) -> _Template:
         """What members of the same settings have in common: that of the last one, where it fits."""
         optimizer, m = settings.optimizer, settings.batch_size
-        key: tuple[Any, ...] = m, slots, settings.squares is None, threads
+        sparse = self._network.stored == 0
+        key: tuple[Any, ...] = m, slots, settings.squares is None, threads, sparse
         last = self._last
         if last is not None and last.optimizer is optimizer and last.key[: len(key)] == key:
             return last
+        # Sparse rows are read where they lie: nothing is copied, nor shared out by its columns.
         work, ranks = self.plan.work(m), self.communicator
         own = shards_of(ranks.rank, ranks.size, self.plan.shards)
         limits = optimizer.clip_value, optimizer.clip_norm, optimizer.max_norm
@@ -202,14 +204,14 @@ class ResidentCpuEngine(Engine):
             residency.all_slices(self.sizes, m, self.backend.dtype.itemsize), np.int32
         )
         part = cpu.AbiMember(
-            m, work.block, work.in_place, cpu.RULES.index(optimizer.rule),
-            work.by_inputs and threads > 1, 0, self.plan.shards, own.start, own.stop,
+            m, work.block, work.in_place or sparse, cpu.RULES.index(optimizer.rule),
+            work.by_inputs and threads > 1 and not sparse, 0, self.plan.shards, own.start, own.stop,
             0, None, None, None, None, None, 0,
             *(inf if limit is None else limit for limit in limits), optimizer.l1,
             *optimizer.kernel_constants,
             slices.ctypes.data,
         )  # fmt: skip
-        key = (*key, optimizer.clip_norm is None, self._network.stored == 0)
+        key = (*key, optimizer.clip_norm is None)
         self._last = _Template(optimizer, key, part, slices)
         return self._last
 

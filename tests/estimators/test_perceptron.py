@@ -580,6 +580,21 @@ def test_dropout_is_of_training_only(digits: Any) -> None:
     assert est.loss_ > 1.5 * dense.loss_
 
 
+@pytest.mark.parametrize("batch", [10, 40])
+def test_wide_sparse_rows_have_the_bits_of_dense_ones(batch: int) -> None:
+    """Rows of 10 share out layer 1 by its inputs, and of 40 are copied, if they are dense."""
+    rng = np.random.default_rng(0)
+    X = scipy.sparse.random_array((120, 30_000), density=1e-3, format="csr", rng=rng)
+    X, y = X.astype(np.float32), rng.standard_normal(120).astype(np.float32)
+    settings = {"hidden_layer_sizes": (16,), "batch_size": batch, "max_iter": 2, "alpha": 0.0}
+    settings |= {"random_state": 0, "solver": "sgd"}
+    with threads.at_most(2):
+        dense = MLPRegressor(**settings).fit(X.toarray(), y)
+        sparse = MLPRegressor(**settings).fit(X, y)
+    for a, b in zip(dense.coefs_, sparse.coefs_, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("library", [True, False])
 def test_dropout_of_sparse_rows(iris: Any, library: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = iris
