@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import initializers, optimizers, planning, threads, validation
+from . import arrays, initializers, optimizers, planning, threads, validation
 from .activations import Activation
 from .costs import Cost
 from .model import Model, losses_and_accuracies
@@ -231,8 +231,8 @@ class Population:
 
         Parameters
         ----------
-        X : (n, n_0) array
-            Also of uint8, as in `Network.fit`.
+        X : (n, n_0) array or table
+            Also of uint8, as in `Network.fit`. A sparse matrix becomes dense.
         Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
         epochs, batch_size, learning_rate, optimizer
             As in `Network.fit`: one value for all, or a list, tuple or 1-d array with one per
@@ -444,12 +444,13 @@ class Population:
 
     # -- without training -------------------------------------------------------------
 
-    def predict(self, X: Any, combine: str | None = None) -> np.ndarray:
+    def predict(self, X: Any, combine: str | None = None) -> Any:
         """a^L of every row of X: of each member, or of all together.
 
         Parameters
         ----------
-        X : (n, n_0) array
+        X : (n, n_0) array, table or sparse matrix
+            What comes back is of its library and on its device, as from `Network.predict`.
         combine : {None, "mean", "vote"}
             "mean" is the mean of the members' outputs; "vote" the class that most members name,
             the lowest of equals. Members that failed in the last `fit` have no part in either,
@@ -467,36 +468,37 @@ class Population:
         """
         if combine is not None:
             validation.one_of("combine", combine, ("mean", "vote"))
-        X = validation.inputs(X, self.sizes[0], self.dtype)
+        given, X = X, self.model.inputs(X)
         n, n_outputs = len(X), self.sizes[-1]
         if combine is None:
             outputs = np.empty((len(self), n, n_outputs), self.dtype)
             for i, rows, _, a in self._outputs(range(len(self)), X):
                 outputs[i, rows] = a
-            return validation.warn_of_nan(outputs)
+            return arrays.as_given(validation.warn_of_nan(outputs), given)
         sound = self._sound()
         if combine == "mean":
             total = np.zeros((n, n_outputs))
             for _, rows, _, a in self._outputs(sound, X):
                 total[rows] += a
-            return validation.warn_of_nan(np.asarray(total / len(sound), self.dtype))
+            mean = validation.warn_of_nan(np.asarray(total / len(sound), self.dtype))
+            return arrays.as_given(mean, given)
         votes = np.zeros((n, max(n_outputs, 2)), np.intp)
         for _, rows, _, a in self._outputs(sound, X):
             classes = validation.predicted(a, self.model.cost.threshold)
             votes[np.arange(n)[rows], classes] += classes != validation.NO_CLASS
         winners: np.ndarray = votes.argmax(axis=1)
         winners[~votes.any(axis=1)] = validation.NO_CLASS
-        return winners
+        return arrays.as_given(winners, given)
 
     def loss(self, X: Any, Y: Any, sample_weight: Any = None) -> np.ndarray:
         """C of each member, (members,): the mean cost over the rows, without penalties."""
-        X, Y = self.model.check_data(X, Y)
+        X, Y = self.model.check_data(X, Y, sparse_stays=True)
         return self._evaluate(X, Y, None, sample_weight)[0]
 
     def accuracy(self, X: Any, labels: Any, sample_weight: Any = None) -> np.ndarray:
         """Of each member, (members,), the share of rows whose class is right; as in `Network`."""
-        X = validation.inputs(X, self.sizes[0], self.dtype)
-        classes = validation.labels(labels, len(X), self.sizes[-1])
+        X = self.model.inputs(X)
+        classes = validation.labels(self.model.on_host(labels), len(X), self.sizes[-1])
         return self._evaluate(X, None, classes, sample_weight)[1]
 
     def ranking(self, X: Any = None, Y: Any = None, *, metric: str | None = None) -> list[int]:
@@ -536,7 +538,7 @@ class Population:
         else:
             if metric is not None:
                 validation.one_of("metric", metric, ("accuracy", "loss"))
-            X, Y = self.model.check_data(X, Y)
+            X, Y = self.model.check_data(X, Y, sparse_stays=True)
             classes = validation.classes_of(Y)
             if metric == "accuracy" and classes is None:
                 raise ValueError("metric 'accuracy' needs a Y of classes")
@@ -655,7 +657,7 @@ def _check_rows(rows: Any, members: int, n: int) -> list[np.ndarray | None]:
     if rows is None:
         return [None] * members
     if hasattr(rows, "ndim"):
-        rows = validation.as_array("rows", rows)
+        rows = arrays.to_numpy("rows", rows)
     if not isinstance(rows, Sequence | np.ndarray) or isinstance(rows, str | bytes):
         raise TypeError(f"rows must be a sequence with an int array for each member, got {rows!r}")
     if len(rows) != members:
@@ -727,7 +729,7 @@ def _one_a_member(name: str, value: Any, members: int, check: Callable[[Any], An
     if not _is_several(value):
         return [check(value)] * members
     if hasattr(value, "ndim"):
-        value = validation.as_array(name, value)
+        value = arrays.to_numpy(name, value)
     if len(value) != members:
         raise ValueError(
             f"{name} has {len(value)} values for {members} members: give one value for all, or "

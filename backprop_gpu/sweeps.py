@@ -147,7 +147,8 @@ def sweep(
 
     Parameters
     ----------
-    X : (n, n_0) array
+    X : (n, n_0) array or table
+        A sparse matrix becomes dense.
     Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
     grid : dict of str to values, or a list of such dicts
         Every combination of the values is a setting; of a list, the combinations of each dict.

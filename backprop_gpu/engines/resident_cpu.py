@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import cpu, planning
+from ..arrays import SparseMatrix
 from ..optimizers import Optimizer
 from ..parameters import Layout
 from ..planning import Run, residency
@@ -93,6 +94,8 @@ class ResidentCpuEngine(Engine):
         return found
 
     def put(self, X: Any, Y: Array) -> tuple[Any, Array]:
+        if isinstance(X, SparseMatrix):
+            X = cpu.SparseRows(X.csr, self.backend.dtype)
         if isinstance(X, cpu.SparseRows):
             return X, self.backend.asarray(self.cost.prepare(Y, self.sizes[-1]))
         return super().put(X, Y)

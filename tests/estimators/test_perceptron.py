@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import pickle
@@ -693,6 +694,9 @@ def test_cupy_in_cupy_out(iris: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = iris
 
     class ndarray:
+        __cuda_array_interface__ = None
+        device = contextlib.nullcontext()
+
         def __init__(self, array: np.ndarray) -> None:
             self.array = array
 
@@ -701,7 +705,7 @@ def test_cupy_in_cupy_out(iris: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     ndarray.__module__ = "cupy"
     stand_in = types.ModuleType("cupy")
-    stand_in.asarray = ndarray  # type: ignore[attr-defined]
+    stand_in.asarray = stand_in.ndarray = ndarray  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
     est = MLPClassifier(max_iter=3, random_state=0, backend="numpy").fit(ndarray(X), ndarray(y))
     plain = MLPClassifier(max_iter=3, random_state=0, backend="numpy").fit(X, y)
