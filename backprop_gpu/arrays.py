@@ -274,7 +274,12 @@ def _by_protocol(name: str, value: Any, missing: bool) -> np.ndarray | None:
     if any(hasattr(value, way) for way in _TABLES):
         from .imports import optional
 
-        arrow = optional("pyarrow", "parquet", f"{name}, a {type(value).__name__}")
+        try:
+            arrow = optional("pyarrow", "parquet", f"{name}, a {type(value).__name__}")
+        except ImportError:
+            if hasattr(value, "__array__"):  # which names no columns, but will do
+                return None
+            raise
         if hasattr(value, "__arrow_c_stream__") or not hasattr(value, "__dataframe__"):
             is_table = not hasattr(value, "__arrow_c_array__") or hasattr(value, "columns")
             given = arrow.table(value) if is_table else _of_capsule(arrow, value)

@@ -408,6 +408,16 @@ def test_tables(kind: str) -> None:
     assert bits(trained(table)) == bits(trained(X))
 
 
+def test_a_table_of_a_protocol_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pd.DataFrame(COLUMNS)
+    either = Capsules(table, "__arrow_c_stream__", "__array__")
+    only = Capsules(table, "__arrow_c_stream__")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    np.testing.assert_array_equal(network().predict(either), network().predict(X))
+    with pytest.raises(ImportError, match=r"X, a Capsules: .*pyarrow .*backprop_gpu\[parquet\]"):
+        network().predict(only)
+
+
 def test_flags_beside_numbers() -> None:
     flags = X[:, 0] > 0
     expected = network().predict(np.column_stack([flags, X[:, 1:]]))
