@@ -442,7 +442,7 @@ class _Call:
         if self.kind == "numpy" or self._library.empty is None:
             array = self.backend.empty(shape)
             return _Result(array, array.reshape(returned), out)
-        made = self._library.empty(next(iter(self._given.values())), returned)
+        made = self._library.empty(next(iter(self._given.values())), returned, self.dtype)
         return _Result(self.backend.runtime.view(made).reshape(shape), made, out)
 
     def overlap(self, s: Array, t: Array) -> bool:

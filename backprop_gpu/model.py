@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -11,6 +12,7 @@ import numpy as np
 
 from . import (
     activations,
+    arrays,
     backends,
     costs,
     cpu,
@@ -117,9 +119,40 @@ class Model:
         """Replace the parameters by a flat host array."""
         self.backend.copy(self.backend.asarray(flat), parameters.flat)
 
+    def inputs(self, X: Any, name: str = "X") -> Any:
+        """X as an (n, n_0) array of the dtype on the host, or the `arrays.SparseMatrix` it is.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For what does not fit the model.
+        """
+        if arrays.is_sparse(X):
+            return validation.sparse_inputs(X, self.sizes[0], self.dtype, name)
+        return validation.inputs(self.on_host(X), self.sizes[0], self.dtype, name)
+
+    def on_host(self, value: Any) -> Any:
+        """Of this model's device, what its library cannot bring to the host; else as it is."""
+        if self.device is None or type(value) is np.ndarray or arrays.package_of(value):
+            return value
+        from .cuda import interchange
+
+        if interchange.name(value) is None:
+            return value
+        runtime = cast("CudaBackend", self.backend).runtime
+        try:
+            return runtime.to_numpy(runtime.view(value))
+        except (ValueError, TypeError):  # on another device, or with strides
+            return value
+
     def check_data(
-        self, X: Any, Y: Any, names: tuple[str, str] = ("X", "Y"), bytes_stay: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self,
+        X: Any,
+        Y: Any,
+        names: tuple[str, str] = ("X", "Y"),
+        bytes_stay: bool = False,
+        sparse_stays: bool = False,
+    ) -> tuple[Any, np.ndarray]:
         """(X, Y) as (n, n_0) and (n, targets) arrays of the dtype, on the host.
 
         Parameters
@@ -128,16 +161,21 @@ class Model:
             What the two are called, for an error.
         bytes_stay : bool
             Whether an X of uint8 stays what it is.
+        sparse_stays : bool
+            Whether a sparse X becomes an `arrays.SparseMatrix`, and not dense.
 
         Raises
         ------
         ValueError, TypeError
             For what does not fit the model.
         """
-        X = validation.inputs(X, self.sizes[0], self.dtype, names[0], bytes_stay)
+        if sparse_stays and arrays.is_sparse(X):
+            X = self.inputs(X, names[0])
+        else:
+            X = validation.inputs(self.on_host(X), self.sizes[0], self.dtype, names[0], bytes_stay)
         Y = validation.targets(
-            Y, len(X), self.activations[-1], self.cost, self.sizes[-1], self.dtype, names[1],
-            names[0],
+            self.on_host(Y), len(X), self.activations[-1], self.cost, self.sizes[-1], self.dtype,
+            names[1], names[0],
         )  # fmt: skip
         return X, Y
 
@@ -145,7 +183,7 @@ class Model:
         """Checked weights of the rows over their mean, (rows,) of the dtype, if there are any."""
         if sample_weight is None:
             return None
-        weights = validation.weights(sample_weight, rows)
+        weights = validation.weights(self.on_host(sample_weight), rows)
         return np.ascontiguousarray(weights / weights.mean(), self.dtype)
 
     # -- training -----------------------------------------------------------------
@@ -293,6 +331,54 @@ class Model:
         ):
             return CompiledPasses(self.backend, self.sizes, self.activations, self.cost)
         return None
+
+    def predict_on_device(self, parameters: Parameters, X: Any) -> Any:
+        """a^L of rows that lie on this model's device, as an array of X's library.
+
+        Nothing comes to the host. It is computed on the stream that the library uses now.
+
+        Returns
+        -------
+        (n, n_L) array, or None
+            None if X does not lie there, or is not read there: it has strides that its library
+            cannot do away with, or another dtype than float32 and float64.
+
+        Raises
+        ------
+        ValueError
+            For what does not fit the model, or is not finite.
+        """
+        if self.device is None or type(X) is np.ndarray or getattr(X, "requires_grad", False):
+            return None  # `arrays.to_numpy` says what is wrong with the last
+        from .cuda import interchange
+
+        kind = interchange.name(X)
+        if kind is None:
+            return None
+        library = interchange.library(kind)
+        backend = cast("CudaBackend", self.backend.fork())
+        stream = library.stream(X)
+        # Where memory is made for it, it waits for what has been written to the parameters.
+        with nullcontext() if stream is None else backend.runtime.on(stream):
+            try:
+                rows = backend.runtime.view(library.contiguous(X))
+            except (ValueError, TypeError):  # on another device, or with strides
+                return None
+            validation.check_shape("X", rows.shape, self.sizes[0])
+            if rows.dtype.name not in ("float32", "float64"):
+                return None
+            rows = backend.runtime.array(rows, self.dtype)
+            if not backend.all_finite(rows):
+                raise ValueError("X contains NaN or infinity")
+            shape = len(rows), self.sizes[-1]
+            made = None if library.empty is None else library.empty(X, shape, self.dtype.name)
+            out = backend.empty(shape) if made is None else backend.runtime.view(made)
+            Passes(backend, self.sizes, self.activations, self.cost).predict_into(
+                parameters, rows, out
+            )
+            if not backend.all_finite(out):
+                validation.warn_of_nan(backend.to_numpy(out), stacklevel=4)
+            return library.taken(out) if made is None else made
 
     # -- copies --------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from . import communicators, html, initializers, optimizers, planning, threads, validation
 from .activations import Activation
+from .arrays import as_given
 from .costs import Cost
 from .model import Model
 from .optimizers import Optimizer
@@ -299,17 +300,19 @@ class Network:
 
         Parameters
         ----------
-        X : (n, n_0) array
-            Rows x. Of uint8 it means its numbers, 0 to 255, and trains to the same bits as
+        X : (n, n_0) array, table or sparse matrix
+            Of any library with ``__array_namespace__`` or DLPack, PyTorch's among them; a table of
+            numbers of pandas, polars or Arrow; a sparse matrix of SciPy's, of which at most some
+            256 MiB of rows are dense at a time.
+            Of uint8 it means its numbers, 0 to 255, and trains to the same bits as
             ``X.astype(dtype)``; on a GPU the resident engine keeps and reads it as the
             bytes it is, a quarter of float32's.
             Rows that stay on a disk are read as they are needed, in another thread: a NumPy memory
             map, an array of HDF5 (h5py), Zarr or Dask, a table of Arrow's or a ParquetFile
             (pyarrow) whose columns are numbers, or an object with ``shape``, ``dtype`` and
             ``__getitem__`` for ascending row numbers. Y, too, where it is not an array.
-        Y : (n, n_L) array, or (n,) int array of labels
-            Targets y; labels where the outputs are classes. Costs that predict more than one number
-            of a target have fewer columns (`Cost.targets_of`). A NaN is a missing label: that
+        Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
+            Or a table, or a column of one. A NaN is a missing label, as a null of a table is: that
             output of that row counts neither in C nor in a gradient.
         batches : iterable of (X, Y), optional
             In place of X and Y, chunks of rows as they come, from a stream for example. A pass goes
@@ -433,32 +436,31 @@ class Network:
 
     # -- without training -------------------------------------------------------------
 
-    def predict(self, X: Any) -> np.ndarray:
-        """Compute the outputs a^L of every row of X.
+    # What has a row for each of X's is an array of X's library, where X is: `arrays.as_given`.
+
+    def predict(self, X: Any) -> Any:
+        """a^L of every row of X: (n, n_0) -> (n, n_L).
 
         Parameters
         ----------
-        X : (m, n_0) array
-            Rows of finite numbers, converted to the network's dtype.
+        X : (n, n_0) array, table or sparse matrix
 
         Returns
         -------
-        (m, n_L) array
-            Outputs, of the network's dtype.
-
-        Raises
-        ------
-        ValueError, TypeError
-            For an X that does not fit layer 0, or is not finite.
+        (n, n_L) array of the network's dtype
+            Of X's library and on its device, where X is a tensor of PyTorch, or an array of JAX,
+            CuPy or another library with ``__array_namespace__``; else NumPy's.
 
         Warns
         -----
         RuntimeWarning
             If outputs are NaN, naming the first row: z overflowed there.
         """
-        X = validation.inputs(X, self.sizes[0], self.dtype)
-        outputs = self.model.passes().predict(self.parameters, X)
-        return validation.warn_of_nan(outputs)
+        found = self.model.predict_on_device(self.parameters, X)
+        if found is not None:
+            return found
+        outputs = self.model.passes().predict(self.parameters, self.model.inputs(X))
+        return as_given(validation.warn_of_nan(outputs), X)
 
     def loss(self, X: Any, Y: Any, sample_weight: Any = None) -> float:
         """Compute C, the mean cost over the rows, without penalties.
@@ -510,55 +512,35 @@ class Network:
         ValueError, TypeError
             For arrays that do not fit the network or each other.
         """
-        X = validation.inputs(X, self.sizes[0], self.dtype)
-        classes = validation.labels(labels, len(X), self.sizes[-1])
+        X = self.model.inputs(X)
+        classes = validation.labels(self.model.on_host(labels), len(X), self.sizes[-1])
         weights = self.model.mean_weights(sample_weight, len(X))
         outputs = self.model.passes().predict(self.parameters, X)
         return validation.accuracy(outputs, classes, weights, self.cost.threshold)
 
     def gradients(
         self, X: Any, Y: Any, sample_weight: Any = None, *, per_sample: bool = False
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Compute the gradients of the mean cost over all rows (BP1–BP4), as of `loss`.
+    ) -> list[tuple[Any, Any]]:
+        """[(∂C/∂w[1], ∂C/∂b[1]), …] of the mean cost over all rows (BP1–BP4), as in `loss`.
 
-        Parameters
-        ----------
-        X : (m, n_0) array
-            Rows x.
-        Y : (m, n_L) array, or (m,) int array of labels
-            Targets, as in `fit`.
-        sample_weight : (m,) array, optional
-            Weights of the rows, as in `loss`; not with `per_sample`.
-        per_sample : bool
-            Whether to return those of every row's own C_x.
-
-        Returns
-        -------
-        list of (array, array)
-            Pairs (∂C/∂w[l], ∂C/∂b[l]), layer by layer, of shapes (n_l, n_{l-1}) and (n_l,); with
-            `per_sample` (m, n_l, n_{l-1}) and (m, n_l).
-
-        Raises
-        ------
-        ValueError, TypeError
-            For arrays that do not fit the network or each other.
-        MemoryError
-            If the gradients of all rows would not fit into memory.
+        With `per_sample` those of every row's own C_x, (m, n_l, n_{l-1}) and (m, n_l), as arrays of
+        X's library.
         """
-        X, Y, weights = self._checked(X, Y, sample_weight)
+        rows, Y, weights = self._checked(X, Y, sample_weight)
         if validation.boolean("per_sample", per_sample):
             if weights is not None:
                 raise ValueError("per_sample and sample_weight exclude each other")
-            validation.room("a gradient of every row", self._gradient_bytes(len(X)))
-            return self.model.derivatives.per_sample(self.parameters, X, Y)
-        found = self.model.passes().gradients(self.parameters, X, Y, weights)
+            validation.room("a gradient of every row", self._gradient_bytes(len(rows)))
+            each = self.model.derivatives.per_sample(self.parameters, rows, Y)
+            return [(as_given(w, X), as_given(b, X)) for w, b in each]
+        found = self.model.passes().gradients(self.parameters, rows, Y, weights)
         return list(zip(*found, strict=True))
 
     def _checked(
         self, X: Any, Y: Any, sample_weight: Any = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """X, Y and the rows' weights, as passes take them."""
-        X, Y = self.model.check_data(X, Y)
+        X, Y = self.model.check_data(X, Y, sparse_stays=True)
         weights = self.model.mean_weights(sample_weight, len(X))
         return X, self.cost.prepare(Y, self.sizes[-1]), weights
 
@@ -567,8 +549,8 @@ class Network:
 
     # -- derivatives beyond those -------------------------------------------------------
 
-    def gradient_norms(self, X: Any, Y: Any, *, of: str = "layers") -> np.ndarray:
-        """Compute the norm of each row's own gradient, layer by layer.
+    def gradient_norms(self, X: Any, Y: Any, *, of: str = "layers") -> Any:
+        """The norm of each row's own gradient, layer by layer: (m, L), of X's library.
 
         ∂C_x/∂w = δ a'ᵀ has the norm ‖δ‖ ‖a'‖, and ∂C_x/∂b = δ has ‖δ‖, so that no gradient is
         formed (Goodfellow 2015, arXiv:1510.01799).
@@ -588,15 +570,14 @@ class Network:
             Norms, one column a layer.
         """
         validation.one_of("of", of, ("layers", "weights", "biases"))
-        X, Y, _ = self._checked(X, Y)
-        deltas, inputs = self.model.derivatives.norms(self.parameters, X, Y)
-        if of == "biases":
-            return deltas
-        norms: np.ndarray = deltas * (inputs if of == "weights" else np.hypot(inputs, 1.0))
-        return norms
+        rows, Y, _ = self._checked(X, Y)
+        norms, inputs = self.model.derivatives.norms(self.parameters, rows, Y)
+        if of != "biases":
+            norms = norms * (inputs if of == "weights" else np.hypot(inputs, 1.0))
+        return as_given(norms, X)
 
-    def input_gradients(self, X: Any, Y: Any = None, *, output: int | None = None) -> np.ndarray:
-        """Compute ∂C_x/∂x of each row's own cost, or ∂a^L_j/∂x of an output j.
+    def input_gradients(self, X: Any, Y: Any = None, *, output: int | None = None) -> Any:
+        """∂C_x/∂x of each row's own cost, or ∂a^L_j/∂x of an output j: (m, n_0), of X's library.
 
         Parameters
         ----------
@@ -621,33 +602,22 @@ class Network:
         if Y is not None and output is not None:
             raise ValueError("input_gradients takes Y, for the cost, or output: not both")
         if Y is not None:
-            X, Y, _ = self._checked(X, Y)
-            return self.model.derivatives.input_gradients(self.parameters, X, Y)
+            rows, Y, _ = self._checked(X, Y)
+            return as_given(self.model.derivatives.input_gradients(self.parameters, rows, Y), X)
         if output is None and self.sizes[-1] > 1:
             raise ValueError(
                 f"input_gradients needs Y, for the cost, or output, one of {self.sizes[-1]}"
             )
         j = validation.integer("output", 0 if output is None else output, 0, self.sizes[-1] - 1)
-        X = validation.inputs(X, self.sizes[0], self.dtype)
-        return self.model.derivatives.jacobian(self.parameters, X, j)[:, 0]
+        found = self.model.derivatives.jacobian(self.parameters, self.model.inputs(X), j)
+        return as_given(found[:, 0], X)
 
-    def jacobian(self, X: Any) -> np.ndarray:
-        """Compute ∂a^L_j/∂x_k of every row.
+    def jacobian(self, X: Any) -> Any:
+        """∂a^L_j/∂x_k of every row: (m, n_L, n_0), of X's library.
 
         At a kink of σ the slope is that beside it.
-
-        Parameters
-        ----------
-        X : (m, n_0) array
-            Rows x.
-
-        Returns
-        -------
-        (m, n_L, n_0) array
-            The Jacobian of each row.
         """
-        X = validation.inputs(X, self.sizes[0], self.dtype)
-        return self.model.derivatives.jacobian(self.parameters, X)
+        return as_given(self.model.derivatives.jacobian(self.parameters, self.model.inputs(X)), X)
 
     def hessian_vector_product(
         self, X: Any, Y: Any, v: Sequence[tuple[Any, Any]]
@@ -699,8 +669,8 @@ class Network:
                 found[i].append(array)
         return layout.flat(*found, self.dtype)
 
-    def laplacian(self, X: Any) -> np.ndarray:
-        """Compute Σ_k ∂²a^L_j/∂x_k² of every row.
+    def laplacian(self, X: Any) -> Any:
+        """Σ_k ∂²a^L_j/∂x_k² of every row: (m, n_L), of X's library.
 
         Forward through the layers, a, its derivatives along each input and the sum of the second
         ones go together (forward Laplacian; Li et al. 2023, arXiv:2307.08214).
@@ -720,8 +690,7 @@ class Network:
         ValueError
             If a σ of your own has no second derivative, naming it. σ'' of relu and leaky_relu is 0.
         """
-        X = validation.inputs(X, self.sizes[0], self.dtype)
-        return self.model.derivatives.laplacian(self.parameters, X)
+        return as_given(self.model.derivatives.laplacian(self.parameters, self.model.inputs(X)), X)
 
     def laplacian_gradients(
         self, X: Any, loss: Loss
@@ -751,7 +720,7 @@ class Network:
         """
         if not callable(loss):
             raise TypeError(f"loss must be callable, got {loss!r}")
-        X = validation.inputs(X, self.sizes[0], self.dtype)
+        X = self.model.inputs(X)
         return self.model.derivatives.laplacian_gradients(self.parameters, X, loss)
 
     def check_gradients(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import html, initializers, optimizers, planning, threads, validation
+from . import arrays, initializers, optimizers, planning, threads, validation
 from .activations import Activation
 from .costs import Cost
 from .model import Model, losses_and_accuracies
@@ -277,20 +277,12 @@ class Population:
 
         Parameters
         ----------
-        X : (n, n_0) array
-            Rows x; also of uint8, as in `Network.fit`.
-        Y : (n, n_L) array, or (n,) int array of labels
-            Targets y; labels where the outputs are classes.
-        epochs : int, or one per member
-            Passes over the rows. One value for all, or a list, tuple or 1-d array with one per
-            member, as of the three that follow. A member with fewer epochs is ready sooner and
-            keeps its weights.
-        batch_size : int, or one per member
-            Rows m of a mini-batch.
-        learning_rate : float or callable, or one per member
-            Rate η, or a schedule of the time in epochs.
-        optimizer : str or Optimizer, or one per member
-            As in `Network.fit`.
+        X : (n, n_0) array or table
+            Also of uint8, as in `Network.fit`. A sparse matrix becomes dense.
+        Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
+        epochs, batch_size, learning_rate, optimizer
+            As in `Network.fit`: one value for all, or a list, tuple or 1-d array with one per
+            member. A member with fewer epochs is ready sooner and keeps its weights.
         validation_data : (X, Y), optional
             The same for all members.
         callbacks : iterable of Callback or function (network, history) -> bool
@@ -569,13 +561,13 @@ class Population:
 
     # -- without training -------------------------------------------------------------
 
-    def predict(self, X: Any, combine: str | None = None) -> np.ndarray:
-        """Compute the outputs a^L of every row of X: of each member, or of all together.
+    def predict(self, X: Any, combine: str | None = None) -> Any:
+        """a^L of every row of X: of each member, or of all together.
 
         Parameters
         ----------
-        X : (n, n_0) array
-            Rows x.
+        X : (n, n_0) array, table or sparse matrix
+            What comes back is of its library and on its device, as from `Network.predict`.
         combine : {None, "mean", "vote"}
             "mean" is the mean of the members' outputs; "vote" the class that most members name,
             the lowest of equals. Members that failed in the last `fit` have no part in either,
@@ -593,76 +585,37 @@ class Population:
         """
         if combine is not None:
             validation.one_of("combine", combine, ("mean", "vote"))
-        X = validation.inputs(X, self.sizes[0], self.dtype)
+        given, X = X, self.model.inputs(X)
         n, n_outputs = len(X), self.sizes[-1]
         if combine is None:
             outputs = np.empty((len(self), n, n_outputs), self.dtype)
             for i, rows, _, a in self._outputs(range(len(self)), X):
                 outputs[i, rows] = a
-            return validation.warn_of_nan(outputs)
+            return arrays.as_given(validation.warn_of_nan(outputs), given)
         sound = self._sound()
         if combine == "mean":
             total = np.zeros((n, n_outputs))
             for _, rows, _, a in self._outputs(sound, X):
                 total[rows] += a
-            return validation.warn_of_nan(np.asarray(total / len(sound), self.dtype))
+            mean = validation.warn_of_nan(np.asarray(total / len(sound), self.dtype))
+            return arrays.as_given(mean, given)
         votes = np.zeros((n, max(n_outputs, 2)), np.intp)
         for _, rows, _, a in self._outputs(sound, X):
             classes = validation.predicted(a, self.model.cost.threshold)
             votes[np.arange(n)[rows], classes] += classes != validation.NO_CLASS
         winners: np.ndarray = votes.argmax(axis=1)
         winners[~votes.any(axis=1)] = validation.NO_CLASS
-        return winners
+        return arrays.as_given(winners, given)
 
     def loss(self, X: Any, Y: Any, sample_weight: Any = None) -> np.ndarray:
-        """Compute C of each member: the mean cost over the rows, without penalties.
-
-        Parameters
-        ----------
-        X : (n, n_0) array
-            Rows x.
-        Y : (n, n_L) array, or (n,) int array of labels
-            Targets y.
-        sample_weight : (n,) array, optional
-            Weights of the rows, as in `Network.loss`.
-
-        Returns
-        -------
-        (members,) array
-            C of each; NaN of one whose outputs are.
-
-        Raises
-        ------
-        ValueError, TypeError
-            For arrays that do not fit the members or each other.
-        """
-        X, Y = self.model.check_data(X, Y)
+        """C of each member, (members,): the mean cost over the rows, without penalties."""
+        X, Y = self.model.check_data(X, Y, sparse_stays=True)
         return self._evaluate(X, Y, None, sample_weight)[0]
 
     def accuracy(self, X: Any, labels: Any, sample_weight: Any = None) -> np.ndarray:
-        """Compute each member's share of rows whose class is right, as in `Network.accuracy`.
-
-        Parameters
-        ----------
-        X : (n, n_0) array
-            Rows x.
-        labels : (n,) array, or (n, n_L) array
-            Class numbers, or one-hot rows of them.
-        sample_weight : (n,) array, optional
-            Weights of the rows.
-
-        Returns
-        -------
-        (members,) array
-            Shares, in [0, 1].
-
-        Raises
-        ------
-        ValueError, TypeError
-            For arrays that do not fit the members or each other.
-        """
-        X = validation.inputs(X, self.sizes[0], self.dtype)
-        classes = validation.labels(labels, len(X), self.sizes[-1])
+        """Of each member, (members,), the share of rows whose class is right; as in `Network`."""
+        X = self.model.inputs(X)
+        classes = validation.labels(self.model.on_host(labels), len(X), self.sizes[-1])
         return self._evaluate(X, None, classes, sample_weight)[1]
 
     def ranking(self, X: Any = None, Y: Any = None, *, metric: str | None = None) -> list[int]:
@@ -702,7 +655,7 @@ class Population:
         else:
             if metric is not None:
                 validation.one_of("metric", metric, ("accuracy", "loss"))
-            X, Y = self.model.check_data(X, Y)
+            X, Y = self.model.check_data(X, Y, sparse_stays=True)
             classes = validation.classes_of(Y)
             if metric == "accuracy" and classes is None:
                 raise ValueError("metric 'accuracy' needs a Y of classes")
@@ -878,7 +831,7 @@ def _check_rows(rows: Any, members: int, n: int) -> list[np.ndarray | None]:
     if rows is None:
         return [None] * members
     if hasattr(rows, "ndim"):
-        rows = validation.as_array("rows", rows)
+        rows = arrays.to_numpy("rows", rows)
     if not isinstance(rows, Sequence | np.ndarray) or isinstance(rows, str | bytes):
         raise TypeError(f"rows must be a sequence with an int array for each member, got {rows!r}")
     if len(rows) != members:
@@ -950,7 +903,7 @@ def _one_a_member(name: str, value: Any, members: int, check: Callable[[Any], An
     if not _is_several(value):
         return [check(value)] * members
     if hasattr(value, "ndim"):
-        value = validation.as_array(name, value)
+        value = arrays.to_numpy(name, value)
     if len(value) != members:
         raise ValueError(
             f"{name} has {len(value)} values for {members} members: give one value for all, or "

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import validation
+from . import arrays, validation
 
 Schedule = Callable[[np.ndarray], np.ndarray]
 
@@ -158,7 +158,7 @@ def evaluate(learning_rate: float | Schedule, t: np.ndarray) -> np.ndarray:
             "learning_rate", learning_rate, "[0, inf)", "a number or a callable"
         )
         return np.full(t.shape, rate)
-    given = validation.as_array("what learning_rate returns", learning_rate(t))
+    given = arrays.to_numpy("what learning_rate returns", learning_rate(t))
     if given.dtype.kind not in "iuf":
         raise TypeError(f"learning_rate must return real numbers, got dtype {given.dtype}")
     rates = np.asarray(given, dtype=np.float64)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from . import validation
+from . import arrays
 from .imports import uninterrupted
 
 #: What says that an object's numbers lie in memory.
@@ -120,8 +120,8 @@ class _Dask(_Runs):
 class _Table(_Runs):
     """Columns of an Arrow table."""
 
-    def __init__(self, name: str, stored: Any) -> None:
-        self.name, self.stored = name, stored
+    def __init__(self, name: str, stored: Any, missing: bool = False) -> None:
+        self.name, self.stored, self.missing = name, stored, missing
         kinds = [np.dtype(field.type.to_pandas_dtype()) for field in self._schema]
         if not kinds or any(kind.kind not in "biuf" for kind in kinds):
             texts = ", ".join(f"{field.name} ({field.type})" for field in self._schema)
@@ -138,14 +138,21 @@ class _Table(_Runs):
         return int(self.stored.num_rows)
 
     def _slice(self, begin: int, end: int) -> Any:
-        return _columns(self.stored.slice(begin, end - begin), self.dtype)
+        return self._columns(self.stored.slice(begin, end - begin), begin)
+
+    def _columns(self, table: Any, first_row: int) -> np.ndarray:
+        found = np.empty((table.num_rows, table.num_columns), self.dtype)
+        for i, column in enumerate(table.columns):
+            place = f"{self.name}: column {table.schema.names[i]!r}"
+            found[:, i] = arrays.arrow_column(place, column, self.missing, first_row)
+        return found
 
 
 class _Parquet(_Table):
     """A Parquet file: whole row groups are read, and the last one is kept."""
 
-    def __init__(self, name: str, stored: Any) -> None:
-        super().__init__(name, stored)
+    def __init__(self, name: str, stored: Any, missing: bool = False) -> None:
+        super().__init__(name, stored, missing)
         groups = range(stored.num_row_groups)
         counts = [stored.metadata.row_group(i).num_rows for i in groups]
         self._ends = np.cumsum(counts)
@@ -174,15 +181,9 @@ class _Parquet(_Table):
         with self._lock:
             if self._kept is None or self._kept[0] != group:
                 self._kept = None  # two would not have to fit
-                self._kept = group, _columns(self.stored.read_row_group(group), self.dtype)
+                first = int(self._ends[group - 1]) if group else 0
+                self._kept = group, self._columns(self.stored.read_row_group(group), first)
             return self._kept[1]
-
-
-def _columns(table: Any, dtype: np.dtype[Any]) -> np.ndarray:
-    found = np.empty((table.num_rows, table.num_columns), dtype)
-    for i, column in enumerate(table.columns):
-        found[:, i] = column.to_numpy()
-    return found
 
 
 def _runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -212,8 +213,11 @@ def _is_group(value: Any) -> bool:
     return not hasattr(value, "shape") and not hasattr(value, "schema")
 
 
-def source(name: str, value: Any) -> Source:
-    """A source of a value's rows, or of those of an array in memory."""
+def source(name: str, value: Any, missing: bool = False) -> Source:
+    """A source of a value's rows, or of those of an array in memory.
+
+    What is `missing` in a table becomes NaN, or is refused.
+    """
     if isinstance(value, Source):
         return value
     if isinstance(value, np.memmap):
@@ -225,13 +229,13 @@ def source(name: str, value: Any) -> Source:
         return _Dask(name, value)
     if package == "pyarrow":
         if hasattr(value, "read_row_group"):
-            return _Parquet(name, value)
+            return _Parquet(name, value, missing)
         if hasattr(value, "slice") and hasattr(value, "schema"):
-            return _Table(name, value)
+            return _Table(name, value, missing)
         raise TypeError(
             f"{name} must be a pyarrow Table or ParquetFile, got a {type(value).__name__}"
         )
-    return Source(name, value if is_stored(value) else validation.as_array(name, value))
+    return Source(name, value if is_stored(value) else arrays.to_numpy(name, value))
 
 
 class Part:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from . import arrays
 from .activations import Activation
 from .costs import Cosine, Cost
 
@@ -166,8 +167,14 @@ def numbers(name: str, value: Any, to: np.dtype[Any], missing: bool = False) -> 
     """
     if is_ready(value, to):
         return np.asarray(value)
-    given = as_array(name, value)
-    if given.dtype.kind not in "biuf":
+    return _converted(name, arrays.to_numpy(name, value, missing), value, to, missing)
+
+
+def _converted(
+    name: str, given: np.ndarray, value: Any, to: np.dtype[Any], missing: bool = False
+) -> np.ndarray:
+    """`numbers` of a value that is `given`, as an array."""
+    if given.dtype.kind not in arrays.NUMBERS:
         raise TypeError(
             f"{name} must hold real numbers, got dtype {given.dtype}"
             + ("; convert it, for example with .astype(float)" if given.dtype.kind == "O" else "")
@@ -179,53 +186,65 @@ def numbers(name: str, value: Any, to: np.dtype[Any], missing: bool = False) -> 
         if not wrong.any():
             return array
         where = tuple(int(i) for i in np.argwhere(wrong)[0])
+        label = arrays.column_label(value, where[-1]) if len(where) == 2 else None
+        place = f"index {where}" + (f", column {label!r}" if label is not None else "")
         if np.isfinite(given[where]):
-            raise ValueError(f"{name} does not fit {to}: {given[where]} at index {where}")
+            raise ValueError(f"{name} does not fit {to}: {given[where]} at {place}")
         what = "infinity" if missing else "NaN or infinity"
-        raise ValueError(f"{name} contains {what}, first at index {where}")
+        raise ValueError(f"{name} contains {what}, first at {place}")
     return array
-
-
-def as_array(name: str, value: Any) -> np.ndarray:
-    """An array on the host, of any dtype."""
-    host = _to_host(value)
-    data = sys.modules.get("torch.utils.data")
-    if data is not None and isinstance(value, (data.DataLoader, data.Dataset)):
-        loader = "loader" if isinstance(value, data.DataLoader) else "DataLoader(dataset, 1000)"
-        raise TypeError(
-            f"{name} must be an array, got a {type(value).__name__}. Its batches as two arrays: "
-            f"X, Y = map(torch.cat, zip(*{loader})); then X.flatten(1) in place of X"
-        )
-    if isinstance(host, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array; pass {name}.filled(...)")
-    if not isinstance(host, np.ndarray) and hasattr(host, "toarray"):
-        raise TypeError(f"{name} is a sparse matrix; pass {name}.toarray()")
-    try:
-        return np.asarray(host)
-    except ValueError as error:  # lists of different lengths
-        raise ValueError(f"{name} must be an array, with rows of one length: {error}") from error
 
 
 def inputs(
     value: Any, n_inputs: int, to: np.dtype[Any], name: str = "X", bytes_stay: bool = False
 ) -> np.ndarray:
-    """X as (n, n_0) with n >= 1, of dtype `to`, or of uint8 if it is and `bytes_stay`."""
+    """X as (n, n_0) with n >= 1, of dtype `to`, or of uint8 if it is and `bytes_stay`.
+
+    A sparse one becomes dense, all of it: `sparse_inputs` leaves it what it is.
+    """
     if is_ready(value, to) and value.ndim == 2 and value.shape[1] == n_inputs and len(value):
         return np.asarray(value)
-    value = as_array(name, value)
-    if bytes_stay and value.dtype == np.uint8:
-        to = value.dtype
-    array = numbers(name, value, to)
-    if array.ndim != 2:
-        hint = f"; one sample is {name}.reshape(1, -1)" if array.ndim == 1 else ""
-        raise ValueError(f"{name} must have shape (n, {n_inputs}), got {array.shape}{hint}")
-    if array.shape[1] != n_inputs:
-        raise ValueError(
-            f"{name} does not fit layer 0: expected shape (n, {n_inputs}), got {array.shape}"
-        )
-    if len(array) == 0:
-        raise ValueError(f"{name} is empty: shape {array.shape}")
+    if arrays.is_sparse(value):
+        matrix = sparse_inputs(value, n_inputs, to, name)
+        room(f"{name}, made dense,", matrix.shape[0] * matrix.shape[1] * to.itemsize)
+        return np.asarray(matrix)
+    given = arrays.to_numpy(name, value)
+    if bytes_stay and given.dtype == np.uint8:
+        to = given.dtype
+    array = _converted(name, given, value, to)
+    check_shape(name, array.shape, n_inputs)
     return array
+
+
+def sparse_inputs(
+    value: Any, n_inputs: int, to: np.dtype[Any], name: str = "X"
+) -> arrays.SparseMatrix:
+    """A sparse X of SciPy's as (n, n_0) with n >= 1, of dtype `to`; it shares what it can."""
+    check_shape(name, tuple(value.shape), n_inputs)
+    if type(value).__module__.startswith("cupyx."):
+        value = value.get()
+    csr = value.tocsr()
+    if not csr.has_canonical_format:
+        csr = csr.copy() if csr is value else csr
+        csr.sum_duplicates()
+    data = numbers(f"{name}.data", csr.data, to)
+    if data is not csr.data:
+        csr = type(csr)((data, csr.indices, csr.indptr), shape=csr.shape)
+        csr.has_canonical_format = True
+    return arrays.SparseMatrix(csr)
+
+
+def check_shape(name: str, shape: tuple[int, ...], n_inputs: int) -> None:
+    """Refuse what is not (n, n_0), or has no rows."""
+    if len(shape) != 2:
+        hint = f"; one sample is {name}.reshape(1, -1)" if len(shape) == 1 else ""
+        raise ValueError(f"{name} must have shape (n, {n_inputs}), got {shape}{hint}")
+    if shape[1] != n_inputs:
+        raise ValueError(
+            f"{name} does not fit layer 0: expected shape (n, {n_inputs}), got {shape}"
+        )
+    if shape[0] == 0:
+        raise ValueError(f"{name} is empty: shape {shape}")
 
 
 def targets(
@@ -245,7 +264,7 @@ def targets(
     n_targets = cost.targets_of(n_outputs)
     if value is None:
         raise TypeError(f"{name} must hold real numbers of shape ({rows}, {n_targets}), got None")
-    given = array = as_array(name, value)
+    given = array = arrays.to_numpy(name, value, missing=cost.builtin)
     if array.ndim == 1 and n_targets > 1 and array.dtype.kind in "iub" and len(array):
         if not cost.takes_labels:
             raise ValueError(
@@ -253,7 +272,7 @@ def targets(
                 f"{cost.name!r}: pass targets of shape (n, {n_targets})"
             )
         array = one_hot(name, array, n_targets, to)
-    array = numbers(name, array, to, missing=cost.builtin)
+    array = _converted(name, array, value, to, missing=cost.builtin)
     if array.ndim == 1 and n_targets == 1:
         array = array.reshape(-1, 1)
     if array.ndim != 2 or array.shape[1] != n_targets:
@@ -346,7 +365,7 @@ def row_numbers(name: str, value: Any, rows: int) -> np.ndarray:
     ValueError, TypeError
         For anything but whole numbers in [0, rows), k of them and k >= 1, or a mask of all rows.
     """
-    array = as_array(name, value)
+    array = arrays.to_numpy(name, value)
     if array.ndim != 1:
         raise ValueError(f"{name} must be numbers of rows, (k,), got shape {array.shape}")
     if array.dtype.kind == "b":
@@ -369,7 +388,7 @@ def row_numbers(name: str, value: Any, rows: int) -> np.ndarray:
 
 def labels(value: Any, rows: int, n_outputs: int, name: str = "labels") -> np.ndarray:
     """Class numbers (n,), from labels, or from one-hot rows or a column of 0 and 1."""
-    array = as_array(name, value)
+    array = arrays.to_numpy(name, value)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must be class numbers, got dtype {array.dtype}")
     if array.ndim == 2 and array.shape[1] == n_outputs:
@@ -457,13 +476,6 @@ def within(place: str) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{place}: {error}") from error
-
-
-def _to_host(value: Any) -> Any:
-    """CuPy arrays and other device arrays come to the host; the rest stays what it is."""
-    if not isinstance(value, np.ndarray) and hasattr(value, "__cuda_array_interface__"):
-        return value.get() if hasattr(value, "get") else value.copy_to_host()
-    return value
 
 
 def brief(text: object, length: int = 200) -> str:

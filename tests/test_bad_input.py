@@ -126,10 +126,21 @@ def test_missing_data():
         network().loss(data()[0], None)
 
 
-def test_sparse_X():
-    from scipy.sparse import csr_matrix
+def test_sparse_matrices():
+    from scipy.sparse import coo_array, csr_array, csr_matrix
 
-    refuse_fit(TypeError, r"X is a sparse matrix; pass X.toarray\(\)", X=csr_matrix(np.eye(6, 3)))
+    refuse_fit(TypeError, r"Y is a sparse matrix; pass Y.toarray\(\)", Y=csr_matrix(np.eye(6, 2)))
+    for X, kind, message in (
+        (csr_matrix(np.eye(6, 4)), ValueError, r"X does not fit layer 0: expected shape \(n, 3\)"),
+        (csr_array((0, 3)), ValueError, "X is empty"),
+        (coo_array(np.ones(3)), ValueError, r"one sample is X.reshape\(1, -1\)"),
+        (csr_array(np.eye(6, 3) * np.nan), ValueError, "X.data contains NaN or infinity"),
+        (csr_array(np.eye(6, 3) * 1e39), ValueError, "X.data does not fit float32"),
+        (csr_array(np.eye(6, 3) * 1j), TypeError, "X.data must hold real numbers"),
+    ):
+        refuse_fit(kind, message, X=X)
+        with pytest.raises(kind, match=message):
+            network().predict(X)
 
 
 @pytest.mark.parametrize(

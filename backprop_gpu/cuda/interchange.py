@@ -21,9 +21,9 @@ class Library(NamedTuple):
 
     #: The address of the stream that it uses now, for an array; None: the runtime's own will do.
     stream: Callable[[Array], int | None]
-    #: An array like this one, of undefined values: (array, shape) -> array. None: it has no
-    #: arrays that others write to, and takes ours at the end.
-    empty: Callable[[Array, tuple[int, ...]], Array] | None
+    #: An array like this one, of undefined values: (array, shape, dtype's name) -> array. None: it
+    #: has no arrays that others write to, and takes ours at the end.
+    empty: Callable[[Array, tuple[int, ...], str], Array] | None
     #: The same values, C-contiguous.
     contiguous: Callable[[Array], Array]
     #: What its users get for ours.
@@ -56,13 +56,13 @@ _OTHER = Library(lambda array: None, None, _same, _same)
 _LIBRARIES = {
     "cupy": Library(
         lambda array: _cupy().cuda.get_current_stream().ptr,
-        lambda array, shape: _cupy().empty(shape, array.dtype),
+        lambda array, shape, dtype: _cupy().empty(shape, dtype),
         lambda array: _cupy().ascontiguousarray(array),
         _same,
     ),
     "torch": Library(
         lambda array: _torch().cuda.current_stream(array.device).cuda_stream,
-        lambda array, shape: array.new_empty(shape),
+        lambda array, shape, dtype: array.new_empty(shape, dtype=getattr(_torch(), dtype)),
         lambda array: array.detach().contiguous(),
         _same,
     ),

@@ -111,7 +111,7 @@ class Engine:
     name: ClassVar[str]
     #: Whether X may be of uint8.
     reads_bytes: ClassVar[bool] = False
-    #: Whether X may be sparse.
+    #: Whether it reads a sparse X as it is.
     reads_sparse: ClassVar[bool] = False
     #: Whether it sums gradients in shards, which ranks may share.
     shards: ClassVar[bool] = False

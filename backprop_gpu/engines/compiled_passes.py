@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from .. import cpu, planning, threads
+from ..arrays import SparseMatrix
 from ..parameters import Parameters
 from .passes import Reader
 
 Array = np.ndarray
 #: (rows, n_0) on the host: of the dtype, or sparse.
 Rows = Any
+_ALL = slice(None)
 
 
 class CompiledPasses(Reader):
@@ -95,15 +97,21 @@ class CompiledPasses(Reader):
         chunk = chunk or planning.CHUNK_ROWS
         for start in range(0, len(X), chunk):  # between two calls Ctrl-C is heard
             rows = slice(start, min(start + chunk, len(X)))
-            x = self.backend.asarray(X[rows])
+            x = self._readable(X, rows)
             y = None if Y is None else self.backend.asarray(Y[rows])
             for i, parameters in enumerate(members):
                 of_rows = None if weights is None else weights[rows]
                 cost, a = self._read(cpu.addresses(parameters), x, y, of_rows)
                 yield i, rows, cost, a
 
+    def _readable(self, X: Rows, rows: slice = _ALL) -> Rows:
+        """Some rows as the library reads them: of a sparse matrix what it stores."""
+        if isinstance(X, SparseMatrix):
+            return cpu.SparseRows(X.csr[rows], self.dtype)
+        return X if rows is _ALL else self.backend.asarray(X[rows])
+
     def predict(self, parameters: Parameters, X: Rows) -> Array:
-        return self.predict_by(cpu.addresses(parameters), X)
+        return self.predict_by(cpu.addresses(parameters), self._readable(X))
 
     def predict_by(self, addresses: Any, X: Rows) -> Array:
         """`predict` by the parameters that lie at `cpu.addresses`."""
@@ -157,7 +165,7 @@ class CompiledPasses(Reader):
         self, parameters: Parameters, X: Array, Y: Array, weights: Array | None = None
     ) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         layout = parameters.layout
-        flat = np.empty(layout.length, self.dtype)
+        flat, X = np.empty(layout.length, self.dtype), self._readable(X)
         where = cpu.addresses_in(layout, flat)
         self.gradients_by(cpu.addresses(parameters), X, Y, where, float(len(X)), weights)
         return layout.views(flat)

@@ -64,7 +64,7 @@ class Derivatives:
 
     def input_gradients(self, parameters: Parameters, X: np.ndarray, Y: np.ndarray) -> np.ndarray:
         """∂C_x/∂x = w^1ᵀ δ^1 of every sample, (m, n_0)."""
-        out = np.empty_like(X)
+        out = np.empty(X.shape, X.dtype)
 
         def work(rows: slice, piece: _Piece) -> None:
             piece.find_errors()

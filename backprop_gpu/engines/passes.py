@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import costs, planning
 from ..activations import Activation
+from ..arrays import SparseMatrix
 from ..backends.base import Backend
 from ..costs import Cost
 from ..parameters import Parameters
@@ -124,7 +125,7 @@ class Reader:
         Parameters
         ----------
         X, Y : (n, n_0), (n, n_L) arrays, on the host or the backend's
-            Y as `Cost.prepare` makes it.
+            X may be a `SparseMatrix`; Y as `Cost.prepare` makes it.
         weights : (n,) array of the dtype, optional
             By which C_x of the rows count; their mean over all rows is 1.
 
@@ -271,6 +272,8 @@ class Passes(Reader):
         weights: np.ndarray | None = None,
     ) -> Iterator[tuple[int, slice, float, np.ndarray]]:
         chunk = chunk or planning.CHUNK_ROWS
+        if isinstance(X, SparseMatrix):
+            chunk = planning.dense_rows_at_once(X.shape[1] * X.dtype.itemsize)
         batch: Batch | None = None
         for start in range(0, len(X), chunk):
             rows = slice(start, min(start + chunk, len(X)))
@@ -306,6 +309,18 @@ class Passes(Reader):
         self.forward(parameters, batch)
         self.backward(parameters, gradients, batch)
         return gradients.layout.views(self.backend.to_numpy(gradients.flat))
+
+    @quiet
+    def predict_into(self, parameters: Parameters, X: Array, out: Array) -> None:
+        """a^L of every row, where X, (n, n_0), and `out`, (n, n_L), are the backend's."""
+        batch: Batch | None = None
+        for start in range(0, len(X), planning.CHUNK_ROWS):
+            rows = slice(start, min(start + planning.CHUNK_ROWS, len(X)))
+            if batch is None or batch.rows != rows.stop - start:
+                batch = self.batch(rows.stop - start, errors=False)
+            self.backend.copy(X[rows], batch.a[0])
+            self.forward(parameters, batch)
+            self.backend.copy(batch.a[-1], out[rows])
 
     @quiet
     def layers(self, parameters: Parameters, X: np.ndarray) -> list[np.ndarray]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import cpu, planning
+from ..arrays import SparseMatrix
 from ..optimizers import Optimizer
 from ..parameters import Layout
 from ..planning import Run, residency
@@ -93,6 +94,8 @@ class ResidentCpuEngine(Engine):
         return found
 
     def put(self, X: Any, Y: Array) -> tuple[Any, Array]:
+        if isinstance(X, SparseMatrix):
+            X = cpu.SparseRows(X.csr, self.backend.dtype)
         if isinstance(X, cpu.SparseRows):
             return X, self.backend.asarray(self.cost.prepare(Y, self.sizes[-1]))
         return super().put(X, Y)
@@ -191,10 +194,12 @@ class ResidentCpuEngine(Engine):
     def _template(self, settings: Hyperparameters, slots: int, threads: int) -> _Template:
         """What members of the same settings have in common: that of the last one, where it fits."""
         optimizer, m = settings.optimizer, settings.batch_size
-        key: tuple[Any, ...] = m, slots, settings.squares is None, threads
+        sparse = self._network.stored == 0
+        key: tuple[Any, ...] = m, slots, settings.squares is None, threads, sparse
         last = self._last
         if last is not None and last.optimizer is optimizer and last.key[: len(key)] == key:
             return last
+        # Sparse rows are read where they lie: nothing is copied, nor shared out by its columns.
         work, ranks = self.plan.work(m), self.communicator
         own = shards_of(ranks.rank, ranks.size, self.plan.shards)
         limits = optimizer.clip_value, optimizer.clip_norm, optimizer.max_norm
@@ -202,14 +207,14 @@ class ResidentCpuEngine(Engine):
             residency.all_slices(self.sizes, m, self.backend.dtype.itemsize), np.int32
         )
         part = cpu.AbiMember(
-            m, work.block, work.in_place, cpu.RULES.index(optimizer.rule),
-            work.by_inputs and threads > 1, 0, self.plan.shards, own.start, own.stop,
+            m, work.block, work.in_place or sparse, cpu.RULES.index(optimizer.rule),
+            work.by_inputs and threads > 1 and not sparse, 0, self.plan.shards, own.start, own.stop,
             0, None, None, None, None, None, 0,
             *(inf if limit is None else limit for limit in limits), optimizer.l1,
             *optimizer.kernel_constants,
             slices.ctypes.data,
         )  # fmt: skip
-        key = (*key, optimizer.clip_norm is None, self._network.stored == 0)
+        key = (*key, optimizer.clip_norm is None)
         self._last = _Template(optimizer, key, part, slices)
         return self._last
 

@@ -6,9 +6,10 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from sklearn import get_config
 from sklearn.utils import check_array
 
-from .. import activations, engines, validation
+from .. import activations, arrays, engines, validation
 from ..precision import FRACTION_BITS
 
 try:
@@ -168,19 +169,22 @@ def check_weights(sample_weight: Any, X: Any) -> np.ndarray:
     return weights
 
 
-def is_cupy(array: Any) -> bool:
-    return type(array).__module__.partition(".")[0] == "cupy"
+def _comes_back(array: Any) -> bool:
+    """Whether results go where an array is: on a device, or under scikit-learn's dispatch."""
+    return not isinstance(array, np.ndarray) and (
+        hasattr(array, "__cuda_array_interface__")
+        or (bool(get_config()["array_api_dispatch"]) and arrays.is_array(array))
+    )
 
 
-def host(array: Any) -> Any:
-    """A CuPy array's numbers; anything else as it is."""
-    return array.get() if is_cupy(array) else array
+def host(name: str, array: Any) -> Any:
+    """NumPy's array of one whose results go where it is; anything else as it is.
+
+    Without its dispatch scikit-learn's checks make their own of other libraries' arrays.
+    """
+    return arrays.to_numpy(name, array) if _comes_back(array) else array
 
 
 def as_given(result: Any, X: Any) -> Any:
-    """The result where X is: on the device, if it is numeric and X is a CuPy array."""
-    if is_cupy(X) and isinstance(result, np.ndarray) and result.dtype.kind in "fiub":
-        import cupy
-
-        return cupy.asarray(result)
-    return result
+    """The result where X is, if it goes there and is numeric: labels that are texts do not."""
+    return arrays.as_given(result, X) if _comes_back(X) else result

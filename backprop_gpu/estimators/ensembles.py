@@ -214,7 +214,7 @@ class _Ensemble(BaseEstimator):
         """What each row counts, (n,) float64; None where all count alike."""
         if sample_weight is None:
             return None
-        return validation.weights(check_weights(host(sample_weight), X), len(X))
+        return validation.weights(check_weights(host("sample_weight", sample_weight), X), len(X))
 
     # -- parameters ---------------------------------------------------------------------------
 
@@ -331,7 +331,7 @@ class _Ensemble(BaseEstimator):
         """The attributes of a fitted estimator."""
         self.check_parameters()
         probe = copy.copy(self)  # which may learn other features
-        X, Y, fitted = self._read(probe, host(X), host(y))
+        X, Y, fitted = self._read(probe, host("X", X), host("y", y))
         fitted |= {name: value for name, value in vars(probe).items() if name in _FEATURES}
         weights = self._weights(sample_weight, X, Y, fitted)
         rows = self._draw_rows(Y, weights)
@@ -456,7 +456,7 @@ class _Ensemble(BaseEstimator):
     def _checked(self, X: Any) -> tuple[Population, np.ndarray]:
         check_is_fitted(self, "population_")
         population: Population = self.population_
-        X = validate_data(self, host(X), dtype=(np.float64, np.float32), reset=False)
+        X = validate_data(self, host("X", X), dtype=(np.float64, np.float32), reset=False)
         return population, X
 
     def _mean(self, X: Any) -> np.ndarray:
@@ -701,7 +701,7 @@ class EnsembleClassifier(ClassifierMixin, _Ensemble):
             Logarithms, -inf of a probability of 0.
         """
         with np.errstate(divide="ignore"):
-            return np.log(self.predict_proba(X))
+            return as_given(np.log(self._mean(X)), X)
 
     def predict_std(self, X: Any) -> Any:
         """Compute the standard deviation of the members' probabilities: their disagreement.

@@ -397,7 +397,7 @@ class _Perceptron(
                     f"{name}={getattr(self, name)} cannot be: solver {self.solver!r} has no steps"
                 )
         fresh = not hasattr(self, "coefs_") or (not self.warm_start and not incremental)
-        X, y = host(X), host(y)
+        X, y = host("X", X), host("y", y)
         context = self._begin(X, y, sample_weight)
         X, y = self._validate_input(X, y, incremental, fresh)
         if self._rounds:
@@ -406,7 +406,7 @@ class _Perceptron(
             raise ValueError(f"mixup={self.mixup} needs a dense X: X.toarray()")
         y = y.reshape(len(y), -1)
         if sample_weight is not None:
-            sample_weight = check_weights(host(sample_weight), X)
+            sample_weight = check_weights(host("sample_weight", sample_weight), X)
         sample_weight = self._weighted_by_class(y, sample_weight)
         self.n_outputs_ = y.shape[1]
         self._random_state = check_random_state(self.random_state)
@@ -882,7 +882,7 @@ class _Perceptron(
         if are_plain_rows(self, X, reset=False) and hasattr(self, "coefs_"):
             return X
         check_is_fitted(self)
-        return validate_data(self, host(X), accept_sparse=["csr", "csc"], reset=False)
+        return validate_data(self, host("X", X), accept_sparse=["csr", "csc"], reset=False)
 
     def predict(self, X: Any) -> Any:
         """Predict labels or, of a regressor, numbers.
@@ -890,12 +890,8 @@ class _Perceptron(
         Parameters
         ----------
         X : (n, n_0) array or sparse matrix
-            Rows x. A CuPy array gives a CuPy array, where the answer is numbers.
-
-        Returns
-        -------
-        (n,) or (n, n_L) array
-            Labels or label indicators; of a regressor the values of the outputs.
+            An array on a device, and under ``array_api_dispatch`` one of any library, gives its
+            like, where the answer is numbers.
         """
         return as_given(self._from_outputs(self._outputs(self._checked(X))), X)
 
@@ -1186,6 +1182,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         """
         if not hasattr(self, "classes_") and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit.")
+        y, classes = host("y", y), host("classes", classes)
         if classes is not None:
             classes = unique_labels(classes)
             if hasattr(self, "classes_") and not np.array_equal(self.classes_, classes):
@@ -1200,22 +1197,12 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         return self._fit(X, y, sample_weight, incremental=True)
 
     def predict_proba(self, X: Any) -> Any:
-        """Compute the probability of each class.
+        """The probability of each class, (n, classes), in the order of ``classes_``."""
+        return as_given(self._probabilities(X), X)
 
-        Parameters
-        ----------
-        X : (n, n_0) array or sparse matrix
-            Rows x.
-
-        Returns
-        -------
-        (n, classes) array
-            Probabilities, in the order of ``classes_``.
-        """
+    def _probabilities(self, X: Any) -> np.ndarray:
         a = self._outputs(self._checked(X))
-        if self.n_outputs_ == 1:
-            a = np.hstack([1 - a, a])
-        return as_given(a, X)
+        return np.hstack([1 - a, a]) if self.n_outputs_ == 1 else a
 
     def predict_log_proba(self, X: Any) -> Any:
         """Compute the logarithm of `predict_proba`.
@@ -1231,7 +1218,7 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
             Logarithms, -inf of a probability of 0.
         """
         with np.errstate(divide="ignore"):
-            return np.log(self.predict_proba(X))
+            return as_given(np.log(self._probabilities(X)), X)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -1354,7 +1341,8 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         Parameters
         ----------
         X : (n, n_0) array or sparse matrix
-            Rows x. A CuPy array gives a CuPy array.
+            An array on a device, and under ``array_api_dispatch`` one of any library, gives its
+            like.
         return_std : bool, default False
             Give the standard deviations, too, of the same shape: of loss "gaussian_nll" alone.
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from .. import validation
+from ..arrays import to_numpy
 
 _FLOAT64 = np.dtype(np.float64)
 Kind = Literal["vectors", "labels"]
@@ -93,7 +94,7 @@ def stack(columns: list[Any], name: str, part: str, length: int) -> np.ndarray:
     """Columns (length, 1) as rows, (n, length) float64."""
     arrays = []
     for i, value in enumerate(columns):
-        array = value if type(value) is np.ndarray else validation.as_array(f"{name}[{i}]", value)
+        array = value if type(value) is np.ndarray else to_numpy(f"{name}[{i}]", value)
         if array.shape != (length, 1):
             if length != 1 or array.ndim:
                 raise ValueError(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import html, validation
 from . import fusion, persistence, residency
-from .cpu import MOST_SHARDS, CpuWork, cpu_work, shards_of_batch
+from .cpu import MOST_SHARDS, CpuWork, cpu_work, shards_of_batch, stays_sparse
 from .device import Device
 from .fusion import Fusion
 from .persistence import Persistence
@@ -44,6 +44,15 @@ BUILDING = {"resident": 1.5, "fused": 5.0, "persistent": 5.0}
 #: Rows that `predict` and `loss` push through the network at a time: enough to
 #: fill a device, few enough that the activations stay small beside the data.
 CHUNK_ROWS = 4096
+
+#: Bytes of rows of a sparse X that `predict` and `loss` make dense at a time.
+_DENSE_BYTES = 1 << 28
+
+
+def dense_rows_at_once(row_bytes: int) -> int:
+    """Rows of a sparse X that `predict` and `loss` make dense, and push through, at a time."""
+    return min(CHUNK_ROWS, max(1, _DENSE_BYTES // row_bytes))
+
 
 #: Bytes of rows that are mixed at a time: few enough to stay in a CPU's cache, and on a device
 #: enough that the host's calls take little beside them.
@@ -797,6 +806,8 @@ class Run:
     ranks: int = 0
     #: Rows of short last mini-batches of members that have fewer rows than these.
     short: tuple[int, ...] = ()
+    #: Of a sparse X, the share of its numbers that it stores; 1 where mixtures are trained on.
+    density: float | None = None
 
     @property
     def kinds(self) -> tuple[tuple[int, int], ...]:
@@ -921,6 +932,10 @@ def choose_plan(
     captured = device is not None and engine in ("layered", "fused") and not notes
     if captured:
         notes.append("whole steps are captured in a CUDA graph and replayed")
+    if run.density is not None:
+        stays = device is None and engine == "resident" and stays_sparse(run.density)
+        done = "read as it is" if stays else "made dense, some rows at a time"
+        notes.append(f"a sparse X is {done}")
     if engine == "layered":
         batches = tuple(
             BatchPlan(m, ())

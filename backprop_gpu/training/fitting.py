@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import planning, threads, validation
 from ..communicators import ALONE, Communicator, resolved
-from ..engines import Hyperparameters, Member
+from ..engines import Engine, Hyperparameters, Member
 from ..model import Model
 from ..optimizers import COEFFICIENTS
 from ..parameters import Parameters
@@ -42,6 +42,7 @@ from .settings import (
     check_rows,
     check_settings,
     check_validation,
+    rows_of,
 )
 from .time_spent import TimeSpent
 from .weights import relative_weights
@@ -358,11 +359,14 @@ def make_run(
     engine: str,
     stored_bytes: bool,
     ranks: int = 0,
+    density: float | None = None,
 ) -> planning.Run:
     """The run of networks of one shape: by the largest batch and the most epochs among them.
 
-    ``stored_bytes`` is `Data.bytes`; `ranks` share each mini-batch, if that is not 0.
+    `ranks` share each mini-batch, if that is not 0. ``stored_bytes`` is `Data.bytes`, and `density`
+    that of `Data`.
     """
+    mixes = any(each.mixup for each in settings)  # mixtures are numbers
     kinds = dict.fromkeys((each.batch_size, each.optimizer.slots) for each in settings)
     rows = max(each.rows for each in settings)
     short = {each.rows % each.batch_size for each in settings if each.rows != rows}
@@ -378,9 +382,10 @@ def make_run(
         rules=frozenset(each.optimizer.rule for each in settings),
         options=frozenset().union(*(each.optimizer.options for each in settings)),
         drops=any(each.dropout for each in settings),
-        bytes=stored_bytes and not any(each.mixup for each in settings),  # mixtures are numbers
+        bytes=stored_bytes and not mixes,
         ranks=ranks,
         short=tuple(sorted(short - {0})),
+        density=1.0 if density is not None and mixes else density,
     )
 
 
@@ -422,7 +427,7 @@ def begin(
     ranks: int = 0,
 ) -> Beginning:
     """What `fit` begins with, from its arguments or from a checkpoint that fits them."""
-    run = make_run(settings, hooks, engine, data.bytes, ranks)
+    run = make_run(settings, hooks, engine, data.bytes, ranks, data.density)
     if resume_from is None:
         for hook in hooks:
             if isinstance(hook, Checkpoint):
@@ -544,7 +549,7 @@ def fit(
             buffer = buffer_rows
             if buffer is None and isinstance(data, StoredData):
                 least = validation.integer("batch_size", batch_size, 1, len(data.X))
-                buffer = max(least, data.rows_of(BUFFER_BYTES, model))
+                buffer = max(least, rows_of(BUFFER_BYTES, data, model))
             settings = check_settings(
                 len(data.X),
                 epochs,
@@ -568,15 +573,9 @@ def fit(
         course = FitCourse.alone(network, settings, hooks, ranks, data.weights)
         (course.resumed,), course.history.time_spent = beginning.states, spent
         trains = model.engine(network.plan, ranks)
-        rows: Rows
-        if isinstance(data, StoredData):
-            rows = RowsInPieces(trains, model, data, settings.buffer, ranks)
-        else:
-            # Ranks would have to agree on how long a piece takes.
-            looks = ranks.size == 1 and any(isinstance(hook, Checkpoint) for hook in hooks)
-            rows = RowsAtOnce(trains, data.X, data.Y, looks)
-        stored = isinstance(data, StoredData)
-        watched = hooks or stored or data.validation is not None or not settings.rates.constant
+        rows = _rows_of(data, settings, model, trains, hooks, ranks)
+        in_pieces = isinstance(rows, RowsInPieces)
+        watched = hooks or in_pieces or data.validation is not None or not settings.rates.constant
         if not ranks.any(bool(watched or settings.mixup)):
             course.at_once = trains.epochs_at_once(settings.rows, settings.batch_size)
         session = Session(model, rows, [course], data.validation, time_spent=spent)
@@ -588,6 +587,30 @@ def fit(
     if course.failure is not None:
         raise FloatingPointError(course.failure)
     return course.history
+
+
+def _rows_of(
+    data: Data | StoredData,
+    settings: Settings,
+    model: Model,
+    engine: Engine,
+    hooks: Sequence[Callback],
+    ranks: Communicator,
+) -> Rows:
+    """The rows where the engine reads them, a part at a time of what is stored, or is not dense."""
+    if isinstance(data, StoredData):
+        return RowsInPieces(engine, model, data, settings.buffer, ranks)
+    # Ranks would have to agree on how long a piece takes.
+    looks = ranks.size == 1 and any(isinstance(hook, Checkpoint) for hook in hooks)
+    X = data.X
+    if data.density is not None and not (
+        engine.reads_sparse and planning.stays_sparse(data.density) and not settings.mixup
+    ):
+        m, piece = settings.batch_size, rows_of(BUFFER_BYTES, data, model)
+        if piece < settings.rows:
+            return RowsInPieces(engine, model, data, max(m, piece // m * m), ranks)
+        X = np.asarray(X)
+    return RowsAtOnce(engine, X, data.Y, looks)
 
 
 def fit_batches(

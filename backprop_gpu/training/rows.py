@@ -18,7 +18,7 @@ from ..engines.reduction import own_positions
 from ..model import Model
 from .mixing import MixingEngine, partners
 from .parts import from_step, later, nothing, part_of_member
-from .settings import StoredData
+from .settings import Data, StoredData
 
 Array = Any
 OnStep = Callable[[int], None] | None
@@ -134,13 +134,13 @@ class ReadRows(NamedTuple):
 
 
 class RowsInPieces(Rows):
-    """Rows of sources: a thread reads the next while the engine trains one network on these.
+    """Rows of sources, or of a sparse X: a thread reads the next while one network trains on these.
 
     Parameters
     ----------
     engine : Engine
     model : Model
-    data : StoredData
+    data : StoredData or Data
     rows : int
         Of a piece: of the order that `Settings.draw_order` has shuffled.
     communicator : Communicator
@@ -148,7 +148,12 @@ class RowsInPieces(Rows):
     """
 
     def __init__(
-        self, engine: Engine, model: Model, data: StoredData, rows: int, communicator: Communicator
+        self,
+        engine: Engine,
+        model: Model,
+        data: Data | StoredData,
+        rows: int,
+        communicator: Communicator,
     ) -> None:
         self.engine, self.model, self.data, self.rows = engine, model, data, rows
         self.communicator, self.trains = communicator, MixingEngine(engine)

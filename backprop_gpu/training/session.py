@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from .. import planning, validation
+from ..arrays import SparseMatrix
 from ..engines import Member
 from ..model import Model, losses_and_accuracies
 from ..parameters import Parameters
@@ -156,7 +157,9 @@ class Session:
             X_val, Y_val = validation_data
             classes = validation.classes_of(Y_val)
             Y_val = model.cost.prepare(Y_val, model.sizes[-1])
-            self.validation = self.backend.asarray(X_val), self.backend.asarray(Y_val), classes
+            if not isinstance(X_val, SparseMatrix):
+                X_val = self.backend.asarray(X_val)
+            self.validation = X_val, self.backend.asarray(Y_val), classes
 
     def run(
         self,

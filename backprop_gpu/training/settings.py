@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import optimizers, schedules, validation
+from ..arrays import SparseMatrix, is_sparse
 from ..model import Model
 from ..sources import Source, is_stored, source
 from .weights import row_weights
@@ -19,19 +20,29 @@ from .weights import row_weights
 class Data:
     """Checked rows on the host: (n, n_0) and (n, n_L), and perhaps the same for validation.
 
-    All are of the networks' dtype, but for an X that was given as uint8, which it stays.
+    All are of the networks' dtype, but for an X that was given as uint8, which it stays. An X may
+    be a `SparseMatrix` where the caller of `check_data` can do with one.
     """
 
-    X: np.ndarray
+    X: Any
     Y: np.ndarray
-    validation: tuple[np.ndarray, np.ndarray] | None
+    validation: tuple[Any, np.ndarray] | None
     #: Of the rows to train on, float64; None where all are 1.
     weights: np.ndarray | None = None
 
     @property
     def bytes(self) -> bool:
         """Whether X is of uint8."""
-        return self.X.dtype == np.uint8
+        return bool(self.X.dtype == np.uint8)
+
+    @property
+    def density(self) -> float | None:
+        """Of a sparse X."""
+        return self.X.density if isinstance(self.X, SparseMatrix) else None
+
+    def read(self, model: Model, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(X, Y) of some rows, dense."""
+        return self.X[rows], self.Y[rows]
 
     def first(self, model: Model, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The first rows of X and Y, at most so many."""
@@ -54,6 +65,7 @@ class StoredData:
     validation: tuple[np.ndarray, np.ndarray] | None
     fingerprint: str
     weights: np.ndarray | None = None
+    density = None
 
     @property
     def bytes(self) -> bool:
@@ -62,15 +74,6 @@ class StoredData:
     def in_memory(self, model: Model) -> Data:
         """All rows."""
         return Data(*self.read(model, np.arange(len(self.X))), self.validation, self.weights)
-
-    def first(self, model: Model, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `Data.first`."""
-        return self.read(model, np.arange(min(count, len(self.X))))
-
-    def rows_of(self, size: int, model: Model) -> int:
-        """How many rows take so many bytes in memory."""
-        itemsize = 1 if self.bytes else model.dtype.itemsize
-        return size // (itemsize * model.sizes[0] + model.dtype.itemsize * model.sizes[-1])
 
     def read(self, model: Model, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(X, Y) of rows whose numbers ascend, as `Data` has them.
@@ -84,6 +87,12 @@ class StoredData:
             rows = np.zeros(1, np.intp)  # of an order that has nothing for this rank
         with validation.within(f"rows {rows[0]} to {rows[-1]}"):
             return model.check_data(self.X.read(rows), self.Y.read(rows), bytes_stay=True)
+
+
+def rows_of(size: int, data: Data | StoredData, model: Model) -> int:
+    """How many rows, dense, take so many bytes in memory."""
+    itemsize = 1 if data.bytes else model.dtype.itemsize
+    return size // (itemsize * model.sizes[0] + model.dtype.itemsize * model.sizes[-1])
 
 
 def sampled(n: int) -> np.ndarray:
@@ -160,16 +169,20 @@ def check_data(
     validation_data: Any,
     sample_weight: Any = None,
     class_weight: Any = None,
+    sparse_stays: bool = False,
 ) -> Data:
     """The rows to train on, and those to validate with, if they fit the model; all in memory.
+
+    A sparse X becomes dense, unless `sparse_stays`.
 
     Raises
     ------
     ValueError, TypeError
     """
-    X, Y = model.check_data(_in_memory("X", X), _in_memory("Y", Y), bytes_stay=True)
+    X, Y = _in_memory("X", X), _in_memory("Y", Y, model.cost.builtin)
+    X, Y = model.check_data(X, Y, bytes_stay=True, sparse_stays=sparse_stays)
     weights = row_weights(sample_weight, class_weight, Y, len(X))
-    return Data(X, Y, check_validation(model, validation_data), weights)
+    return Data(X, Y, check_validation(model, validation_data, sparse_stays), weights)
 
 
 def check_rows(
@@ -180,32 +193,39 @@ def check_rows(
     sample_weight: Any = None,
     class_weight: Any = None,
 ) -> Data | StoredData:
-    """The same, but that rows on a disk stay there, but for those to validate with."""
-    if not is_stored(X) and not is_stored(Y):
-        return check_data(model, X, Y, validation_data, sample_weight, class_weight)
-    sources = source("X", X), source("Y", Y)
+    """The same, but that rows on a disk stay there, but for those to validate with.
+
+    And what is sparse stays so.
+    """
+    if is_sparse(X) or not (is_stored(X) or is_stored(Y)):
+        return check_data(model, X, Y, validation_data, sample_weight, class_weight, True)
+    sources = source("X", X), source("Y", Y, missing=model.cost.builtin)
     fingerprint = _check_sources(model, *sources)
     weights = row_weights(sample_weight, class_weight, None, len(sources[0]))
     if weights is not None:
         fingerprint += checksum(weights)
-    return StoredData(*sources, check_validation(model, validation_data), fingerprint, weights)
+    checked = check_validation(model, validation_data, sparse_stays=True)
+    return StoredData(*sources, checked, fingerprint, weights)
 
 
-def check_validation(model: Model, validation_data: Any) -> tuple[np.ndarray, np.ndarray] | None:
+def check_validation(
+    model: Model, validation_data: Any, sparse_stays: bool = False
+) -> tuple[Any, np.ndarray] | None:
     if validation_data is None:
         return None
     if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
         raise TypeError("validation_data must be a pair (X, Y)")
     names = "validation X", "validation Y"
-    X, Y = (_in_memory(name, value) for name, value in zip(names, validation_data, strict=True))
-    return model.check_data(X, Y, names)
+    X, Y = validation_data
+    X, Y = _in_memory(names[0], X), _in_memory(names[1], Y, model.cost.builtin)
+    return model.check_data(X, Y, names, sparse_stays=sparse_stays)
 
 
-def _in_memory(name: str, value: Any) -> Any:
+def _in_memory(name: str, value: Any, missing: bool = False) -> Any:
     """All rows of what is stored elsewhere; an array, and a memory map, as it is."""
     if isinstance(value, np.memmap) or not is_stored(value):
         return value
-    rows = source(name, value)
+    rows = source(name, value, missing)
     return rows.read(np.arange(len(rows)))
 
 

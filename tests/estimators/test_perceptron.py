@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import pickle
@@ -580,6 +581,21 @@ def test_dropout_is_of_training_only(digits: Any) -> None:
     assert est.loss_ > 1.5 * dense.loss_
 
 
+@pytest.mark.parametrize("batch", [10, 40])
+def test_wide_sparse_rows_have_the_bits_of_dense_ones(batch: int) -> None:
+    """Rows of 10 share out layer 1 by its inputs, and of 40 are copied, if they are dense."""
+    rng = np.random.default_rng(0)
+    X = scipy.sparse.random_array((120, 30_000), density=1e-3, format="csr", rng=rng)
+    X, y = X.astype(np.float32), rng.standard_normal(120).astype(np.float32)
+    settings = {"hidden_layer_sizes": (16,), "batch_size": batch, "max_iter": 2, "alpha": 0.0}
+    settings |= {"random_state": 0, "solver": "sgd"}
+    with threads.at_most(2):
+        dense = MLPRegressor(**settings).fit(X.toarray(), y)
+        sparse = MLPRegressor(**settings).fit(X, y)
+    for a, b in zip(dense.coefs_, sparse.coefs_, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("library", [True, False])
 def test_dropout_of_sparse_rows(iris: Any, library: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = iris
@@ -678,6 +694,9 @@ def test_cupy_in_cupy_out(iris: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = iris
 
     class ndarray:
+        __cuda_array_interface__ = None
+        device = contextlib.nullcontext()
+
         def __init__(self, array: np.ndarray) -> None:
             self.array = array
 
@@ -686,7 +705,7 @@ def test_cupy_in_cupy_out(iris: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     ndarray.__module__ = "cupy"
     stand_in = types.ModuleType("cupy")
-    stand_in.asarray = ndarray  # type: ignore[attr-defined]
+    stand_in.asarray = stand_in.ndarray = ndarray  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cupy", stand_in)
     est = MLPClassifier(max_iter=3, random_state=0, backend="numpy").fit(ndarray(X), ndarray(y))
     plain = MLPClassifier(max_iter=3, random_state=0, backend="numpy").fit(X, y)
