@@ -301,18 +301,19 @@ class Network:
         Parameters
         ----------
         X : (n, n_0) array, table or sparse matrix
-            Of any library with ``__array_namespace__`` or DLPack, PyTorch's among them; a table of
-            numbers of pandas, polars or Arrow; a sparse matrix of SciPy's, of which at most some
-            256 MiB of rows are dense at a time.
-            Of uint8 it means its numbers, 0 to 255, and trains to the same bits as
-            ``X.astype(dtype)``; on a GPU the resident engine keeps and reads it as the
-            bytes it is, a quarter of float32's.
+            Rows x: of any library with ``__array_namespace__`` or DLPack, PyTorch's among them; a
+            table of numbers of pandas, polars or Arrow; a sparse matrix of SciPy's, of which at
+            most some 256 MiB of rows are dense at a time. Of uint8 it means its numbers, 0 to 255,
+            and trains to the same bits as ``X.astype(dtype)``; on a GPU the resident engine keeps
+            and reads it as the bytes it is, a quarter of float32's.
             Rows that stay on a disk are read as they are needed, in another thread: a NumPy memory
             map, an array of HDF5 (h5py), Zarr or Dask, a table of Arrow's or a ParquetFile
             (pyarrow) whose columns are numbers, or an object with ``shape``, ``dtype`` and
             ``__getitem__`` for ascending row numbers. Y, too, where it is not an array.
-        Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
-            Or a table, or a column of one. A NaN is a missing label, as a null of a table is: that
+        Y : (n, n_L) array, or (n,) int array of labels
+            Targets y, or a table; labels where the outputs are classes. Costs that predict more
+            than one number of a target have fewer columns (`Cost.targets_of`). A NaN, or a null of
+            a table, is a missing label: that
             output of that row counts neither in C nor in a gradient.
         batches : iterable of (X, Y), optional
             In place of X and Y, chunks of rows as they come, from a stream for example. A pass goes
@@ -439,17 +440,24 @@ class Network:
     # What has a row for each of X's is an array of X's library, where X is: `arrays.as_given`.
 
     def predict(self, X: Any) -> Any:
-        """a^L of every row of X: (n, n_0) -> (n, n_L).
+        """Compute the outputs a^L of every row of X.
 
         Parameters
         ----------
-        X : (n, n_0) array, table or sparse matrix
+        X : (m, n_0) array, table or sparse matrix
+            Rows of finite numbers, converted to the network's dtype.
 
         Returns
         -------
-        (n, n_L) array of the network's dtype
-            Of X's library and on its device, where X is a tensor of PyTorch, or an array of JAX,
-            CuPy or another library with ``__array_namespace__``; else NumPy's.
+        (m, n_L) array
+            Outputs, of the network's dtype. In X's library and on its device, where X is a tensor
+            of PyTorch, or an array of JAX, CuPy or another library with ``__array_namespace__``;
+            else NumPy's.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For an X that does not fit layer 0, or is not finite.
 
         Warns
         -----
@@ -521,10 +529,31 @@ class Network:
     def gradients(
         self, X: Any, Y: Any, sample_weight: Any = None, *, per_sample: bool = False
     ) -> list[tuple[Any, Any]]:
-        """[(∂C/∂w[1], ∂C/∂b[1]), …] of the mean cost over all rows (BP1–BP4), as in `loss`.
+        """Compute the gradients of the mean cost over all rows (BP1–BP4), as of `loss`.
 
-        With `per_sample` those of every row's own C_x, (m, n_l, n_{l-1}) and (m, n_l), as arrays of
-        X's library.
+        Parameters
+        ----------
+        X : (m, n_0) array
+            Rows x.
+        Y : (m, n_L) array, or (m,) int array of labels
+            Targets, as in `fit`.
+        sample_weight : (m,) array, optional
+            Weights of the rows, as in `loss`; not with `per_sample`.
+        per_sample : bool
+            Whether to return those of every row's own C_x.
+
+        Returns
+        -------
+        list of (array, array)
+            Pairs (∂C/∂w[l], ∂C/∂b[l]), layer by layer, of shapes (n_l, n_{l-1}) and (n_l,); with
+            `per_sample` (m, n_l, n_{l-1}) and (m, n_l), in X's library (`predict`).
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arrays that do not fit the network or each other.
+        MemoryError
+            If the gradients of all rows would not fit into memory.
         """
         rows, Y, weights = self._checked(X, Y, sample_weight)
         if validation.boolean("per_sample", per_sample):
@@ -550,7 +579,7 @@ class Network:
     # -- derivatives beyond those -------------------------------------------------------
 
     def gradient_norms(self, X: Any, Y: Any, *, of: str = "layers") -> Any:
-        """The norm of each row's own gradient, layer by layer: (m, L), of X's library.
+        """Compute the norm of each row's own gradient, layer by layer.
 
         ∂C_x/∂w = δ a'ᵀ has the norm ‖δ‖ ‖a'‖, and ∂C_x/∂b = δ has ‖δ‖, so that no gradient is
         formed (Goodfellow 2015, arXiv:1510.01799).
@@ -568,6 +597,7 @@ class Network:
         -------
         (m, L) array
             Norms, one column a layer.
+            In X's library, on its device (`predict`).
         """
         validation.one_of("of", of, ("layers", "weights", "biases"))
         rows, Y, _ = self._checked(X, Y)
@@ -577,7 +607,7 @@ class Network:
         return as_given(norms, X)
 
     def input_gradients(self, X: Any, Y: Any = None, *, output: int | None = None) -> Any:
-        """∂C_x/∂x of each row's own cost, or ∂a^L_j/∂x of an output j: (m, n_0), of X's library.
+        """Compute ∂C_x/∂x of each row's own cost, or ∂a^L_j/∂x of an output j.
 
         Parameters
         ----------
@@ -593,6 +623,7 @@ class Network:
         -------
         (m, n_0) array
             Derivatives, row by row.
+            In X's library, on its device (`predict`).
 
         Raises
         ------
@@ -613,9 +644,20 @@ class Network:
         return as_given(found[:, 0], X)
 
     def jacobian(self, X: Any) -> Any:
-        """∂a^L_j/∂x_k of every row: (m, n_L, n_0), of X's library.
+        """Compute ∂a^L_j/∂x_k of every row.
 
         At a kink of σ the slope is that beside it.
+
+        Parameters
+        ----------
+        X : (m, n_0) array
+            Rows x.
+
+        Returns
+        -------
+        (m, n_L, n_0) array
+            The Jacobian of each row.
+            In X's library, on its device (`predict`).
         """
         return as_given(self.model.derivatives.jacobian(self.parameters, self.model.inputs(X)), X)
 
@@ -670,7 +712,7 @@ class Network:
         return layout.flat(*found, self.dtype)
 
     def laplacian(self, X: Any) -> Any:
-        """Σ_k ∂²a^L_j/∂x_k² of every row: (m, n_L), of X's library.
+        """Compute Σ_k ∂²a^L_j/∂x_k² of every row.
 
         Forward through the layers, a, its derivatives along each input and the sum of the second
         ones go together (forward Laplacian; Li et al. 2023, arXiv:2307.08214).
@@ -684,6 +726,7 @@ class Network:
         -------
         (m, n_L) array
             The Laplacian of each output.
+            In X's library, on its device (`predict`).
 
         Raises
         ------

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import arrays, initializers, optimizers, planning, threads, validation
+from . import arrays, html, initializers, optimizers, planning, threads, validation
 from .activations import Activation
 from .costs import Cost
 from .model import Model, losses_and_accuracies
@@ -278,11 +278,19 @@ class Population:
         Parameters
         ----------
         X : (n, n_0) array or table
-            Also of uint8, as in `Network.fit`. A sparse matrix becomes dense.
-        Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
-        epochs, batch_size, learning_rate, optimizer
-            As in `Network.fit`: one value for all, or a list, tuple or 1-d array with one per
-            member. A member with fewer epochs is ready sooner and keeps its weights.
+            Rows x; also of uint8, as in `Network.fit`.
+        Y : (n, n_L) array, or (n,) int array of labels
+            Targets y; labels where the outputs are classes.
+        epochs : int, or one per member
+            Passes over the rows. One value for all, or a list, tuple or 1-d array with one per
+            member, as of the three that follow. A member with fewer epochs is ready sooner and
+            keeps its weights.
+        batch_size : int, or one per member
+            Rows m of a mini-batch.
+        learning_rate : float or callable, or one per member
+            Rate η, or a schedule of the time in epochs.
+        optimizer : str or Optimizer, or one per member
+            As in `Network.fit`.
         validation_data : (X, Y), optional
             The same for all members.
         callbacks : iterable of Callback or function (network, history) -> bool
@@ -562,12 +570,12 @@ class Population:
     # -- without training -------------------------------------------------------------
 
     def predict(self, X: Any, combine: str | None = None) -> Any:
-        """a^L of every row of X: of each member, or of all together.
+        """Compute the outputs a^L of every row of X: of each member, or of all together.
 
         Parameters
         ----------
         X : (n, n_0) array, table or sparse matrix
-            What comes back is of its library and on its device, as from `Network.predict`.
+            Rows x. What comes back is in its library, as from `Network.predict`.
         combine : {None, "mean", "vote"}
             "mean" is the mean of the members' outputs; "vote" the class that most members name,
             the lowest of equals. Members that failed in the last `fit` have no part in either,
@@ -608,12 +616,52 @@ class Population:
         return arrays.as_given(winners, given)
 
     def loss(self, X: Any, Y: Any, sample_weight: Any = None) -> np.ndarray:
-        """C of each member, (members,): the mean cost over the rows, without penalties."""
+        """Compute C of each member: the mean cost over the rows, without penalties.
+
+        Parameters
+        ----------
+        X : (n, n_0) array
+            Rows x.
+        Y : (n, n_L) array, or (n,) int array of labels
+            Targets y.
+        sample_weight : (n,) array, optional
+            Weights of the rows, as in `Network.loss`.
+
+        Returns
+        -------
+        (members,) array
+            C of each; NaN of one whose outputs are.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arrays that do not fit the members or each other.
+        """
         X, Y = self.model.check_data(X, Y, sparse_stays=True)
         return self._evaluate(X, Y, None, sample_weight)[0]
 
     def accuracy(self, X: Any, labels: Any, sample_weight: Any = None) -> np.ndarray:
-        """Of each member, (members,), the share of rows whose class is right; as in `Network`."""
+        """Compute each member's share of rows whose class is right, as in `Network.accuracy`.
+
+        Parameters
+        ----------
+        X : (n, n_0) array
+            Rows x.
+        labels : (n,) array, or (n, n_L) array
+            Class numbers, or one-hot rows of them.
+        sample_weight : (n,) array, optional
+            Weights of the rows.
+
+        Returns
+        -------
+        (members,) array
+            Shares, in [0, 1].
+
+        Raises
+        ------
+        ValueError, TypeError
+            For arrays that do not fit the members or each other.
+        """
         X = self.model.inputs(X)
         classes = validation.labels(self.model.on_host(labels), len(X), self.sizes[-1])
         return self._evaluate(X, None, classes, sample_weight)[1]

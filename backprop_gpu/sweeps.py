@@ -246,8 +246,9 @@ def sweep(
     Parameters
     ----------
     X : (n, n_0) array or table
-        A sparse matrix becomes dense.
-    Y : (n, n_L) array, or integer labels (n,) where the outputs are classes
+        Rows x, as in `Network.fit`.
+    Y : (n, n_L) array, or (n,) int array of labels
+        Targets y; labels where the outputs are classes.
     grid : dict of str to values, or a list of such dicts
         Every combination of the values is a setting; of a list, the combinations of each dict.
         With `trials` one dict, in which an optuna distribution may stand in place of values.

@@ -890,8 +890,13 @@ class _Perceptron(
         Parameters
         ----------
         X : (n, n_0) array or sparse matrix
-            An array on a device, and under ``array_api_dispatch`` one of any library, gives its
-            like, where the answer is numbers.
+            Rows x. An array on a device, and under ``array_api_dispatch`` one of any library,
+            gives its like, where the answer is numbers.
+
+        Returns
+        -------
+        (n,) or (n, n_L) array
+            Labels or label indicators; of a regressor the values of the outputs.
         """
         return as_given(self._from_outputs(self._outputs(self._checked(X))), X)
 
@@ -1197,7 +1202,18 @@ class MLPClassifier(ClassifierMixin, _Perceptron):
         return self._fit(X, y, sample_weight, incremental=True)
 
     def predict_proba(self, X: Any) -> Any:
-        """The probability of each class, (n, classes), in the order of ``classes_``."""
+        """Compute the probability of each class.
+
+        Parameters
+        ----------
+        X : (n, n_0) array or sparse matrix
+            Rows x.
+
+        Returns
+        -------
+        (n, classes) array
+            Probabilities, in the order of ``classes_``.
+        """
         return as_given(self._probabilities(X), X)
 
     def _probabilities(self, X: Any) -> np.ndarray:
@@ -1341,8 +1357,8 @@ class MLPRegressor(RegressorMixin, _Perceptron):
         Parameters
         ----------
         X : (n, n_0) array or sparse matrix
-            An array on a device, and under ``array_api_dispatch`` one of any library, gives its
-            like.
+            Rows x. An array on a device, and under ``array_api_dispatch`` one of any library,
+            gives its like.
         return_std : bool, default False
             Give the standard deviations, too, of the same shape: of loss "gaussian_nll" alone.
 

@@ -778,6 +778,8 @@ class Run:
         Processes that share each mini-batch; 0 where that is not asked for.
     short : tuple of int
         Rows of short last mini-batches of members that have fewer rows than these.
+    density : float, optional
+        Of a sparse X, the share of its numbers that it stores; 1 where mixtures are trained on.
     """
 
     rows: int

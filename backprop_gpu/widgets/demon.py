@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import imports, validation
+from ..arrays import to_numpy
 from ..engines.passes import quiet
 from ..files import write_whole
 from ..gradient_check import NudgedPass
@@ -125,7 +126,7 @@ class Demon(anywidget.AnyWidget):
     def __init__(self, network: Network, x: Any, y: Any, *, span: float = 2.0) -> None:
         if not isinstance(network, Network):
             raise TypeError(f"network must be a backprop_gpu.Network, got {network!r}")
-        x, y = validation.as_array("x", x), validation.as_array("y", y)
+        x, y = to_numpy("x", x), to_numpy("y", y)
         if x.ndim != 1:
             n = network.sizes[0]
             raise ValueError(f"x must be one row of shape ({n},), got shape {x.shape}")
