@@ -375,6 +375,8 @@ class _LayerReader:
         if kind in _OF_TRAINING:
             return
         if kind == "Flatten":
+            if self._deep and config.get("data_format") == "channels_first":
+                raise Unsupported(place, "it puts the channels last before")
             self._deep = False
             return
         take = _KINDS.get(kind)

@@ -182,6 +182,10 @@ def test_what_no_network_is(layers: list[Any], message: str, path: Path) -> None
     [
         (model(dense(), shape=(None, 4)), "takes 3 numbers, and gets 4"),
         (model(dense(), shape=(None, 2, 3)), "a Flatten must come before it"),
+        (
+            model(layer("Flatten", data_format="channels_first"), dense(), shape=(None, 3, 1)),
+            "it puts the channels last",
+        ),
         ({"class_name": "Mine", "config": {}}, "a Sequential or a Functional is read"),
         ({"class_name": "Sequential", "config": {"layers": 3}}, "no list of layers"),
         ({"class_name": "Sequential", "config": None}, "no list of layers"),
