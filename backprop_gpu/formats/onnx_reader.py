@@ -98,6 +98,8 @@ def _parsed(onnx: Any, path: Path) -> Any:
         model.ParseFromString(path.read_bytes())
     except DecodeError as error:
         raise ValueError(f"cut short or not an ONNX model: {error}") from error
+    if not model.graph.output:
+        raise ValueError("cut short or not an ONNX model: it has no outputs")
     return model
 
 

@@ -323,6 +323,8 @@ def test_a_heap_that_hdf5_would_go_round_in(tmp_path: Path) -> None:
 
 
 def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TypeError, match="path must be a path, got NoneType"):
+        from_keras(None)
     with pytest.raises(FileNotFoundError, match="no file of Keras' at"):
         from_keras(tmp_path / "missing.keras")
     with pytest.raises(FileNotFoundError, match="no file of Keras' at"):

@@ -300,6 +300,9 @@ def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="no ONNX model at"):
         from_onnx(tmp_path / "missing.onnx")
     path = tmp_path / "net.onnx"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"^{path}: cut short or not an ONNX model"):
+        from_onnx(path)
     to_onnx(Network([3, 2]), path)
     monkeypatch.setattr(reading, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match=rf"^{path}: .* more than the 100 that are read"):
