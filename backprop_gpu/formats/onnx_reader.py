@@ -519,8 +519,8 @@ class _Reader:
 #: The attributes that are read, and the fields that hold them.
 _ATTRIBUTES = {
     "alpha": "f", "beta": "f", "epsilon": "f", "min": "f", "max": "f", "axis": "i", "to": "i",
-    "transA": "i", "transB": "i", "training_mode": "i", "approximate": "s", "axes": "ints", "perm": "ints",
-    "offset": "floats", "scale": "floats",
+    "transA": "i", "transB": "i", "training_mode": "i", "approximate": "s", "axes": "ints",
+    "perm": "ints", "offset": "floats", "scale": "floats",
 }  # fmt: skip
 
 
