@@ -134,6 +134,9 @@ class MLPRegressor(_Reporting, estimators.MLPRegressor, metaclass=_Accelerated):
     _theirs = genuine.MLPRegressor
 
 
+estimators.announce(MLPClassifier, MLPRegressor)
+
+
 class _Searching(_Accelerated):
     """Leaves searches over others' estimators to scikit-learn."""
 

@@ -45,6 +45,7 @@ def add(commands: Any) -> None:
 
 def _export(args: argparse.Namespace) -> int:
     suffix = Path(args.out).suffix.lower()
+    suffix = ".h" if suffix == ".c" else suffix
     if suffix not in (".onnx", ".h"):
         raise ArgumentError(f"--out must end with .onnx or .h, got {args.out}")
     for option, given, of in (

@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402
 
+import warnings
 from types import ModuleType
 
 from ..imports import optional, when_imported
@@ -21,20 +22,23 @@ __all__ = [
 ]
 
 
-def _tell_skl2onnx(skl2onnx: ModuleType) -> None:
-    try:
-        from . import onnx_converters
+def announce(*kinds: type) -> None:
+    """Make skl2onnx know classes of estimators, those below or subclasses, once it is imported."""
 
-        onnx_converters.register()
-    except Exception as error:  # it is somebody else's import that must not fail
-        import warnings
+    def tell(skl2onnx: ModuleType) -> None:
+        try:
+            from . import onnx_converters
 
-        version = getattr(skl2onnx, "__version__", "")
-        warnings.warn(
-            f"skl2onnx {version} does not know the estimators of backprop_gpu: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+            onnx_converters.register(*kinds)
+        except Exception as error:  # it is somebody else's import that must not fail
+            version = getattr(skl2onnx, "__version__", "")
+            warnings.warn(
+                f"skl2onnx {version} does not know the estimators of backprop_gpu: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    when_imported("skl2onnx", tell)
 
 
-when_imported("skl2onnx", _tell_skl2onnx)
+announce(EnsembleClassifier, EnsembleRegressor, MLPClassifier, MLPRegressor, PopulationSearchCV)

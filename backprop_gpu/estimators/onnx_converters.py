@@ -1,7 +1,4 @@
-"""The estimators in skl2onnx: to import this module registers them there.
-
-`backprop_gpu.estimators` does so once somebody imports skl2onnx.
-"""
+"""The estimators in skl2onnx, which `backprop_gpu.estimators` registers once that is imported."""
 
 from __future__ import annotations
 
@@ -18,13 +15,13 @@ from skl2onnx.common.data_types import (
 )
 from skl2onnx.common.utils_classifier import get_label_classes
 from skl2onnx.proto import onnx_proto
+from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted
 
 from .. import onnx_nodes
 from .ensembles import EnsembleClassifier, EnsembleRegressor
 from .mlp import MLPClassifier, MLPRegressor
 from .perceptron import activation_of
-from .search import PopulationSearchCV
 
 _TENSOR = onnx_proto.TensorProto
 _TYPES = {
@@ -186,31 +183,30 @@ def convert_search(scope: Any, operator: Any, container: Any) -> None:
     _never()
 
 
-def register() -> None:
-    """Make skl2onnx know the estimators."""
-    options = {
-        "zipmap": [True, False, "columns"],
-        "nocl": [True, False],
-        "output_class_labels": [False, True],
-    }
-    kind: Any
-    for kind in (MLPClassifier, EnsembleClassifier):
-        update_registered_converter(
-            kind,
-            f"BackpropGpu{kind.__name__}",
-            calculate_classifier_shapes,
-            convert_classifier,
-            options=dict(options),
-        )
-    for kind in (MLPRegressor, EnsembleRegressor):
-        update_registered_converter(
-            kind, f"BackpropGpu{kind.__name__}", calculate_regressor_shapes, convert_regressor
-        )
-    update_registered_converter(
-        PopulationSearchCV,
-        "BackpropGpuPopulationSearchCV",
-        calculate_search_shapes,
-        convert_search,
-        parser=parse_search,
-        options="passthrough",
-    )
+def register(*kinds: Any) -> None:
+    """Make skl2onnx know classes of classifiers, regressors and searches."""
+    for kind in kinds:
+        alias = f"BackpropGpu{kind.__name__}"
+        if issubclass(kind, ClassifierMixin):
+            update_registered_converter(
+                kind,
+                alias,
+                calculate_classifier_shapes,
+                convert_classifier,
+                options={
+                    "zipmap": [True, False, "columns"],
+                    "nocl": [True, False],
+                    "output_class_labels": [False, True],
+                },
+            )
+        elif issubclass(kind, RegressorMixin):
+            update_registered_converter(kind, alias, calculate_regressor_shapes, convert_regressor)
+        else:
+            update_registered_converter(
+                kind,
+                alias,
+                calculate_search_shapes,
+                convert_search,
+                parser=parse_search,
+                options="passthrough",
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -63,6 +64,8 @@ def from_keras(
         damaged, or would take more than 1 GiB.
     """
     h5py = optional("h5py", "keras", "from_keras")
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a path, got {type(path).__name__}")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file of Keras' at {path}")
@@ -375,6 +378,8 @@ class _LayerReader:
         if kind in _OF_TRAINING:
             return
         if kind == "Flatten":
+            if self._deep and config.get("data_format") == "channels_first":
+                raise Unsupported(place, "it puts the channels last before")
             self._deep = False
             return
         take = _KINDS.get(kind)

@@ -98,6 +98,8 @@ def _parsed(onnx: Any, path: Path) -> Any:
         model.ParseFromString(path.read_bytes())
     except DecodeError as error:
         raise ValueError(f"cut short or not an ONNX model: {error}") from error
+    if not model.graph.output:
+        raise ValueError("cut short or not an ONNX model: it has no outputs")
     return model
 
 
@@ -132,6 +134,7 @@ class _Reader:
         self._tensors = {each.name: each for each in self._graph.initializer}
         self._values: dict[str, Any] = {}
         self._consumers: dict[str, int] = {}
+        self._floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
         if self._graph.sparse_initializer:
             raise ValueError("it has sparse constants")
 
@@ -150,6 +153,12 @@ class _Reader:
             names = ", ".join(repr(each.name) for each in inputs[:4])
             raise ValueError(f"a Network has one input, and {name!r} depends on {names or 'none'}")
         self._values[inputs[0].name] = self._input(inputs[0])
+        if inputs[0].type.tensor_type.elem_type not in (0, *self._floats):
+            for node in nodes:
+                if inputs[0].name in node.input and node.op_type != "Cast":
+                    raise Unsupported(
+                        _place(node), "it takes whole numbers: a Cast must come first"
+                    )
         for node in nodes:
             value = self._evaluated(node)
             given = [each for each in node.output if each]
@@ -289,9 +298,15 @@ class _Reader:
             raise Unsupported(place, "a Network has nothing like it")
         rows = [value for value in values if isinstance(value, _Rows)]
         if not rows:
+            if kind == "Cast" and attributes.get("to") in self._floats:
+                kind = "Identity"
             return _folded(place, kind, values, attributes)
         first = values[0]
-        if kind in ("Identity", "Cast", "ZipMap"):
+        if kind in ("Identity", "ZipMap"):
+            return first
+        if kind == "Cast":
+            if attributes.get("to") not in self._floats:
+                raise Unsupported(place, "it makes other numbers than float32 or float64")
             return first
         if kind == "Dropout":
             training = values[2] if len(values) > 2 else None
@@ -417,8 +432,9 @@ class _Reader:
         rows = values[0]
         if kind == "Flatten" and isinstance(rows, _Rows) and attributes.get("axis", 1) == 1:
             return replace(rows, flat=True)
-        if kind == "Reshape" and isinstance(rows, _Rows) and isinstance(values[1], np.ndarray):
-            shape = values[1].ravel().tolist()
+        wanted = values[1] if len(values) > 1 else None
+        if kind == "Reshape" and isinstance(rows, _Rows) and isinstance(wanted, np.ndarray):
+            shape = wanted.ravel().tolist()
             width = rows.chain.width
             if len(shape) == 2 and (
                 shape[1] == width or (shape[0] in (0, 1, -1) and width is None and shape[1] > 0)
@@ -502,9 +518,9 @@ class _Reader:
 
 #: The attributes that are read, and the fields that hold them.
 _ATTRIBUTES = {
-    "alpha": "f", "beta": "f", "epsilon": "f", "min": "f", "max": "f", "axis": "i", "transA": "i",
-    "transB": "i", "training_mode": "i", "approximate": "s", "axes": "ints", "perm": "ints",
-    "offset": "floats", "scale": "floats",
+    "alpha": "f", "beta": "f", "epsilon": "f", "min": "f", "max": "f", "axis": "i", "to": "i",
+    "transA": "i", "transB": "i", "training_mode": "i", "approximate": "s", "axes": "ints",
+    "perm": "ints", "offset": "floats", "scale": "floats",
 }  # fmt: skip
 
 
@@ -520,8 +536,6 @@ def _folded(place: str, kind: str, values: list[Any], attributes: dict[str, Any]
         if not isinstance(first, np.ndarray):
             raise ValueError("it takes no constant")
         if kind == "Identity":
-            return first
-        if kind == "Cast":
             return first
         if kind == "Transpose":
             return np.transpose(first, attributes.get("perm"))

@@ -6,7 +6,6 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -312,9 +311,14 @@ def check_callbacks(
             f"callbacks: {' and '.join(kinds)} would each leave weights of its own in the network; "
             "leave out all but one, or give EarlyStopping restore_best=False"
         )
+
+    def first(count: int) -> tuple[np.ndarray, np.ndarray]:
+        assert data is not None
+        return data.read(model, np.arange(min(count, len(data.X))))
+
     for hook in hooks:
         hook.check_fit(validation_data)
-        hook.check_rows(model, None if data is None else partial(data.first, model))
+        hook.check_rows(model, None if data is None else first)
     return hooks
 
 

@@ -44,10 +44,6 @@ class Data:
         """(X, Y) of some rows, dense."""
         return self.X[rows], self.Y[rows]
 
-    def first(self, model: Model, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first rows of X and Y, at most so many."""
-        return self.X[:count], self.Y[:count]
-
     @cached_property
     def fingerprint(self) -> str:
         """Of some of the rows: enough to notice other data, or another order of them."""

@@ -21,7 +21,6 @@ from backprop_gpu import (
     PopulationSearchCV,
     costs,
 )
-from backprop_gpu.imports import when_imported
 
 skl2onnx = pytest.importorskip("skl2onnx", reason="the extra onnx has skl2onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra test has onnxruntime")
@@ -172,13 +171,40 @@ def test_the_order_of_imports_does_not_matter(first: str) -> None:
     assert done.stdout.strip() == "2"
 
 
+# argv: what is imported first
+ACCELERATED = """
+import sys
+for name in sys.argv[1:]:
+    __import__(name)
+from backprop_gpu import accel
+accel.install()
+import numpy as np
+from sklearn.datasets import make_regression
+from sklearn.neural_network import MLPRegressor
+X, y = make_regression(50, 3, n_targets=2, random_state=0)
+fitted = MLPRegressor(max_iter=1, random_state=0).fit(X, y)
+import skl2onnx
+print(type(fitted).__module__, skl2onnx.to_onnx(fitted, X[:1]).graph.output[0].type.tensor_type)
+"""
+
+
+@pytest.mark.parametrize("first", [["skl2onnx"], []])
+def test_under_accel(first: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ACCELERATED, *first], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("backprop_gpu.accel")
+    assert "dim_value: 2" in done.stdout  # scikit-learn's own converter has one for all targets
+
+
 def test_a_skl2onnx_that_is_another_does_not_fail_for_us(monkeypatch: pytest.MonkeyPatch) -> None:
     from backprop_gpu import estimators
     from backprop_gpu.estimators import onnx_converters
 
-    def register() -> None:
+    def register(*kinds: type) -> None:
         raise AttributeError("it has no such function")
 
     monkeypatch.setattr(onnx_converters, "register", register)
     with pytest.warns(RuntimeWarning, match=r"skl2onnx .* does not know the estimators"):
-        when_imported("skl2onnx", estimators._tell_skl2onnx)
+        estimators.announce(MLPClassifier)

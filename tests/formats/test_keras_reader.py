@@ -182,6 +182,10 @@ def test_what_no_network_is(layers: list[Any], message: str, path: Path) -> None
     [
         (model(dense(), shape=(None, 4)), "takes 3 numbers, and gets 4"),
         (model(dense(), shape=(None, 2, 3)), "a Flatten must come before it"),
+        (
+            model(layer("Flatten", data_format="channels_first"), dense(), shape=(None, 3, 1)),
+            "it puts the channels last",
+        ),
         ({"class_name": "Mine", "config": {}}, "a Sequential or a Functional is read"),
         ({"class_name": "Sequential", "config": {"layers": 3}}, "no list of layers"),
         ({"class_name": "Sequential", "config": None}, "no list of layers"),
@@ -319,6 +323,8 @@ def test_a_heap_that_hdf5_would_go_round_in(tmp_path: Path) -> None:
 
 
 def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TypeError, match="path must be a path, got NoneType"):
+        from_keras(None)
     with pytest.raises(FileNotFoundError, match="no file of Keras' at"):
         from_keras(tmp_path / "missing.keras")
     with pytest.raises(FileNotFoundError, match="no file of Keras' at"):

@@ -37,6 +37,7 @@ def graph(
     output: str = "y",
     shape: Sequence[Any] | None = ("N", 3),
     kind: int = TensorProto.FLOAT,
+    out: int = TensorProto.FLOAT,
     **constants: Any,
 ) -> Any:
     made = [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()]
@@ -45,7 +46,7 @@ def graph(
             list(nodes),
             "g",
             [helper.make_tensor_value_info("x", kind, shape)],
-            [helper.make_tensor_value_info(output, kind, ["N", "M"])],
+            [helper.make_tensor_value_info(output, out, ["N", "M"])],
             made,
         )
     )
@@ -126,6 +127,13 @@ def test_scikit_learns_regressor() -> None:
         (dense(node("Dropout", "z", "d"), node("Relu", "d", "y")), np.maximum(Z, 0)),
         (
             graph(
+                node("Cast", "x", "c", to=1), node("Gemm", "c w b", "y", transB=1), w=W, b=B,
+                kind=TensorProto.INT64,
+            ),
+            Z,
+        ),
+        (
+            graph(
                 node("Flatten", "x", "f"), node("Gemm", "f w b", "y", transB=1), w=W, b=B,
                 shape=("N", 3, 1),
             ),
@@ -193,7 +201,7 @@ def test_nodes(model: Any, expected: np.ndarray) -> None:
 def test_float64_anywhere_is_float64() -> None:
     model = graph(
         node("Gemm", "x w b", "y", transB=1), w=W.astype(float), b=B.astype(float),
-        kind=TensorProto.DOUBLE,
+        kind=TensorProto.DOUBLE, out=TensorProto.DOUBLE,
     )  # fmt: skip
     assert from_onnx(model).dtype == np.float64
 
@@ -229,6 +237,11 @@ def test_cost_and_seed() -> None:
             r"\(Gemm\).*after a softmax",
         ),
         (dense(node("Softmax", "z", "y", axis=0)), "its axis is 0"),
+        (dense(node("Cast", "z", "i", to=7), node("Cast", "i", "y", to=1)), r"\(Cast\).*float32"),
+        (dense(node("Cast", "w", "v", to=7), node("Gemm", "z v", "y")), r"'Cast_v'"),
+        (graph(node("Div", "x s", "d"), node("Cast", "d", "f", to=1), node("Gemm", "f w", "y"),
+               w=W.T, s=np.array(255), kind=TensorProto.INT64), "a Cast must come first"),
+        (graph(node("Reshape", "x", "f"), node("Gemm", "f w", "y"), w=W.T), "something else than"),
         (dense(node("Softmax", "z", "s"), node("Relu", "s", "y")), "this is its second"),
         (dense(node("LeakyRelu", "z", "y", alpha=0.2)), r"'LeakyRelu_y'.*none of a Network's"),
         (dense(node("Elu", "z", "y", alpha=0.5)), r"'Elu_y'.*none of a Network's"),
@@ -300,6 +313,9 @@ def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match="no ONNX model at"):
         from_onnx(tmp_path / "missing.onnx")
     path = tmp_path / "net.onnx"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"^{path}: cut short or not an ONNX model"):
+        from_onnx(path)
     to_onnx(Network([3, 2]), path)
     monkeypatch.setattr(reading, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match=rf"^{path}: .* more than the 100 that are read"):
