@@ -88,14 +88,20 @@ def load_data_wrapper(
     """
     (X, y), *others = _load(path, max_bytes)
     classes = max(10, 1 + max(int(labels.max()) for labels in (y, *(part[1] for part in others))))
-    # Each y its own array, as in the book: somebody may change one.
-    training = [(x.reshape(-1, 1), vectorized_result(int(j), classes)) for x, j in _rows(X, y)]
-    held, test = ([(x.reshape(-1, 1), int(j)) for x, j in _rows(*part)] for part in others)
-    return training, held, test
+    held, test = (labelled(part) for part in others)
+    return columns((X, y), classes), held, test
 
 
-def _rows(X: np.ndarray, y: np.ndarray) -> zip[tuple[np.ndarray, np.ndarray]]:
-    return zip(X, y, strict=True)
+def columns(data: Pair, classes: int = 10) -> Columns:
+    """Rows (X, y) as a list of (x, y), x (n_0, 1) and y (classes, 1)."""
+    # Each y an array of its own, as in the book: somebody may change one.
+    pairs = zip(*data, strict=True)
+    return [(x.reshape(-1, 1), vectorized_result(int(j), classes)) for x, j in pairs]
+
+
+def labelled(data: Pair) -> Labelled:
+    """Rows (X, y) as a list of (x, label), x (n_0, 1)."""
+    return [(x.reshape(-1, 1), int(j)) for x, j in zip(*data, strict=True)]
 
 
 def _load(path: str | os.PathLike[str] | None, max_bytes: int) -> tuple[Pair, Pair, Pair]:

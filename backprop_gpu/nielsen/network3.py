@@ -374,6 +374,24 @@ class Network:
         self._load(parameters)
         return self._classes(parameters, self._test[i * m : (i + 1) * m])
 
+    def accuracy(self, data: Pair) -> float:
+        """The share of rows whose largest output is at their label; not in the book.
+
+        Parameters
+        ----------
+        data : (X, y), as of `SGD`
+            Rows that do not fill a mini-batch are left out.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For data that do not fit.
+        """
+        X, y = self._checked("data", data)
+        parameters = self._model.parameters()
+        self._load(parameters)
+        return self._accuracy(parameters, X, y)
+
     def _say(self, text: str) -> None:
         print(text)
 
