@@ -135,7 +135,7 @@ class _QuietLayers(network3.Network):
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """The book's two generators, from a seed; afterwards they are where they were."""
     seed = validation.integer("seed", seed, 0, 2**32 - 1)
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
@@ -191,7 +191,7 @@ def learning_slowdown(
     for (name, cost), eta in zip(costs.items(), etas, strict=True):
         curves = []
         for w, b in starts:
-            with _seeded(SEED):
+            with seeded(SEED):
                 neuron = _Quiet([1, 1], cost)
             neuron.weights, neuron.biases = [np.array([[w]], float)], [np.array([[b]], float)]
             outputs = [float(neuron.feedforward(x)[0, 0])]
@@ -251,7 +251,7 @@ def regularized_full(data: Given = None, epochs: int | None = None, seed: int = 
 
 
 def _monitored(given: Images, n: int, epochs: int, seed: int, lmbda: float) -> Numbers:
-    with _seeded(seed):
+    with seeded(seed):
         net = _Quiet([given.inputs, 30, 10])
         net.large_weight_initializer()
         found = net.SGD(
@@ -287,7 +287,7 @@ def weight_initialization(
     training, held = mnist_loader.columns(given.training), mnist_loader.labelled(given.validation)
     found: Numbers = {}
     for n in hidden:
-        with _seeded(seed):
+        with seeded(seed):
             net = _Quiet([given.inputs, n, 10])
             curves = {}
             for name in ("new", "old"):
@@ -319,7 +319,7 @@ def multiple_eta(
     epochs = _epochs(epochs, 30, 30, given.large)
     training = mnist_loader.columns(given.training)
     found: Numbers = {}
-    with _seeded(seed):
+    with seeded(seed):
         for eta in etas:
             net = _Quiet([given.inputs, 30, 10])
             _, _, costs, _ = net.SGD(
@@ -362,7 +362,7 @@ def more_data(
     training, held = mnist_loader.columns(given.training), mnist_loader.labelled(given.validation)
     X, y = given.validation
     found: Numbers = {"sizes": list(sizes), "network": [], "svm": []}
-    with _seeded(seed):
+    with seeded(seed):
         net = _Quiet([given.inputs, 30, 10])
         for n in sizes:
             net.large_weight_initializer()
@@ -394,7 +394,7 @@ def expanded_mnist(data: Given = None, epochs: int | None = None, seed: int = SE
     small, held = given.first(n), mnist_loader.labelled(given.validation)
     side = int(np.sqrt(given.inputs))
     found: Numbers = {"size": n}
-    with _seeded(seed):
+    with seeded(seed):
         for name in ("as they are", "expanded"):
             net = _Quiet([given.inputs, 100, 10])
             rows = small if name == "as they are" else expand_mnist.expand(small)
@@ -405,7 +405,7 @@ def expanded_mnist(data: Given = None, epochs: int | None = None, seed: int = SE
             )  # fmt: skip
             found[name] = _percent(hits, len(held))
     found["image"] = small[0][0].reshape(side, side)
-    with _seeded(seed):
+    with seeded(seed):
         moved, _ = expand_mnist.expand((small[0][:1], small[1][:1]))
     found["displaced"] = [
         each.reshape(side, side) for each in moved if not np.array_equal(each, small[0][0])
@@ -434,7 +434,7 @@ def dropout(
     training = given.first(1000 if given.large else min(400, len(given.training[0])))
     found: Numbers = {}
     for rate in rates:
-        with _seeded(seed):
+        with seeded(seed):
             net = _QuietLayers(
                 [
                     network3.FullyConnectedLayer(given.inputs, 100, network3.ReLU),
@@ -467,7 +467,7 @@ def misclassified(
     given = images(data)
     epochs = _epochs(epochs, 30, 30, given.large)
     X, y = given.test
-    with _seeded(seed):
+    with seeded(seed):
         net = _QuietNetwork([given.inputs, 30, 10])
         net.SGD(mnist_loader.columns(given.training), epochs, 10, 3.0)
     predictions = net.feedforward(X.T).argmax(axis=0)
@@ -490,7 +490,7 @@ def initial_gradient(data: Given = None, seed: int = SEED, neurons: int = 6) -> 
         "gradients": ∂C/∂b of the first neurons of each hidden layer; "norms": ‖∂C/∂b^l‖ of each.
     """
     given = images(data)
-    with _seeded(seed):
+    with seeded(seed):
         net = _Quiet([given.inputs, 30, 30, 10])
     nabla_b, _ = net.mean_gradients(net.samples(given.first(1000)))
     return {
@@ -520,7 +520,7 @@ def training_speed(
     given = images(data)
     epochs = _epochs(epochs, 500, 300, given.large)
     found: Numbers = {}
-    with _seeded(seed):
+    with seeded(seed):
         for count in layers:
             net = _Quiet([given.inputs, *[30] * count, 10])
             samples = net.samples(given.first(1000))
@@ -543,7 +543,7 @@ def backprop_magnitude_nabla(data: Given = None, seed: int = SEED) -> Numbers:
         layers that are between hidden ones.
     """
     given = images(data)
-    with _seeded(seed):
+    with seeded(seed):
         net = _Quiet([given.inputs, *[30] * 5, 10])
     X, y = given.first(1000)
     found = []
