@@ -204,8 +204,7 @@ def _checked(X: np.ndarray, y: np.ndarray, where: Path) -> Pair:
 def _digits() -> tuple[Pair, Pair, Pair]:
     data = datasets.load(validation=597)
     warnings.warn(
-        "these are scikit-learn's digits, 1200 of 8 x 8 pixels to train with, not MNIST: "
-        "networks have 64 inputs",
+        "these are scikit-learn's digits, 1200 of 8 x 8 pixels to train with, not MNIST",
         UserWarning,
         stacklevel=4,  # of load_data and load_data_wrapper alike
     )

@@ -114,10 +114,8 @@ SCRIPTS = (
     ),
     Script("fig/multiple_eta.py", "import multiple_eta as m; m.NUM_EPOCHS = 2; m.main()"),
     Script(
-        "fig/overfitting.py", "import overfitting; overfitting.main('o.json', 3, 1, 1, 0, 0, 200)"
-    ),
-    Script(
-        "fig/overfitting.py", "import overfitting; overfitting.main('o.json', 3, 1, 1, lmbda=0.1)"
+        "fig/overfitting.py",
+        "import overfitting as o; o.main('a.json', 3, 1, 1); o.main('b.json', 3, 1, 1, lmbda=0.1)",
     ),
     Script("fig/pca_limitations.py"),
     Script("fig/serialize_images_to_json.py"),
