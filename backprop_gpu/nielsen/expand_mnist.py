@@ -49,7 +49,7 @@ def expand(training_data: Pair) -> Pair:
     except (TypeError, ValueError):
         raise TypeError(
             "training_data must be a pair (X, y), as of mnist_loader.load_data, got "
-            f"{validation.brief(repr(training_data))}"
+            f"{type(training_data).__name__}"
         ) from None
     X, y = validation.as_array("X", X), validation.as_array("y", y)
     side = math.isqrt(X.shape[1]) if X.ndim == 2 else 0

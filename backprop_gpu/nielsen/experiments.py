@@ -18,6 +18,7 @@ says otherwise.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,20 @@ class Images:
         """n_0."""
         return int(self.training[0].shape[1])
 
+    @property
+    def side(self) -> int:
+        """Pixels along a side of an image.
+
+        Raises
+        ------
+        ValueError
+            If they are no squares.
+        """
+        side = math.isqrt(self.inputs)
+        if side**2 != self.inputs:
+            raise ValueError(f"images must be squares, got {self.inputs} pixels")
+        return side
+
     def first(self, n: int) -> Pair:
         """The first n rows to train with."""
         X, y = self.training
@@ -88,8 +103,7 @@ def images(data: Given = None) -> Images:
         training, held, test = ((np.asarray(X), np.asarray(y)) for X, y in data)
     except (TypeError, ValueError):
         raise TypeError(
-            "data must be a path, 'digits' or three pairs (X, y), got "
-            f"{validation.brief(repr(data))}"
+            f"data must be a path, 'digits' or three pairs (X, y), got {type(data).__name__}"
         ) from None
     for X, y in (training, held, test):
         if X.ndim != 2 or y.shape != (len(X),) or not len(X) or X.shape[1] != training[0].shape[1]:
@@ -392,7 +406,7 @@ def expanded_mnist(data: Given = None, epochs: int | None = None, seed: int = SE
     n = 1000 if given.large else min(200, len(given.training[0]))
     rounds = max(1, _epochs(epochs, 150, 150, given.large) // 5)
     small, held = given.first(n), mnist_loader.labelled(given.validation)
-    side = int(np.sqrt(given.inputs))
+    side = given.side
     found: Numbers = {"size": n}
     with seeded(seed):
         for name in ("as they are", "expanded"):
@@ -466,12 +480,11 @@ def misclassified(
     """
     given = images(data)
     epochs = _epochs(epochs, 30, 30, given.large)
-    X, y = given.test
+    (X, y), side = given.test, given.side
     with seeded(seed):
         net = _QuietNetwork([given.inputs, 30, 10])
         net.SGD(mnist_loader.columns(given.training), epochs, 10, 3.0)
     predictions = net.feedforward(X.T).argmax(axis=0)
-    side = int(np.sqrt(given.inputs))
     wrong = np.flatnonzero(predictions != y)[:most]
     return {
         "accuracy": 100.0 * float(np.mean(predictions == y)),

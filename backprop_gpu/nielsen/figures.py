@@ -5,9 +5,10 @@
 
     python -m backprop_gpu.nielsen.figures [names] --out DIR
 
-Functions that train take ``(data, epochs, seed, ax)``, all optional, as `experiments` says; the
-others ``ax``, or ``epochs`` and ``ax``. ``ax`` are the Axes to draw into, one or as many as the
-figure has; by default those of a new figure. They are returned, several as an array.
+Functions that train take ``(data, epochs, seed, ax)``, all optional, as `experiments` says; those
+of images ``(data, ax)``, of untrained networks ``(data, seed, ax)``, of functions ``(ax)``. ``ax``
+are the Axes to draw into, one or as many as the figure has; by default those of a new figure. They
+are returned, several as an array.
 """
 
 from __future__ import annotations
@@ -189,9 +190,7 @@ def dropout(
 # -- chapters 2 and 5: gradients -------------------------------------------------------------
 
 
-def initial_gradient(
-    data: Given = None, epochs: None = None, seed: int = SEED, ax: Any = None
-) -> Axes:
+def initial_gradient(data: Given = None, seed: int = SEED, ax: Any = None) -> Axes:
     """Chapter 5: how fast the first six neurons of two hidden layers would learn, untrained."""
     (drawn,) = _axes("initial_gradient", ax, 1)
     numbers = experiments.initial_gradient(data, seed)
@@ -223,9 +222,7 @@ def training_speed(
 _NORM_OF_B = r"$\Vert\partial C / \partial b^l\Vert$"
 
 
-def backprop_magnitude_nabla(
-    data: Given = None, epochs: None = None, seed: int = SEED, ax: Any = None
-) -> Axes:
+def backprop_magnitude_nabla(data: Given = None, seed: int = SEED, ax: Any = None) -> Axes:
     """Chapter 2: gradients of a deep network's layers in three mini-batches."""
     (drawn,) = _axes("backprop_magnitude_nabla", ax, 1)
     numbers = experiments.backprop_magnitude_nabla(data, seed)
@@ -242,30 +239,26 @@ def backprop_magnitude_nabla(
 # -- images -------------------------------------------------------------------------------
 
 
-def hundred_digits(
-    data: Given = None, epochs: None = None, seed: int = SEED, ax: Any = None
-) -> Axes:
+def hundred_digits(data: Given = None, ax: Any = None) -> Axes:
     """Chapter 1: the first hundred images."""
     return _images("hundred_digits", data, 10, 10, ax)
 
 
-def six_digits(data: Given = None, epochs: None = None, seed: int = SEED, ax: Any = None) -> Axes:
+def six_digits(data: Given = None, ax: Any = None) -> Axes:
     """Chapter 1: the first six images in a row."""
     return _images("six_digits", data, 1, 6, ax)
 
 
-def first_digit(data: Given = None, epochs: None = None, seed: int = SEED, ax: Any = None) -> Axes:
+def first_digit(data: Given = None, ax: Any = None) -> Axes:
     """Chapter 1: the first image."""
     return _images("first_digit", data, 1, 1, ax)
 
 
-def features(
-    data: Given = None, epochs: None = None, seed: int = SEED, ax: Any = None
-) -> np.ndarray:
+def features(data: Given = None, ax: Any = None) -> np.ndarray:
     """Chapter 1: a 0, and each of its quarters alone."""
-    X, y = experiments.images(data).training
+    given = experiments.images(data)
+    (X, y), side = given.training, given.side
     zeros = np.flatnonzero(y == 0)
-    side = int(np.sqrt(X.shape[1]))
     image = X[zeros[0] if len(zeros) else 0].reshape(side, side)
     drawn = _axes("features", ax, 5, size=(2.2, 2.4))
     half = side // 2
@@ -283,14 +276,12 @@ def features(
     return _array(drawn)
 
 
-def rotated_digit(
-    data: Given = None, epochs: None = None, seed: int = SEED, ax: Any = None
-) -> np.ndarray:
+def rotated_digit(data: Given = None, ax: Any = None) -> np.ndarray:
     """Chapter 3: the first image, and it rotated by 15 degrees."""
     from scipy.ndimage import rotate
 
-    X, _ = experiments.images(data).training
-    side = int(np.sqrt(X.shape[1]))
+    given = experiments.images(data)
+    (X, _), side = given.training, given.side
     image = X[0].reshape(side, side)
     drawn = _axes("rotated_digit", ax, 2, size=(2.6, 2.8))
     _show(drawn[0], image)
@@ -325,8 +316,8 @@ def misclassified(
 
 
 def _images(name: str, data: Given, rows: int, columns: int, ax: Any) -> Axes:
-    X, _ = experiments.images(data).training
-    side = int(np.sqrt(X.shape[1]))
+    given = experiments.images(data)
+    (X, _), side = given.training, given.side
     size = max(2.4, 0.6 * columns), max(0.8, 0.6 * rows) if columns > 1 else 2.4
     (drawn,) = _axes(name, ax, 1, size=size)
     shown = [x.reshape(side, side) for x in X[: rows * columns]]

@@ -401,8 +401,7 @@ class Network:
             X, y = data
         except (TypeError, ValueError):
             raise TypeError(
-                f"{name} must be a pair (X, y), as of load_data_shared, got "
-                f"{validation.brief(repr(data))}"
+                f"{name} must be a pair (X, y), as of load_data_shared, got {type(data).__name__}"
             ) from None
         X = validation.inputs(X, self.layers[0].n_in, self._model.dtype, f"X of {name}")
         y = validation.labels(y, len(X), self.layers[-1].n_out, f"y of {name}")
@@ -450,7 +449,7 @@ class Network:
 
 def _checked_layers(layers: Sequence[Layer]) -> list[Layer]:
     if not validation.is_ordered(layers) or not len(layers):
-        raise TypeError(f"layers must be a list of layers, got {validation.brief(repr(layers))}")
+        raise TypeError(f"layers must be a list of layers, got {type(layers).__name__}")
     for l, layer in enumerate(layers):
         last = l == len(layers) - 1
         if not isinstance(layer, SoftmaxLayer if last else FullyConnectedLayer):
