@@ -189,6 +189,8 @@ def read(path: Path, max_bytes: int = MAX_BYTES) -> list[Pair]:
     except failures as error:
         text = str(error)
         if not text.startswith(str(path)):
+            if not isinstance(error, (pickle.UnpicklingError, EOFError, ValueError)):
+                text = "it is damaged"
             text = (
                 f"{path} is not the book's pickle of three pairs of arrays: {text or 'cut short'}"
             )
