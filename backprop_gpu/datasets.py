@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -789,26 +789,62 @@ def _find(folder: Path, part: str) -> tuple[Path | None, Path | None]:
 # -- npz ------------------------------------------------------------------------------
 
 
-def _read_npz(path: Path, scale: float | None, max_bytes: int) -> Table:
+def read_npz(
+    path: str | Path, names: Iterable[str], *, max_bytes: int = MAX_BYTES
+) -> dict[str, np.ndarray]:
+    """Those arrays of an ``.npz`` file that have one of these names, whatever their case.
+
+    Parameters
+    ----------
+    path : path
+    names : iterable of str
+        In lower case.
+    max_bytes : int
+        What all of them may take.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Naming the file and what is wrong with it; all that is declared is checked before anything
+        is unpacked.
+    """
+    path = Path(path)
+    with _archive(path) as archive:
+        members = _members(archive)
+        there = {name: members[name] for name in names if name in members}
+        budget = Budget(path, max_bytes)
+        for name, info in there.items():
+            budget.take(_npy_declared(archive, info, path).bytes, name)
+        return {name: _read_npy(archive, info, path) for name, info in there.items()}
+
+
+def _archive(path: Path) -> zipfile.ZipFile:
     with open(path, "rb") as file:
         if file.read(6) == b"\x93NUMPY":
             raise ValueError(f"{path} cannot be read as .npz: it holds one array, not named ones")
     try:
-        archive = zipfile.ZipFile(path)
+        return zipfile.ZipFile(path)
     except (ValueError, OSError, NotImplementedError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as .npz: {error}") from error
-    with archive:
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    return {
+        info.filename.removesuffix(".npy").lower(): info
+        for info in archive.infolist()
+        if info.filename.endswith(".npy")
+    }
+
+
+def _read_npz(path: Path, scale: float | None, max_bytes: int) -> Table:
+    with _archive(path) as archive:
         return _read_archive(archive, path, scale, Budget(path, max_bytes))
 
 
 def _read_archive(
     archive: zipfile.ZipFile, path: Path, scale: float | None, budget: Budget
 ) -> Table:
-    members = {
-        info.filename.removesuffix(".npy").lower(): info
-        for info in archive.infolist()
-        if info.filename.endswith(".npy")
-    }
+    members = _members(archive)
     parts = [("x_train", "y_train"), ("x_test", "y_test")]
     if "x_train" not in members:
         parts = [("x", "y")]

@@ -80,9 +80,9 @@ class Network(BookNetwork):
 
         def after(j: int, data: Samples) -> bool:
             if test is None:
-                print(f"Epoch {j} complete")
+                self._say(f"Epoch {j} complete")
             else:
-                print(f"Epoch {j} : {self.evaluate(test)} / {len(test)}")
+                self._say(f"Epoch {j} : {self.evaluate(test)} / {len(test)}")
             return False
 
         self._train(

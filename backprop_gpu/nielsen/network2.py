@@ -263,25 +263,25 @@ class Network(BookNetwork):
 
         def after(j: int, data: Samples) -> bool:
             nonlocal best, without
-            print(f"Epoch {j} training complete")
+            self._say(f"Epoch {j} training complete")
             watched = 0
             if monitor_training_cost:
                 cost = self.total_cost(data, lmbda)
                 training_cost.append(cost)
-                print(f"Cost on training data: {cost}")
+                self._say(f"Cost on training data: {cost}")
             if monitor_training_accuracy:
                 watched = self.accuracy(data, convert=True)
                 training_accuracy.append(watched)
-                print(f"Accuracy on training data: {watched} / {len(data)}")
+                self._say(f"Accuracy on training data: {watched} / {len(data)}")
             if evaluation is not None and monitor_evaluation_cost:
                 cost = self.total_cost(evaluation, lmbda, convert=True)
                 evaluation_cost.append(cost)
-                print(f"Cost on evaluation data: {cost}")
+                self._say(f"Cost on evaluation data: {cost}")
             if evaluation is not None and monitor_evaluation_accuracy:
                 watched = self.accuracy(evaluation)
                 evaluation_accuracy.append(watched)
-                print(f"Accuracy on evaluation data: {watched} / {len(evaluation)}")
-            print()
+                self._say(f"Accuracy on evaluation data: {watched} / {len(evaluation)}")
+            self._say("")
             best, without = (watched, 0) if watched > best else (best, without + 1)
             return bool(patience) and without == patience
 

@@ -116,6 +116,10 @@ class BookNetwork:
                 return f"{name} is not the library's"
         return None
 
+    def _say(self, line: str) -> None:
+        """What `SGD` has to say."""
+        print(line)
+
     # -- the engine ----------------------------------------------------------------
 
     def _replaced(self, name: str) -> bool:
