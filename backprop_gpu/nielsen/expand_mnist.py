@@ -51,7 +51,7 @@ def expand(training_data: Pair) -> Pair:
             "training_data must be a pair (X, y), as of mnist_loader.load_data, got "
             f"{type(training_data).__name__}"
         ) from None
-    X, y = validation.as_array("X", X), validation.as_array("y", y)
+    X, y = to_numpy("X", X), validation.as_array("y", y)
     side = math.isqrt(X.shape[1]) if X.ndim == 2 else 0
     if side < 2 or side**2 != X.shape[1]:
         raise ValueError(f"X must be rows of square images, (n, k²), got {X.shape}")
