@@ -25,7 +25,7 @@ from .model import Model
 from .network import Network
 from .population import Population, check_room, history_keys, history_metric
 from .training import Callback, History
-from .training.callbacks import check_callbacks
+from .training.callbacks import FitRun, check_callbacks
 from .training.checkpoint import Checkpoint
 from .training.cluster import Cluster, SharedArrays
 from .training.fitting import Beginning, make_run, resolve_plan
@@ -307,7 +307,9 @@ class Trials:
         if validation.is_iterable(callbacks):
             callbacks = list(callbacks)  # every shape takes them
         self.data, self.callbacks = data, callbacks
-        self.given, self.a_setting = given, seeds * len(folds)
+        self.given, self.a_setting, self._folds = given, seeds * len(folds), folds
+        #: Of each row: the setting with what all share.
+        self._whole: list[Setting] = []
         drawn = int(np.random.SeedSequence().generate_state(1)[0])
         self.rows: list[Setting] = []
         groups: dict[tuple[Any, ...], _Group] = {}
@@ -340,6 +342,7 @@ class Trials:
                     for seed in range(first, first + seeds):
                         group.add(len(self.rows), seed, hyperparameters)
                         self.rows.append(given[i] | {"seed": seed})
+                        self._whole.append(setting)
         self.groups = list(groups.values())
 
     def train(self, engine: str, cluster: Cluster | None, progress: bool) -> None:
@@ -353,6 +356,7 @@ class Trials:
                     # Shapes whose checked data are the same share them.
                     data = check_data(group.model, *self.data)
                     parts.append(group.part(data, arrays, engine))
+        runs = self._runs()
         with _bar(self.groups, progress) as bar:
             if cluster is not None:
                 train_on_cluster(cluster, parts, arrays, bar, stacklevel=4)
@@ -364,7 +368,19 @@ class Trials:
                 # Checked before, and again now: to keep all groups' data would fill the memory.
                 data = check_data(population.model, *self.data)
                 hooks = check_callbacks(self.callbacks, data.validation)
-                population.train(data, group.settings, hooks, group.beginning, bar)
+                of_group = [runs[i] for i in group.numbers]
+                population.train(data, group.settings, hooks, group.beginning, bar, of_group)
+
+    def _runs(self) -> list[FitRun]:
+        """What callbacks are told of each row's network."""
+        names = dict.fromkeys(name for setting in self._whole for name in setting)
+        call, count, runs = object(), len(self._folds), []
+        for i, setting in enumerate(self._whole):
+            row, fold = divmod(i, count)
+            labels = {"row": i} if self._folds[0] is None else {"row": row, "fold": fold}
+            # The same names for all, so that they can be the columns of a table.
+            runs.append(FitRun({name: setting.get(name) for name in names}, labels, call))
+        return runs
 
     @property
     def networks(self) -> list[Network]:

@@ -6,12 +6,58 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from .. import validation
 from .history import History
+
+
+@dataclass(eq=False)
+class FitRun:
+    """The training of one network, as a callback hears of it that keeps a log.
+
+    Attributes
+    ----------
+    settings : dict of str to JSON value
+        What the training was asked for, by the names that `Network`, `fit` and a sweep's setting
+        have for it, and the backend and engine that it got.
+    labels : dict of str to int
+        Which of the networks it is that one call trains: ``member`` of a `Population`; ``row`` of
+        a sweep's table, with ``trial``; ``row`` and ``fold`` of a cross-validation. Else empty.
+    call : object
+        The same for all networks that one call trains.
+    done : int or None
+        Epochs of the checkpoint that it goes on from; None where it begins anew.
+    failure : str or None
+        From `Callback.on_fit_end` on: why it ended, where it did not end well. An exception is
+        there by the name of its class first.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    call: object = field(default_factory=object)
+    done: int | None = None
+    failure: str | None = None
+
+    def __post_init__(self) -> None:
+        self.settings = {name: json_value(value) for name, value in self.settings.items()}
+
+
+def json_value(value: Any) -> Any:
+    """A setting's value as JSON has it: of an object that JSON has not, the name or its text."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple | range):
+        return [json_value(each) for each in value]
+    text = str(getattr(value, "name", None) or repr(value))
+    if " at 0x" in text:  # an address
+        text = str(getattr(value, "__name__", type(value).__name__))
+    return text
 
 
 class Callback:
@@ -31,9 +77,15 @@ class Callback:
     interval: int = 1
     #: Whether it may leave other weights in the network than those of the last epoch.
     leaves_weights: bool = False
+    #: Whether a training is the same without it. It then hears of everything after those that are
+    #: not so, on the first of several ranks alone; and a training may be resumed with others.
+    keeps_log: bool = False
 
     def check_fit(self, validation_data: tuple[np.ndarray, np.ndarray] | None) -> None:
         """Before anything changes; raise where the validated data lack what is needed."""
+
+    def on_run(self, network: Any, run: FitRun) -> None:
+        """Before `on_fit_start`: what is trained, and how."""
 
     def on_fit_start(self, network: Any) -> None:
         """Before the first epoch."""
@@ -45,7 +97,7 @@ class Callback:
         """After each epoch; return True to stop training."""
 
     def on_fit_end(self, network: Any, history: History) -> None:
-        """After the last epoch."""
+        """After the last epoch, or what has ended training before."""
 
     def state_dict(self) -> dict[str, Any]:
         """What it must know to go on after an epoch, for a `Checkpoint`.
@@ -57,7 +109,8 @@ class Callback:
     def on_resume(self, network: Any, state: dict[str, Any]) -> None:
         """After `on_fit_start`, where `fit` goes on from a checkpoint: what `state_dict` gave then.
 
-        The file may have been written by anybody: raise ValueError for what cannot be.
+        The file may have been written by anybody: raise ValueError for what cannot be. One that
+        `keeps_log` gets {} where the checkpoint has nothing of it.
         """
 
     def for_member(self, network: Any) -> Callback:
@@ -87,6 +140,11 @@ def watches_each_batch(hook: Callback) -> bool:
 def keeps_state(hook: Callback) -> bool:
     """Whether it has something to remember."""
     return overrides(hook, "state_dict")
+
+
+def is_needed(hook: Callback) -> bool:
+    """Whether a checkpoint's training cannot go on without it."""
+    return keeps_state(hook) and not hook.keeps_log
 
 
 class _Function(Callback):
@@ -195,7 +253,7 @@ def check_callbacks(
         )
     for hook in hooks:
         hook.check_fit(validation_data)
-    return hooks
+    return sorted(hooks, key=lambda hook: hook.keeps_log)
 
 
 def _as_callback(callback: Any) -> Callback:
@@ -214,6 +272,7 @@ def _as_callback(callback: Any) -> Callback:
 #: What the hooks are called with.
 _HOOKS = {
     "check_fit": ("validation_data",),
+    "on_run": ("network", "run"),
     "on_fit_start": ("network",),
     "on_batch_end": ("network", "batch"),
     "on_epoch_end": ("network", "history"),
