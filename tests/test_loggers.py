@@ -9,6 +9,7 @@ import os
 import struct
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from backprop_gpu import (
     EarlyStopping,
     JSONLogger,
     MLflowLogger,
+    MLPClassifier,
     Network,
     Population,
     TensorBoardLogger,
@@ -291,6 +293,18 @@ def test_a_val_accuracy_that_is_not_there(place):
         assert run["val_accuracy"] == [None, None]
     else:
         assert "val_accuracy" not in run
+
+
+def test_batches_and_a_network_without_a_seed(tmp_path):
+    path = tmp_path / "log.jsonl"
+    chunks = [(X[:20], Y[:20]), (X[20:], Y[20:])]
+    network(None).fit(
+        batches=chunks, epochs=2, batch_size=8, learning_rate=lambda t: 0.1 + 0 * t,
+        callbacks=[JSONLogger(path)],
+    )  # fmt: skip
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["rows"], row["seed"]) for row in rows] == [(None, None)] * 2
+    assert "0x" not in rows[0]["learning_rate"]
 
 
 def test_a_population(place):
@@ -696,3 +710,25 @@ def test_loggers_are_of_this_process(tmp_path):
     with pytest.raises(ValueError, match="CSVLogger keeps its log in this process"):
         Cluster.check_hooks(None, [CSVLogger(tmp_path / "log.csv")])
     assert not Path(tmp_path / "log.csv").exists()
+
+
+# -- the estimators, by scikit-learn's own ----------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*Maximum iterations")
+def test_scikit_learns_own_callbacks_hear_of_epochs(capsys):
+    callback = pytest.importorskip(
+        "sklearn.callback", reason="scikit-learn has no callbacks before 1.9"
+    )
+    pytest.importorskip("rich", reason="scikit-learn's ProgressBar needs rich")
+    monitor = callback.ScoringMonitor(scoring="accuracy")
+    est = MLPClassifier(hidden_layer_sizes=(4,), max_iter=5, random_state=0)
+    est.set_callbacks(monitor, callback.ProgressBar()).fit(X, Y)
+    rows = [each for each in monitor.get_logs().data if each["task_name"] == "epoch"]
+    assert len(rows) == 5
+    for i, row in enumerate(rows):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            twin = MLPClassifier(hidden_layer_sizes=(4,), max_iter=i + 1, random_state=0)
+            assert row["accuracy"] == twin.fit(X, Y).score(X, Y)
+    assert "MLPClassifier - fit" in capsys.readouterr().out

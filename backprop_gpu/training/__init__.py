@@ -1,7 +1,7 @@
 """Training: a `Session` runs epochs of members of one `Model`, whoever the trainer is."""
 
 from .averages import ExponentialAverage, StochasticWeightAverage
-from .callbacks import Callback, EarlyStopping
+from .callbacks import Callback, EarlyStopping, FitRun
 from .checkpoint import Checkpoint
 from .history import History
 from .rows import RowsAtOnce
@@ -14,6 +14,7 @@ __all__ = [
     "Course",
     "EarlyStopping",
     "ExponentialAverage",
+    "FitRun",
     "History",
     "RowsAtOnce",
     "Session",

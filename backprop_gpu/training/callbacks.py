@@ -102,7 +102,7 @@ class Callback:
     def state_dict(self) -> dict[str, Any]:
         """What it must know to go on after an epoch, for a `Checkpoint`.
 
-        Values are those of JSON, or NumPy arrays.
+        Values are those of JSON, or NumPy arrays where it does not keep a log.
         """
         return {}
 

@@ -148,7 +148,7 @@ class FitCourse(Course):
 
     def start(self) -> None:
         self._running = True
-        self.run.settings |= described(self.network, self.settings)
+        self.run.settings |= self.described()
         if self.resumed is not None:
             self.run.done = len(self.resumed.history)
         for hook in self.hooks:
@@ -167,6 +167,10 @@ class FitCourse(Course):
                     own = next((each for each in logs if each[0] == kind), (kind, {}))
                     logs = [each for each in logs if each is not own]
                     hook.on_resume(self.network, own[1])
+
+    def described(self) -> dict[str, Any]:
+        """What is trained and how, for `FitRun.settings`."""
+        return described(self.network, self.settings)
 
     def withdraw(self, error: BaseException) -> None:
         # Logs end. The others would leave weights in a network that is to stay as it was.
@@ -354,7 +358,8 @@ def described(network: Trainee, settings: Settings) -> dict[str, Any]:
         "precision": model.precision,
         "backend": model.choice.backend,
         "engine": network.plan.engine,
-        "seed": seed if type(seed) is int else None,
+        # One that nobody has given has 128 bits, which few readers of numbers can take.
+        "seed": seed if type(seed) is int and seed < 2**63 else None,
         "rows": settings.rows,
         "epochs": settings.epochs,
         "batch_size": settings.batch_size,
@@ -382,6 +387,9 @@ class BatchesCourse(FitCourse):
     """
 
     _done = 0  # steps of all epochs
+
+    def described(self) -> dict[str, Any]:
+        return super().described() | {"rows": None}
 
     def draw(self, ahead: int) -> None:
         """Each chunk's order is drawn when it is there."""
