@@ -12,7 +12,7 @@ import platform
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,11 @@ def _label(run: FitRun, separator: str = " ") -> str:
 # -- files --------------------------------------------------------------------------------------
 
 
+#: The files that are written to.
+_in_use: set[str] = set()
+_using = threading.Lock()
+
+
 class _LogFile:
     """The file that the loggers of all networks of one call write to, a line an epoch."""
 
@@ -153,7 +158,7 @@ class _LogFile:
         self.start = 0
         self._lock = threading.Lock()
         self._call: object = None
-        self._users = 0
+        self._users, self._name = 0, ""
         #: Where a training is resumed: what is before its lines, and of these
         #: (network, epoch, line).
         self._before: bytes | None = None
@@ -161,8 +166,8 @@ class _LogFile:
         #: Of each network that is resumed, the first epoch whose line is to go.
         self._ends: dict[tuple[str, ...], int] = {}
 
-    def __deepcopy__(self, memo: Any) -> _LogFile:
-        return _LogFile(self.path)
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy of a logger logs another training
+        return _LogFile, (self.path,)
 
     def begin(
         self,
@@ -176,12 +181,19 @@ class _LogFile:
         with self._lock:
             if self._users and self._call is not run.call:
                 raise RuntimeError(f"the logger of {self.path} is logging another training")
-            if self._call is not run.call:
-                if run.done is None:
-                    self._begin_new(header, append)
-                else:
-                    self._read_old(header, start, parse)
-                self._call = run.call
+            if not self._users:
+                self._take()
+            try:
+                if self._call is not run.call:
+                    if run.done is None:
+                        self._begin_new(header, append)
+                    else:
+                        self._read_old(header, start, parse)
+                    self._call = run.call
+            except BaseException:
+                if not self._users:
+                    self._give_back()
+                raise
             self._users += 1
             if run.done is None:
                 return 0
@@ -190,6 +202,17 @@ class _LogFile:
             end = next(e for e in range(run.done + 1) if e == run.done or e not in logged)
             self._ends[network] = end
             return end
+
+    def _take(self) -> None:
+        self._name = os.path.realpath(self.path)
+        with _using:
+            if self._name in _in_use:
+                raise RuntimeError(f"another logger is writing to {self.path}")
+            _in_use.add(self._name)
+
+    def _give_back(self) -> None:
+        with _using:
+            _in_use.discard(self._name)
 
     def _begin_new(self, header: bytes, append: bool) -> None:
         old = self.path.read_bytes() if append and self.path.exists() else b""
@@ -241,6 +264,8 @@ class _LogFile:
     def end(self) -> None:
         with self._lock:
             self._users -= 1
+            if not self._users:
+                self._give_back()
             self._settle()
 
     def _settle(self) -> None:
@@ -681,6 +706,8 @@ class WandbLogger(Logger):
         for name in init:
             if name not in known or name in ("id", "resume", "reinit"):
                 raise TypeError(f"WandbLogger takes no {name!r} for wandb.init")
+        if not isinstance(init.get("config") or {}, Mapping):
+            raise TypeError(f"config must be a dict, got {init['config']!r}")
         self.init = init
 
     def __getstate__(self) -> dict[str, Any]:

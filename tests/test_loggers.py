@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
 import os
+import pickle
 import struct
 import sys
 import time
@@ -598,6 +600,10 @@ def test_two_trainings_at_once_need_two_loggers(tmp_path):
 
     with pytest.raises(RuntimeError, match="is logging another training"):
         network().fit(X, Y, **FIT, callbacks=[logger, Inner()])
+    with pytest.raises(RuntimeError, match="another logger is writing"):
+        network().fit(X, Y, **FIT, callbacks=[logger, CSVLogger(logger.path)])
+    for each in (logger, copy.deepcopy(logger), pickle.loads(pickle.dumps(logger))):
+        network().fit(X, Y, **FIT, callbacks=[each])
 
 
 def test_a_log_of_another_training_is_refused(tmp_path):
@@ -683,6 +689,8 @@ def test_wandb_takes_what_its_init_takes():
     for name in ("id", "resume", "reinit", "nonsense"):
         with pytest.raises(TypeError, match=f"takes no '{name}'"):
             WandbLogger(**{name: "x"})
+    with pytest.raises(TypeError, match="config must be a dict"):
+        WandbLogger(config=3)
     with pytest.raises(ValueError, match="unknown mode"):
         WandbLogger(mode="dryrun")
 

@@ -232,8 +232,8 @@ def _cell(value: Any) -> str:
 
 def _table(columns: Sequence[str], total: int) -> _LiveTable | None:
     """A table of rich's, where it is installed and somebody looks; a log gets the plain bar."""
-    kernel = "ipykernel" in sys.modules
-    if not kernel and not sys.stderr.isatty():
+    is_terminal = getattr(sys.stderr, "isatty", lambda: False)  # there may be no stderr
+    if "ipykernel" not in sys.modules and not is_terminal():
         return None
     try:
         with uninterrupted():
