@@ -75,13 +75,10 @@ class Logger(Callback):
         self._log_up_to(history)
 
     def on_fit_end(self, network: Any, history: History) -> None:
-        if not self._is_open:
-            return
-        try:
-            self._log_up_to(history)  # of one that is resumed, and is over
-        finally:
-            is_sound, self._is_open = self._is_open, False
-            self._close(network, history, is_sound)
+        if self._is_open:
+            self._log_up_to(history)  # what another callback's exception has kept from it
+            self._is_open = False
+            self._close(network, history, is_sound=True)
 
     def _log_up_to(self, history: History) -> None:
         while self._next < len(history):

@@ -82,6 +82,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
 def logged(tracking: str, order: str, accelerated: str = "plain") -> list[dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, tracking, order, accelerated],
+        cwd=Path(tracking.removeprefix("sqlite:///")).parent,  # artifacts are put there
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
