@@ -550,8 +550,9 @@ def test_paths_that_cannot_be_written_change_nothing(kind, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+@pytest.mark.parametrize("stops", [False, True])
 @pytest.mark.parametrize("kind", ["csv", "json"])
-def test_a_full_disk_ends_training_with_a_whole_epoch(kind, tmp_path):
+def test_a_full_disk_ends_training_with_a_whole_epoch(kind, stops, tmp_path):
     logger, net, twin = Place(kind, tmp_path, None).logger(), network(), network()
 
     class Fill(Callback):
@@ -559,9 +560,12 @@ def test_a_full_disk_ends_training_with_a_whole_epoch(kind, tmp_path):
             if len(history) == 3:
                 logger.path.unlink()
                 logger.path.symlink_to("/dev/full")
+                if stops:  # so that the logger hears of the epoch at the end alone
+                    raise Stop
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as raised:
         net.fit(X, Y, **FIT, callbacks=[logger, Fill()])
+    assert isinstance(raised.value.__context__, Stop) == stops
     twin.fit(X, Y, **FIT | {"epochs": 3})
     assert net.history.loss == twin.history.loss
     assert net.model.read(net.parameters).tobytes() == twin.model.read(twin.parameters).tobytes()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from math import gcd
@@ -334,9 +333,14 @@ class FitCourse(Course):
         if self._running:
             self._running = False
             self.run.failure = self.failure or self.interruption
-            with ExitStack() as last:  # each ends, whatever another raises
-                for hook in reversed(self._started):
-                    last.callback(hook.on_fit_end, self.network, self.history)
+            raised: BaseException | None = None
+            for hook in self._started:  # each ends, whatever another raises
+                try:
+                    hook.on_fit_end(self.network, self.history)
+                except BaseException as error:
+                    raised = raised or error
+            if raised is not None:
+                raise raised
 
 
 def described(network: Trainee, settings: Settings) -> dict[str, Any]:

@@ -200,10 +200,15 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, *_: object
     ) -> None:
         """Finish what is still on its way."""
-        with ExitStack() as last:
-            for course in reversed(self.live):
-                last.callback(course.finish if error is None else partial(course.interrupt, error))
-            last.callback(self.engine.release)
+        try:
+            with ExitStack() as last:
+                for course in reversed(self.live):
+                    end = course.finish if error is None else partial(course.interrupt, error)
+                    last.callback(end)
+                last.callback(self.engine.release)
+        except BaseException as another:
+            another.__context__ = another.__context__ or error  # which an ExitStack leaves out
+            raise
         if kind is None:
             self.time_spent.add("callbacks")
 

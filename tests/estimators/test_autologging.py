@@ -87,6 +87,7 @@ def logged(tracking: str, order: str, accelerated: str = "plain") -> list[dict[s
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "does not log" not in done.stderr
+    print(done.stderr)
     found, left = json.loads(done.stdout.splitlines()[-1])
     assert left == 0  # once autolog is off
     return list(found)
