@@ -35,6 +35,7 @@ from backprop_gpu import (
     sweep,
 )
 from backprop_gpu.loggers import LABELS, VALUES
+from rank_threads import on_ranks
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((40, 3))
@@ -713,6 +714,15 @@ def test_what_is_not_installed_is_named_with_its_extra(make, package, monkeypatc
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"pip install 'backprop_gpu\[{package}\]'"):
         make()
+
+
+def test_the_first_of_several_ranks_logs(tmp_path):
+    def work(ranks):
+        logger = CSVLogger(tmp_path / "log.csv")
+        return network().fit(X, Y, **FIT, callbacks=[logger], communicator=ranks)
+
+    first, _ = on_ranks(2, work)
+    agrees(Place("csv", tmp_path, None).runs()[()], first)
 
 
 def test_loggers_are_of_this_process(tmp_path):
