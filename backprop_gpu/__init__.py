@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         PopulationSearchCV,
     )
     from .gradient_check import GradientReport
+    from .loggers import CSVLogger, JSONLogger, MLflowLogger, TensorBoardLogger, WandbLogger
     from .network import Network
     from .optimizers import SGD, Adam, AdamW
     from .population import Population
@@ -55,6 +56,7 @@ __all__ = [
     "Activation",
     "Adam",
     "AdamW",
+    "CSVLogger",
     "Callback",
     "Checkpoint",
     "Cost",
@@ -66,13 +68,17 @@ __all__ = [
     "ExponentialAverage",
     "GradientReport",
     "History",
+    "JSONLogger",
     "MLPClassifier",
     "MLPRegressor",
+    "MLflowLogger",
     "Network",
     "Population",
     "PopulationSearchCV",
     "StochasticWeightAverage",
     "SweepResult",
+    "TensorBoardLogger",
+    "WandbLogger",
     "__version__",
     "activations",
     "costs",
@@ -89,13 +95,15 @@ __all__ = [
 #: of the whole, and the estimators import scikit-learn.
 _MODULES = {
     "SGD": "optimizers", "Activation": "activations", "Adam": "optimizers", "AdamW": "optimizers",
-    "Callback": "training", "Checkpoint": "training", "Cost": "costs",
+    "CSVLogger": "loggers", "Callback": "training", "Checkpoint": "training", "Cost": "costs",
     "CrossValidation": "cross_validation", "DeltaNorms": "training", "EarlyStopping": "training",
     "EnsembleClassifier": "estimators", "EnsembleRegressor": "estimators",
     "ExponentialAverage": "training", "GradientReport": "gradient_check", "History": "training",
-    "MLPClassifier": "estimators", "MLPRegressor": "estimators", "Network": "network",
+    "JSONLogger": "loggers", "MLPClassifier": "estimators", "MLPRegressor": "estimators",
+    "MLflowLogger": "loggers", "Network": "network",
     "Population": "population", "PopulationSearchCV": "estimators",
     "StochasticWeightAverage": "training", "SweepResult": "sweeps",
+    "TensorBoardLogger": "loggers", "WandbLogger": "loggers",
     "cross_validate": "cross_validation", "sweep": "sweeps",
 }  # fmt: skip
 #: Modules that have moved.

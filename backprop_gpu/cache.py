@@ -48,6 +48,17 @@ def read(name: str) -> bytes | None:
     return data if entry[:size] == _digest(name, data) else None
 
 
+def folder() -> Path | None:
+    """Where entries are; None where there can be none."""
+    try:
+        path = _path()
+        with suppress(FileNotFoundError), _opened():  # it is made when something is kept
+            pass
+    except (_NotUsableError, OSError):
+        return None
+    return path
+
+
 def write(name: str, data: bytes) -> None:
     """Write `data` under this name, if that is possible."""
     try:

@@ -18,7 +18,7 @@ from .optimizers import Optimizer
 from .parameters import Layout
 from .schedules import Schedule
 from .training import Callback, History, RowsAtOnce, Session
-from .training.callbacks import check_callbacks, for_member
+from .training.callbacks import FitRun, check_callbacks, for_member
 from .training.cluster import Cluster, SharedArrays
 from .training.fitting import Beginning, FitCourse, begin, run_session
 from .training.member_tasks import ClusterPart, MemberOutcome, train_on_cluster
@@ -422,6 +422,7 @@ class Population:
         hooks: Sequence[Callback],
         beginning: Beginning,
         bar: Progress,
+        runs: Sequence[FitRun] | None = None,
     ) -> list[History]:
         """Do what `fit` does, with checked arguments; what failed is in `failed`.
 
@@ -438,12 +439,17 @@ class Population:
             The plan, and where each member goes on from.
         bar : training.progress.Progress
             Hears of every epoch.
+        runs : sequence of FitRun, optional
+            What members are to callbacks; by default members.
 
         Returns
         -------
         list of History
             One per member.
         """
+        if runs is None:
+            call = object()
+            runs = [FitRun(labels={"member": i}, call=call) for i in range(len(self))]
         backend, shape = self.model.backend, tuple(self._rows.shape)
         own = [for_member(hooks, member) for member in self.members]
         slots = [
@@ -458,7 +464,7 @@ class Population:
             state = tuple(slot[i] for slot in slots[: settings[i].optimizer.slots])
             course = FitCourse(member, settings[i], own[i], state, good[i], weights=data.weights)
             courses.append(course)
-            courses[-1].resumed = beginning.states[i]
+            course.resumed, course.run = beginning.states[i], runs[i]
         session = Session(
             self.model,
             RowsAtOnce(

@@ -25,14 +25,14 @@ from .model import Model
 from .network import Network
 from .population import Population, check_room, history_keys, history_metric
 from .training import Callback, History
-from .training.callbacks import check_callbacks
+from .training.callbacks import FitRun, check_callbacks
 from .training.checkpoint import Checkpoint
 from .training.cluster import Cluster, SharedArrays
 from .training.fitting import Beginning, make_run, resolve_plan
 from .training.member_tasks import ClusterPart, train_on_cluster
-from .training.progress import ProgressBar
+from .training.progress import ProgressBar, SweepProgress
 from .training.settings import Data, Settings, check_data, check_settings
-from .tuning import OptunaTrials
+from .tuning import OptunaTrials, default_metric
 
 if TYPE_CHECKING:
     import optuna
@@ -263,7 +263,8 @@ def sweep(
     metric : {"val_accuracy", "val_loss", "loss"}, optional
         What the table is sorted by; by default the first of these that there is.
     progress : bool
-        Show a progress bar over networks and epochs.
+        Show a progress bar over networks and epochs, and the settings that are best so far: a table
+        with rich (extra ``progress``) in a terminal or a notebook, but with a client.
     engine : {"auto", "layered", "resident", "fused", "persistent"}
         As in `Population.fit`.
     client : distributed.Client, optional
@@ -354,7 +355,10 @@ def sweep(
             metric=metric, trials=trials, at_once=at_once, sampler=sampler, pruner=pruner,
             study=study, engine=engine,
         )  # fmt: skip
-        with ProgressBar(of_optuna.expected, progress, of_optuna.trials) as bar:
+        with SweepProgress(
+            of_optuna.expected, progress, of_optuna.trials, list(of_optuna.space.distributions),
+            of_optuna.metric, of_optuna.rows.__getitem__,
+        ) as bar:  # fmt: skip
             of_optuna.run(bar)
         for i, row in enumerate(of_optuna.rows):
             row["pruned"] = i in of_optuna.pruned
@@ -369,7 +373,9 @@ def sweep(
         all(group.classes for group in of_grid.groups),
         {group.cost for group in of_grid.groups},
     )
-    of_grid.train(engine, cluster, progress)
+    validated = of_grid.groups[0].validated
+    classes = all(group.classes for group in of_grid.groups)
+    of_grid.train(engine, cluster, progress, metric or default_metric(validated, classes))
     return _result(of_grid, metric)
 
 
@@ -413,7 +419,9 @@ class Trials:
         if validation.is_iterable(callbacks):
             callbacks = list(callbacks)  # every shape takes them
         self.data, self.callbacks = data, callbacks
-        self.given, self.a_setting = given, seeds * len(folds)
+        self.given, self.a_setting, self._folds = given, seeds * len(folds), folds
+        #: Of each row: the setting with what all share.
+        self._whole: list[Setting] = []
         drawn = int(np.random.SeedSequence().generate_state(1)[0])
         self.rows: list[Setting] = []
         groups: dict[tuple[Any, ...], _Group] = {}
@@ -446,10 +454,16 @@ class Trials:
                     for seed in range(first, first + seeds):
                         group.add(len(self.rows), seed, hyperparameters)
                         self.rows.append(given[i] | {"seed": seed})
+                        self._whole.append(setting)
         self.groups = list(groups.values())
 
-    def train(self, engine: str, cluster: Cluster | None, progress: bool) -> None:
-        """Train all; those that failed are in `failed`."""
+    def train(
+        self, engine: str, cluster: Cluster | None, progress: bool, metric: str | None = None
+    ) -> None:
+        """Train all; those that failed are in `failed`.
+
+        With a `metric`, and no cluster, progress shows the settings that are best by it.
+        """
         arrays, parts = SharedArrays(), []
         for group in self.groups:
             with validation.within(named(group.numbers[0] // self.a_setting, self.given)):
@@ -459,7 +473,8 @@ class Trials:
                     # Shapes whose checked data are the same share them.
                     data = check_data(group.model, *self.data)
                     parts.append(group.part(data, arrays, engine))
-        with _bar(self.groups, progress) as bar:
+        runs = self._runs()
+        with self._bar(progress, None if cluster is not None else metric) as bar:
             if cluster is not None:
                 train_on_cluster(cluster, parts, arrays, bar, stacklevel=4)
                 return
@@ -470,7 +485,28 @@ class Trials:
                 # Checked before, and again now: to keep all groups' data would fill the memory.
                 data = check_data(population.model, *self.data)
                 hooks = check_callbacks(self.callbacks, population.model, data.validation, data)
-                population.train(data, group.settings, hooks, group.beginning, bar)
+                of_group = [runs[i] for i in group.numbers]
+                population.train(data, group.settings, hooks, group.beginning, bar, of_group)
+
+    def _bar(self, progress: bool, metric: str | None) -> ProgressBar:
+        total = sum(settings.epochs for group in self.groups for settings in group.settings)
+        if metric is None:
+            return ProgressBar(total, progress, len(self.rows))
+        names = list(dict.fromkeys(name for setting in self.given for name in setting))
+        if len(self.rows) > len(self.given):
+            names = list(dict.fromkeys([*names, "seed"]))
+        return SweepProgress(total, progress, len(self.rows), names, metric, self.rows.__getitem__)
+
+    def _runs(self) -> list[FitRun]:
+        """What callbacks are told of each row's network."""
+        names = dict.fromkeys(name for setting in self._whole for name in setting)
+        call, count, runs = object(), len(self._folds), []
+        for i, setting in enumerate(self._whole):
+            row, fold = divmod(i, count)
+            labels = {"row": i} if self._folds[0] is None else {"row": row, "fold": fold}
+            # The same names for all, so that they can be the columns of a table.
+            runs.append(FitRun({name: setting.get(name) for name in names}, labels, call))
+        return runs
 
     @property
     def networks(self) -> list[Network]:
@@ -497,11 +533,6 @@ class Trials:
         if len(failed) == len(self.rows):
             raise FloatingPointError(f"every network failed. Row 0: {failed[0]}")
         return failed
-
-
-def _bar(groups: Sequence[_Group], progress: bool) -> ProgressBar:
-    total = sum(settings.epochs for group in groups for settings in group.settings)
-    return ProgressBar(total, progress, sum(len(group.numbers) for group in groups))
 
 
 def _result(trials: Trials | OptunaTrials, metric: str | None, study: Any = None) -> SweepResult:

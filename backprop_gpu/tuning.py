@@ -32,7 +32,7 @@ from .planning import Plan
 from .planning.tasks import WorkerCapacity, trials_at_once
 from .population import check_room
 from .training import Callback, RowsAtOnce, Session
-from .training.callbacks import check_callbacks, for_member
+from .training.callbacks import FitRun, check_callbacks, for_member
 from .training.checkpoint import Checkpoint
 from .training.fitting import FitCourse, make_run
 from .training.progress import ProgressBar
@@ -261,7 +261,7 @@ class Room:
         hooks = for_member(self.hooks, network)
         good, weights = self._arrays[1][place], self.data.weights
         course = FitCourse(network, settings, hooks, slots, good, weights=weights)
-        course.history.time_spent = self.session.time_spent
+        course.history.time_spent, course.run = self.session.time_spent, member.run
         return course
 
     def dismiss(self, member: RunningTrial) -> None:
@@ -287,6 +287,7 @@ class RunningTrial:
     number: int
     network: Network
     settings: Settings
+    run: FitRun
     #: Where it trains, once it does.
     room: Room = field(init=False)
     place: int = field(init=False)
@@ -387,6 +388,8 @@ class OptunaTrials:
             self._room(model)  # whether there is an engine for it, and memory
         self._rooms: dict[tuple[Any, ...], Room] = {}
         self._exhausted = False
+        #: Tells callbacks that all networks are of one call.
+        self._call = object()
         self.rows: list[Setting] = []
         self.failed: dict[int, str] = {}
         self.pruned: set[int] = set()
@@ -578,7 +581,8 @@ class OptunaTrials:
         number = len(self.rows)
         self.rows.append({"trial": trial.number} | drawn | {"seed": seed})
         self._networks[number] = network
-        return key, RunningTrial(trial, number, network, settings)
+        run = FitRun(setting, {"row": number, "trial": trial.number}, self._call)
+        return key, RunningTrial(trial, number, network, settings, run)
 
     def _run_epoch(self, bar: ProgressBar) -> None:
         """An epoch of every network, and what its study makes of it."""

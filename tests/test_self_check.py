@@ -14,12 +14,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from backprop_gpu import backends, cli, self_check
-from backprop_gpu.cuda import compiler
-from backprop_gpu.cuda.catalogue import Catalogue
 from machine import ROOT, needs_compiler
 
 pytest.importorskip("cuda.core", reason="cuda-core is not installed")
@@ -416,23 +413,6 @@ def test_not_for_numpy_and_not_if_off(tmp_path: Path) -> None:
         """
     in_process(code.format(backend="numpy"), tmp_path)
     in_process(code.format(backend="cuda"), tmp_path, **{self_check.OFF: "0"})
-
-
-def test_compiling_is_announced_once(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("BACKPROP_GPU_CACHE", str(tmp_path))
-    monkeypatch.setattr(compiler, "version", lambda: "none")
-    monkeypatch.setattr(
-        compiler, "build", lambda file, names, *_: (b"", {name: name for name in names}, "")
-    )
-    monkeypatch.setattr(compiler, "parse_log", lambda *_: ())
-    compiler.announce.cache_clear()
-    kernels = Catalogue(np.dtype("float32"))
-    for kernel in (kernels.gather(), kernels.gather(), kernels.hadamard()):
-        compiler.compile_kernels([kernel], "sm_80")
-    (line,) = caplog.messages
-    assert "compiling CUDA kernels" in line
 
 
 # -- the command ------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import os
 import re
 import threading
@@ -29,7 +28,6 @@ from . import catalogue
 from .catalogue import Kernel
 from .occupancy import LIMITS, Occupancy, capability, occupancy, shared_memory
 
-_log = logging.getLogger("backprop_gpu")
 _asking = threading.Lock()
 
 #: What the tests compile for: every generation that CUDA 13 supports, the newest features of
@@ -115,7 +113,6 @@ def compile_kernels(kernels: Sequence[Kernel], arch: str) -> Cubin:
     if cached is not None:
         return cached
 
-    announce()
     code, symbols, log = build(file, expressions, arch, linked)
     refuse_serialised(log, file, arch)
     reports = parse_log(log, {symbols[kernel.expression]: kernel for kernel in kernels}, arch)
@@ -145,11 +142,6 @@ def example(arch: str) -> planning.Device:
     """A device of middling size of an architecture, which its kernels have to fit on."""
     found = capability(arch)
     return planning.Device(arch, found, 128, 1.5e9, 1e12, shared_memory(found))
-
-
-@lru_cache  # once
-def announce() -> None:
-    _log.warning("compiling CUDA kernels: a few seconds, once on this machine")
 
 
 def build(

@@ -21,6 +21,7 @@ from ..imports import uninterrupted
 from ..planning import Device, Epilogue, Transposes
 from ..planning.residency import CLUSTERS, PORTABLE_CLUSTER, largest_cluster
 from ..threads import cores
+from .announcement import announced
 from .arrays import DeviceArray
 from .blas import Blas
 from .catalogue import Catalogue, Dimensions, Kernel
@@ -329,7 +330,10 @@ class Runtime:
         """Compile, several at a time, what is to be launched soon and is not loaded yet."""
         missing = [kernel for kernel in kernels if kernel not in self._functions]
         if len(missing) > 1:
-            with ThreadPoolExecutor(min(len(missing), cores())) as pool:
+            with (
+                announced(len(missing), self._arch),
+                ThreadPoolExecutor(min(len(missing), cores())) as pool,
+            ):
                 found = list(pool.map(lambda k: compile_kernels([k], self._arch), missing))
             for kernel, cubin in zip(missing, found, strict=True):
                 self._load(kernel, cubin)
@@ -338,7 +342,9 @@ class Runtime:
         with self._loading:
             if kernel in self._functions:
                 return self._functions[kernel]
-            cubin = cubin or compile_kernels([kernel], self._arch)
+            if cubin is None:
+                with announced(1, self._arch):
+                    cubin = compile_kernels([kernel], self._arch)
             code = self._core.ObjectCode.from_cubin(cubin.code)
             function = code.get_kernel(cubin.symbols[kernel.expression])
             driver = self._driver

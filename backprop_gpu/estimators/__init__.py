@@ -9,6 +9,7 @@ from ..imports import optional, when_imported
 
 optional("sklearn", "sklearn", __name__)
 
+from .autologging import log_as_scikit_learn
 from .ensembles import EnsembleClassifier, EnsembleRegressor
 from .mlp import MLPClassifier, MLPRegressor
 from .search import PopulationSearchCV
@@ -42,3 +43,7 @@ def announce(*kinds: type) -> None:
 
 
 announce(EnsembleClassifier, EnsembleRegressor, MLPClassifier, MLPRegressor, PopulationSearchCV)
+log_as_scikit_learn(
+    (EnsembleClassifier, EnsembleRegressor, MLPClassifier, MLPRegressor, PopulationSearchCV),
+    searches=(PopulationSearchCV,),
+)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import files, reading, validation
+from ..arrays import to_numpy
 from . import mnist_loader
 from .mnist_pickle import Pair
 
@@ -51,7 +52,7 @@ def expand(training_data: Pair) -> Pair:
             "training_data must be a pair (X, y), as of mnist_loader.load_data, got "
             f"{type(training_data).__name__}"
         ) from None
-    X, y = to_numpy("X", X), validation.as_array("y", y)
+    X, y = to_numpy("X", X), to_numpy("y", y)
     side = math.isqrt(X.shape[1]) if X.ndim == 2 else 0
     if side < 2 or side**2 != X.shape[1]:
         raise ValueError(f"X must be rows of square images, (n, k²), got {X.shape}")

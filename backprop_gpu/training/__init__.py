@@ -1,7 +1,7 @@
 """Training: a `Session` runs epochs of members of one `Model`, whoever the trainer is."""
 
 from .averages import ExponentialAverage, StochasticWeightAverage
-from .callbacks import Callback, EarlyStopping
+from .callbacks import Callback, EarlyStopping, FitRun
 from .checkpoint import Checkpoint
 from .delta_norms import DeltaNorms
 from .history import History
@@ -16,6 +16,7 @@ __all__ = [
     "DeltaNorms",
     "EarlyStopping",
     "ExponentialAverage",
+    "FitRun",
     "History",
     "RowsAtOnce",
     "Session",

@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,51 @@ from .history import History
 if TYPE_CHECKING:
     from ..model import Model
     from .settings import Data, StoredData
+
+
+@dataclass(eq=False)
+class FitRun:
+    """The training of one network, as a callback hears of it that keeps a log.
+
+    Attributes
+    ----------
+    settings : dict of str to JSON value
+        What the training was asked for, by the names that `Network`, `fit` and a sweep's setting
+        have for it, and the backend and engine that it got.
+    labels : dict of str to int
+        Which of the networks it is that one call trains: ``member`` of a `Population`; ``row`` of
+        a sweep's table, with ``trial``; ``row`` and ``fold`` of a cross-validation. Else empty.
+    call : object
+        The same for all networks that one call trains.
+    done : int or None
+        Epochs of the checkpoint that it goes on from; None where it begins anew.
+    failure : str or None
+        From `Callback.on_fit_end` on: why it ended, where it did not end well. An exception is
+        there by the name of its class first.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    call: object = field(default_factory=object)
+    done: int | None = None
+    failure: str | None = None
+
+    def __post_init__(self) -> None:
+        self.settings = {name: json_value(value) for name, value in self.settings.items()}
+
+
+def json_value(value: Any) -> Any:
+    """A setting's value as JSON has it: of an object that JSON has not, the name or its text."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple | range):
+        return [json_value(each) for each in value]
+    text = str(getattr(value, "name", None) or repr(value))
+    if " at 0x" in text:  # an address
+        text = str(getattr(value, "__name__", type(value).__name__))
+    return text
 
 
 class Callback:
@@ -37,6 +83,9 @@ class Callback:
     interval: int = 1
     #: Whether it may leave other weights in the network than those of the last epoch.
     leaves_weights: bool = False
+    #: Whether a training is the same without it. It then hears of everything after those that are
+    #: not so, on the first of several ranks alone; and a training may be resumed with others.
+    keeps_log: bool = False
 
     def check_fit(self, validation_data: tuple[np.ndarray, np.ndarray] | None) -> None:
         """Look at what `fit` was given, before anything changes.
@@ -64,6 +113,17 @@ class Callback:
         first : callable or None
             ``first(k)`` gives the first k rows of X and Y, or as many as there are; None where
             `fit` has batches.
+        """
+
+    def on_run(self, network: Any, run: FitRun) -> None:
+        """Hear what is trained, and how, before `on_fit_start`.
+
+        Parameters
+        ----------
+        network : Network
+            The one that trains.
+        run : FitRun
+            What the training was asked for, and which of several it is.
         """
 
     def on_fit_start(self, network: Any) -> None:
@@ -103,7 +163,7 @@ class Callback:
         """
 
     def on_fit_end(self, network: Any, history: History) -> None:
-        """Hear that training is over, after the last epoch.
+        """Hear that training is over: after the last epoch, or what has ended it before.
 
         Parameters
         ----------
@@ -119,7 +179,7 @@ class Callback:
         Returns
         -------
         dict
-            Values are those of JSON, or NumPy arrays.
+            Values are those of JSON, or NumPy arrays where it does not keep a log.
         """
         return {}
 
@@ -133,7 +193,8 @@ class Callback:
         network : Network
             The one that trains, with the weights of the checkpoint.
         state : dict
-            What `state_dict` gave then. The file may have been written by anybody.
+            What `state_dict` gave then. The file may have been written by anybody. One that
+            `keeps_log` gets {} where the checkpoint has nothing of it.
 
         Raises
         ------
@@ -178,6 +239,11 @@ def watches_each_batch(hook: Callback) -> bool:
 def keeps_state(hook: Callback) -> bool:
     """Whether it has something to remember."""
     return overrides(hook, "state_dict")
+
+
+def is_needed(hook: Callback) -> bool:
+    """Whether a checkpoint's training cannot go on without it."""
+    return keeps_state(hook) and not hook.keeps_log
 
 
 class _Function(Callback):
@@ -319,7 +385,7 @@ def check_callbacks(
     for hook in hooks:
         hook.check_fit(validation_data)
         hook.check_rows(model, None if data is None else first)
-    return hooks
+    return sorted(hooks, key=lambda hook: hook.keeps_log)
 
 
 def _as_callback(callback: Any) -> Callback:
@@ -339,6 +405,7 @@ def _as_callback(callback: Any) -> Callback:
 _HOOKS = {
     "check_fit": ("validation_data",),
     "check_rows": ("model", "first"),
+    "on_run": ("network", "run"),
     "on_fit_start": ("network",),
     "on_batch_end": ("network", "batch"),
     "on_epoch_end": ("network", "history"),

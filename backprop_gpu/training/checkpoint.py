@@ -31,7 +31,7 @@ from ..model import Model
 from ..planning import Plan
 from ..planning.restore import restored
 from ..preprocessing import Preprocessing
-from .callbacks import Callback, keeps_state
+from .callbacks import Callback, is_needed
 from .history import History
 from .settings import Data, Settings, StoredData, checksum
 
@@ -256,6 +256,8 @@ class MemberState:
     #: generator's state is that before it drew the order.
     begun: np.ndarray
     good: np.ndarray | None
+    #: As `callbacks`, of those that keep a log.
+    logs: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -322,6 +324,8 @@ class MemberText:
     numbers: str = ""
     dropout: tuple[float, ...] = ()
     mixup: float = 0.0
+    #: Of callbacks that keep a log, which a training may be resumed without.
+    logs: tuple[CallbackText, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -399,6 +403,10 @@ def to_file(
                 _checksum_of_numbers(given),
                 given.dropout,
                 given.mixup,
+                tuple(
+                    CallbackText(kind, json.dumps(values, default=np.generic.item), ())
+                    for kind, values in state.logs
+                ),
             )
         )
     training = TrainingText(
@@ -443,7 +451,7 @@ def load(
         _same("number of rows", text.rows, len(data.X))
         _same("fingerprint of X and Y", text.data, data.fingerprint)
         _same("use of validation_data", text.validated, data.validation is not None)
-        kinds = [type(hook).__qualname__ for hook in hooks if keeps_state(hook)]
+        kinds = [type(hook).__qualname__ for hook in hooks if is_needed(hook)]
         states = []
         for i, (member, given) in enumerate(zip(text.members, settings, strict=True)):
             with validation.within(f"member {i}") if population else nullcontext():
@@ -491,6 +499,7 @@ def _state(
         for key in each.arrays:
             values[key] = model_file.read_tensor(file, f"{own}callback{k}.{key}")
         callbacks.append((each.kind, values))
+    logs = tuple((each.kind, _object(each.values)) for each in member.logs)
     return MemberState(
         flat(prefix),
         tuple(flat(f"{own}slot{k}.") for k in range(settings.optimizer.slots)),
@@ -501,6 +510,7 @@ def _state(
         tuple(callbacks),
         begun,
         good,
+        logs,
     )
 
 

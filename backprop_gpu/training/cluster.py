@@ -143,6 +143,12 @@ class Cluster:
             raise ValueError(
                 "with a client there is no DeltaNorms: what it records would stay on the workers"
             )
+        for hook in hooks:
+            if hook.keeps_log:
+                raise ValueError(
+                    f"{type(hook).__name__} keeps its log in this process, and with a client "
+                    "networks train in others: log their histories when `fit` or `sweep` is over"
+                )
         self.check_sent("callbacks", list(hooks))
 
     def check_sent(self, name: str, value: Any) -> None:

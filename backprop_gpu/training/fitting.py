@@ -23,8 +23,10 @@ from ..preprocessing import Preprocessing
 from . import checkpoint
 from .callbacks import (
     Callback,
+    FitRun,
     check_callbacks,
-    keeps_state,
+    is_needed,
+    json_value,
     watches_batches,
     watches_each_batch,
 )
@@ -37,6 +39,7 @@ from .session import Course, Session
 from .settings import (
     BUFFER_BYTES,
     Data,
+    ExplainedSchedule,
     Settings,
     StoredData,
     check_rows,
@@ -114,6 +117,10 @@ class FitCourse(Course):
             self.piece = gcd(*(hook.interval for hook in self._watching))
         self._running = False
         self._drawn: Drawn | None = None
+        #: What callbacks hear of it; a sweep puts its setting there, and a population the member.
+        self.run = FitRun()
+        #: Those whose `on_fit_start` has been called.
+        self._started: list[Callback] = []
         #: What it goes on from, and whether a callback has ended it.
         self.resumed: MemberState | None = None
         self.stopped = False
@@ -141,12 +148,34 @@ class FitCourse(Course):
 
     def start(self) -> None:
         self._running = True
+        self.run.settings |= self.described()
+        if self.resumed is not None:
+            self.run.done = len(self.resumed.history)
         for hook in self.hooks:
+            hook.on_run(self.network, self.run)
+        for hook in self.hooks:
+            self._started.append(hook)
             hook.on_fit_start(self.network)
         if self.resumed is not None:
-            remember = [hook for hook in self.hooks if keeps_state(hook)]
+            remember = [hook for hook in self.hooks if is_needed(hook)]
             for hook, (_, values) in zip(remember, self.resumed.callbacks, strict=True):
                 hook.on_resume(self.network, values)
+            logs = list(self.resumed.logs)
+            for hook in self.hooks:
+                if hook.keeps_log:
+                    kind = type(hook).__qualname__
+                    own = next((each for each in logs if each[0] == kind), (kind, {}))
+                    logs = [each for each in logs if each is not own]
+                    hook.on_resume(self.network, own[1])
+
+    def described(self) -> dict[str, Any]:
+        """What is trained and how, for `FitRun.settings`."""
+        return described(self.network, self.settings)
+
+    def withdraw(self, error: BaseException) -> None:
+        # Logs end. The others would leave weights in a network that is to stay as it was.
+        self._started = [hook for hook in self._started if hook.keeps_log]
+        self.interrupt(error)
 
     def go_on(self) -> None:
         if self.resumed is None:
@@ -175,10 +204,15 @@ class FitCourse(Course):
             tuple(
                 (type(hook).__qualname__, hook.state_dict())
                 for hook in self.hooks
-                if keeps_state(hook)
+                if is_needed(hook)
             ),
             self.begun,
             model.backend.to_numpy(self.good) if len(self.begun) else None,
+            tuple(
+                (type(hook).__qualname__, hook.state_dict())
+                for hook in self.hooks
+                if hook.keeps_log
+            ),
         )
 
     def draw(self, ahead: int) -> None:
@@ -299,8 +333,46 @@ class FitCourse(Course):
     def finish(self) -> None:
         if self._running:
             self._running = False
-            for hook in self.hooks:
-                hook.on_fit_end(self.network, self.history)
+            self.run.failure = self.failure or self.interruption
+            raised: BaseException | None = None
+            for hook in self._started:  # each ends, whatever another raises
+                try:
+                    hook.on_fit_end(self.network, self.history)
+                except BaseException as error:
+                    raised = raised or error
+            if raised is not None:
+                raise raised
+
+
+def described(network: Trainee, settings: Settings) -> dict[str, Any]:
+    """`FitRun.settings` of a network with these hyperparameters."""
+    model = network.model
+    rate: Any = settings.rates.learning_rate
+    if isinstance(rate, ExplainedSchedule):
+        rate = rate.schedule
+    names = [activation.name for activation in model.activations]
+    dropout = list(settings.dropout)
+    # Of a generator that goes on from another's state, or was spawned by it, there is no seed.
+    source = getattr(network.generator.bit_generator, "seed_seq", None)
+    seed = None if getattr(source, "spawn_key", ()) else getattr(source, "entropy", None)
+    return {
+        "sizes": list(model.sizes),
+        "activation": names[0] if len(set(names)) == 1 else names,
+        "cost": model.cost.name,
+        "dtype": model.dtype.name,
+        "precision": model.precision,
+        "backend": model.choice.backend,
+        "engine": network.plan.engine,
+        # One that nobody has given has 128 bits, which few readers of numbers can take.
+        "seed": seed if type(seed) is int and seed < 2**63 else None,
+        "rows": settings.rows,
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "learning_rate": json_value(rate),
+        "optimizer": repr(settings.optimizer),
+        "dropout": (dropout[0] if len(set(dropout)) == 1 else dropout) if dropout else 0.0,
+        "mixup": settings.mixup,
+    }
 
 
 def take_state(network: Trainee, state: Any) -> None:
@@ -320,6 +392,9 @@ class BatchesCourse(FitCourse):
     """
 
     _done = 0  # steps of all epochs
+
+    def described(self) -> dict[str, Any]:
+        return super().described() | {"rows": None}
 
     def draw(self, ahead: int) -> None:
         """Each chunk's order is drawn when it is there."""
@@ -563,6 +638,8 @@ def fit(
             if isinstance(data, StoredData) and settings.buffer == settings.rows and size <= 1:
                 data = data.in_memory(model)  # and not anew for each epoch
             hooks = check_callbacks(callbacks, model, data.validation, data)
+            if ranks.rank:
+                hooks = [hook for hook in hooks if not hook.keeps_log]
             beginning = begin(model, data, [settings], hooks, engine, plan, resume_from, ranks=size)
             return data, settings, hooks, beginning
 

@@ -50,6 +50,8 @@ class Course:
     """
 
     failure: str | None = None
+    #: What has ended the session while it was on its way, if anything.
+    interruption: str | None = None
     #: What the engine has to call after every step, if anything.
     on_step: Callable[[int], None] | None = None
     #: After how many steps `piece_is_over` is to be called; 0: never.
@@ -68,6 +70,9 @@ class Course:
 
     def start(self) -> None:
         """Before the first epoch. What is wrong with any of the courses is said here."""
+
+    def withdraw(self, error: BaseException) -> None:
+        """It does not train after all, as this was raised by the start of one of the courses."""
 
     def go_on(self) -> None:
         """Once all have started: take what an earlier training has left, if this resumes one."""
@@ -112,6 +117,11 @@ class Course:
 
     def finish(self) -> None:
         """Once, however the course ended."""
+
+    def interrupt(self, error: BaseException) -> None:
+        """Finish while it is on its way, as this was raised."""
+        self.interruption = ": ".join(filter(None, (type(error).__name__, str(error))))
+        self.finish()
 
 
 class Session:
@@ -189,19 +199,32 @@ class Session:
         self.time_spent.add("data")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, *_: object
+    ) -> None:
         """Finish what is still on its way."""
-        with ExitStack() as last:
-            for course in reversed(self.live):
-                last.callback(course.finish)
-            last.callback(self.engine.release)
+        try:
+            with ExitStack() as last:
+                for course in reversed(self.live):
+                    end = course.finish if error is None else partial(course.interrupt, error)
+                    last.callback(end)
+                last.callback(self.engine.release)
+        except BaseException as another:
+            another.__context__ = another.__context__ or error  # which an ExitStack leaves out
+            raise
         if kind is None:
             self.time_spent.add("callbacks")
 
     def join(self, courses: Sequence[Course]) -> None:
         """Between two epochs: courses that train from now on. None does, if one cannot start."""
-        for course in courses:
-            course.start()
+        try:
+            for course in courses:
+                course.start()
+        except BaseException as error:
+            with ExitStack() as last:
+                for course in reversed(courses):
+                    last.callback(course.withdraw, error)
+            raise
         for course in courses:
             course.go_on()
         self.live = [*self.live, *courses]
