@@ -797,10 +797,16 @@ def read_npz(
     Parameters
     ----------
     path : path
+        The file; arrays of Python objects are refused, and nothing in it is executed.
     names : iterable of str
         In lower case.
     max_bytes : int
         What all of them may take.
+
+    Returns
+    -------
+    dict of str to array
+        Those that are there, by these names.
 
     Raises
     ------

@@ -682,6 +682,7 @@ class WandbLogger(Logger):
     Parameters
     ----------
     project : str, optional
+        The runs' project; by default what wandb's own settings say.
     mode : {"offline", "online", "shared", "disabled"}, default "offline"
         Nothing is sent to a server but with "online" or "shared"; ``wandb sync`` sends later what
         was logged offline.

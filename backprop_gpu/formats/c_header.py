@@ -54,6 +54,7 @@ def to_c(net: Network, path: Any = None, *, name: str = "network") -> str:
     Returns
     -------
     str
+        The header, whether it was written or not.
 
     Raises
     ------

@@ -45,7 +45,8 @@ def from_keras(
     cost : str or Cost, optional
         Default: that which suits the last activation, such as "categorical_cross_entropy" for
         softmax.
-    backend : as in `Network`
+    backend : {"auto", "numpy", "cuda", "numba_cuda"}
+        As in `Network`.
     seed : int, optional
         Makes the shuffling of training repeatable.
 

@@ -33,6 +33,7 @@ def to_onnx(
     Parameters
     ----------
     net : Network
+        Its activations must be built-in ones.
     path : path, optional
         Where to write it, too, the whole file or none of it.
     opset : int, optional

@@ -83,6 +83,7 @@ def write(path: str | os.PathLike[str], parts: Sequence[Pair]) -> None:
     path : path
         Ending in ``.npz``.
     parts : three pairs (X, y)
+        Training, validation and test data, as of `mnist_loader.load_data`.
 
     Raises
     ------

@@ -71,13 +71,15 @@ def load_data_wrapper(
 
     Parameters
     ----------
-    path, max_bytes
+    path : path or "digits", optional
+        As of `load_data`.
+    max_bytes : int
         As of `load_data`.
 
     Returns
     -------
     training_data : list of (x, y)
-        x (n_0, 1) float32, y (10, 1), 1 at the digit and 0 elsewhere.
+        Each x (n_0, 1) float32, and y (10, 1), 1 at the digit and 0 elsewhere.
     validation_data, test_data : lists of (x, label)
         A label is an int.
 

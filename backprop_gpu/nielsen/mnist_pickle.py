@@ -134,7 +134,7 @@ def _instruction(code: pickletools.OpcodeInfo) -> Callable[[Any], None]:
     follow: Any = _Unpickler.dispatch[ord(code.code)]
     known = _INSTRUCTIONS.fullmatch(code.name)
 
-    def step(reader: _Reader) -> None:
+    def step(reader: _ArrayUnpickler) -> None:
         reader.steps += 1
         if not known or reader.steps > _MOST_INSTRUCTIONS:
             what = "more instructions" if known else "an instruction"
@@ -144,7 +144,7 @@ def _instruction(code: pickletools.OpcodeInfo) -> Callable[[Any], None]:
     return step
 
 
-class _Reader(_Unpickler):
+class _ArrayUnpickler(_Unpickler):
     """An unpickler with few instructions, and stand-ins for three names."""
 
     steps = 0
@@ -180,7 +180,7 @@ def read(path: Path, max_bytes: int = MAX_BYTES) -> list[Pair]:
     )  # fmt: skip
     try:
         with reading.open_file(path) as file:
-            found = _Reader(_File(file, Budget(path, max_bytes)), encoding="latin1").load()
+            found = _ArrayUnpickler(_File(file, Budget(path, max_bytes)), encoding="latin1").load()
             if reading.take(file, 1, path):  # and at the end the checksum is compared
                 raise ValueError("it goes on after its end")
         return _parts(found, Budget(path, max_bytes))

@@ -42,12 +42,34 @@ tanh = np.tanh
 
 
 def linear(z: Any) -> Any:
-    """σ(z) = z."""
+    """The identity, σ(z) = z.
+
+    Parameters
+    ----------
+    z : array or float
+        Weighted inputs.
+
+    Returns
+    -------
+    array or float
+        The same object.
+    """
     return z
 
 
 def ReLU(z: Any) -> Any:
-    """σ(z) = max(0, z), of the shape of z."""
+    """The rectifier, σ(z) = max(0, z).
+
+    Parameters
+    ----------
+    z : array or float
+        Weighted inputs.
+
+    Returns
+    -------
+    array or float
+        Of the shape of z.
+    """
     return np.maximum(0.0, z)
 
 
@@ -86,11 +108,12 @@ _ACTIVATIONS: dict[Any, tuple[str, Callable[[float], Activation]]] = {
 
 
 class FullyConnectedLayer:
-    """a = σ(a' w + b) of the layer before.
+    """A layer of a = σ(a' w + b), a' being the layer before.
 
     Parameters
     ----------
     n_in, n_out : int
+        Neurons of the layer before, and of this one; each at least 1.
     activation_fn : {sigmoid, tanh, ReLU, linear}
         σ, one of this module's functions.
     p_dropout : float in [0, 1)
@@ -135,8 +158,10 @@ class SoftmaxLayer:
 
     Parameters
     ----------
-    n_in, n_out, p_dropout
-        As of `FullyConnectedLayer`; n_out is at least 2.
+    n_in, n_out : int
+        As of `FullyConnectedLayer`, but n_out is at least 2.
+    p_dropout : float in [0, 1)
+        As of `FullyConnectedLayer`.
 
     Attributes
     ----------
@@ -170,6 +195,11 @@ def _describe(layer: Any, n_in: int, n_out: int, p_dropout: float) -> None:
 class ConvPoolLayer:
     """The book's convolutional layer, which this package does not have.
 
+    Parameters
+    ----------
+    *arguments, **settings
+        The book's.
+
     Raises
     ------
     NotImplementedError
@@ -195,7 +225,7 @@ class Network:
     layers : list of FullyConnectedLayer, the last a SoftmaxLayer
         The network trains their w and b.
     mini_batch_size : int
-        m >= 1, the same as of `SGD`.
+        The size m >= 1, the same as of `SGD`.
     backend : {"auto", "numpy", "cuda", "numba_cuda"}, keyword only
     dtype : {"float32", "float64"}, keyword only
         Of the arithmetic; the book's is float32.
@@ -252,7 +282,7 @@ class Network:
 
     @property
     def params(self) -> list[np.ndarray]:
-        """w and b of every layer, as they are now."""
+        """The arrays w and b of every layer, as they are now."""
         return [array for layer in self.layers for array in (layer.w, layer.b)]
 
     def SGD(
@@ -273,16 +303,18 @@ class Network:
 
         Parameters
         ----------
-        training_data, validation_data, test_data : (X, y)
-            X (n, n_in) and labels y (n,), as of `load_data_shared`.
+        training_data : (X, y)
+            Rows X (n, n_in) and labels y (n,), as of `load_data_shared`.
         epochs : int
             Or a whole float.
         mini_batch_size : int
             That of the network.
         eta : float
-            η, the learning rate.
+            The learning rate η.
+        validation_data, test_data : (X, y)
+            As `training_data`.
         lmbda : float
-            λ >= 0.
+            The penalty's λ >= 0.
 
         Returns
         -------
@@ -359,7 +391,17 @@ class Network:
         return found
 
     def test_mb_predictions(self, i: int) -> np.ndarray:
-        """The classes (m,) that the network gives mini-batch i of the last `SGD`'s test data.
+        """Predict the classes of a mini-batch of the last `SGD`'s test data.
+
+        Parameters
+        ----------
+        i : int
+            Which mini-batch, from 0.
+
+        Returns
+        -------
+        (m,) int array
+            A class for each of its rows.
 
         Raises
         ------
@@ -379,8 +421,13 @@ class Network:
 
         Parameters
         ----------
-        data : (X, y), as of `SGD`
-            Rows that do not fill a mini-batch are left out.
+        data : (X, y)
+            As of `SGD`; rows that do not fill a mini-batch are left out.
+
+        Returns
+        -------
+        float
+            The share, from 0 to 1.
 
         Raises
         ------
@@ -541,14 +588,19 @@ class _DroppedRows(RowsAtOnce):
 def load_data_shared(
     filename: str | os.PathLike[str] | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """[training_data, validation_data, test_data], each X (n, 784) float32 and y (n,) int32.
+    """Training, validation and test data, as `Network.SGD` takes them.
 
     Arrays of NumPy's, where the book has Theano's shared variables: an engine puts them on a GPU.
 
     Parameters
     ----------
-    filename : path, optional
+    filename : path or "digits", optional
         As of `mnist_loader.load_data`.
+
+    Returns
+    -------
+    list of three pairs (X, y)
+        Each X (n, n_0) float32, of MNIST (n, 784), and y (n,) int32.
 
     Raises
     ------
@@ -559,5 +611,16 @@ def load_data_shared(
 
 
 def size(data: Pair) -> int:
-    """How many rows the data have."""
+    """How many rows the data have.
+
+    Parameters
+    ----------
+    data : (X, y)
+        As of `load_data_shared`.
+
+    Returns
+    -------
+    int
+        Their number, n.
+    """
     return len(data[0])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class FitRun:
     """The training of one network, as a callback hears of it that keeps a log.
 
-    Attributes
+    Parameters
     ----------
     settings : dict of str to JSON value
         What the training was asked for, by the names that `Network`, `fit` and a sweep's setting

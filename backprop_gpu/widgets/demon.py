@@ -98,6 +98,7 @@ class Demon(anywidget.AnyWidget):
     Examples
     --------
     >>> from backprop_gpu import Network
+    >>> from backprop_gpu.widgets import Demon
     >>> net = Network([2, 3, 1], seed=1, backend="numpy")
     >>> demon = Demon(net, x=[0.0, 1.0], y=1)
     >>> demon.layer, demon.neuron, demon.nudge = 1, 2, 0.1
@@ -172,17 +173,17 @@ class Demon(anywidget.AnyWidget):
 
     @property
     def z(self) -> float:
-        """z_j^l before the nudge."""
+        """The weighted input z_j^l before the nudge."""
         return self._numbers_of(self.layer, self.neuron)[0]
 
     @property
     def a(self) -> float:
-        """a_j^l before the nudge."""
+        """The activation a_j^l before the nudge."""
         return self._numbers_of(self.layer, self.neuron)[1]
 
     @property
     def delta(self) -> float:
-        """δ_j^l = ∂C/∂z_j^l, by backpropagation."""
+        """The error δ_j^l = ∂C/∂z_j^l, by backpropagation."""
         return self._numbers_of(self.layer, self.neuron)[2]
 
     @property
@@ -215,6 +216,7 @@ class Demon(anywidget.AnyWidget):
         Returns
         -------
         matplotlib.axes.Axes
+            What was drawn into.
         """
         if ax is None:
             plt = imports.optional("matplotlib.pyplot", "plot", "Demon.plot()")
