@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import validation
+from .. import imports, validation
 from . import expand_mnist, mnist_loader, network, network2, network3
 from .mnist_pickle import Pair
 from .samples import Samples
@@ -363,8 +363,7 @@ def more_data(
     dict
         "sizes", and in per cent on the validation data "network" and "svm".
     """
-    from sklearn.svm import SVC
-
+    svm = imports.optional("sklearn.svm", "sklearn", "experiments.more_data()")
     given = images(data)
     epochs = _epochs(epochs, 30, 40, given.large)
     if sizes is None:
@@ -386,7 +385,7 @@ def more_data(
         rows, labels = given.first(n)
         if len(np.unique(labels)) < 2:
             raise ValueError(f"the first {n} samples are of one class")
-        machine = SVC(gamma="auto").fit(rows, labels)  # the default of then
+        machine = svm.SVC(gamma="auto").fit(rows, labels)  # the default of then
         found["svm"].append(100.0 * float(np.mean(machine.predict(X) == y)))
     return found
 

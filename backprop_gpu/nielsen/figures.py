@@ -14,14 +14,16 @@ are returned, several as an array.
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from .. import files, imports
+from ..pictures.axes import BLUE, GREEN, PURPLE, VERMILLION, array, axes, frame
 from . import experiments
 from .experiments import SEED, Given
 from .trainer import sigmoid
@@ -29,18 +31,73 @@ from .trainer import sigmoid
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Of Okabe and Ito's palette, which the colour-blind can tell apart.
-BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 COLORS = (BLUE, VERMILLION, GREEN, PURPLE)
+#: Inches, of each of several Axes.
+SMALL = 4.8, 3.6
+
+#: All figures, by name.
+ALL: dict[str, Callable[..., Any]] = {}
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _figure(count: int = 1, projection: str = "") -> Callable[[_Function], _Function]:
+    """Enter a function of so many Axes in `ALL`, and complete its docstring."""
+
+    def enter(function: _Function) -> _Function:
+        ALL[function.__name__] = function
+        if function.__doc__:  # which ``python -OO`` removes
+            function.__doc__ = _docstring(function, count, projection)
+        return function
+
+    return enter
+
+
+def _docstring(function: Callable[..., Any], count: int, projection: str) -> str:
+    """What the function says of itself, and numpydoc's sections, which are alike in all."""
+    several = f"array of {count} Axes" if count > 1 else "Axes"
+    wanted = (f"sequence of {count} Axes" if count > 1 else "Axes") + (
+        f" with projection={projection!r}" if projection else ""
+    )
+    parameters = inspect.signature(function).parameters
+    default = parameters["epochs"].default if "epochs" in parameters else None
+    described = {
+        "data": (
+            'path, "digits" or three pairs (X, y), optional',
+            "As `mnist_loader.load_data`, whose choice is the default; where it finds nothing,",
+            "scikit-learn's digits, with a warning. These are enlarged to 24 x 24 pixels.",
+        ),
+        "epochs": ("int, optional", "By default the book's, or fewer with data smaller than MNIST.")
+        if default is None
+        else (f"int, default {default}", "How long to train."),
+        "seed": (
+            f"int, default {SEED}",
+            "Of Python's and NumPy's generators, which are left where they were.",
+        ),
+        "ax": (f"{wanted}, optional", "What to draw into; by default a new figure."),
+    }
+    errors = {"ImportError": "Without a package that it needs, naming the extra."}
+    if "data" in parameters:
+        errors["FileNotFoundError"] = "If there are no data at the path."
+    errors["TypeError, ValueError"] = "For arguments that do not fit."
+    lines = [inspect.cleandoc(function.__doc__ or ""), "", "Parameters", "----------"]
+    for name in parameters:
+        kind, *text = described[name]
+        lines += [f"{name} : {kind}", *(f"    {line}" for line in text)]
+    lines += ["", "Returns", "-------", several, "    What was drawn into.", "", "Raises", "------"]
+    for name, when in errors.items():
+        lines += [name, f"    {when}"]
+    return "\n".join([*lines, ""])
 
 
 # -- chapter 3: trainings -----------------------------------------------------------------
 
 
+@_figure(4)
 def learning_slowdown(epochs: int = 300, ax: Any = None) -> np.ndarray:
     """Chapter 3: one neuron from two starts; above the quadratic cost, below the cross-entropy."""
     numbers = experiments.learning_slowdown(epochs)
-    drawn = _axes("learning_slowdown", ax, 4, columns=2)
+    drawn = axes("figures.learning_slowdown()", ax, 4, columns=2, size=SMALL)
     of_panels = [(name, i) for name in ("quadratic", "cross-entropy") for i in range(2)]
     for each, (name, i) in zip(drawn, of_panels, strict=True):
         w, b = numbers["starts"][i]
@@ -48,9 +105,10 @@ def learning_slowdown(epochs: int = 300, ax: Any = None) -> np.ndarray:
         _label(each, f"{name}, from w = {w:g}, b = {b:g}", "Epoch", "Cost")
         each.set_xlim(0, epochs)
         each.set_ylim(bottom=0)
-    return _array(drawn)
+    return array(drawn)
 
 
+@_figure(4)
 def overfitting(
     data: Given = None, epochs: int | None = None, seed: int = SEED, ax: Any = None
 ) -> np.ndarray:
@@ -58,13 +116,15 @@ def overfitting(
     return _four_curves("overfitting", experiments.overfitting(data, epochs, seed), ax)
 
 
+@_figure(4)
 def regularized(
     data: Given = None, epochs: int | None = None, seed: int = SEED, ax: Any = None
 ) -> np.ndarray:
-    """Chapter 3: the same with λ."""
+    """Chapter 3: as `overfitting`, with L2 regularisation: the test cost keeps falling."""
     return _four_curves("regularized", experiments.regularized(data, epochs, seed), ax)
 
 
+@_figure()
 def overfitting_full(
     data: Given = None, epochs: int | None = None, seed: int = SEED, ax: Any = None
 ) -> Axes:
@@ -72,16 +132,17 @@ def overfitting_full(
     return _overlay("overfitting_full", experiments.overfitting_full(data, epochs, seed), ax)
 
 
+@_figure()
 def regularized_full(
     data: Given = None, epochs: int | None = None, seed: int = SEED, ax: Any = None
 ) -> Axes:
-    """Chapter 3: the same with λ."""
+    """Chapter 3: as `overfitting_full`, with L2 regularisation."""
     return _overlay("regularized_full", experiments.regularized_full(data, epochs, seed), ax)
 
 
 def _four_curves(name: str, numbers: experiments.Numbers, ax: Any) -> np.ndarray:
     """The late part of what has settled, and all of what goes far."""
-    drawn = _axes(name, ax, 4, columns=2)
+    drawn = axes(f"figures.{name}()", ax, 4, columns=2, size=SMALL)
     epochs = len(numbers["test_cost"])
     panels = (
         ("training_cost", "Cost on the training data", epochs // 2),
@@ -93,11 +154,11 @@ def _four_curves(name: str, numbers: experiments.Numbers, ax: Any) -> np.ndarray
         each.plot(range(first, epochs), numbers[key][first:], color=BLUE)
         each.set_xlim(first, epochs)
         _label(each, title, "Epoch")
-    return _array(drawn)
+    return array(drawn)
 
 
 def _overlay(name: str, numbers: experiments.Numbers, ax: Any) -> Axes:
-    (drawn,) = _axes(name, ax, 1)
+    (drawn,) = axes(f"figures.{name}()", ax, 1)
     for key, color in (("test", BLUE), ("training", VERMILLION)):
         drawn.plot(numbers[f"{key}_accuracy"], color=color, label=f"on the {key} data")
     drawn.set_ylim(90, 100.2)
@@ -106,26 +167,28 @@ def _overlay(name: str, numbers: experiments.Numbers, ax: Any) -> Axes:
     return drawn
 
 
+@_figure(2)
 def weight_initialization(
     data: Given = None, epochs: int | None = None, seed: int = SEED, ax: Any = None
 ) -> np.ndarray:
     """Chapter 3: wide and narrow initial weights, with 30 hidden neurons and with 100."""
     numbers = experiments.weight_initialization(data, epochs, seed)
-    drawn = _axes("weight_initialization", ax, len(numbers))
+    drawn = axes("figures.weight_initialization()", ax, len(numbers), size=SMALL)
     for each, (hidden, curves) in zip(drawn, numbers.items(), strict=True):
         each.plot(curves["old"], color=BLUE, label="w of N(0, 1)")
         each.plot(curves["new"], color=VERMILLION, label=r"w of N(0, 1/$n_{in}$)")
         each.set_ylim(85 if min(curves["old"]) > 80 else 40, 100.5)
         _label(each, f"Accuracy (%), {hidden} hidden neurons", "Epoch")
         each.legend(loc="lower right")
-    return _array(drawn)
+    return array(drawn)
 
 
+@_figure()
 def multiple_eta(
     data: Given = None, epochs: int | None = None, seed: int = SEED, ax: Any = None
 ) -> Axes:
     """Chapter 3: the cost with a learning rate that is small, one that is right, one too large."""
-    (drawn,) = _axes("multiple_eta", ax, 1)
+    (drawn,) = axes("figures.multiple_eta()", ax, 1)
     numbers = experiments.multiple_eta(data, epochs, seed)
     for (eta, costs), color in zip(numbers.items(), COLORS, strict=False):
         drawn.plot(costs, "o-", markersize=3, color=color, label=rf"$\eta$ = {eta}")
@@ -135,12 +198,16 @@ def multiple_eta(
     return drawn
 
 
+@_figure(3)
 def more_data(
     data: Given = None, epochs: int | None = None, seed: int = SEED, ax: Any = None
 ) -> np.ndarray:
-    """Chapter 3: accuracy by samples, linear, logarithmic, and beside a support vector machine."""
+    """Chapter 3: accuracy by samples, linear, logarithmic, and beside a support vector machine.
+
+    That is scikit-learn's, with what were its defaults when the book was written.
+    """
     numbers = experiments.more_data(data, epochs, seed)
-    drawn = _axes("more_data", ax, 3)
+    drawn = axes("figures.more_data()", ax, 3, size=SMALL)
     sizes = numbers["sizes"]
     for each in drawn:
         each.plot(sizes, numbers["network"], "o-", color=BLUE, label="network")
@@ -149,15 +216,16 @@ def more_data(
     drawn[2].legend(loc="lower right")
     for each in drawn[1:]:
         each.set_xscale("log")
-    return _array(drawn)
+    return array(drawn)
 
 
+@_figure(2)
 def expanded_mnist(
     data: Given = None, epochs: int | None = None, seed: int = SEED, ax: Any = None
 ) -> np.ndarray:
     """Chapter 3: an image and how it is displaced; accuracy without and with such images."""
     numbers = experiments.expanded_mnist(data, epochs, seed)
-    drawn = _axes("expanded_mnist", ax, 2)
+    drawn = axes("figures.expanded_mnist()", ax, 2, size=SMALL)
     shown = [numbers["image"], *numbers["displaced"]]
     _show(drawn[0], _in_a_row(shown))
     drawn[0].set_title("An image, and it displaced by one pixel")
@@ -166,14 +234,15 @@ def expanded_mnist(
         drawn[1].plot(steps, numbers[name], color=color, label=name)
     _label(drawn[1], f"Accuracy (%), of {numbers['size']} samples", "Epochs' worth of steps")
     drawn[1].legend(loc="lower right")
-    return _array(drawn)
+    return array(drawn)
 
 
+@_figure()
 def dropout(
     data: Given = None, epochs: int | None = None, seed: int = SEED, ax: Any = None
 ) -> Axes:
-    """Chapters 3 and 6: accuracy on the validation data without and with dropout."""
-    (drawn,) = _axes("dropout", ax, 1)
+    """Accuracy on the validation data without and with dropout (chapters 3 and 6)."""
+    (drawn,) = axes("figures.dropout()", ax, 1)
     numbers = experiments.dropout(data, epochs, seed)
     lowest = 100.0
     for (rate, curves), color in zip(numbers.items(), COLORS, strict=False):
@@ -190,9 +259,10 @@ def dropout(
 # -- chapters 2 and 5: gradients -------------------------------------------------------------
 
 
+@_figure()
 def initial_gradient(data: Given = None, seed: int = SEED, ax: Any = None) -> Axes:
     """Chapter 5: how fast the first six neurons of two hidden layers would learn, untrained."""
-    (drawn,) = _axes("initial_gradient", ax, 1)
+    (drawn,) = axes("figures.initial_gradient()", ax, 1)
     numbers = experiments.initial_gradient(data, seed)
     for l, (gradient, color) in enumerate(zip(numbers["gradients"], COLORS, strict=False)):
         place = np.arange(1, len(gradient) + 1) + 0.4 * l - 0.2
@@ -204,27 +274,29 @@ def initial_gradient(data: Given = None, seed: int = SEED, ax: Any = None) -> Ax
     return drawn
 
 
+@_figure(3)
 def training_speed(
     data: Given = None, epochs: int | None = None, seed: int = SEED, ax: Any = None
 ) -> np.ndarray:
     """Chapter 5: how fast the hidden layers learn, of two, of three and of four."""
     numbers = experiments.training_speed(data, epochs, seed)
-    drawn = _axes("training_speed", ax, len(numbers))
+    drawn = axes("figures.training_speed()", ax, len(numbers), size=SMALL)
     for each, (count, norms) in zip(drawn, numbers.items(), strict=True):
         for l, (curve, color) in enumerate(zip(np.transpose(norms), COLORS, strict=False)):
             each.plot(curve, color=color, label=f"Hidden layer {l + 1}")
         each.set_yscale("log")
         _label(each, f"Speed of learning: {count} hidden layers", "Epoch", _NORM_OF_B)
         each.legend(loc="upper right")
-    return _array(drawn)
+    return array(drawn)
 
 
 _NORM_OF_B = r"$\Vert\partial C / \partial b^l\Vert$"
 
 
+@_figure()
 def backprop_magnitude_nabla(data: Given = None, seed: int = SEED, ax: Any = None) -> Axes:
     """Chapter 2: gradients of a deep network's layers in three mini-batches."""
-    (drawn,) = _axes("backprop_magnitude_nabla", ax, 1)
+    (drawn,) = axes("figures.backprop_magnitude_nabla()", ax, 1)
     numbers = experiments.backprop_magnitude_nabla(data, seed)
     for k, (norms, color) in enumerate(zip(numbers["norms"], COLORS, strict=False), start=8):
         layers = range(1, len(norms) + 1)
@@ -239,28 +311,32 @@ def backprop_magnitude_nabla(data: Given = None, seed: int = SEED, ax: Any = Non
 # -- images -------------------------------------------------------------------------------
 
 
+@_figure()
 def hundred_digits(data: Given = None, ax: Any = None) -> Axes:
     """Chapter 1: the first hundred images."""
     return _images("hundred_digits", data, 10, 10, ax)
 
 
+@_figure()
 def six_digits(data: Given = None, ax: Any = None) -> Axes:
     """Chapter 1: the first six images in a row."""
     return _images("six_digits", data, 1, 6, ax)
 
 
+@_figure()
 def first_digit(data: Given = None, ax: Any = None) -> Axes:
     """Chapter 1: the first image."""
     return _images("first_digit", data, 1, 1, ax)
 
 
+@_figure(5)
 def features(data: Given = None, ax: Any = None) -> np.ndarray:
     """Chapter 1: a 0, and each of its quarters alone."""
     given = experiments.images(data)
     (X, y), side = given.training, given.side
     zeros = np.flatnonzero(y == 0)
     image = X[zeros[0] if len(zeros) else 0].reshape(side, side)
-    drawn = _axes("features", ax, 5, size=(2.2, 2.4))
+    drawn = axes("figures.features()", ax, 5, size=(2.2, 2.4))
     half = side // 2
     names = ("whole", "top left", "top right", "bottom left", "bottom right")
     for k, (each, name) in enumerate(zip(drawn, names, strict=True)):
@@ -273,29 +349,30 @@ def features(data: Given = None, ax: Any = None) -> np.ndarray:
             part = part * kept
         _show(each, part)
         each.set_title(name)
-    return _array(drawn)
+    return array(drawn)
 
 
+@_figure(2)
 def rotated_digit(data: Given = None, ax: Any = None) -> np.ndarray:
     """Chapter 3: the first image, and it rotated by 15 degrees."""
-    from scipy.ndimage import rotate
-
+    ndimage = imports.optional("scipy.ndimage", "sklearn", "figures.rotated_digit()")
     given = experiments.images(data)
     (X, _), side = given.training, given.side
     image = X[0].reshape(side, side)
-    drawn = _axes("rotated_digit", ax, 2, size=(2.6, 2.8))
+    drawn = axes("figures.rotated_digit()", ax, 2, size=(2.6, 2.8))
     _show(drawn[0], image)
-    _show(drawn[1], rotate(image, 15, reshape=False, order=1))
+    _show(drawn[1], ndimage.rotate(image, 15, reshape=False, order=1))
     for each, name in zip(drawn, ("an image", "rotated by 15°"), strict=True):
         each.set_title(name)
-    return _array(drawn)
+    return array(drawn)
 
 
+@_figure()
 def misclassified(
     data: Given = None, epochs: int | None = None, seed: int = SEED, ax: Any = None
 ) -> Axes:
-    """Chapters 1 and 6: images that a trained network gets wrong, and what it takes them for."""
-    (drawn,) = _axes("misclassified", ax, 1, size=(7.5, 2.9))
+    """What a trained network gets wrong, and its answers (chapters 1 and 6)."""
+    (drawn,) = axes("figures.misclassified()", ax, 1, size=(7.5, 2.9))
     numbers = experiments.misclassified(data, epochs, seed)
     shown = numbers["images"]
     if shown:
@@ -319,7 +396,7 @@ def _images(name: str, data: Given, rows: int, columns: int, ax: Any) -> Axes:
     given = experiments.images(data)
     (X, _), side = given.training, given.side
     size = max(2.4, 0.6 * columns), max(0.8, 0.6 * rows) if columns > 1 else 2.4
-    (drawn,) = _axes(name, ax, 1, size=size)
+    (drawn,) = axes(f"figures.{name}()", ax, 1, size=size)
     shown = [x.reshape(side, side) for x in X[: rows * columns]]
     shown += [np.zeros((side, side))] * (rows * columns - len(shown))
     gap = side // 7
@@ -341,10 +418,11 @@ def _show(ax: Axes, image: np.ndarray) -> None:
 # -- functions ----------------------------------------------------------------------------
 
 
+@_figure(4)
 def activation_functions(ax: Any = None) -> np.ndarray:
-    """Chapters 1 and 6: step, sigmoid, tanh and rectified linear neurons."""
+    """Step, sigmoid, tanh and rectified linear neurons (chapters 1 and 6)."""
     z = np.linspace(-5.0, 5.0, 401)
-    drawn = _axes("activation_functions", ax, 4, columns=2, size=(4.2, 3.0))
+    drawn = axes("figures.activation_functions()", ax, 4, columns=2, size=(4.2, 3.0))
     shapes: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
         ("step function", lambda z: (z > 0) * 1.0),
         ("sigmoid function", sigmoid),
@@ -354,19 +432,22 @@ def activation_functions(ax: Any = None) -> np.ndarray:
     for each, (name, shape) in zip(drawn, shapes, strict=True):
         each.plot(z, shape(z), color=BLUE)
         _label(each, name, "z")
-    return _array(drawn)
+    return array(drawn)
 
 
+@_figure(projection="3d")
 def valley(ax: Any = None) -> Axes:
     """Chapter 1: C = v_1² + v_2², which gradient descent goes down."""
     return _surface("valley", ax, 1.0, lambda x, y: x**2 + y**2, ("$v_1$", "$v_2$", "$C$"))
 
 
+@_figure(projection="3d")
 def false_minima(ax: Any = None) -> Axes:
     """Chapter 1: sin x sin y + 0.2 x, with many minima."""
     return _surface("false_minima", ax, 5.0, lambda x, y: np.sin(x) * np.sin(y) + 0.2 * x)
 
 
+@_figure(projection="3d")
 def misleading_gradient(ax: Any = None) -> Axes:
     """Chapter 5: C = w_1² + 10 w_2², whose gradient seldom points to the minimum."""
     return _surface(
@@ -374,9 +455,10 @@ def misleading_gradient(ax: Any = None) -> Axes:
     )
 
 
+@_figure()
 def misleading_gradient_contours(ax: Any = None) -> Axes:
-    """Chapter 5: its contours."""
-    (drawn,) = _axes("misleading_gradient_contours", ax, 1)
+    """Chapter 5: the contours of `misleading_gradient`."""
+    (drawn,) = axes("figures.misleading_gradient_contours()", ax, 1)
     x, y = np.meshgrid(np.linspace(-1, 1, 101), np.linspace(-1, 1, 101))
     lines = drawn.contour(x, y, x**2 + 10 * y**2, levels=[0.5, *range(1, 9)])
     drawn.clabel(lines)
@@ -384,9 +466,10 @@ def misleading_gradient_contours(ax: Any = None) -> Axes:
     return drawn
 
 
+@_figure(2, projection="3d")
 def pca_limitations(ax: Any = None) -> np.ndarray:
-    """Points about a helix, which no plane fits, alone and with the helix."""
-    drawn = _axes("pca_limitations", ax, 2, projection="3d")
+    """A helix, which no plane fits: points about it alone, and with the helix."""
+    drawn = axes("figures.pca_limitations()", ax, 2, size=SMALL, projection="3d")
     rng = np.random.default_rng(SEED)
     z, turn = np.linspace(-2, 2, 20), np.linspace(-4 * np.pi, 4 * np.pi, 20)
     noise = 0.03 * rng.standard_normal((2, 20))
@@ -394,7 +477,7 @@ def pca_limitations(ax: Any = None) -> np.ndarray:
     for each in drawn:
         each.plot(np.sin(turn) + noise[0], np.cos(turn) + noise[1], z, "o", color=VERMILLION)
     drawn[1].plot(np.sin(finer), np.cos(finer), np.linspace(-2, 2, 400), color=BLUE)
-    return _array(drawn)
+    return array(drawn)
 
 
 def _surface(
@@ -404,9 +487,10 @@ def _surface(
     height: Callable[[np.ndarray, np.ndarray], np.ndarray],
     labels: Sequence[str] = ("", "", ""),
 ) -> Axes:
-    drawn: Any = _axes(name, ax, 1, projection="3d")[0]
+    drawn: Any = axes(f"figures.{name}()", ax, 1, projection="3d")[0]
     x, y = np.meshgrid(*[np.linspace(-reach, reach, 61)] * 2)
     drawn.plot_surface(x, y, height(x, y), cmap="viridis", rstride=1, cstride=1, linewidth=0)
+    drawn.locator_params(nbins=4)  # more would overlap
     for axis, label in zip("xyz", labels, strict=True):
         getattr(drawn, f"set_{axis}label")(label)
     return drawn  # type: ignore[no-any-return]
@@ -415,83 +499,19 @@ def _surface(
 # -- what they have in common -----------------------------------------------------------------
 
 
-def _axes(
-    name: str,
-    ax: Any,
-    count: int,
-    *,
-    columns: int | None = None,
-    size: tuple[float, float] = (4.8, 3.6),
-    projection: str | None = None,
-) -> list[Axes]:
-    """The Axes that were given, or those of a new figure of pyplot's.
-
-    Raises
-    ------
-    ImportError
-        If there is no matplotlib, naming the extra.
-    TypeError, ValueError
-        If `ax` is something else, or not as many as are needed.
-    """
-    imports.optional("matplotlib", "plot", f"figures.{name}()")
-    from matplotlib.axes import Axes
-
-    if ax is None:
-        from matplotlib import pyplot
-
-        columns = columns or count
-        rows = -(-count // columns)
-        _, made = pyplot.subplots(
-            rows, columns, squeeze=False, layout="constrained",
-            figsize=(size[0] * columns, size[1] * rows), subplot_kw={"projection": projection},
-        )  # fmt: skip
-        return list(made.flat)
-    given = list(ax.flat) if isinstance(ax, np.ndarray) else ax
-    given = list(given) if isinstance(given, (list, tuple)) else [given]
-    for each in given:
-        if not isinstance(each, Axes) or (projection and each.name != projection):
-            kind = f"Axes with projection={projection!r}" if projection else "Axes"
-            raise TypeError(f"figures.{name}(): ax must be matplotlib's {kind}, got {each!r}")
-    if len(given) != count:
-        raise ValueError(f"figures.{name}(): ax must be {count} Axes, got {len(given)}")
-    return given
-
-
-def _array(drawn: Sequence[Axes]) -> np.ndarray:
-    found = np.empty(len(drawn), object)
-    found[:] = drawn
-    return found
-
-
 def _label(ax: Axes, title: str, x: str, y: str = "") -> None:
     ax.set_title(title)
     ax.set_xlabel(x)
     ax.set_ylabel(y)
-    ax.grid(True, color="#808080", alpha=0.3, linewidth=0.6)
-    ax.set_axisbelow(True)
+    frame(ax)
 
 
 #: Those that take ``data``.
-OF_DATA: dict[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (
-        first_digit, six_digits, hundred_digits, features, misclassified,
-        backprop_magnitude_nabla, overfitting, overfitting_full, regularized, regularized_full,
-        weight_initialization, multiple_eta, more_data, expanded_mnist, rotated_digit, dropout,
-        initial_gradient, training_speed,
-    )
-}  # fmt: skip
-#: All, by name.
-ALL: dict[str, Callable[..., Any]] = {
-    **OF_DATA,
-    **{
-        function.__name__: function
-        for function in (
-            learning_slowdown, activation_functions, valley, false_minima, misleading_gradient,
-            misleading_gradient_contours, pca_limitations,
-        )
-    },
-}  # fmt: skip
+OF_DATA = {
+    name: function
+    for name, function in ALL.items()
+    if "data" in inspect.signature(function).parameters
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

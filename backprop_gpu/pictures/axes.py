@@ -35,6 +35,7 @@ def axes(
     size: tuple[float, float] = (5.6, 4.2),
     columns: int | None = None,
     share_x: bool = False,
+    projection: str | None = None,
 ) -> list[Axes]:
     """The Axes that were given, or those of a new figure of pyplot's.
 
@@ -49,6 +50,10 @@ def axes(
         Inches, of each where a figure is new.
     columns : int, optional
         Of a new figure's Axes; by default all are side by side.
+    share_x : bool
+        Whether a new figure's Axes have one x axis.
+    projection : str, optional
+        Of all of them: "3d", say.
 
     Raises
     ------
@@ -67,7 +72,7 @@ def axes(
         rows = -(-count // columns)
         figure, made = pyplot.subplots(
             rows, columns, squeeze=False, sharex=share_x, layout="constrained",
-            figsize=(size[0] * columns, size[1] * rows),
+            figsize=(size[0] * columns, size[1] * rows), subplot_kw={"projection": projection},
         )  # fmt: skip
         for spare in made.flat[count:]:
             figure.delaxes(spare)
@@ -75,8 +80,9 @@ def axes(
     given = list(ax.flat) if isinstance(ax, np.ndarray) else ax
     given = list(given) if isinstance(given, list | tuple) else [given]
     for each in given:
-        if not isinstance(each, Axes):
-            raise TypeError(f"{caller}: ax must be a matplotlib Axes, got {each!r}")
+        if not isinstance(each, Axes) or (projection and each.name != projection):
+            kind = f"Axes with projection={projection!r}" if projection else "Axes"
+            raise TypeError(f"{caller}: ax must be a matplotlib {kind}, got {each!r}")
     if len(given) != count:
         wanted = "one Axes" if count == 1 else f"{count} Axes"
         raise ValueError(f"{caller}: ax must be {wanted} here, got {len(given)}")
@@ -85,8 +91,11 @@ def axes(
 
 def result(drawn: Sequence[Axes]) -> Axes | np.ndarray:
     """The Axes, or an array of several."""
-    if len(drawn) == 1:
-        return drawn[0]
+    return drawn[0] if len(drawn) == 1 else array(drawn)
+
+
+def array(drawn: Sequence[Axes]) -> np.ndarray:
+    """Several Axes as NumPy has them, one after another."""
     found = np.empty(len(drawn), object)
     found[:] = drawn
     return found

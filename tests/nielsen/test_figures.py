@@ -225,8 +225,11 @@ def test_every_figure_is_drawn_into_new_axes_and_into_given_ones(name, few):
         ("epochs", "ax"), ("ax",),
     }  # fmt: skip
     assert ("data" in parameters) == (name in figures.OF_DATA)
-    assert function.__doc__
     drawn = axes_of(function(*arguments, **settings))
+    described = f"ax : sequence of {len(drawn)} Axes" if len(drawn) > 1 else "ax : Axes"
+    if drawn[0].name != "rectilinear":
+        described += f" with projection={drawn[0].name!r}"
+    assert f"{described}, optional" in function.__doc__
     assert all(isinstance(each, Axes) for each in drawn)
     for each in drawn:
         assert each.lines or each.images or each.collections or each.patches or each.texts
@@ -242,7 +245,8 @@ def test_every_figure_is_drawn_into_new_axes_and_into_given_ones(name, few):
     assert len(pyplot.get_fignums()) == count + 1
     with pytest.raises(TypeError, match=f"figures.{name}"):
         function(*arguments, **settings, ax="axes")
-    with pytest.raises(ValueError, match=f"ax must be {len(drawn)} Axes"):
+    wanted = f"{len(drawn)} Axes" if len(drawn) > 1 else "one Axes"
+    with pytest.raises(ValueError, match=f"ax must be {wanted}"):
         function(*arguments, **settings, ax=[*given, given[0]])
 
 
