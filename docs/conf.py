@@ -1,7 +1,8 @@
 """The site: ``python -m sphinx -W docs build/site`` in an environment with the extra ``docs``.
 
-Beside the guides it shows what is made here of the library itself: the gallery and the notes,
-which run; the reference, of the names in reference.toml; and the benchmarks, of the records.
+Beside the guides it shows what is made here of the library itself: the gallery, the book's figures
+and the notes, which run; the reference, of the names in reference.toml; and the benchmarks, of the
+records.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["gallery/*", "notes/*", "templates/*", "**/GALLERY_HEADER.rst"]
+exclude_patterns = ["book/*", "gallery/*", "notes/*", "templates/*", "**/GALLERY_HEADER.rst"]
 suppress_warnings = ["config.cache"]  # sphinx_gallery_conf holds a function
 
 myst_enable_extensions = ["colon_fence"]
@@ -125,17 +126,18 @@ write_reference()
 write_benchmarks()
 html_extra_path = ["made/extra"]
 
-# -- the gallery and the notes --------------------------------------------------------
+# -- the gallery, the book's figures and the notes -------------------------------------
 
 
 def quiet(*_: Any) -> None:
     """Before an example: what a warning says is for those who run it."""
     warnings.filterwarnings("ignore", category=UserWarning, module="sklearn")
+    warnings.filterwarnings("ignore", message="these are scikit-learn's digits")
 
 
 sphinx_gallery_conf = {
-    "examples_dirs": ["gallery", "notes"],
-    "gallery_dirs": ["made/gallery", "made/notes"],
+    "examples_dirs": ["gallery", "book", "notes"],
+    "gallery_dirs": ["made/gallery", "made/book", "made/notes"],
     "filename_pattern": r"/[a-z]\w*\.py$",  # each runs
     "ignore_pattern": r"/_",
     "within_subsection_order": "FileNameSortKey",
