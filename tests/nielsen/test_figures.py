@@ -245,6 +245,9 @@ def test_every_figure_is_drawn_into_new_axes_and_into_given_ones(name, few):
     assert len(pyplot.get_fignums()) == count + 1
     with pytest.raises(TypeError, match=f"figures.{name}"):
         function(*arguments, **settings, ax="axes")
+    if drawn[0].name != "rectilinear":
+        with pytest.raises(TypeError, match=f"projection='{drawn[0].name}'"):
+            function(ax=[pyplot.figure().subplots() for _ in drawn])
     wanted = f"{len(drawn)} Axes" if len(drawn) > 1 else "one Axes"
     with pytest.raises(ValueError, match=f"ax must be {wanted}"):
         function(*arguments, **settings, ax=[*given, given[0]])
