@@ -5,7 +5,7 @@ matplotlib is imported when the first of them draws.
 """
 
 from .curves import delta_norms, history, members
-from .demon import gradient_report
+from .demon import gradient_report, nudges
 from .networks import confusion, weights
 from .settings import heatmap, parallel
 from .steps import step
@@ -17,6 +17,7 @@ __all__ = [
     "heatmap",
     "history",
     "members",
+    "nudges",
     "parallel",
     "step",
     "weights",

@@ -1,4 +1,4 @@
-"""What the demon of the notes found: δ and its error in every neuron."""
+"""What the demon of the notes does to C, and what it found: δ and its error in every neuron."""
 
 from __future__ import annotations
 
@@ -7,10 +7,55 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .axes import GREY, axes, by_value, frame, result
+from .axes import BLUE, GREY, VERMILLION, axes, by_value, frame, result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+def nudges(
+    ax: Any,
+    nudged: np.ndarray,
+    costs: np.ndarray,
+    *,
+    cost: float,
+    delta: float,
+    nudge: float,
+    after: float,
+    title: str,
+    caller: str = "Demon.plot()",
+) -> Axes | np.ndarray:
+    """C(Δz) of one neuron, its tangent, and one of the nudges.
+
+    Parameters
+    ----------
+    ax : Axes or None
+    nudged, costs : (k,) arrays
+        Δz, and C after it; what is not finite is not drawn.
+    cost, delta : float
+        C and δ where Δz is 0.
+    nudge, after : float
+        The one nudge, and C after it.
+    """
+    drawn = axes(caller, ax)
+    (each,) = drawn
+    finite = costs[np.isfinite(costs)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    moves = high - low > 1e-12 * abs(high)  # and is not rounding
+    room = (high - low if moves else abs(high)) / 5 or 1.0
+    each.plot(nudged, costs, color=BLUE, linewidth=2, label=r"$C(\Delta z)$")
+    ends = nudged[[0, -1]]
+    tangent = cost + delta * ends
+    each.plot(ends, tangent, "--", color=VERMILLION, label=r"$C + \delta\,\Delta z$")
+    each.plot([0, nudge, nudge], [cost, cost, after], ":", color=GREY)
+    each.plot([nudge], [after], "o", color=BLUE)
+    each.set(
+        title=title, xlabel=r"$\Delta z$", ylabel="$C$",
+        xlim=(ends[0], ends[1]), ylim=(low - room, high + room),
+    )  # fmt: skip
+    frame(each)
+    each.legend(frameon=False)
+    return result(drawn)
 
 
 def gradient_report(

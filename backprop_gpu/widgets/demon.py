@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import imports, validation
+from .. import imports, pictures, validation
 from ..arrays import to_numpy
 from ..engines.passes import quiet
 from ..files import write_whole
@@ -20,6 +20,7 @@ from ..network import Network
 if TYPE_CHECKING:
     import anywidget
     import traitlets
+    from matplotlib.axes import Axes
 else:
     anywidget = imports.optional("anywidget", "widget", "backprop_gpu.widgets")
     traitlets = imports.optional("traitlets", "widget", "backprop_gpu.widgets")
@@ -205,7 +206,7 @@ class Demon(anywidget.AnyWidget):
         i = int(np.searchsorted(h, self.nudge))
         return np.insert(h, i, self.nudge), np.insert(costs, i, self._after())
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Any = None) -> Axes | np.ndarray:
         """Draw C(Δz), its tangent and the nudge with Matplotlib.
 
         Parameters
@@ -218,27 +219,10 @@ class Demon(anywidget.AnyWidget):
         matplotlib.axes.Axes
             What was drawn into.
         """
-        if ax is None:
-            plt = imports.optional("matplotlib.pyplot", "plot", "Demon.plot()")
-            ax = plt.subplots(layout="constrained")[1]
-        h, costs = self.curve
-        finite = costs[np.isfinite(costs)]
-        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-        moves = high - low > 1e-12 * abs(high)  # and is not rounding
-        room = (high - low if moves else abs(high)) / 5 or 1.0
-        (line,) = ax.plot(h, costs, linewidth=2, label="$C(\\Delta z)$")
-        ends = np.array([-self.span, self.span])
-        tangent = self.cost + self.delta * ends
-        ax.plot(ends, tangent, "--", color="C1", label="$C + \\delta\\,\\Delta z$")
-        after = self._after()
-        ax.plot([0, self.nudge, self.nudge], [self.cost, self.cost, after], ":", color="gray")
-        ax.plot([self.nudge], [after], "o", color=line.get_color())
-        ax.set(
-            title=f"neuron {self.neuron} of layer {self.layer}", xlabel="$\\Delta z$", ylabel="$C$",
-            xlim=(-self.span, self.span), ylim=(low - room, high + room),
+        return pictures.nudges(
+            ax, *self.curve, cost=self.cost, delta=self.delta, nudge=self.nudge,
+            after=self._after(), title=f"neuron {self.neuron} of layer {self.layer}",
         )  # fmt: skip
-        ax.legend(frameon=False)
-        return ax
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write the widget as it is to a page that needs neither Python nor a network.
