@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -68,15 +69,25 @@ def run(path: Path, skipped: Any = print) -> None:
             code = compile("\n" * block.line + block.code, str(path), "exec")
             exec(code, namespace)
         elif block.language in ("bash", "sh"):
-            folder = str(Path(sys.executable).parent)
-            environment = os.environ | {"PATH": folder + os.pathsep + os.environ["PATH"]}
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", block.code],
-                env=environment, stdin=subprocess.DEVNULL, check=False,
-            )  # fmt: skip
-            assert done.returncode == 0, f"{place} ends with status {done.returncode}"
+            _run_shell(block.code, place)
+        elif block.language == "c":
+            if shutil.which("cc") is None:
+                skipped(f"{place} is not run: there is no C compiler")
+                continue
+            Path("program.c").write_text(block.code, encoding="utf-8")
+            _run_shell("cc -std=c99 -Wall -Werror program.c -o program -lm && ./program", place)
         else:
             raise AssertionError(f"{place}: nothing runs {block.language}")
+
+
+def _run_shell(code: str, place: str) -> None:
+    folder = str(Path(sys.executable).parent)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", code],
+        env=os.environ | {"PATH": folder + os.pathsep + os.environ["PATH"]},
+        stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{place} ends with status {done.returncode}"
 
 
 if __name__ == "__main__":
