@@ -162,6 +162,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = "backprop_gpu"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_context = {"default_mode": "auto"}  # light or dark as the reader has it
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {
