@@ -113,6 +113,13 @@ class SweepResult:
         for name in ("pruned", "failed"):
             if not any(columns.get(name, ["shown"])):
                 del columns[name]
+        # Of numbers as targets there is no accuracy.
+        loss, accuracy = (
+            np.isnan(np.array(columns.get(name, []), float))
+            for name in ("val_loss", "val_accuracy")
+        )
+        if accuracy.all() and not loss.all():
+            del columns["val_accuracy"]
         return columns
 
     def __str__(self) -> str:

@@ -426,3 +426,15 @@ def test_each_population_has_a_plan_of_its_own():
     mine = Activation("half", lambda z: z.astype(z.dtype) / 2, lambda z: 0 * z + 0.5)  # of arrays
     result = run(grid={"activation": ["sigmoid", mine]}, engine="auto")
     assert [net.plan.engine for net in result.networks] == ["resident", "layered"]
+
+
+def test_a_table_has_accuracies_of_classes_alone() -> None:
+    rng = np.random.default_rng(0)
+    X, numbers, labels = rng.random((30, 3)), rng.random(30), np.arange(30) % 2
+    for y, shown in ((numbers, False), (labels, True)):
+        result = sweep(
+            X, y, grid={"sizes": [[3, 1]], "learning_rate": [0.1, 0.2]}, epochs=1, batch_size=10,
+            validation_data=(X, y), seed=0,
+        )  # fmt: skip
+        assert "val_loss" in str(result)
+        assert ("val_accuracy" in str(result)) is shown
