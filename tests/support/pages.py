@@ -80,6 +80,16 @@ def run(path: Path, skipped: Any = print) -> None:
             raise AssertionError(f"{place}: nothing runs {block.language}")
 
 
+def run_alone(path: Path, folder: Path) -> None:
+    """Run a page in a process of its own, in a folder."""
+    environment = os.environ | {"MPLBACKEND": "agg", "MPLCONFIGDIR": str(folder / "mpl")}
+    done = subprocess.run(
+        [sys.executable, __file__, path],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
 def _run_shell(code: str, place: str) -> None:
     folder = str(Path(sys.executable).parent)
     done = subprocess.run(
