@@ -1,30 +1,19 @@
 """The trainings behind the book's figures: each returns numbers, which `figures` draws.
 
-All take
-
-data : path, "digits" or three pairs (X, y), optional
-    As `mnist_loader.load_data`. By default what it finds; scikit-learn's digits, with its warning,
-    where it finds nothing. Of these each pixel is taken for 3 x 3: images of 24 x 24 train much as
-    MNIST's, and those of 8 x 8 do not.
-epochs : int, optional
-    By default the book's with MNIST, and with smaller data what each function says.
-seed : int
-    Of `random` and of NumPy's global generator, from which the book draws; both are put back
-    where they were.
-
 With smaller data λ/n is the book's, n being the number of samples to train with, unless a function
 says otherwise.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -37,6 +26,49 @@ from .samples import Samples
 SEED = 12345678
 
 Numbers = dict[str, Any]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def shared_parameters(function: Callable[..., Any]) -> dict[str, tuple[str, ...]]:
+    """What numpydoc's section says of the parameters that experiments, and figures, share."""
+    parameters = inspect.signature(function).parameters
+    default = parameters["epochs"].default if "epochs" in parameters else None
+    described = {
+        "data": (
+            'path, "digits" or three pairs (X, y), optional',
+            "As `mnist_loader.load_data`, whose choice is the default; where it finds nothing,",
+            "scikit-learn's digits, with a warning. Of these each pixel is taken for 3 x 3: images",
+            "of 24 x 24 train much as MNIST's, and those of 8 x 8 do not.",
+        ),
+        "epochs": ("int, optional", "By default the book's, or fewer with data smaller than MNIST.")
+        if default is None
+        else (f"int, default {default}", "How long to train."),
+        "seed": (
+            f"int, default {SEED}",
+            "Of Python's and NumPy's generators, which are left where they were.",
+        ),
+    }
+    return {name: text for name, text in described.items() if name in parameters}
+
+
+def section(described: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Lines of numpydoc's section of parameters, each its type and then its text."""
+    lines = ["Parameters", "----------"]
+    for name, (kind, *text) in described.items():
+        lines += [f"{name} : {kind}", *(f"    {line}" for line in text)]
+    return lines
+
+
+def _experiment(function: _Function) -> _Function:
+    """Complete the docstring by the parameters that it shares with the others."""
+    if function.__doc__:  # which ``python -OO`` removes
+        head, title, rest = inspect.cleandoc(function.__doc__).partition("Parameters\n----------\n")
+        if not title:
+            head, title, rest = head.partition("Returns\n-------\n")
+            rest = f"\n{title}{rest}"
+        lines = "\n".join(section(shared_parameters(function)))
+        function.__doc__ = f"{head}{lines}\n{rest}\n"
+    return function
 
 
 @dataclass(frozen=True)
@@ -175,19 +207,20 @@ def _percent(hits: Sequence[float], of: int) -> list[float]:
 # -- chapter 3 ------------------------------------------------------------------------
 
 
+@_experiment
 def learning_slowdown(
     epochs: int = 300,
     starts: Sequence[tuple[float, float]] = ((0.6, 0.9), (2.0, 2.0)),
     etas: tuple[float, float] = (0.15, 0.005),
 ) -> Numbers:
-    """One sigmoid neuron that is to turn 1 into 0, from a good start and from a bad one.
+    """Train one sigmoid neuron that is to turn 1 into 0, from a good start and from a bad one.
 
     Parameters
     ----------
-    epochs : int
     starts : sequence of (w, b)
+        What weight and bias are at first.
     etas : (float, float)
-        η with the quadratic cost and with the cross-entropy; both the book's.
+        Rates η with the quadratic cost and with the cross-entropy; both the book's.
 
     Returns
     -------
@@ -218,17 +251,16 @@ def learning_slowdown(
     return found
 
 
+@_experiment
 def overfitting(
     data: Given = None, epochs: int | None = None, seed: int = SEED, lmbda: float = 0.0
 ) -> Numbers:
-    """30 hidden neurons, 1000 samples, 400 epochs; else 300, 200.
+    """Train 30 hidden neurons, 1000 samples, 400 epochs; else 300, 200.
 
     Parameters
     ----------
-    data, epochs, seed
-        As of this module.
-    lmbda : float
-        λ.
+    lmbda : float, default 0
+        The regularisation parameter λ.
 
     Returns
     -------
@@ -241,24 +273,50 @@ def overfitting(
     return _monitored(given, n, _epochs(epochs, 400, 200, given.large), seed, lmbda)
 
 
+@_experiment
 def overfitting_full(
     data: Given = None, epochs: int | None = None, seed: int = SEED, lmbda: float = 0.0
 ) -> Numbers:
-    """The same with all samples, for 30 epochs."""
+    """Train as `overfitting`, with all samples, for 30 epochs.
+
+    Parameters
+    ----------
+    lmbda : float, default 0
+        The regularisation parameter λ.
+
+    Returns
+    -------
+    dict
+        As of `overfitting`.
+    """
     given = images(data)
     n = len(given.training[0])
     return _monitored(given, n, _epochs(epochs, 30, 30, given.large), seed, lmbda)
 
 
+@_experiment
 def regularized(data: Given = None, epochs: int | None = None, seed: int = SEED) -> Numbers:
-    """As `overfitting`, with λ = 0.1; else ten times the book's λ/n, for fewer steps."""
+    """Train as `overfitting`, with λ = 0.1; else ten times the book's λ/n, for fewer steps.
+
+    Returns
+    -------
+    dict
+        As of `overfitting`.
+    """
     given = images(data)
     n = 1000 if given.large else min(300, len(given.training[0]))
     return overfitting(given, epochs, seed, 1e-4 * n if given.large else 1e-3 * n)
 
 
+@_experiment
 def regularized_full(data: Given = None, epochs: int | None = None, seed: int = SEED) -> Numbers:
-    """As `overfitting_full`, with λ = 5; else ten times the book's λ/n, for fewer steps."""
+    """Train as `overfitting_full`, with λ = 5; else ten times the book's λ/n, for fewer steps.
+
+    Returns
+    -------
+    dict
+        As of `overfitting`.
+    """
     given = images(data)
     n = len(given.training[0])
     return overfitting_full(given, epochs, seed, 1e-4 * n if given.large else 1e-3 * n)
@@ -282,13 +340,19 @@ def _monitored(given: Images, n: int, epochs: int, seed: int, lmbda: float) -> N
     }
 
 
+@_experiment
 def weight_initialization(
     data: Given = None,
     epochs: int | None = None,
     seed: int = SEED,
     hidden: Sequence[int] = (30, 100),
 ) -> Numbers:
-    """Initial weights of N(0, 1) and of N(0, 1/n_in), η = 0.1, for 30 epochs.
+    """Train from initial weights of N(0, 1) and of N(0, 1/n_in), η = 0.1, for 30 epochs.
+
+    Parameters
+    ----------
+    hidden : sequence of int, default (30, 100)
+        Numbers of hidden neurons.
 
     Returns
     -------
@@ -316,13 +380,19 @@ def weight_initialization(
     return found
 
 
+@_experiment
 def multiple_eta(
     data: Given = None,
     epochs: int | None = None,
     seed: int = SEED,
     etas: Sequence[float] = (0.025, 0.25, 2.5),
 ) -> Numbers:
-    """The cost on the training data with three learning rates, for 30 epochs.
+    """Find the cost on the training data with three learning rates, for 30 epochs.
+
+    Parameters
+    ----------
+    etas : sequence of float
+        Learning rates η.
 
     Returns
     -------
@@ -343,18 +413,19 @@ def multiple_eta(
     return found
 
 
+@_experiment
 def more_data(
     data: Given = None,
     epochs: int | None = None,
     seed: int = SEED,
     sizes: Sequence[int] | None = None,
 ) -> Numbers:
-    """Accuracy by the number of samples, for a network and for a support vector machine.
+    """Find the accuracy by the number of samples, of a network and of a support vector machine.
+
+    Epochs are over the largest training set, 30, else 40; smaller ones take as many steps.
 
     Parameters
     ----------
-    epochs : int, optional
-        Over the largest training set; smaller ones take as many steps. By default 30, else 40.
     sizes : sequence of int, optional
         By default the book's from 100 to 50,000, else from 20 to 1200.
 
@@ -390,8 +461,9 @@ def more_data(
     return found
 
 
+@_experiment
 def expanded_mnist(data: Given = None, epochs: int | None = None, seed: int = SEED) -> Numbers:
-    """Few samples, and the same with four displaced images of each, for as many steps.
+    """Train on few samples, and on the same with four displaced images of each, for as many steps.
 
     100 hidden neurons and 1000 samples, for 150 epochs; else 200 samples.
 
@@ -426,15 +498,21 @@ def expanded_mnist(data: Given = None, epochs: int | None = None, seed: int = SE
     return found
 
 
+@_experiment
 def dropout(
     data: Given = None,
     epochs: int | None = None,
     seed: int = SEED,
     rates: Sequence[float] = (0.0, 0.5),
 ) -> Numbers:
-    """`network3` with 100 hidden ReLU, without and with dropout of what comes out of them.
+    """Train `network3` with 100 hidden ReLU, without and with dropout of what comes out of them.
 
     1000 samples, for 150 epochs; else 400 samples.
+
+    Parameters
+    ----------
+    rates : sequence of float, default (0, ½)
+        Probabilities to be dropped.
 
     Returns
     -------
@@ -466,10 +544,16 @@ def dropout(
 # -- chapters 1 and 5 -----------------------------------------------------------------
 
 
+@_experiment
 def misclassified(
     data: Given = None, epochs: int | None = None, seed: int = SEED, most: int = 18
 ) -> Numbers:
-    """Images that chapter 1's network takes for another digit, after 30 epochs.
+    """Find images that chapter 1's network takes for another digit, after 30 epochs.
+
+    Parameters
+    ----------
+    most : int, default 18
+        How many at most.
 
     Returns
     -------
@@ -493,8 +577,14 @@ def misclassified(
     }
 
 
+@_experiment
 def initial_gradient(data: Given = None, seed: int = SEED, neurons: int = 6) -> Numbers:
-    """Two hidden layers of 30 before any training, over 1000 samples.
+    """Find the gradient of two hidden layers of 30 before any training, over 1000 samples.
+
+    Parameters
+    ----------
+    neurons : int, default 6
+        How many of each hidden layer.
 
     Returns
     -------
@@ -511,13 +601,16 @@ def initial_gradient(data: Given = None, seed: int = SEED, neurons: int = 6) -> 
     }
 
 
+@_experiment
 def training_speed(
     data: Given = None,
     epochs: int | None = None,
     seed: int = SEED,
     layers: Sequence[int] = (2, 3, 4),
 ) -> Numbers:
-    """How fast each hidden layer learns: 1000 samples in one mini-batch, for 500 epochs; else 300.
+    """Find how fast each hidden layer learns.
+
+    1000 samples in one mini-batch, for 500 epochs; else 300.
 
     Parameters
     ----------
@@ -545,8 +638,11 @@ def training_speed(
     return found
 
 
+@_experiment
 def backprop_magnitude_nabla(data: Given = None, seed: int = SEED) -> Numbers:
-    """Five hidden layers of 30: ten mini-batches of 100, of which the eighth to the tenth count.
+    """Train five hidden layers of 30.
+
+    Ten mini-batches of 100, of which the eighth to the tenth count.
 
     Returns
     -------

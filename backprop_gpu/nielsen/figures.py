@@ -25,7 +25,7 @@ import numpy as np
 from .. import files, imports
 from ..pictures.axes import BLUE, GREEN, PURPLE, VERMILLION, array, axes, frame
 from . import experiments
-from .experiments import SEED, Given
+from .experiments import SEED, Given, section, shared_parameters
 from .trainer import sigmoid
 
 if TYPE_CHECKING:
@@ -59,31 +59,14 @@ def _docstring(function: Callable[..., Any], count: int, projection: str) -> str
     wanted = (f"sequence of {count} Axes" if count > 1 else "Axes") + (
         f" with projection={projection!r}" if projection else ""
     )
-    parameters = inspect.signature(function).parameters
-    default = parameters["epochs"].default if "epochs" in parameters else None
-    described = {
-        "data": (
-            'path, "digits" or three pairs (X, y), optional',
-            "As `mnist_loader.load_data`, whose choice is the default; where it finds nothing,",
-            "scikit-learn's digits, with a warning. These are enlarged to 24 x 24 pixels.",
-        ),
-        "epochs": ("int, optional", "By default the book's, or fewer with data smaller than MNIST.")
-        if default is None
-        else (f"int, default {default}", "How long to train."),
-        "seed": (
-            f"int, default {SEED}",
-            "Of Python's and NumPy's generators, which are left where they were.",
-        ),
-        "ax": (f"{wanted}, optional", "What to draw into; by default a new figure."),
+    described = shared_parameters(function) | {
+        "ax": (f"{wanted}, optional", "What to draw into; by default a new figure.")
     }
     errors = {"ImportError": "Without a package that it needs, naming the extra."}
-    if "data" in parameters:
+    if "data" in described:
         errors["FileNotFoundError"] = "If there are no data at the path."
     errors["TypeError, ValueError"] = "For arguments that do not fit."
-    lines = [inspect.cleandoc(function.__doc__ or ""), "", "Parameters", "----------"]
-    for name in parameters:
-        kind, *text = described[name]
-        lines += [f"{name} : {kind}", *(f"    {line}" for line in text)]
+    lines = [inspect.cleandoc(function.__doc__ or ""), "", *section(described)]
     lines += ["", "Returns", "-------", several, "    What was drawn into.", "", "Raises", "------"]
     for name, when in errors.items():
         lines += [name, f"    {when}"]
