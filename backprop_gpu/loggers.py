@@ -255,8 +255,12 @@ class _LogFile:
         """Add a line."""
         with self._lock:
             self._settle()
-            with self.path.open("ab") as file:
-                file.write(line)
+            try:
+                with self.path.open("ab") as file:
+                    file.write(line)
+            except OSError as error:  # such as a full disk: which path it was
+                error.filename = error.filename or str(self.path)
+                raise
 
     def end(self) -> None:
         with self._lock:
@@ -607,6 +611,11 @@ class MLflowLogger(Logger):
         if state.get("run_id") == self._own:
             logged = client.get_metric_history(self._own, "loss")
             return 1 + max((metric.step for metric in logged), default=-1)
+        if self._is_given and client.get_metric_history(self._own, "loss"):
+            raise ValueError(
+                f"MLflowLogger: run {self._own} holds a training already: give each its own run, "
+                "a nested one for example (mlflow.start_run(nested=True))"
+            )
         params = [
             Param(name, str(value)) for name, value in (self.run.labels | self.run.settings).items()
         ]

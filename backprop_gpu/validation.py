@@ -275,6 +275,12 @@ def targets(
     array = _converted(name, array, value, to, missing=cost.builtin)
     if array.ndim == 1 and n_targets == 1:
         array = array.reshape(-1, 1)
+    if array.ndim == 1 and n_targets > 1 and np.isnan(array).any():
+        row = int(np.isnan(array).argmax())
+        raise ValueError(
+            f"{name} lacks the label of row {row}: leave such rows out, or give one-hot rows "
+            f"(n, {n_targets}), in which NaN is a missing label"
+        )
     if array.ndim != 2 or array.shape[1] != n_targets:
         labels = " or integer labels of shape (n,)" if n_targets > 1 else " or (n,)"
         raise ValueError(

@@ -647,6 +647,10 @@ def test_mlflow_logs_to_the_active_run_and_below_it(tmp_path, tracking):
         with mlflow.start_run() as active:
             history = network().fit(X, Y, **FIT, callbacks=[MLflowLogger()])
             population(2).fit(X, Y, **FIT, callbacks=[MLflowLogger()])
+            again = network()
+            with pytest.raises(ValueError, match="holds a training already"):
+                again.fit(X, Y, **FIT, callbacks=[MLflowLogger()])
+            assert len(again.history) == 0
         own = mlflow.get_run(active.info.run_id)
         assert own.info.status == "FINISHED"
         assert own.data.metrics["loss"] == history.loss[-1]

@@ -59,6 +59,8 @@ def _export(args: argparse.Namespace) -> int:
         net = Network.load(args.model, backend="numpy")
         if suffix == ".h":
             formats.to_c(net, args.out, name=args.name or "network")
+            if net.preprocessing is not None:
+                print("note: the header takes what stands behind the table's preprocessing")
         else:
             formats.to_onnx(net, args.out, opset=args.opset, preprocessing=args.preprocessing)
     print(f"written: {args.out}")

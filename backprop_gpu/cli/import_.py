@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def _import(args: argparse.Namespace) -> int:
         raise ArgumentError(f"FILE must end with .onnx, .keras or .h5, got {args.file}")
     if args.output is not None and suffix != ".onnx":
         raise ArgumentError(f"--output is for .onnx files, and FILE is {args.file}")
-    with refused_as_arguments():
+    with refused_as_arguments(), warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always", UserWarning)
         if suffix == ".onnx":
             net = formats.from_onnx(args.file, output=args.output, cost=args.cost, backend="numpy")
         else:
@@ -50,4 +52,6 @@ def _import(args: argparse.Namespace) -> int:
     )
     print(f"network: {net.sizes[0]} inputs, {layers}; cost {net.cost.name}, {net.dtype.name}")
     print(f"written: {args.out}")
+    for note in noted:
+        print(f"note: {note.message}")
     return 0

@@ -22,7 +22,7 @@ _NAME = r"[A-Za-z](_?[A-Za-z0-9]){0,60}"
 _SIGMAS = {
     "sigmoid": "1 / (1 + exp{f}(-z))",
     "tanh": "tanh{f}(z)",
-    "relu": "z > 0 ? z : 0",
+    "relu": "z < 0 ? 0 : z",  # so that a NaN stays one
     "leaky_relu": "z > 0 ? z : SLOPE * z",
     "elu": "z > 0 ? z : expm1{f}(z)",
     "gelu": "z * erfc{f}(-z * ROOT) / 2",

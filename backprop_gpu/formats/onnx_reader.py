@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .. import reading
+from .. import costs, model_file, reading
 from ..costs import Cost
 from ..imports import optional
 from ..model_file import naming
@@ -48,8 +50,8 @@ def from_onnx(
     output : str, optional
         Which output of the graph; default: the first whose elements are floating-point numbers.
     cost : str or Cost, optional
-        Default: that which suits the last activation, such as "categorical_cross_entropy" for
-        softmax.
+        Default: that of `to_onnx`'s network, else that which suits the last activation, such as
+        "categorical_cross_entropy" for softmax.
     backend : {"auto", "numpy", "cuda", "numba_cuda"}
         As in `Network`.
     seed : int, optional
@@ -68,6 +70,11 @@ def from_onnx(
     ValueError
         For what is no such chain, naming the node; and for a file that is damaged, larger than
         1 GiB, or that refers to files outside of its folder. Nothing in it is executed.
+
+    Warns
+    -----
+    UserWarning
+        If the file was made of a table: what it says of the target is not in the network.
     """
     onnx = optional("onnx", "onnx", "from_onnx")
     folder = None
@@ -85,7 +92,20 @@ def from_onnx(
             model = _parsed(onnx, path)
         reader = _Reader(onnx, model, folder)
         chain = reader.chain(output)
-        return chain.network(cost, backend, seed, reader.precise)
+        told = {entry.key: entry.value for entry in model.metadata_props}
+        if cost is None and model_file.FORMAT in told:
+            with suppress(ValueError, TypeError):  # of a user's that is not registered here
+                cost = costs.get(told.get("cost", ""))
+        network = chain.network(cost, backend, seed, reader.precise)
+    if model_file.PREPROCESSING in told:
+        warnings.warn(
+            f"{name}: it was made of a table. The network read from it gives what is behind "
+            "'outputs': a target of numbers is standardised, and classes have no names. Keep "
+            "model.safetensors, which has both",
+            UserWarning,
+            stacklevel=2,
+        )
+    return network
 
 
 def _parsed(onnx: Any, path: Path) -> Any:

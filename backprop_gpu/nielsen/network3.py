@@ -495,8 +495,10 @@ class Network:
 
 
 def _checked_layers(layers: Sequence[Layer]) -> list[Layer]:
-    if not validation.is_ordered(layers) or not len(layers):
+    if not validation.is_ordered(layers):
         raise TypeError(f"layers must be a list of layers, got {type(layers).__name__}")
+    if not len(layers):
+        raise ValueError("layers must not be empty")
     for l, layer in enumerate(layers):
         last = l == len(layers) - 1
         if not isinstance(layer, SoftmaxLayer if last else FullyConnectedLayer):

@@ -67,7 +67,8 @@ def json_value(value: Any) -> Any:
 class Callback:
     """Hooks into `fit`. Override what is needed; ``network`` is the `Network` that trains.
 
-    A plain function ``f(network, history)`` may stand for one with only `on_epoch_end`.
+    A plain function ``f(network, history)`` may stand for one with only `on_epoch_end`. A callback
+    serves one `fit` at a time: threads that train at once need one each.
 
     Attributes
     ----------

@@ -77,6 +77,8 @@ class DeltaNorms(Callback):
         self._norms: list[np.ndarray] = []
         #: Those that hear of one network of several.
         self._others: weakref.WeakKeyDictionary[Any, DeltaNorms] = weakref.WeakKeyDictionary()
+        #: The one network, where there are no several.
+        self._heard: Callable[[], Any] = _nobody
 
     @property
     def norms(self) -> np.ndarray:
@@ -99,9 +101,13 @@ class DeltaNorms(Callback):
         Raises
         ------
         ValueError
-            If that network has not been trained with this callback.
+            If that network has not been trained with this callback, or is a copy.
+        TypeError
+            For what is no network.
         """
-        found = self._others.get(network)
+        if not hasattr(network, "parameters"):
+            raise TypeError(f"network must be a Network, got {network!r}")
+        found = self if network is self._heard() else self._others.get(network)
         if found is None:
             raise ValueError(
                 f"{network!r} is none of the networks that this DeltaNorms has heard of"
@@ -129,13 +135,15 @@ class DeltaNorms(Callback):
         return own
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_others"}
+        kept = {name: value for name, value in vars(self).items() if name != "_others"}
+        return kept | {"_heard": _nobody}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _others=weakref.WeakKeyDictionary())
 
     def on_fit_start(self, network: Any) -> None:
         self._norms = []
+        self._heard = weakref.ref(network)
 
     def on_epoch_end(self, network: Any, history: History) -> None:
         model = network.model
@@ -182,7 +190,15 @@ class DeltaNorms(Callback):
         """
         from .. import pictures
 
+        if not self._norms and self._others:
+            raise ValueError(
+                "DeltaNorms.plot(): each network has norms of its own here: of(network).plot()"
+            )
         return pictures.delta_norms(ax, self.norms)
+
+
+def _nobody() -> None:
+    """No network."""
 
 
 def _kind(model: Model) -> tuple[Any, ...]:

@@ -105,3 +105,18 @@ def test_import_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert message in refused(capsys, "import", *arguments, "--out", out)
     assert "required: --out" in refused(capsys, "import", keras)
     assert not out.exists()
+
+
+def test_import_says_what_a_table_loses(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "\n".join(f"{i},{2 * i},{50 * i + 1000}" for i in range(40))
+    (tmp_path / "rows.csv").write_text(f"a,b,y\n{rows}\n")
+    table = tmp_path / "model.safetensors"
+    training = ["train", "--data", tmp_path / "rows.csv", "--task", "regression", "--epochs", "2"]
+    assert main(list(map(str, [*training, "--out", tmp_path]))) == 0
+    assert main(["export", str(table), "--out", str(tmp_path / "m.h")]) == 0
+    assert "note: the header takes what stands behind the table" in capsys.readouterr().out
+    assert main(["export", str(table), "--out", str(tmp_path / "m.onnx")]) == 0
+    assert main(["import", str(tmp_path / "m.onnx"), "--out", str(tmp_path / "b.safetensors")]) == 0
+    assert "a target of numbers is standardised" in capsys.readouterr().out

@@ -405,3 +405,13 @@ def test_damaged_files_are_refused_by_their_names(name: str, external: Path) -> 
             refused += 1
     assert 200 < refused < 400
     assert sorted(os.listdir(external.parent)) == ["torch_dynamo.onnx", "torch_dynamo.onnx.data"]
+
+
+def test_ours_keeps_its_cost() -> None:
+    model = to_onnx(Network([3, 2], cost="huber(delta=2.0)", seed=0))
+    assert from_onnx(model).cost.name == "huber(delta=2.0)"
+    assert from_onnx(model, cost="quadratic").cost.name == "quadratic"
+    for entry in model.metadata_props:
+        if entry.key == "cost":
+            entry.value = "no_such_cost"
+    assert from_onnx(model).cost.name == from_onnx(model, cost=None).cost.name

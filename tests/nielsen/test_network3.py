@@ -260,7 +260,7 @@ def test_convolution_is_said_not_to_be_there():
         (lambda: FullyConnectedLayer(3, 2, "sigmoid"), TypeError, "activation_fn"),
         (lambda: FullyConnectedLayer(3, 2, [1, 2]), TypeError, "activation_fn"),
         (lambda: SoftmaxLayer(3, 1), ValueError, "n_out"),
-        (lambda: Network([], M), TypeError, "layers"),
+        (lambda: Network([], M), ValueError, "layers must not be empty"),
         (lambda: Network(None, M), TypeError, "layers"),
         (lambda: Network([FullyConnectedLayer(3, 2)], M), TypeError, "must be a SoftmaxLayer"),
         (lambda: Network([SoftmaxLayer(3, 2)] * 2, M), TypeError, "be a FullyConnectedLayer"),

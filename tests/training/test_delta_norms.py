@@ -216,3 +216,22 @@ def test_callbacks_may_look_at_the_rows_first() -> None:
     assert len(y) == 3
     network().fit(batches=[(X, Y)], callbacks=[Looks()], **FIT)
     assert seen[1][1] is None
+
+
+def test_norms_are_found_by_the_network() -> None:
+    rng = np.random.default_rng(5)
+    X, y = rng.normal(size=(40, 4)), np.arange(40) % 3
+    how: dict[str, Any] = {"epochs": 2, "batch_size": 10, "learning_rate": 0.5}
+    norms, net = DeltaNorms(), Network([4, 5, 3], seed=0, backend="numpy")
+    net.fit(X, y, callbacks=[norms], **how)
+    assert norms.of(net) is norms
+    with pytest.raises(ValueError, match="none of the networks"):
+        norms.of(Network([4, 5, 3], seed=0, backend="numpy"))
+    with pytest.raises(TypeError, match="network must be a Network, got 3"):
+        norms.of(3)
+    of_members = DeltaNorms()
+    population = Population([4, 5, 3], members=2, seed=0, backend="numpy")
+    population.fit(X, y, callbacks=[of_members], **how)
+    with pytest.raises(ValueError, match=r"of\(network\)\.plot"):
+        of_members.plot()
+    assert of_members.of(population.members[1]).norms.shape == (2, 2)
