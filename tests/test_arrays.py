@@ -485,6 +485,13 @@ def test_NaN_is_found_in_its_column() -> None:
         network().predict(pd.DataFrame(COLUMNS).assign(b=1e39))
 
 
+def test_a_missing_class_is_named_with_what_to_do() -> None:
+    labels = np.array([0.0, 1.0, np.nan, 2.0])
+    net = Network([2, 3], seed=0, backend="numpy")
+    with pytest.raises(ValueError, match=r"^Y lacks the label of row 2: leave .* one-hot rows"):
+        net.fit(np.ones((4, 2)), labels, epochs=1, batch_size=2, learning_rate=0.1)
+
+
 def test_what_is_missing_in_Y_is_a_missing_label() -> None:
     numbers = RNG.standard_normal(N)
     numbers[3] = np.nan

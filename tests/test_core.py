@@ -183,6 +183,8 @@ def test_shuffled_rows_are_of_each_class_its_share(count: int) -> None:
     assert sorted([*train, *kept]) == list(range(100))
     assert len(kept) == count
     shares = np.bincount(y[kept], minlength=3)
+    assert (shares >= 1).all()  # no class is left without a row on either side
+    assert (np.bincount(y[train], minlength=3) >= 1).all()
     expected = np.array([0.6, 0.3, 0.1]) * count
     assert np.abs(shares - np.clip(expected, 1, [59, 29, 9])).max() <= 1.0
     assert len(train) < 10 or (train != np.sort(train)).any()

@@ -567,6 +567,7 @@ def test_a_full_disk_ends_training_with_a_whole_epoch(kind, stops, tmp_path):
     with pytest.raises(OSError, match="No space left") as raised:
         net.fit(X, Y, **FIT, callbacks=[logger, Fill()])
     assert isinstance(raised.value.__context__, Stop) == stops
+    assert raised.value.filename == str(logger.path)  # of several logs: which
     twin.fit(X, Y, **FIT | {"epochs": 3})
     assert net.history.loss == twin.history.loss
     assert net.model.read(net.parameters).tobytes() == twin.model.read(twin.parameters).tobytes()

@@ -107,7 +107,7 @@ class CompiledPasses(Reader):
     def _readable(self, X: Rows, rows: slice = _ALL) -> Rows:
         """Some rows as the library reads them: of a sparse matrix what it stores."""
         if isinstance(X, SparseMatrix):
-            return cpu.SparseRows(X.csr[rows], self.dtype)
+            return cpu.SparseRows(X.csr if rows is _ALL else X.csr[rows], self.dtype)
         return X if rows is _ALL else self.backend.asarray(X[rows])
 
     def predict(self, parameters: Parameters, X: Rows) -> Array:
