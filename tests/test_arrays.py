@@ -551,7 +551,7 @@ def test_categories_are_no_labels_of_a_network() -> None:
 # -- sparse ------------------------------------------------------------------------------------
 
 WIDE = 90
-SPARSE = scipy.sparse.random_array((N, WIDE), density=0.05, format="csr", rng=RNG)
+SPARSE = scipy.sparse.random_array((N, WIDE), density=0.02, format="csr", rng=RNG)
 DENSE = SPARSE.toarray()
 THICK = scipy.sparse.random_array((N, WIDE), density=0.5, format="csr", rng=RNG)
 FORMATS = [

@@ -74,10 +74,11 @@ CPU_READING_BLOCK = 64
 #: Rows of a mini-batch up to which reading them twice where they lie costs less than copying them.
 CPU_IN_PLACE = 32
 
-#: Share of its numbers that a sparse X stores up to which products of what it stores take less time
-#: than those of dense rows: between a tenth and a third, of epochs of [784, 30, 10] by 10 rows,
-#: [2000, 64, 10] by 64 and [10000, 100, 10] by 128 on two cores of a Xeon (AVX-512).
-CPU_SPARSE = 0.1
+#: Share of its numbers that a sparse X stores up to which its products are of what it stores. They
+#: are faster than those of dense rows up to 0.01 for [784, 30, 10] by 10 rows, whose dense layer 1
+#: has all threads, and up to 0.08 or more for [2000, 64, 10] by 64 and [10000, 100, 10] by 128 (two
+#: idle cores of a Xeon, AVX-512): between these. docs/arrays.md has the figures.
+CPU_SPARSE = 0.03
 
 
 def stays_sparse(density: float) -> bool:
